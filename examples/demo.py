@@ -1,0 +1,66 @@
+"""Pretrain a small Swin on real images, then compare it with its own random start: `make demo`."""
+
+import json
+import sys
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from esvit_hf.analysis.figures import plot_training
+from esvit_hf.backbones import RegionBackbone, load_backbone
+from esvit_hf.command_line import report_errors
+from esvit_hf.data.sources import load_image_source
+from esvit_hf.evaluation.features import extract_features
+from esvit_hf.evaluation.knn import knn_accuracy
+from esvit_hf.evaluation.linear_probe import linear_probe
+from esvit_hf.pretraining import PretrainingArguments, parse_arguments, pretrain
+from esvit_hf.pretraining.build import build_backbone
+from esvit_hf.pretraining.export import make_processor
+
+RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
+NEIGHBOURS = 20
+
+
+def evaluate(backbone: RegionBackbone, arguments: PretrainingArguments) -> dict[str, float]:
+    """Return k-NN and linear-probe top-1 on the test images."""
+    accelerator, processor = Accelerator(mixed_precision=arguments.mixed_precision), make_processor(arguments)
+    backbone.to(accelerator.device).eval()
+    train, test = (
+        extract_features(
+            backbone,
+            load_image_source(arguments.dataset, split=split),
+            processor,
+            batch_size=500,
+            num_workers=arguments.num_workers,
+            accelerator=accelerator,
+        )
+        for split in (arguments.train_split, arguments.knn_split)
+    )
+    knn = knn_accuracy(train.values, train.labels, test.values, test.labels, k=(NEIGHBOURS,))
+    probe = linear_probe(train.values, train.labels, test.values, test.labels)
+    return {"knn": next(iter(knn.values()))[0], "linear": probe.top1}
+
+
+@report_errors
+def main() -> int:
+    """Train, evaluate, print the table and write the figure."""
+    arguments = parse_arguments([str(RECIPE), *sys.argv[1:]])
+    result = pretrain(arguments)
+    if result.interrupted:
+        return 130
+    set_seed(arguments.seed)
+    networks = {"random network": build_backbone(arguments), "teacher": load_backbone(str(arguments.output_dir))}
+    table = {name: evaluate(backbone, arguments) for name, backbone in networks.items()}
+    figure = arguments.output_dir / "training.png"
+    plot_training(arguments.output_dir / "metrics.jsonl", figure, arguments.num_prototypes)
+    print(f"\n{'top-1 on the test images (%)':<30}{f'k-NN (k = {NEIGHBOURS})':>16}{'linear probe':>16}")
+    for name, row in table.items():
+        print(f"{name:<30}{100 * row['knn']:>16.1f}{100 * row['linear']:>16.1f}")
+    print(f"\nfigure: {figure}\nmodel: {arguments.output_dir} (AutoModel.from_pretrained loads it)")
+    print(json.dumps(table))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

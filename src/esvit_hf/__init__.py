@@ -1,0 +1,49 @@
+"""EsViT (arXiv 2106.09785) for the Hugging Face ecosystem.
+
+Importing the package registers the networks with the Auto classes of transformers.
+"""
+
+import importlib
+
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+from .models.configuration_esvit_swin import EsvitSwinConfig
+from .models.image_processing_esvit import EsvitImageProcessor
+from .models.modeling_esvit_swin import EsvitSwinBackbone, EsvitSwinForImageClassification, EsvitSwinModel
+
+_LAZY_NAMES = {
+    "convert_checkpoint": "zoo.convert",
+    "read_reference_checkpoint": "zoo.convert",
+    "split_reference_state_dict": "zoo.convert",
+}
+
+_NETWORKS = ((EsvitSwinConfig, EsvitSwinModel, EsvitSwinForImageClassification, EsvitSwinBackbone),)
+
+for _config, _model, _classifier, _backbone in _NETWORKS:
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoModelForImageClassification.register(_config, _classifier, exist_ok=True)
+    AutoBackbone.register(_config, _backbone, exist_ok=True)
+    # One exact processor for both backends: asking for torchvision, the default, would otherwise warn at every load.
+    _processors = {"pil": EsvitImageProcessor, "torchvision": EsvitImageProcessor}
+    AutoImageProcessor.register(_config, image_processor_classes=_processors, exist_ok=True)
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY_NAMES:
+        return getattr(importlib.import_module(f".{_LAZY_NAMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY_NAMES})
+
+
+__all__ = [
+    "EsvitImageProcessor",
+    "EsvitSwinBackbone",
+    "EsvitSwinConfig",
+    "EsvitSwinForImageClassification",
+    "EsvitSwinModel",
+    *_LAZY_NAMES,
+]

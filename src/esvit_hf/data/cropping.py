@@ -1,0 +1,104 @@
+"""Random resized crops on the CPU: where to crop, how far a JPEG may be reduced while decoding, and the resize itself."""
+
+import math
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+ASPECT_RATIOS = (3 / 4, 4 / 3)
+ATTEMPTS = 10
+JPEG_REDUCTIONS = (8, 4, 2)
+
+
+class CropBox(NamedTuple):
+    """A rectangle of whole pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def draw_crop_box(generator: random.Random, width: int, height: int, scale: tuple[float, float]) -> CropBox:
+    """Draw the box of one random resized crop.
+
+    The area is uniform in `scale`, the aspect ratio log-uniform in 3/4..4/3; after ten boxes that do not fit, the largest
+    centred box of an allowed ratio is taken. The distribution is that of torchvision's ``RandomResizedCrop``.
+
+    Args:
+        generator: source of randomness.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        scale: smallest and largest share of the image's area.
+
+    Returns:
+        The box, within the image.
+    """
+    low, high = ASPECT_RATIOS
+    for _ in range(ATTEMPTS):
+        area = width * height * generator.uniform(*scale)
+        ratio = math.exp(generator.uniform(math.log(low), math.log(high)))
+        box_width = round(math.sqrt(area * ratio))
+        box_height = round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(generator.random() * (height - box_height + 1))
+            left = int(generator.random() * (width - box_width + 1))
+            return CropBox(top, left, box_height, box_width)
+    # The centred box is rounded, and a very narrow image must still give a box of one pixel.
+    box_width = min(width, max(1, round(height * high)))
+    box_height = min(height, max(1, round(width / low)))
+    return CropBox((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+def jpeg_reduction(boxes: Sequence[CropBox], sizes: Sequence[int]) -> int:
+    """Find how far a JPEG may be reduced while it is decoded, so that no crop is enlarged from reduced pixels.
+
+    Args:
+        boxes: the crops of one image, in pixels of the full image.
+        sizes: side to which each crop is resized, in pixels.
+
+    Returns:
+        1, 2, 4 or 8.
+    """
+    spare = min(min(box.height, box.width) / size for box, size in zip(boxes, sizes, strict=True))
+    return next((reduction for reduction in JPEG_REDUCTIONS if spare >= reduction), 1)
+
+
+def reduce_box(box: CropBox, reduction: int, width: int, height: int) -> CropBox:
+    """Express a box in the pixels of a reduced image, rounded to whole pixels.
+
+    Args:
+        box: in pixels of the full image.
+        reduction: factor by which the image was reduced.
+        width: of the reduced image, in pixels.
+        height: of the reduced image, in pixels.
+
+    Returns:
+        The box, within the reduced image.
+    """
+    box_height = min(height, round(box.height / reduction))
+    box_width = min(width, round(box.width / reduction))
+    top = min(round(box.top / reduction), height - box_height)
+    left = min(round(box.left / reduction), width - box_width)
+    return CropBox(top, left, box_height, box_width)
+
+
+def write_crop(pixels: Tensor, box: CropBox, flip: bool, output: Tensor) -> None:
+    """Crop, resize (bicubic, antialiased) and mirror one image into its place in a batch.
+
+    The resize is torch's uint8 kernel: Pillow's algorithm in vector instructions, 3 to 6 times as fast. It differs from
+    Pillow's crop-then-resize by at most 1 of 255 in under 1 % of the values of a photograph (2 of 255 in white noise).
+
+    Args:
+        pixels: (1, C, H, W) uint8 with C = 1 (grayscale) or 3, best as a view of interleaved (H, W, C) memory.
+        box: what to crop.
+        flip: mirror left and right.
+        output: (3, size, size) uint8, overwritten; a grayscale crop is repeated.
+    """
+    size = output.shape[-1]
+    region = pixels[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
+    resized = F.interpolate(region, (size, size), mode="bicubic", antialias=True)[0]
+    output.copy_(resized.flip(-1) if flip else resized)

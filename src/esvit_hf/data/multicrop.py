@@ -1,0 +1,293 @@
+"""Several random crops of every image, made in the workers of a DataLoader and ready for the device."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from esvit_hf.data.color import FLOAT_ROWS, INTEGER_ROWS, ColorParameters, ColorPlan, ColorSample, pack_color_samples
+from esvit_hf.data.cropping import draw_crop_box, jpeg_reduction, reduce_box, write_crop
+from esvit_hf.data.decoding import BrokenImage, UndecodableImageError, finish_image, open_image, upright_size
+from esvit_hf.data.sources import ImageSource
+from esvit_hf.data.views import ViewSpec, expand_views
+
+REPLACEMENT_ATTEMPTS = 20
+# The share of broken images is not judged before a process has read this many, or as many as there are.
+MIN_JUDGED_IMAGES = 1000
+FIELD_BITS = 40
+
+
+class TooManyBrokenImagesError(ValueError):
+    """More images than allowed cannot be decoded."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader raises a worker's error again with the worker's traceback as its message; only its end is ours.
+        super().__init__(message.strip().split(f"{type(self).__name__}: ")[-1])
+
+
+@dataclass(frozen=True)
+class CropBatch:
+    """All crops of B images, with the parameters of their colour augmentation.
+
+    Everything lies in one buffer, so that a batch crosses processes, and then to the device, in one piece.
+
+    Attributes:
+        buffer: (bytes,) uint8: indices, parameters, crops.
+        num_images: B.
+        sizes: side of each view in pixels.
+        plans: what the host knows about the colour parameters of each view.
+        broken: (index, reason) of the images of this batch that could not be decoded and were replaced.
+    """
+
+    buffer: Tensor
+    num_images: int
+    sizes: tuple[int, ...]
+    plans: tuple[ColorPlan, ...] = ()
+    broken: list[BrokenImage] = field(default_factory=list)
+
+    @classmethod
+    def allocate(cls, num_images: int, sizes: Sequence[int]) -> "CropBatch":
+        """Reserve the memory of a batch.
+
+        Args:
+            num_images: B.
+            sizes: side of each view in pixels.
+
+        Returns:
+            A batch with undefined content, on the CPU.
+        """
+        integers, floats = _parameter_bytes(num_images, len(sizes))
+        crops = sum(3 * num_images * size * size for size in sizes)
+        return cls(torch.empty(integers + floats + crops, dtype=torch.uint8), num_images, tuple(sizes))
+
+    @property
+    def indices(self) -> Tensor:
+        """(B,) int64: index of each image in the source; of the replacement where an image was broken."""
+        return self._integers[0]
+
+    @property
+    def crops(self) -> list[Tensor]:
+        """One (B, 3, S, S) uint8 tensor a view, the teacher's views first."""
+        start = sum(_parameter_bytes(self.num_images, len(self.sizes)))
+        lengths = [3 * self.num_images * size * size for size in self.sizes]
+        parts = self.buffer[start:].split(lengths)
+        return [part.view(self.num_images, 3, size, size) for part, size in zip(parts, self.sizes, strict=True)]
+
+    @property
+    def parameters(self) -> list[ColorParameters]:
+        """Parameters of each view for :func:`esvit_hf.data.color.augment`."""
+        integers = self._integers[1:].split(INTEGER_ROWS)
+        floats = self._floats.split(FLOAT_ROWS)
+        return [ColorParameters(*view) for view in zip(integers, floats, self.plans, strict=True)]
+
+    @property
+    def _integers(self) -> Tensor:
+        length, _ = _parameter_bytes(self.num_images, len(self.sizes))
+        return self.buffer[:length].view(torch.int64).view(-1, self.num_images)
+
+    @property
+    def _floats(self) -> Tensor:
+        start, length = _parameter_bytes(self.num_images, len(self.sizes))
+        return self.buffer[start : start + length].view(torch.float32).view(-1, self.num_images)
+
+    def fill_parameters(
+        self, indices: Sequence[int], samples: Sequence[Sequence[ColorSample]], *, gray: bool
+    ) -> "CropBatch":
+        """Write the indices and the colour parameters.
+
+        Args:
+            indices: of the images.
+            samples: for each view, one a crop.
+            gray: whether all images are grayscale.
+
+        Returns:
+            The same memory with its plans.
+        """
+        packed = [pack_color_samples(view, gray_images=gray) for view in samples]
+        integers = [torch.tensor([list(indices)]), *(view.integers for view in packed)]
+        torch.cat(integers, out=self._integers)
+        torch.cat([view.floats for view in packed], out=self._floats)
+        return replace(self, plans=tuple(view.plan for view in packed))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "CropBatch":
+        """Copy the batch to a device.
+
+        Args:
+            device: where to.
+            non_blocking: do not wait for the copy; needs pinned memory.
+
+        Returns:
+            The batch on the device.
+        """
+        return replace(self, buffer=self.buffer.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "CropBatch":
+        """Copy the batch to page-locked memory; a DataLoader calls this."""
+        return replace(self, buffer=self.buffer.pin_memory())
+
+
+class MultiCropDataset(Dataset[CropBatch]):
+    """Random crops of the images of a source, by batches of (epoch, index) keys.
+
+    All randomness of an image comes from (seed, epoch, index): crops do not depend on the number of workers or processes,
+    on the batch an image is in, or on where a run was resumed. A broken image is replaced by another one, chosen in the
+    same way, and reported in ``CropBatch.broken``.
+
+    Args:
+        source: the images.
+        views: what to crop; the teacher's views come first in a batch.
+        seed: from 0 on.
+        max_broken_fraction: largest share of broken images among those a worker has read.
+
+    Raises:
+        ValueError: a setting is out of range, or no view is for the teacher.
+    """
+
+    def __init__(
+        self, source: ImageSource, views: Sequence[ViewSpec], seed: int, max_broken_fraction: float = 0.01
+    ) -> None:
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; set it to 0 or more")
+        if not 0 <= max_broken_fraction <= 1:
+            raise ValueError(f"max_broken_fraction is {max_broken_fraction}; set it to a number from 0 to 1")
+        self.source = source
+        self.views = expand_views(views)
+        self.seed = seed
+        self.max_broken_fraction = max_broken_fraction
+        self._num_read = 0
+        self._num_broken = 0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> CropBatch:
+        """Make one batch.
+
+        Args:
+            keys: (epoch, index) of each image.
+
+        Returns:
+            The batch, complete: no collation is needed.
+
+        Raises:
+            TooManyBrokenImagesError: more than the allowed share of the images cannot be decoded.
+        """
+        batch = CropBatch.allocate(len(keys), [view.size for view in self.views])
+        crops = batch.crops
+        indices: list[int] = []
+        samples: list[list[ColorSample]] = []
+        gray = True
+        values = self.source.read_encoded([index for _, index in keys])
+        for place, ((epoch, index), value) in enumerate(zip(keys, values, strict=True)):
+            outputs = [crop[place] for crop in crops]
+            generator = _sample_generator(self.seed, epoch, index, 0)
+            for attempt in range(1, REPLACEMENT_ATTEMPTS + 1):
+                try:
+                    colors, is_gray = self._crop(value, generator, outputs)
+                    break
+                except UndecodableImageError as error:
+                    batch.broken.append(BrokenImage(index, str(error)))
+                generator = _sample_generator(self.seed, epoch, keys[place][1], attempt)
+                index = int(generator.random() * len(self.source))
+                value = self.source.read_encoded([index])[0]
+            else:
+                raise TooManyBrokenImagesError(
+                    f"{REPLACEMENT_ATTEMPTS} images in a row cannot be decoded, the last one at index "
+                    f"{batch.broken[-1].index} ({batch.broken[-1].reason}); check the data and --image_column"
+                )
+            indices.append(index)
+            samples.append(colors)
+            gray = gray and is_gray
+        self._judge(len(keys), batch.broken)
+        return batch.fill_parameters(indices, list(zip(*samples, strict=True)), gray=gray)
+
+    def _crop(
+        self, value: object, generator: random.Random, outputs: Sequence[Tensor]
+    ) -> tuple[list[ColorSample], bool]:
+        """Write all crops of one image; return their colour operations and whether the image is grayscale."""
+        image = open_image(value)
+        width, height = upright_size(image)
+        boxes, flips, colors = [], [], []
+        for view in self.views:
+            boxes.append(draw_crop_box(generator, width, height, view.scale))
+            flips.append(generator.random() < view.flip_probability)
+            colors.append(view.draw_color(generator))
+        if image.format == "JPEG":
+            reduction = jpeg_reduction(boxes, [view.size for view in self.views])
+            image.draft(None, (image.width // reduction, image.height // reduction))
+        image = finish_image(image, keep_grayscale=True)
+        if image.size != (width, height):
+            boxes = [reduce_box(box, reduction, *image.size) for box in boxes]
+        pixels = torch.from_numpy(np.array(image).reshape(1, image.height, image.width, -1)).permute(0, 3, 1, 2)
+        for box, flip, output in zip(boxes, flips, outputs, strict=True):
+            write_crop(pixels, box, flip, output)
+        return colors, image.mode == "L"
+
+    def _judge(self, num_read: int, broken: list[BrokenImage]) -> None:
+        self._num_read += num_read
+        self._num_broken += len(broken)
+        enough = self._num_read >= min(MIN_JUDGED_IMAGES, len(self))
+        if enough and self._num_broken > self.max_broken_fraction * self._num_read:
+            raise TooManyBrokenImagesError(
+                f"{self._num_broken} of {self._num_read} images cannot be decoded, more than the allowed share of "
+                f"{self.max_broken_fraction}, the last one at index {broken[-1].index} ({broken[-1].reason}); "
+                f"repair the data or raise max_broken_fraction"
+            )
+
+
+def make_multicrop_loader(
+    dataset: MultiCropDataset,
+    sampler: Sampler[list[tuple[int, int]]],
+    *,
+    num_workers: int = 0,
+    prefetch_factor: int = 2,
+) -> DataLoader[CropBatch]:
+    """Build the loader that makes batches of crops in worker processes.
+
+    Args:
+        dataset: makes the batches.
+        sampler: yields the keys of each batch, as :class:`esvit_hf.data.sampling.EpochSampler` does.
+        num_workers: processes that decode and crop; 0 to do it in this one.
+        prefetch_factor: batches that each worker keeps ready.
+
+    Returns:
+        The loader; it yields :class:`CropBatch` objects, in page-locked memory if there is an accelerator.
+
+    Raises:
+        ValueError: `num_workers` or `prefetch_factor` is out of range.
+    """
+    if num_workers < 0:
+        raise ValueError(f"num_workers is {num_workers}; set it to 0 or more")
+    if prefetch_factor < 1:
+        raise ValueError(f"prefetch_factor is {prefetch_factor}; set it to 1 or more")
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=_keep_batch,
+        num_workers=num_workers,
+        prefetch_factor=prefetch_factor if num_workers else None,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.accelerator.is_available(),
+    )
+
+
+def _keep_batch(batch: CropBatch) -> CropBatch:
+    return batch
+
+
+def _parameter_bytes(num_images: int, num_views: int) -> tuple[int, int]:
+    """Bytes of the int64 part (indices and integers) and of the float32 part of a batch's buffer."""
+    return 8 * num_images * (1 + INTEGER_ROWS * num_views), 4 * num_images * FLOAT_ROWS * num_views
+
+
+def _sample_generator(seed: int, epoch: int, index: int, attempt: int) -> random.Random:
+    """Generator of one image in one epoch: the numbers side by side in one integer, so that no two cases share a seed."""
+    packed = 0
+    for number in (seed, epoch, index, attempt):
+        packed = (packed << FIELD_BITS) | number
+    return random.Random(packed)

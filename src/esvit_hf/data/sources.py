@@ -1,0 +1,233 @@
+"""Where images come from: a Hub data set, parquet, an image folder or a ``datasets.Dataset``, all behind one class."""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from esvit_hf.data.decoding import BrokenImage, UndecodableImageError, decode_image
+from esvit_hf.data.loading import load_dataset_split
+
+USUAL_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
+USUAL_LABEL_COLUMNS = ("label", "labels")
+FINGERPRINT_IMAGES = 64
+
+
+class ImageSource:
+    """Images, and labels if there are any, by index.
+
+    Images stay encoded until they are read, so that decoding happens in the workers of a DataLoader. A source is cheap to
+    pickle: memory-mapped data travels as file names.
+
+    Args:
+        dataset: the rows.
+        image_column: column with the images; found by its type (``datasets.Image``) or its name if None.
+        label_column: column with the labels; found by its type (``datasets.ClassLabel``) or its name if None.
+        name: what to call the data in messages.
+
+    Attributes:
+        image_column: name of the column with the images.
+        label_column: name of the column with the labels, None without labels.
+        labels: (images,) int64 class indices, None without labels.
+        class_names: name of each class, None where the data does not name them.
+
+    Raises:
+        ValueError: the data set is empty or streams, or a column is missing, ambiguous or of another kind.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        name: str = "in-memory data set",
+    ) -> None:
+        if not isinstance(dataset, Dataset):
+            raise ValueError(
+                f"{name} is a {type(dataset).__name__}; images are read by index, so pass a datasets.Dataset"
+            )
+        if len(dataset) == 0:
+            raise ValueError(f"{name} has no rows; choose another --split or data set")
+        self._name = name
+        self.image_column = _find_image_column(dataset.features, image_column, name)
+        self.label_column = _find_label_column(dataset.features, label_column, name)
+        self.labels: np.ndarray | None = None
+        self.class_names: list[str] | None = None
+        if self.label_column is not None:
+            self.labels, self.class_names = _read_labels(dataset, self.label_column, name)
+        self._images = dataset.select_columns([self.image_column]).with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def description(self) -> str:
+        """One line for logs: the name, the number of images, and the columns."""
+        if self.labels is None:
+            labels = "no labels"
+        else:
+            labels = f"labels '{self.label_column}' with {int(self.labels.max()) + 1} classes"
+        return f"{self._name}: {len(self)} images in column '{self.image_column}', {labels}"
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of the number of images, the labels and evenly spaced encoded images.
+
+        It does not depend on where the data lies or how it was loaded.
+        """
+        digest = hashlib.sha256(str(len(self)).encode())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        chosen = np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_IMAGES).astype(np.int64))
+        for value in self.read_encoded(chosen.tolist()):
+            if isinstance(value, str):
+                path = Path(value)
+                value = path.read_bytes() if path.is_file() else b"missing"
+            digest.update(value if isinstance(value, bytes) else repr(value).encode())
+        return digest.hexdigest()[:16]
+
+    def read_encoded(self, indices: Sequence[int]) -> list[object]:
+        """Fetch images as they are stored.
+
+        Args:
+            indices: places of the images, each in [0, len).
+
+        Returns:
+            One value an index, for :func:`esvit_hf.data.decoding.decode_image`: bytes, a path, or nested lists.
+
+        Raises:
+            IndexError: an index is out of range.
+        """
+        column: pa.ChunkedArray = self._images[list(indices)].column(0)
+        if not pa.types.is_struct(column.type):
+            return column.to_pylist()
+        return [
+            None if row is None else (row["bytes"] if row["bytes"] is not None else row["path"])
+            for row in column.to_pylist()
+        ]
+
+    def read(self, indices: Sequence[int]) -> list[Image.Image | BrokenImage]:
+        """Fetch and decode images.
+
+        Args:
+            indices: places of the images, each in [0, len).
+
+        Returns:
+            One Pillow image in mode RGB an index, or a :class:`BrokenImage` where decoding failed.
+
+        Raises:
+            IndexError: an index is out of range.
+        """
+        images: list[Image.Image | BrokenImage] = []
+        for index, value in zip(indices, self.read_encoded(indices), strict=True):
+            try:
+                images.append(decode_image(value))
+            except UndecodableImageError as error:
+                images.append(BrokenImage(int(index), str(error)))
+        return images
+
+
+def load_image_source(
+    name_or_path: str,
+    *,
+    split: str = "train",
+    config_name: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ImageSource:
+    """Open a data set of images.
+
+    Args:
+        name_or_path: name on the Hub, a folder of parquet files, one parquet file, a folder that ``save_to_disk`` wrote,
+            or a folder of image files, with or without one folder a class, with or without folders train, test, ...
+        split: which part of the data; slices such as ``train[:10%]`` work.
+        config_name: configuration of a data set that has several.
+        image_column: column with the images, where its type and name leave a doubt.
+        label_column: column with the labels, where its type and name leave a doubt.
+
+    Returns:
+        The source.
+
+    Raises:
+        ValueError: the data cannot be found or read, or lacks the split or a column; the message names the remedy.
+    """
+    dataset = load_dataset_split(name_or_path, split=split, config_name=config_name)
+    return ImageSource(
+        dataset, image_column=image_column, label_column=label_column, name=f"{name_or_path} (split {split})"
+    )
+
+
+def _can_hold_images(feature: object) -> bool:
+    if isinstance(feature, ImageFeature):
+        return True
+    if isinstance(feature, Value):
+        return feature.dtype in {"binary", "large_binary", "string", "large_string"}
+    if isinstance(feature, dict):
+        return set(feature) == {"bytes", "path"}
+    # What is left is labels, and arrays and lists, which may hold pixels.
+    return not isinstance(feature, ClassLabel)
+
+
+def _find_image_column(features: Features, requested: str | None, name: str) -> str:
+    columns = ", ".join(features)
+    if requested is not None:
+        if requested not in features:
+            raise ValueError(f"{name} has no column '{requested}'; set --image_column to one of: {columns}")
+        if not _can_hold_images(features[requested]):
+            raise ValueError(
+                f"column '{requested}' of {name} holds {features[requested]}, no images; "
+                f"set --image_column to another one of: {columns}"
+            )
+        return requested
+    typed = [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
+    usual = [column for column in USUAL_IMAGE_COLUMNS if column in features and _can_hold_images(features[column])]
+    found = typed or usual
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"{name} has several image columns; set --image_column to one of: {', '.join(found)}")
+    raise ValueError(f"{name} has no column that is known to hold images; set --image_column to one of: {columns}")
+
+
+def _find_label_column(features: Features, requested: str | None, name: str) -> str | None:
+    if requested is not None:
+        if requested not in features:
+            raise ValueError(f"{name} has no column '{requested}'; set --label_column to one of: {', '.join(features)}")
+        return requested
+    # Among several class columns (coarse, fine, ...) only a usual name decides; pretraining needs no labels.
+    typed = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
+    usual = [column for column in USUAL_LABEL_COLUMNS if column in features]
+    found = usual or typed
+    return found[0] if len(found) == 1 else None
+
+
+def _read_labels(dataset: Dataset, column: str, name: str) -> tuple[np.ndarray | None, list[str] | None]:
+    """Read the labels as int64, and the class names if the data has them."""
+    feature = dataset.features[column]
+    values: pa.ChunkedArray = dataset.select_columns([column]).with_format("arrow")[:].column(0)
+    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    if not (is_text or pa.types.is_integer(values.type) or pa.types.is_boolean(values.type)):
+        raise ValueError(
+            f"column '{column}' of {name} holds {values.type}, no class labels; "
+            f"set --label_column to a column of integers or strings"
+        )
+    if values.null_count:
+        raise ValueError(
+            f"{values.null_count} of the {len(values)} labels in column '{column}' of {name} are missing; "
+            f"drop those rows or set --label_column to another column"
+        )
+    if is_text:
+        names, labels = np.unique(np.array(values.to_pylist(), dtype=np.str_), return_inverse=True)
+        return labels.astype(np.int64), names.tolist()
+    labels = values.to_numpy().astype(np.int64)
+    if (labels == -1).all():
+        # The Hub's convention for a test split whose labels are kept secret.
+        return None, None
+    return labels, list(feature.names) if isinstance(feature, ClassLabel) else None

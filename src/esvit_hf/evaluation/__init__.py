@@ -1,0 +1,28 @@
+"""Evaluation of frozen features: extraction, k-NN, linear probe, and metrics for `evaluate`."""
+
+import importlib.resources
+from typing import Any
+
+__all__ = ["METRICS", "load_metric"]
+
+METRICS = ("mean_per_class_accuracy", "top_k_accuracy")
+
+
+def load_metric(name: str) -> Any:
+    """Load a metric script of this package with `evaluate`, without the network.
+
+    Args:
+        name: one of `METRICS`.
+
+    Returns:
+        An `evaluate.Metric`: `compute`, or `add_batch` and then `compute`.
+
+    Raises:
+        ValueError: there is no such metric.
+    """
+    if name not in METRICS:
+        raise ValueError(f"no metric is called {name!r}: choose one of {', '.join(METRICS)}")
+    import evaluate
+
+    script = importlib.resources.files(__name__) / "metrics" / f"{name}.py"
+    return evaluate.load(str(script), keep_in_memory=True)

@@ -1,0 +1,1 @@
+"""Networks of EsViT as transformers models. The folder is flat: its files travel with a model repository."""

@@ -1,0 +1,304 @@
+"""What all EsViT networks share: the contract of the base model, stochastic depth, the classifier and the backbone."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """Tokens that a stage, or the patch embedding in front of the stages, hands on.
+
+    Attributes:
+        tokens: (B, N, C) spatial tokens, row-major, before any downsampling and not normalised.
+        grid: (h, w) with h * w = N.
+    """
+
+    tokens: Tensor
+    grid: tuple[int, int]
+
+
+class StochasticDepth(nn.Module):
+    """Drop a residual branch for whole images during training (arXiv 1603.09382).
+
+    Args:
+        rate: Probability of dropping the branch, in [0, 1).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Scale the branch by 0 or 1 / (1 - rate), one draw for each image.
+
+        Args:
+            branch: (B, ...) output of a residual branch.
+
+        Returns:
+            (B, ...) the same tensor outside training, its randomly dropped and rescaled copy in training.
+        """
+        if not self.training or self.rate == 0.0:
+            return branch
+        keep = branch.new_empty(branch.shape[0], *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)
+        return branch * keep.div_(1 - self.rate)
+
+    def extra_repr(self) -> str:
+        """Show the rate when the module is printed."""
+        return f"rate={self.rate:.3g}"
+
+
+def stochastic_depth_rates(depths: Sequence[int], last_rate: float) -> list[list[float]]:
+    """Spread stochastic depth linearly over the blocks: 0 at the first, `last_rate` at the last.
+
+    Args:
+        depths: Blocks of each stage.
+        last_rate: Rate of the last block, in [0, 1).
+
+    Returns:
+        One list a stage with one rate a block.
+    """
+    steps = max(sum(depths) - 1, 1)
+    rates = [last_rate * block / steps for block in range(sum(depths))]
+    starts = [sum(depths[:stage]) for stage in range(len(depths))]
+    return [rates[start : start + depth] for start, depth in zip(starts, depths, strict=True)]
+
+
+class MultilayerPerceptron(nn.Module):
+    """Two linear layers with an activation between, applied to each token.
+
+    Args:
+        channels: C of input and output.
+        hidden_channels: Channels between the layers.
+        activation: Name of an activation known to transformers.
+    """
+
+    def __init__(self, channels: int, hidden_channels: int, activation: str) -> None:
+        super().__init__()
+        self.expand = nn.Linear(channels, hidden_channels)
+        self.activation = ACT2FN[activation]
+        self.contract = nn.Linear(hidden_channels, channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map every token on its own.
+
+        Args:
+            tokens: (..., C).
+
+        Returns:
+            (..., C).
+        """
+        return self.contract(self.activation(self.expand(tokens)))
+
+
+class EsvitPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation of the EsViT networks."""
+
+    base_model_prefix = "network"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Start one module as the reference does: truncated normal linear layers, PyTorch's default for convolutions."""
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    def _check_images(self, pixel_values: Tensor, smallest: tuple[int, int]) -> None:
+        """Refuse inputs that are not a batch of images with the configured channels and at least the smallest size."""
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (B, {self.config.num_channels}, H, W): "
+                f"num_channels={self.config.num_channels}."
+            )
+        height, width = pixel_values.shape[-2:]
+        if height < smallest[0] or width < smallest[1]:
+            raise ValueError(
+                f"pixel_values are {height} x {width} pixels; this network needs at least {smallest[0]} x {smallest[1]}."
+            )
+
+
+class EsvitBaseModel(EsvitPreTrainedModel):
+    """The contract of every EsViT network: pixels in, normalised regions and the view feature out.
+
+    A network implements `forward_stages` and `region_grid` and owns the last norm as `norm`.
+    """
+
+    norm: nn.Module
+
+    def forward_stages(self, pixel_values: Tensor, *, output_attentions: bool = False) -> list[StageOutput]:
+        """Run the network without its last norm.
+
+        Args:
+            pixel_values: (B, channels, H, W) images.
+            output_attentions: Whether attention probabilities are computed for the hooks that record them.
+
+        Returns:
+            The patch embeddings, then the output of each stage.
+        """
+        raise NotImplementedError
+
+    def region_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Grid of the regions in `last_hidden_state` for images of a size.
+
+        Args:
+            height: Image height in pixels.
+            width: Image width in pixels.
+
+        Returns:
+            (h, w) with h * w = N.
+        """
+        raise NotImplementedError
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Compute regions and view feature.
+
+        Args:
+            pixel_values: (B, channels, H, W) normalised images of any size.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict` as in transformers.
+
+        Returns:
+            `last_hidden_state` (B, N, C): regions, row-major, after the last norm. `pooler_output` (B, C): view
+            feature. `hidden_states`: patch embeddings, then the output of every block (B, N_l, C_l), before
+            downsampling and not normalised. `attentions`: probabilities of every block.
+
+        Raises:
+            ValueError: If the images have the wrong number of channels or are too small.
+        """
+        output_attentions = bool(kwargs.get("output_attentions", self.config.output_attentions))
+        last = self.forward_stages(pixel_values, output_attentions=output_attentions)[-1]
+        regions = self.norm(last.tokens)
+        return BaseModelOutputWithPooling(last_hidden_state=regions, pooler_output=regions.mean(dim=1))
+
+    def pool_hidden_states(self, hidden_states: Sequence[Tensor | None]) -> list[Tensor]:
+        """Reduce the output of every block to one feature an image, as the linear probe of the paper does.
+
+        Tokens are averaged; those of the last stage after the last norm (reference: `features.last4` is the
+        concatenation of the last four).
+
+        Args:
+            hidden_states: `hidden_states` of the model's output, first the patch embeddings. Entries that were not
+                selected (None) are left out.
+
+        Returns:
+            One (B, C_l) feature for each block, in order.
+
+        Raises:
+            ValueError: If the number of hidden states is not that of this network.
+        """
+        depths = self.config.depths
+        if len(hidden_states) != sum(depths) + 1:
+            raise ValueError(
+                f"pool_hidden_states got {len(hidden_states)} hidden states; this network has {sum(depths) + 1} "
+                "(patch embeddings and every block): pass `hidden_states` of a call with output_hidden_states=True."
+            )
+        pooled = []
+        for block, tokens in enumerate(hidden_states[1:]):
+            if tokens is None:
+                continue
+            last_stage = block >= sum(depths[:-1])
+            pooled.append((self.norm(tokens) if last_stage else tokens).mean(dim=1))
+        return pooled
+
+
+class EsvitForImageClassification(EsvitPreTrainedModel):
+    """A linear classifier on the view feature of an EsViT network.
+
+    Args:
+        config: Configuration of the network; `num_labels` sets the number of classes.
+    """
+
+    network_class: ClassVar[type[EsvitBaseModel]]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.network = self.network_class(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
+        """Classify images.
+
+        Args:
+            pixel_values: (B, channels, H, W) normalised images.
+            labels: (B,) class indices, (B,) targets of a regression or (B, classes) several labels an image.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict` as in transformers.
+
+        Returns:
+            `logits` (B, classes) and, with labels, `loss`.
+        """
+        outputs = self.network(pixel_values, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class EsvitBackboneMixin(BackboneMixin):
+    """Feature maps of the asked stages, for detection and segmentation heads.
+
+    Mixed in front of a base model, whose parameter names it keeps. Every returned stage is normalised: the last one by
+    the pretrained last norm, the others by norms of their own.
+    """
+
+    def _add_stage_norms(self, channels: Sequence[int], eps: float) -> None:
+        """Create the norms of the returned stages; `channels` are those of the stem and of each stage."""
+        self.num_features = list(channels)
+        own = [name for name in self.out_features if name != self.stage_names[-1]]
+        self.stage_norms = nn.ModuleDict({name: nn.LayerNorm(self.out_feature_channels[name], eps=eps) for name in own})
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BackboneOutput:
+        """Compute the feature maps of the stages in `out_features`.
+
+        Args:
+            pixel_values: (B, channels, H, W) normalised images of any size.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict` as in transformers.
+
+        Returns:
+            `feature_maps`: (B, C_l, h_l, w_l) for each asked stage.
+
+        Raises:
+            ValueError: If the images have the wrong number of channels or are too small.
+        """
+        output_attentions = bool(kwargs.get("output_attentions", self.config.output_attentions))
+        stages = self.forward_stages(pixel_values, output_attentions=output_attentions)
+        maps = []
+        for name, stage in zip(self.stage_names, stages, strict=True):
+            if name in self.out_features:
+                norm = self.norm if name == self.stage_names[-1] else self.stage_norms[name]
+                maps.append(norm(stage.tokens).transpose(1, 2).unflatten(2, stage.grid).contiguous())
+        return BackboneOutput(feature_maps=tuple(maps))

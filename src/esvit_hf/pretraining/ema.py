@@ -1,0 +1,28 @@
+"""Teacher as the exponential moving average of the student."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def update_teacher(teacher: Iterable[nn.Parameter], student: Iterable[nn.Parameter], momentum: float) -> None:
+    """Move the teacher's parameters towards the student's, buffers apart.
+
+    Args:
+        teacher: the teacher's parameters, updated in place.
+        student: the student's parameters, in the same order.
+        momentum: share of the teacher that is kept.
+    """
+    targets, sources = list(teacher), list(student)
+    torch._foreach_lerp_(targets, sources, 1 - momentum)
+
+
+def set_teacher_mode(teacher: nn.Module) -> None:
+    """Freeze a teacher: no gradients, no stochastic depth, batch norms on batch statistics as in the reference."""
+    teacher.requires_grad_(False)
+    teacher.eval()
+    for module in teacher.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()

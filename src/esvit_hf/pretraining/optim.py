@@ -1,0 +1,42 @@
+"""Parameter groups, AdamW and gradient clipping of the reference, in a handful of kernels."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def build_optimizer(module: nn.Module) -> torch.optim.AdamW:
+    """Build AdamW with two groups: weights of rank 2 and more, which decay, and biases and rank-1 tensors, which do not.
+
+    The learning rate and the weight decay of the first group are set by schedules at every step.
+    """
+    decayed, kept = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (kept if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)
+    groups = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
+
+
+@torch.no_grad()
+def clip_each_gradient(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale down each parameter's own gradient to a norm of at most `max_norm`, as the reference does.
+
+    Args:
+        parameters: parameters, with or without gradients.
+        max_norm: largest norm of a single gradient.
+
+    Returns:
+        The norm of all gradients together before clipping, a scalar tensor.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    scales = torch.stack(norms).add(1e-6).reciprocal_().mul_(max_norm).clamp_(max=1.0)
+    torch._foreach_mul_(gradients, list(scales.unbind()))
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def clip_all_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale all gradients together to a global norm of at most `max_norm`; return the norm before clipping."""
+    return nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)

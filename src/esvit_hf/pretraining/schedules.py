@@ -1,0 +1,45 @@
+"""Schedules of a pretraining run: step or epoch to float."""
+
+import math
+from collections.abc import Callable
+
+Schedule = Callable[[int], float]
+
+
+def cosine_schedule(start: float, end: float, total_steps: int, *, warmup_steps: int = 0) -> Schedule:
+    """Linear warm-up from 0 to `start` with both ends included, then half a cosine towards `end`.
+
+    The cosine takes its first value at `start` and would reach `end` one step after the last.
+
+    Args:
+        start: value at the end of the warm-up.
+        end: value that the cosine approaches.
+        total_steps: steps in the run.
+        warmup_steps: steps of the warm-up.
+
+    Returns:
+        A function from the step, counted from 0, to the value.
+    """
+
+    def value(step: int) -> float:
+        if step < warmup_steps:
+            return start * step / (warmup_steps - 1) if warmup_steps > 1 else 0.0
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return end + 0.5 * (start - end) * (1 + math.cos(math.pi * progress))
+
+    return value
+
+
+def linear_schedule(start: float, end: float, num_epochs: int) -> Schedule:
+    """Linear from `start` at epoch 0 to `end` at epoch `num_epochs` - 1, then constant.
+
+    Returns:
+        A function from the epoch, counted from 0, to the value.
+    """
+
+    def value(epoch: int) -> float:
+        if epoch >= num_epochs:
+            return end
+        return start + (end - start) * epoch / (num_epochs - 1) if num_epochs > 1 else start
+
+    return value

@@ -1,0 +1,240 @@
+"""One optimizer step of self-distillation, in the reference's order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from .arguments import PretrainingArguments
+from .build import DistillationParts
+from .ema import update_teacher
+from .heads import ProjectionHead
+from .losses import region_loss, view_loss
+from .model import DistillationNetwork, DistillationOutput
+from .optim import build_optimizer, clip_all_gradients, clip_each_gradient
+from .schedules import Schedule, cosine_schedule, linear_schedule
+
+
+@dataclass(frozen=True)
+class StepSchedules:
+    """Everything that changes with the step or the epoch."""
+
+    learning_rate: Schedule
+    weight_decay: Schedule
+    teacher_momentum: Schedule
+    teacher_temperature: Schedule
+    steps_per_epoch: int
+
+    @classmethod
+    def from_arguments(
+        cls, arguments: PretrainingArguments, steps_per_epoch: int, total_batch: int
+    ) -> "StepSchedules":
+        """Turn the recipe's epochs into steps, in this one place.
+
+        Args:
+            arguments: the recipe.
+            steps_per_epoch: optimizer steps of an epoch.
+            total_batch: images of an optimizer step over all processes and micro-batches.
+        """
+        total_steps = arguments.num_epochs * steps_per_epoch
+        return cls(
+            learning_rate=cosine_schedule(
+                arguments.learning_rate * total_batch / 256,
+                arguments.min_learning_rate,
+                total_steps,
+                warmup_steps=int(arguments.warmup_epochs * steps_per_epoch),
+            ),
+            weight_decay=cosine_schedule(arguments.weight_decay, arguments.weight_decay_end, total_steps),
+            teacher_momentum=cosine_schedule(
+                arguments.teacher_momentum, arguments.teacher_momentum_end, total_steps
+            ),
+            teacher_temperature=linear_schedule(
+                arguments.warmup_teacher_temperature,
+                arguments.teacher_temperature,
+                arguments.warmup_teacher_temperature_epochs,
+            ),
+            steps_per_epoch=steps_per_epoch,
+        )
+
+
+@dataclass
+class LossValues:
+    """Losses of one micro-batch; scalars on the device.
+
+    Attributes:
+        total: weighted sum, with its graph.
+        view: view loss, detached; None if the task is off.
+        region: region loss, detached; None if the task is off.
+    """
+
+    total: Tensor
+    view: Tensor | None
+    region: Tensor | None
+
+
+class DistillationStep:
+    """Runs micro-batches and updates weights, centres and teacher once per optimizer step.
+
+    No call waits for the device: losses and norms stay tensors.
+
+    Args:
+        arguments: the recipe.
+        parts: student, teacher and centres.
+        schedules: schedules in steps.
+        accelerator: the process's accelerator; it moves and wraps the networks.
+    """
+
+    def __init__(
+        self,
+        arguments: PretrainingArguments,
+        parts: DistillationParts,
+        schedules: StepSchedules,
+        accelerator: Accelerator,
+    ) -> None:
+        self.arguments = arguments
+        self.schedules = schedules
+        self.accelerator = accelerator
+        self.teacher = parts.teacher.to(accelerator.device)
+        self.centres = parts.centres.to(accelerator.device)
+        if accelerator.num_processes > 1 and accelerator.device.type != "cpu":
+            parts.student = nn.SyncBatchNorm.convert_sync_batchnorm(parts.student)
+            self.teacher = nn.SyncBatchNorm.convert_sync_batchnorm(self.teacher)
+        if arguments.compile:
+            parts.student.backbone.compile()
+            self.teacher.backbone.compile()
+        self.wrapped_student, self.optimizer = accelerator.prepare(parts.student, build_optimizer(parts.student))
+        self.student: DistillationNetwork = accelerator.unwrap_model(self.wrapped_student)
+        self.wrapped_student.train()
+        self.teacher_output: DistillationOutput | None = None
+
+    def regions_active(self, step: int) -> bool:
+        """Tell whether the region loss takes part in this step."""
+        return self.arguments.region_weight > 0 and self.epoch(step) >= self.arguments.region_start_epoch
+
+    def epoch(self, step: int) -> int:
+        """Return the epoch that a step belongs to."""
+        return step // self.schedules.steps_per_epoch
+
+    def losses(self, crops: Sequence[Tensor], teacher_views: int, step: int) -> LossValues:
+        """Run student and teacher on one micro-batch.
+
+        Args:
+            crops: one float tensor (B, 3, H, W) a view, the teacher's views first.
+            teacher_views: number of views the teacher sees.
+            step: optimizer step, counted from 0.
+        """
+        with_regions = self.regions_active(step)
+        with torch.inference_mode(), self.accelerator.autocast():
+            teacher = self.teacher(crops[:teacher_views], with_regions)
+        student: DistillationOutput = self.wrapped_student(crops, with_regions)
+        self.teacher_output = teacher
+        temperatures = {
+            "student_temperature": self.arguments.student_temperature,
+            "teacher_temperature": self.schedules.teacher_temperature(self.epoch(step)),
+        }
+        view = region = None
+        with self.accelerator.autocast():
+            if student.views is not None and student.view_prototypes is not None:
+                view = view_loss(
+                    student.views,
+                    student.view_prototypes,
+                    teacher.views,
+                    teacher.view_prototypes,
+                    self.centres["view"].get_buffer("centre"),
+                    **temperatures,
+                )
+                self.observe("view", teacher.views)
+            if student.region_prototypes is not None:
+                region = region_loss(
+                    student.regions,
+                    student.region_features,
+                    student.region_prototypes,
+                    teacher.regions,
+                    teacher.region_features,
+                    teacher.region_prototypes,
+                    self.centres["region"].get_buffer("centre"),
+                    **temperatures,
+                )
+                self.observe("region", torch.cat([group.flatten(0, 2) for group in teacher.regions]))
+        return self.weigh(view, region)
+
+    def weigh(self, view: Tensor | None, region: Tensor | None) -> LossValues:
+        """Add up the losses; before the region loss joins, the view loss carries both weights."""
+        view_weight, region_weight = self.arguments.view_weight, self.arguments.region_weight
+        if view is None:
+            assert region is not None
+            return LossValues(region_weight * region, None, region.detach())
+        if region is None:
+            return LossValues((view_weight + region_weight) * view, view.detach(), None)
+        return LossValues(view_weight * view + region_weight * region, view.detach(), region.detach())
+
+    def observe(self, task: str, bottleneck: Tensor) -> None:
+        """Hand the teacher's bottlenecks of a micro-batch to the centre of a task."""
+        centre = self.centres[task]
+        centre.observe(bottleneck)
+
+    def accumulate(self, crops: Sequence[Tensor], teacher_views: int, step: int, *, last: bool) -> LossValues:
+        """Add the gradients of one micro-batch.
+
+        Args:
+            crops: one float tensor (B, 3, H, W) a view, the teacher's views first.
+            teacher_views: number of views the teacher sees.
+            step: optimizer step, counted from 0.
+            last: whether this is the last micro-batch of the step, at which processes exchange gradients.
+
+        Returns:
+            The losses of the micro-batch.
+        """
+        if last:
+            values = self.losses(crops, teacher_views, step)
+            self.accelerator.backward(values.total / self.arguments.accumulation_steps)
+            return values
+        with self.accelerator.no_sync(self.wrapped_student):
+            values = self.losses(crops, teacher_views, step)
+            self.accelerator.backward(values.total / self.arguments.accumulation_steps)
+        return values
+
+    def update(self, step: int) -> Tensor | None:
+        """Clip, drop frozen gradients, step the optimizer, then move the centres and the teacher.
+
+        Args:
+            step: optimizer step, counted from 0.
+
+        Returns:
+            The norm of all gradients before clipping, a scalar tensor; None without clipping.
+        """
+        for group, decayed in zip(self.optimizer.param_groups, (True, False), strict=True):
+            group["lr"] = self.schedules.learning_rate(step)
+            if decayed:
+                group["weight_decay"] = self.schedules.weight_decay(step)
+        norm = None
+        if self.arguments.clip_gradient > 0:
+            self.accelerator.unscale_gradients(self.optimizer)
+            clip = clip_each_gradient if self.arguments.clip_mode == "parameter" else clip_all_gradients
+            norm = clip(self.student.parameters(), self.arguments.clip_gradient)
+        for parameter in self.frozen_parameters(step):
+            parameter.grad = None
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for task, centre in self.centres.items():
+            if task == "view" or self.regions_active(step):
+                centre.update_centre(self.teacher_head(task).prototypes())
+        update_teacher(
+            self.teacher.parameters(), self.student.parameters(), self.schedules.teacher_momentum(step)
+        )
+        return norm
+
+    def teacher_head(self, task: str) -> ProjectionHead:
+        """Return the teacher's head of a task, `view` or `region`."""
+        return self.teacher.heads()[f"{task}_head"]
+
+    def frozen_parameters(self, step: int) -> list[nn.Parameter]:
+        """Return the parameters that this step leaves alone."""
+        frozen: list[nn.Parameter] = []
+        if self.epoch(step) < self.arguments.freeze_last_layer_epochs:
+            frozen = [parameter for head in self.student.heads().values() for parameter in head.last_layer_parameters()]
+        if self.student.region_head is not None and not self.regions_active(step):
+            frozen.extend(self.student.region_head.parameters())
+        return frozen

@@ -1,0 +1,1 @@
+"""Checkpoints: conversion of the reference's files, and later facts, cards and publishing."""

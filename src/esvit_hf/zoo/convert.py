@@ -1,0 +1,282 @@
+"""Checkpoints of the reference implementation become models of this package.
+
+The names of the reference are mapped by rules that are data: one `NetworkRule` a network family. Every tensor of a file
+is used, recognised as recomputed, or named in an error.
+"""
+
+import argparse
+import math
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from ..models.configuration_esvit_swin import EsvitSwinConfig
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class NetworkRule:
+    """How the checkpoints of one network family are read.
+
+    Attributes:
+        name: Family, as in the `arch` argument.
+        signature: Pattern that one of the reference's names matches in this family alone.
+        renames: (pattern of a whole name, replacement) pairs; the first that matches wins.
+        recomputed: Pattern of names that hold no weights: the model computes them itself, the converter compares.
+        infer_config: Builds the configuration from the renamed tensors and the fields that the caller sets.
+    """
+
+    name: str
+    signature: str
+    renames: tuple[tuple[str, str], ...]
+    recomputed: str | None
+    infer_config: Callable[[Mapping[str, Tensor], dict[str, Any]], PreTrainedConfig]
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    found = {int(match[1]) for name in state if (match := re.match(rf"{prefix}\.(\d+)\.", name))}
+    return len(found)
+
+
+def _infer_swin_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:
+    projection = state["embeddings.projection.weight"]
+    depths = [_count(state, rf"stages\.{stage}\.blocks") for stage in range(_count(state, "stages"))]
+    tables = [
+        state[f"stages.{stage}.blocks.0.attention.relative_position_bias_table"] for stage in range(len(depths))
+    ]
+    windows = [(math.isqrt(table.shape[0]) + 1) // 2 for table in tables]
+    first_mlp = state["stages.0.blocks.0.mlp.expand.weight"]
+    patch = tuple(projection.shape[2:])
+    fields: dict[str, Any] = {
+        "num_channels": projection.shape[1],
+        "patch_size": patch[0] if patch[0] == patch[1] else patch,
+        "embed_dim": projection.shape[0],
+        "depths": depths,
+        "num_heads": [table.shape[1] for table in tables],
+        "window_size": max(windows),
+        "mlp_ratio": first_mlp.shape[0] / first_mlp.shape[1],
+        "qkv_bias": "stages.0.blocks.0.attention.qkv.bias" in state,
+        "use_absolute_embeddings": "embeddings.position_embeddings" in state,
+        **given,
+    }
+    config = EsvitSwinConfig(**fields)
+    if config.stage_windows != windows and "image_size" not in given:
+        # A window below the configured one is the grid of its stage, which gives the size the network was built for.
+        clipped = next((stage for stage, window in enumerate(windows) if window < config.window_size), None)
+        if clipped is not None:
+            side = [windows[clipped] * 2**clipped * pixels for pixels in patch]
+            config = EsvitSwinConfig(**fields | {"image_size": side[0] if side[0] == side[1] else side})
+    if config.stage_windows != windows:
+        raise ValueError(
+            f"the checkpoint has windows of {windows} tokens, the configuration with image_size={config.image_size} "
+            f"and window_size={config.window_size} gives {config.stage_windows}: pass the image_size and window_size "
+            "it was trained with."
+        )
+    return config
+
+
+_SWIN_BLOCK = r"layers\.(\d+)\.blocks\.(\d+)"
+
+NETWORK_RULES: tuple[NetworkRule, ...] = (
+    NetworkRule(
+        name="swin",
+        signature=r"layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table",
+        renames=(
+            (r"patch_embed\.proj\.(weight|bias)", r"embeddings.projection.\1"),
+            (r"patch_embed\.norm\.(weight|bias)", r"embeddings.norm.\1"),
+            (r"absolute_pos_embed", r"embeddings.position_embeddings"),
+            (_SWIN_BLOCK + r"\.norm1\.(weight|bias)", r"stages.\1.blocks.\2.attention_norm.\3"),
+            (_SWIN_BLOCK + r"\.attn\.qkv\.(weight|bias)", r"stages.\1.blocks.\2.attention.qkv.\3"),
+            (_SWIN_BLOCK + r"\.attn\.proj\.(weight|bias)", r"stages.\1.blocks.\2.attention.projection.\3"),
+            (_SWIN_BLOCK + r"\.attn\.(relative_position_\w+)", r"stages.\1.blocks.\2.attention.\3"),
+            (_SWIN_BLOCK + r"\.norm2\.(weight|bias)", r"stages.\1.blocks.\2.mlp_norm.\3"),
+            (_SWIN_BLOCK + r"\.mlp\.fc1\.(weight|bias)", r"stages.\1.blocks.\2.mlp.expand.\3"),
+            (_SWIN_BLOCK + r"\.mlp\.fc2\.(weight|bias)", r"stages.\1.blocks.\2.mlp.contract.\3"),
+            (r"layers\.(\d+)\.downsample\.norm\.(weight|bias)", r"stages.\1.downsample.norm.\2"),
+            (r"layers\.(\d+)\.downsample\.reduction\.weight", r"stages.\1.downsample.reduction.weight"),
+            (r"norm\.(weight|bias)", r"norm.\1"),
+        ),
+        recomputed=r".*\.relative_position_index",
+        infer_config=_infer_swin_config,
+    ),
+)
+
+# Names behind "head." (view) and "head_dense." (region). A head of one layer has no index in the reference.
+_HEAD_RENAMES: tuple[tuple[str, str], ...] = (
+    (r"mlp\.(\d+)\.(\w+)", r"layers.\1.\2"),
+    (r"mlp\.(weight|bias)", r"layers.0.\1"),
+    (r"last_layer\.weight_g", r"prototype_gain"),
+    (r"last_layer\.weight_v", r"prototype_direction"),
+)
+
+
+def read_reference_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Open a checkpoint file of the reference without executing anything in it.
+
+    Args:
+        path: `checkpoint.pth` as the reference's training writes it.
+
+    Returns:
+        The dictionary in the file; `student` and `teacher`, where present, map names to tensors.
+
+    Raises:
+        ValueError: If there is no file, or it is truncated, foreign, or holds objects other than tensors, plain values
+            and the `argparse.Namespace` of the run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint file {str(path)!r}.")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
+        reason = _first_reason(error)
+        raise ValueError(f"{str(path)!r} is not a readable checkpoint of the reference: {reason}") from error
+    networks = [name for name in ("student", "teacher") if isinstance(checkpoint, dict) and name in checkpoint]
+    if not networks:
+        raise ValueError(f"{str(path)!r} holds neither 'student' nor 'teacher' weights: not a reference checkpoint.")
+    for name in networks:
+        state = checkpoint[name]
+        if not isinstance(state, dict) or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+        ):
+            raise ValueError(f"{name!r} in {str(path)!r} does not map names to tensors: not a reference checkpoint.")
+    return checkpoint
+
+
+def _first_reason(error: Exception) -> str:
+    message = str(error)
+    if blocked := re.search(r"Unsupported (?:global|class|operand)[^.]*?(?:GLOBAL )?([\w.]+)", message):
+        return f"it holds a forbidden object, {blocked[0].strip()}."
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else f"{type(error).__name__}."
+
+
+def split_reference_state_dict(state: Mapping[str, Tensor], *, arch: str | None = None) -> tuple[State, State, State]:
+    """Separate backbone, view head and region head and give their tensors this package's names.
+
+    Args:
+        state: `student` or `teacher` of a reference checkpoint, with or without the prefix `module.`.
+        arch: Family of the backbone; recognised from the names if None.
+
+    Returns:
+        State dicts of the backbone, of the view head and of the region head; a head that is not there is empty.
+
+    Raises:
+        ValueError: If the family is not recognised or a name belongs to no part.
+    """
+    return _split(state, _find_rule(state, arch))[:3]
+
+
+def _find_rule(state: Mapping[str, Tensor], arch: str | None) -> NetworkRule:
+    known = ", ".join(rule.name for rule in NETWORK_RULES)
+    if arch is not None:
+        for rule in NETWORK_RULES:
+            if rule.name == arch:
+                return rule
+        raise ValueError(f"arch={arch!r} is unknown; known: {known}.")
+    for rule in NETWORK_RULES:
+        if any(re.fullmatch(rf"(?:module\.)?{rule.signature}", name) for name in state):
+            return rule
+    sample = ", ".join(list(state)[:3])
+    raise ValueError(f"the names ({sample}, ...) belong to none of the known networks ({known}).")
+
+
+def _rename(name: str, renames: tuple[tuple[str, str], ...]) -> str | None:
+    for pattern, replacement in renames:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(replacement)
+    return None
+
+
+def _split(state: Mapping[str, Tensor], rule: NetworkRule) -> tuple[State, State, State, State]:
+    backbone: State = {}
+    view_head: State = {}
+    region_head: State = {}
+    recomputed: State = {}
+    unused = []
+    for reference_name, tensor in state.items():
+        name = reference_name.removeprefix("module.")
+        if name.startswith("head_dense."):
+            part, renamed = region_head, _rename(name.removeprefix("head_dense."), _HEAD_RENAMES)
+        elif name.startswith("head."):
+            part, renamed = view_head, _rename(name.removeprefix("head."), _HEAD_RENAMES)
+        else:
+            part, renamed = backbone, _rename(name, rule.renames)
+            if renamed is not None and rule.recomputed and re.fullmatch(rule.recomputed, renamed):
+                part = recomputed
+        if renamed is None:
+            unused.append(reference_name)
+        elif renamed in part:
+            raise ValueError(f"the checkpoint names the tensor {reference_name!r} twice, with and without 'module.'.")
+        else:
+            part[renamed] = tensor
+    if unused:
+        raise ValueError(f"{len(unused)} names have no place in a {rule.name} network: {', '.join(unused[:8])}.")
+    return backbone, view_head, region_head, recomputed
+
+
+def convert_checkpoint(
+    path: str | Path,
+    *,
+    weights: Literal["teacher", "student"] = "teacher",
+    arch: str | None = None,
+    **config_fields: Any,
+) -> PreTrainedModel:
+    """Turn the backbone of a reference checkpoint into a model of this package.
+
+    The configuration is read off the shapes of the tensors; what leaves no trace there (`drop_path_rate`, an
+    `image_size` that changes no window) has its default unless given.
+
+    Args:
+        path: `checkpoint.pth` of the reference.
+        weights: Which network of the file; the paper evaluates the teacher.
+        arch: Family of the backbone; recognised from the names if None.
+        **config_fields: Configuration fields that win over the inferred ones.
+
+    Returns:
+        The base model in eval mode.
+
+    Raises:
+        ValueError: If the file is unreadable, a name or shape does not fit, or a tensor is missing or left over.
+    """
+    checkpoint = read_reference_checkpoint(path)
+    if weights not in checkpoint:
+        there = ", ".join(name for name in ("student", "teacher") if name in checkpoint)
+        raise ValueError(f"{str(path)!r} holds no {weights!r} weights, only: {there}.")
+    rule = _find_rule(checkpoint[weights], arch)
+    backbone, _, _, recomputed = _split(checkpoint[weights], rule)
+    try:
+        config = rule.infer_config(backbone, config_fields)
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"{str(path)!r} is no complete {rule.name} network: {error} is missing.") from error
+    model = AutoModel.from_config(config)
+    _load(model, backbone, recomputed)
+    return model.eval()
+
+
+def _load(model: PreTrainedModel, state: State, recomputed: State) -> None:
+    expected = model.state_dict()
+    if missing := [name for name in expected if name not in state]:
+        raise ValueError(f"the checkpoint lacks {len(missing)} tensors of the network: {', '.join(missing[:8])}.")
+    if surplus := [name for name in state if name not in expected]:
+        raise ValueError(f"the network has no place for {len(surplus)} tensors: {', '.join(surplus[:8])}.")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} in the checkpoint and {tuple(expected[name].shape)} in the network: "
+                "correct the configuration fields."
+            )
+    buffers = dict(model.named_buffers())
+    for name, tensor in recomputed.items():
+        if name not in buffers or not torch.equal(buffers[name].flatten(), tensor.flatten()):
+            raise ValueError(f"{name} in the checkpoint differs from what the network computes.")
+    model.load_state_dict(state)

@@ -1,0 +1,50 @@
+"""Shared fixtures: golden numbers of the reference implementation."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One folder of `tests/goldens`: its specification and the tensors that the reference computed."""
+
+    folder: Path
+    spec: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pth"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], Golden]:
+    """Load a golden folder by name; a missing one is an error, not a skip."""
+
+    def load(name: str) -> Golden:
+        folder = GOLDENS / name
+        return Golden(
+            folder, json.loads((folder / "spec.json").read_text()), load_file(folder / "expected.safetensors")
+        )
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def manifest() -> Callable[[str], dict[str, Any]]:
+    """Load the key list of a full-size reference checkpoint."""
+
+    def load(name: str) -> dict[str, Any]:
+        manifest: dict[str, Any] = json.loads((GOLDENS / "manifests" / f"{name}.json").read_text())
+        return manifest
+
+    return load
