@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    """Let every test choose its own precision: Accelerate keeps the first choice of a process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
 
 GOLDENS = Path(__file__).parent / "goldens"
 

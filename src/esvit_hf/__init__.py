@@ -8,8 +8,10 @@ import importlib
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from .models.configuration_esvit_swin import EsvitSwinConfig
+from .models.configuration_esvit_vil import EsvitVilConfig
 from .models.image_processing_esvit import EsvitImageProcessor
 from .models.modeling_esvit_swin import EsvitSwinBackbone, EsvitSwinForImageClassification, EsvitSwinModel
+from .models.modeling_esvit_vil import EsvitVilBackbone, EsvitVilForImageClassification, EsvitVilModel
 
 _LAZY_NAMES = {
     "convert_checkpoint": "zoo.convert",
@@ -17,7 +19,10 @@ _LAZY_NAMES = {
     "split_reference_state_dict": "zoo.convert",
 }
 
-_NETWORKS = ((EsvitSwinConfig, EsvitSwinModel, EsvitSwinForImageClassification, EsvitSwinBackbone),)
+_NETWORKS = (
+    (EsvitSwinConfig, EsvitSwinModel, EsvitSwinForImageClassification, EsvitSwinBackbone),
+    (EsvitVilConfig, EsvitVilModel, EsvitVilForImageClassification, EsvitVilBackbone),
+)
 
 for _config, _model, _classifier, _backbone in _NETWORKS:
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
@@ -45,5 +50,9 @@ __all__ = [
     "EsvitSwinConfig",
     "EsvitSwinForImageClassification",
     "EsvitSwinModel",
+    "EsvitVilBackbone",
+    "EsvitVilConfig",
+    "EsvitVilForImageClassification",
+    "EsvitVilModel",
     *_LAZY_NAMES,
 ]

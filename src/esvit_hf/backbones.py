@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
@@ -71,8 +73,8 @@ class _TokenLayout:
                 regions = last_hidden_state[:, self.prefix :]
                 return BackboneFeatures(regions, self.pool(last_hidden_state), grid)
         raise ValueError(
-            f"the network turned an input of {height} x {width} pixels into {count} regions, which do not form a grid of "
-            f"stride {self.stride[0]} x {self.stride[1]}: use an input size that is a multiple of the stride"
+            f"the network turned {height} x {width} pixels into {count} regions, which form no grid of stride "
+            f"{self.stride[0]} x {self.stride[1]}: use an input size that is a multiple of the stride"
         )
 
     def pool(self, hidden_state: Tensor) -> Tensor:
@@ -84,11 +86,11 @@ class _TokenLayout:
 class RegionBackbone(nn.Module):
     """One network of this project, or any vision `AutoModel`, behind one interface.
 
-    The networks of this project state their grid themselves. How another network lays out its outputs is measured once,
-    on one image, when the adapter is built: feature maps (ResNet, ConvNeXt, most of timm) are flattened row-major; tokens
-    lose the class, distillation and register tokens in front of them. The view feature is the class token where there is
-    one (the rule of the DINO and EsViT papers for ViT), else the mean of the regions; a pooling head is ignored. Position
-    embeddings are interpolated where the network offers it.
+    The networks of this project state their grid themselves. How another network lays out its outputs is measured on
+    one image when the adapter is built: feature maps (ResNet, ConvNeXt, most of timm) are flattened row-major; tokens
+    lose the class, distillation and register tokens in front of them. The view feature is the class token where there
+    is one (the rule of the DINO and EsViT papers for ViT), else the mean of the regions; a pooling head is ignored.
+    Position embeddings are interpolated where the network offers it.
 
     Trainable parameters that cannot influence the outputs (pooling heads, mask tokens) are frozen, so that
     `DistributedDataParallel` needs no search for unused parameters. Settings of the network itself, such as
@@ -113,8 +115,8 @@ class RegionBackbone(nn.Module):
         name = type(model).__name__
         if model.main_input_name != "pixel_values":
             raise ValueError(
-                f"{name} takes {model.main_input_name!r}, not images (pixel_values): choose a vision model, or pass the "
-                "vision tower of a multimodal one"
+                f"{name} takes {model.main_input_name!r}, not images (pixel_values): choose a vision model, or pass "
+                "the vision tower of a multimodal one"
             )
         self._native_size = _configured_image_size(model.config)
         self._interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
@@ -144,8 +146,8 @@ class RegionBackbone(nn.Module):
         """View features of the last `count` blocks, concatenated from the earliest to the last: the linear-probe input.
 
         The networks of this project follow the paper's rule for their family. For any other network a block is an entry
-        of its `hidden_states` after the first (stages, for many hierarchical networks) and is pooled like the view
-        feature; its final norm is applied to every block of the norm's width. The last block's part is the view feature.
+        of its `hidden_states` after the first (stages, for many hierarchical networks): class tokens are taken, maps
+        averaged, after the network's final norm where its width fits. The last block's part is the view feature.
 
         Args:
             pixel_values: (B, 3, H, W) normalised images.
@@ -229,8 +231,8 @@ class RegionBackbone(nn.Module):
             raise ValueError(f"{name} has no spatial tokens ({found}): choose a network that gives features per region")
         if last.shape != repeated.last_hidden_state.shape or not torch.equal(last, repeated.last_hidden_state):
             raise ValueError(
-                f"{name} gives different outputs for the same image in evaluation mode (random masking, as in MAE?): load "
-                "the weights as the plain encoder class, for MAE ViTModel"
+                f"{name} gives different outputs for the same image in evaluation mode (random masking, as in MAE?): "
+                "load the weights as the plain encoder class, for MAE ViTModel"
             )
         if last.ndim == 4:
             self._layout = _map_layout(last, image_size)
@@ -273,9 +275,7 @@ def load_backbone(
     """
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        config, unknown = AutoConfig.from_pretrained(
-            name_or_path, return_unused_kwargs=True, **source, **config_fields
-        )
+        config, unknown = AutoConfig.from_pretrained(name_or_path, return_unused_kwargs=True, **source, **config_fields)
         unknown = {field: value for field, value in unknown.items() if field in config_fields}
         if unknown:
             raise ValueError(
@@ -288,7 +288,7 @@ def load_backbone(
         model, loading = AutoModel.from_pretrained(
             name_or_path, config=config, output_loading_info=True, **source, **options
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(
             f"cannot load a model from {name_or_path!r} ({_one_line(error)}): give a Hub name or a folder with "
             "config.json and model.safetensors"

@@ -12,9 +12,7 @@ from esvit_hf.pretraining.schedules import linear_schedule
 
 
 def teacher_temperature(spec):
-    return linear_schedule(
-        spec["warmup_teacher_temp"], spec["teacher_temp"], spec["warmup_teacher_temp_epochs"]
-    )
+    return linear_schedule(spec["warmup_teacher_temp"], spec["teacher_temp"], spec["warmup_teacher_temp_epochs"])
 
 
 def test_view_loss_equals_reference(golden):
@@ -110,9 +108,7 @@ def plain_region_loss(student, student_features, teacher, teacher_features, prot
                 continue
             pairs += 1
             for image in range(source.shape[0]):
-                similarity = F.cosine_similarity(
-                    source_features[image][:, None], target_features[image][None], dim=-1
-                )
+                similarity = F.cosine_similarity(source_features[image][:, None], target_features[image][None], dim=-1)
                 nearest = similarity.argmax(dim=1)
                 probabilities = F.softmax((target[image] @ teacher_prototypes.T - centre) / 0.05, dim=-1)[nearest]
                 log_student = F.log_softmax(source[image] @ prototypes.T / 0.1, dim=-1)

@@ -18,7 +18,9 @@ def test_schedules_equal_reference(golden, name):
     schedules = make_step(case, accelerator=Accelerator(cpu=True), batch_size=3).schedules
     for ours, theirs in (("learning_rate", "lr"), ("weight_decay", "weight_decay"), ("teacher_momentum", "momentum")):
         for step in range(9):
-            assert getattr(schedules, ours)(step) == pytest.approx(float(case.tensors[theirs][step]), rel=1e-9, abs=1e-15)
+            assert getattr(schedules, ours)(step) == pytest.approx(
+                float(case.tensors[theirs][step]), rel=1e-9, abs=1e-15
+            )
 
 
 @pytest.mark.parametrize("name", CASES)

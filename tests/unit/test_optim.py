@@ -42,7 +42,9 @@ def test_weight_decay_reaches_matrices_only():
     assert all(parameter.ndim == 1 for parameter in kept["params"])
     assert len(decayed["params"]) + len(kept["params"]) == len(list(head.parameters()))
     frozen = ProjectionHead(4, 6, train_prototype_gain=False)
-    assert all(p is not frozen.prototype_gain for group in build_optimizer(frozen).param_groups for p in group["params"])
+    assert all(
+        p is not frozen.prototype_gain for group in build_optimizer(frozen).param_groups for p in group["params"]
+    )
 
 
 @pytest.mark.parametrize("clip", [clip_each_gradient, clip_all_gradients])

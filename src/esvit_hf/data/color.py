@@ -77,8 +77,8 @@ class ColorParameters(NamedTuple):
     """The colour operations on a batch of B crops, sorted by the place of hue in each crop's jitter order.
 
     Attributes:
-        integers: (5, B) int64: crop at each sorted place; sorted place of each crop; sorted places to make grayscale, to
-            blur, to solarise (each row filled up to B with zeros that are not read).
+        integers: (5, B) int64: crop at each sorted place; sorted place of each crop; sorted places to make grayscale,
+            to blur, to solarise (each row filled up to B with zeros that are not read).
         floats: (20, B) float32 by sorted place: for each of six slots the factor of the pixel, of its grey value and of
             the crop's mean grey value; hue rotation in sextants; blur sigma of the n-th crop to blur.
         plan: what the host knows.
@@ -106,9 +106,9 @@ HUE_PLACES = np.array([order.index(HUE) for order in JITTER_ORDERS] + [NO_JITTER
 def pack_color_samples(samples: Sequence[ColorSample], *, gray_images: bool = False) -> ColorParameters:
     """Arrange the colour operations of a batch for :func:`augment`.
 
-    Brightness, contrast and saturation are each ``clamp(a * pixel + g * grey + m * mean grey)``. Crops are sorted by the
-    place of hue in their order: the operations before hue, hue, and those after it then each cover a contiguous range of
-    crops, and crops with different orders go through the same few kernels.
+    Brightness, contrast and saturation are each ``clamp(a * pixel + g * grey + m * mean grey)``. Crops are sorted by
+    the place of hue in their order: the operations before hue, hue, and those after it then each cover a contiguous
+    range of crops, and crops with different orders go through the same few kernels.
 
     Args:
         samples: one a crop.
@@ -167,10 +167,10 @@ def augment(
 
     The order is colour jitter, grayscale, blur, solarise, normalise. The arithmetic is float32 whatever `dtype` and
     autocast say; values are clamped but not rounded between operations. With the same parameters, the difference from
-    torchvision on Pillow images is: brightness, contrast, saturation, grayscale and solarise at most 1 of 255; hue at most
-    7 (Pillow keeps hue and saturation in 8 bits; from the same rotation in floats it differs by rounding error only);
-    blur 2 of 255 on average for a photograph, because this is a true Gaussian where Pillow's blur is three box filters
-    of the same total variance.
+    torchvision on Pillow images is at most 1.5 of 255 for brightness, contrast and saturation in the paper's ranges
+    (Pillow rounds down), 0.5 for grayscale, 0 for solarise, and 16 for hue (Pillow keeps hue and saturation in 8 bits
+    and rounds both down; from torchvision on float tensors only rounding error remains); for blur it is below 2 on
+    average, because this is a true Gaussian where Pillow's is three box filters of the same total variance.
 
     Args:
         crops: (B, 3, S, S) uint8.
@@ -206,8 +206,8 @@ def augment(
 def gaussian_blur(pixels: Tensor, sigma: Tensor) -> Tensor:
     """Blur each image with its own Gaussian; beyond the border the nearest pixel continues.
 
-    Two batched matrix products with the blur as a (side, side) matrix: a kernel of another width for every image, without
-    a loop over its taps.
+    Two batched matrix products with the blur as a (side, side) matrix: a kernel of another width for every image,
+    without a loop over its taps.
 
     Args:
         pixels: (B, C, S, S) float32.
@@ -230,11 +230,10 @@ def gaussian_blur(pixels: Tensor, sigma: Tensor) -> Tensor:
     matrix[:, :, 0] = tails[:, place]
     matrix[:, :, -1] = tails[:, place.flip(0)]
     transposed = matrix.transpose(1, 2)
-    blurred = pixels.reshape(batch, channels * size, size) @ transposed
-    blurred = (
-        blurred.view(batch, channels, size, size).transpose(2, 3).reshape(batch, channels * size, size) @ transposed
-    )
-    return blurred.view(batch, channels, size, size).transpose(2, 3)
+    for _ in range(2):
+        rows = pixels.reshape(batch, channels * size, size) @ transposed
+        pixels = rows.view(batch, channels, size, size).transpose(2, 3)
+    return pixels
 
 
 def _gray(pixels: Tensor) -> Tensor:
@@ -299,7 +298,7 @@ def _rotate_hue(pixels: Tensor, sextants: Tensor) -> None:
 def _normalize(
     pixels: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float], dtype: torch.dtype
 ) -> Tensor:
-    """Normalise (B, 1 or 3, S, S) values of 0..255; plain numbers, because a constant tensor would wait for the device."""
+    """Normalise (B, 1 or 3, S, S) values of 0..255; by plain numbers: a constant tensor would wait."""
     output = torch.empty(len(pixels), 3, *pixels.shape[2:], dtype=dtype, device=pixels.device)
     for channel in range(3):
         source = pixels[:, channel % pixels.shape[1]]

@@ -1,4 +1,4 @@
-"""Random resized crops on the CPU: where to crop, how far a JPEG may be reduced while decoding, and the resize itself."""
+"""Random resized crops on the CPU: where to crop, how far a JPEG may be reduced while decoding, and the resize."""
 
 import math
 import random
@@ -25,8 +25,8 @@ class CropBox(NamedTuple):
 def draw_crop_box(generator: random.Random, width: int, height: int, scale: tuple[float, float]) -> CropBox:
     """Draw the box of one random resized crop.
 
-    The area is uniform in `scale`, the aspect ratio log-uniform in 3/4..4/3; after ten boxes that do not fit, the largest
-    centred box of an allowed ratio is taken. The distribution is that of torchvision's ``RandomResizedCrop``.
+    The area is uniform in `scale`, the aspect ratio log-uniform in 3/4..4/3; after ten boxes that do not fit, the
+    largest centred box of an allowed ratio is taken. The distribution is that of torchvision's ``RandomResizedCrop``.
 
     Args:
         generator: source of randomness.
@@ -90,7 +90,8 @@ def write_crop(pixels: Tensor, box: CropBox, flip: bool, output: Tensor) -> None
     """Crop, resize (bicubic, antialiased) and mirror one image into its place in a batch.
 
     The resize is torch's uint8 kernel: Pillow's algorithm in vector instructions, 3 to 6 times as fast. It differs from
-    Pillow's crop-then-resize by at most 1 of 255 in under 1 % of the values of a photograph (2 of 255 in white noise).
+    Pillow's crop-then-resize by at most 2 of 255, and in 99 % of the values of a photograph not at all, except where
+    bicubic overshoot is clipped between the two passes: next to hard edges, about one value in 5,000 differs by more.
 
     Args:
         pixels: (1, C, H, W) uint8 with C = 1 (grayscale) or 3, best as a view of interleaved (H, W, C) memory.

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 ORIENTATION_TAG = 0x0112
 SIDEWAYS_ORIENTATIONS = frozenset({5, 6, 7, 8})
-# Pillow looks for an orientation in these entries alone (TIFF keeps it in its own tags); to ask for every image is slow.
+# Pillow finds an orientation in these entries alone; to ask for it in every image is slow.
 ORIENTATION_SOURCES = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 MAX_PIXELS = 89_478_485
 """Images with more pixels than this (Pillow's own limit) are refused before they are decoded."""
@@ -68,15 +68,18 @@ def open_image(value: object) -> Image.Image:
     """
     try:
         image = _open(value)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise UndecodableImageError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}")
+        if image.format == "TIFF":
+            # Pillow turns TIFF files upright itself, but only while it loads them.
+            image.load()
+        return image
     except UndecodableImageError:
         raise
     # Pillow's readers raise nearly any exception on damaged files: struct.error, SyntaxError, KeyError, EOFError, ...
     except Exception as error:
         raise UndecodableImageError(_one_line(error)) from error
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UndecodableImageError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}")
-    return image
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -134,7 +137,7 @@ def _open(value: object) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format not in {"TIFF", "MPO"} and not any(key in image.info for key in ORIENTATION_SOURCES):
+    if image.format == "TIFF" or not any(key in image.info for key in ORIENTATION_SOURCES):
         return 1
     return int(image.getexif().get(ORIENTATION_TAG, 1))
 

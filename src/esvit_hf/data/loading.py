@@ -21,8 +21,8 @@ def load_dataset_split(name_or_path: str, *, split: str, config_name: str | None
     """Load one split of a data set from the Hub or from disk.
 
     Args:
-        name_or_path: name on the Hub, a folder of parquet files, one parquet file, a folder that ``save_to_disk`` wrote,
-            or a folder of image files.
+        name_or_path: name on the Hub, a folder of parquet files, one parquet file, a folder that ``save_to_disk``
+            wrote, or a folder of image files.
         split: which part of the data; slices such as ``train[:10%]`` work.
         config_name: configuration of a data set that has several.
 
@@ -46,9 +46,8 @@ def _load_parquet_file(path: Path, split: str) -> Dataset:
     if path.suffix != ".parquet":
         raise ValueError(f"{path} is a file but no parquet file; give a .parquet file or a folder")
     asked = split.split("[")[0]
-    known = {"train"} | {
-        name for name, words in SPLIT_FOLDERS.items() if set(words) & set(re.split(r"\W|_", path.stem))
-    }
+    words_in_name = set(re.split(r"\W|_", path.stem))
+    known = {"train"} | {name for name, words in SPLIT_FOLDERS.items() if words_in_name & set(words)}
     if asked not in known:
         raise ValueError(f"{path} is one file without a split '{asked}'; set --split train or give its folder")
     return _load("parquet", str(path), split, None, data_files={asked: glob.escape(str(path))})

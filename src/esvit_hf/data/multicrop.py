@@ -1,9 +1,9 @@
 """Several random crops of every image, made in the workers of a DataLoader and ready for the device."""
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from esvit_hf.data.color import FLOAT_ROWS, INTEGER_ROWS, ColorParameters, ColorPlan, ColorSample, pack_color_samples
 from esvit_hf.data.cropping import draw_crop_box, jpeg_reduction, reduce_box, write_crop
-from esvit_hf.data.decoding import BrokenImage, UndecodableImageError, finish_image, open_image, upright_size
+from esvit_hf.data.decoding import UndecodableImageError, finish_image, open_image, upright_size
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.data.views import ViewSpec, expand_views
 
@@ -41,14 +41,14 @@ class CropBatch:
         num_images: B.
         sizes: side of each view in pixels.
         plans: what the host knows about the colour parameters of each view.
-        broken: (index, reason) of the images of this batch that could not be decoded and were replaced.
+        broken: index and reason of each image of this batch that could not be decoded and was replaced.
     """
 
     buffer: Tensor
     num_images: int
     sizes: tuple[int, ...]
     plans: tuple[ColorPlan, ...] = ()
-    broken: list[BrokenImage] = field(default_factory=list)
+    broken: list[tuple[int, str]] = field(default_factory=list)
 
     @classmethod
     def allocate(cls, num_images: int, sizes: Sequence[int]) -> "CropBatch":
@@ -96,19 +96,19 @@ class CropBatch:
         return self.buffer[start : start + length].view(torch.float32).view(-1, self.num_images)
 
     def fill_parameters(
-        self, indices: Sequence[int], samples: Sequence[Sequence[ColorSample]], *, gray: bool
+        self, indices: Sequence[int], samples: Sequence[Sequence[ColorSample]], *, gray_images: bool
     ) -> "CropBatch":
         """Write the indices and the colour parameters.
 
         Args:
             indices: of the images.
             samples: for each view, one a crop.
-            gray: whether all images are grayscale.
+            gray_images: whether all images are grayscale.
 
         Returns:
             The same memory with its plans.
         """
-        packed = [pack_color_samples(view, gray_images=gray) for view in samples]
+        packed = [pack_color_samples(view, gray_images=gray_images) for view in samples]
         integers = [torch.tensor([list(indices)]), *(view.integers for view in packed)]
         torch.cat(integers, out=self._integers)
         torch.cat([view.floats for view in packed], out=self._floats)
@@ -134,9 +134,9 @@ class CropBatch:
 class MultiCropDataset(Dataset[CropBatch]):
     """Random crops of the images of a source, by batches of (epoch, index) keys.
 
-    All randomness of an image comes from (seed, epoch, index): crops do not depend on the number of workers or processes,
-    on the batch an image is in, or on where a run was resumed. A broken image is replaced by another one, chosen in the
-    same way, and reported in ``CropBatch.broken``.
+    All randomness of an image comes from (seed, epoch, index): crops do not depend on the number of workers or
+    processes, on the batch an image is in, or on where a run was resumed. A broken image is replaced by another one,
+    chosen in the same way, and reported in ``CropBatch.broken``.
 
     Args:
         source: the images.
@@ -161,6 +161,7 @@ class MultiCropDataset(Dataset[CropBatch]):
         self.max_broken_fraction = max_broken_fraction
         self._num_read = 0
         self._num_broken = 0
+        self._last_broken: tuple[int, str] | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -176,35 +177,37 @@ class MultiCropDataset(Dataset[CropBatch]):
 
         Raises:
             TooManyBrokenImagesError: more than the allowed share of the images cannot be decoded.
+            IndexError: an index is out of range.
         """
         batch = CropBatch.allocate(len(keys), [view.size for view in self.views])
         crops = batch.crops
-        indices: list[int] = []
-        samples: list[list[ColorSample]] = []
-        gray = True
         values = self.source.read_encoded([index for _, index in keys])
-        for place, ((epoch, index), value) in enumerate(zip(keys, values, strict=True)):
-            outputs = [crop[place] for crop in crops]
-            generator = _sample_generator(self.seed, epoch, index, 0)
-            for attempt in range(1, REPLACEMENT_ATTEMPTS + 1):
-                try:
-                    colors, is_gray = self._crop(value, generator, outputs)
-                    break
-                except UndecodableImageError as error:
-                    batch.broken.append(BrokenImage(index, str(error)))
-                generator = _sample_generator(self.seed, epoch, keys[place][1], attempt)
-                index = int(generator.random() * len(self.source))
-                value = self.source.read_encoded([index])[0]
-            else:
-                raise TooManyBrokenImagesError(
-                    f"{REPLACEMENT_ATTEMPTS} images in a row cannot be decoded, the last one at index "
-                    f"{batch.broken[-1].index} ({batch.broken[-1].reason}); check the data and --image_column"
-                )
-            indices.append(index)
-            samples.append(colors)
-            gray = gray and is_gray
+        made = [
+            self._crop_or_replace(epoch, index, value, [crop[place] for crop in crops], batch.broken)
+            for place, ((epoch, index), value) in enumerate(zip(keys, values, strict=True))
+        ]
         self._judge(len(keys), batch.broken)
-        return batch.fill_parameters(indices, list(zip(*samples, strict=True)), gray=gray)
+        indices, colors, gray = zip(*made, strict=True)
+        return batch.fill_parameters(indices, list(zip(*colors, strict=True)), gray_images=all(gray))
+
+    def _crop_or_replace(
+        self, epoch: int, index: int, value: object, outputs: Sequence[Tensor], broken: list[tuple[int, str]]
+    ) -> tuple[int, list[ColorSample], bool]:
+        """Crop one image, or the first of its replacements that can be decoded; report the others in `broken`."""
+        chosen = index
+        for attempt in range(REPLACEMENT_ATTEMPTS):
+            generator = _sample_generator(self.seed, epoch, index, attempt)
+            if attempt > 0:
+                chosen = int(generator.random() * len(self))
+                value = self.source.read_encoded([chosen])[0]
+            try:
+                return chosen, *self._crop(value, generator, outputs)
+            except UndecodableImageError as error:
+                broken.append((chosen, str(error)))
+        raise TooManyBrokenImagesError(
+            f"{REPLACEMENT_ATTEMPTS} images in a row cannot be decoded, the last one at index {chosen} "
+            f"({broken[-1][1]}); check the data and --image_column"
+        )
 
     def _crop(
         self, value: object, generator: random.Random, outputs: Sequence[Tensor]
@@ -217,25 +220,27 @@ class MultiCropDataset(Dataset[CropBatch]):
             boxes.append(draw_crop_box(generator, width, height, view.scale))
             flips.append(generator.random() < view.flip_probability)
             colors.append(view.draw_color(generator))
-        if image.format == "JPEG":
-            reduction = jpeg_reduction(boxes, [view.size for view in self.views])
+        reduction = jpeg_reduction(boxes, [view.size for view in self.views]) if image.format == "JPEG" else 1
+        if reduction > 1:
             image.draft(None, (image.width // reduction, image.height // reduction))
         image = finish_image(image, keep_grayscale=True)
-        if image.size != (width, height):
+        if reduction > 1:
             boxes = [reduce_box(box, reduction, *image.size) for box in boxes]
         pixels = torch.from_numpy(np.array(image).reshape(1, image.height, image.width, -1)).permute(0, 3, 1, 2)
         for box, flip, output in zip(boxes, flips, outputs, strict=True):
             write_crop(pixels, box, flip, output)
         return colors, image.mode == "L"
 
-    def _judge(self, num_read: int, broken: list[BrokenImage]) -> None:
-        self._num_read += num_read
+    def _judge(self, num_images: int, broken: list[tuple[int, str]]) -> None:
+        self._num_read += num_images + len(broken)
         self._num_broken += len(broken)
+        self._last_broken = broken[-1] if broken else self._last_broken
         enough = self._num_read >= min(MIN_JUDGED_IMAGES, len(self))
-        if enough and self._num_broken > self.max_broken_fraction * self._num_read:
+        if self._last_broken and enough and self._num_broken > self.max_broken_fraction * self._num_read:
+            index, reason = self._last_broken
             raise TooManyBrokenImagesError(
                 f"{self._num_broken} of {self._num_read} images cannot be decoded, more than the allowed share of "
-                f"{self.max_broken_fraction}, the last one at index {broken[-1].index} ({broken[-1].reason}); "
+                f"{self.max_broken_fraction}, the last one at index {index} ({reason}); "
                 f"repair the data or raise max_broken_fraction"
             )
 
@@ -273,10 +278,13 @@ def make_multicrop_loader(
         prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=num_workers > 0,
         pin_memory=torch.accelerator.is_available(),
+        # Crops do not depend on it; without one of its own, a loader would draw from torch's global generator.
+        generator=torch.Generator(),
     )
 
 
-def _keep_batch(batch: CropBatch) -> CropBatch:
+def _keep_batch(batch: Any) -> Any:
+    # A function of this module, as a lambda could not travel to spawned workers.
     return batch
 
 
@@ -286,7 +294,7 @@ def _parameter_bytes(num_images: int, num_views: int) -> tuple[int, int]:
 
 
 def _sample_generator(seed: int, epoch: int, index: int, attempt: int) -> random.Random:
-    """Generator of one image in one epoch: the numbers side by side in one integer, so that no two cases share a seed."""
+    """Generator of one image in one epoch; the numbers lie side by side in its seed, so that no two cases share one."""
     packed = 0
     for number in (seed, epoch, index, attempt):
         packed = (packed << FIELD_BITS) | number

@@ -9,10 +9,10 @@ from torch.utils.data import Sampler
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) keys for one process.
 
-    Every epoch is one permutation of the images, cut into optimizer steps of
-    `batch_size_per_process` x `world_size` x `accumulation` images; what does not fill a step is dropped. Micro-batch `a`
-    of rank `r` is the r-th part of the a-th part of a step. So any number of processes together sees the images that one
-    process would, and a run that starts at a later step continues exactly, at once.
+    Every epoch is one permutation of the images, cut into optimizer steps of `batch_size_per_process` x `world_size` x
+    `accumulation` images; what does not fill a step is dropped. Micro-batch `a` of rank `r` is the r-th part of the
+    a-th part of a step. So any number of processes together sees the images that one process would, and a run that
+    starts at a later step continues exactly, at once.
 
     Args:
         num_images: size of the data set.
@@ -58,8 +58,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         total_batch = batch_size_per_process * world_size * accumulation
         if total_batch > num_images:
             raise ValueError(
-                f"one step needs {total_batch} images ({batch_size_per_process} an image batch x {world_size} processes x "
-                f"{accumulation} accumulated batches), but there are {num_images}; lower the batch size or accumulation"
+                f"one step needs {total_batch} images (batches of {batch_size_per_process} x {world_size} processes x "
+                f"{accumulation} accumulated), but there are {num_images}; lower the batch size or the accumulation"
             )
         self.num_images = num_images
         self.batch_size_per_process = batch_size_per_process

@@ -2,11 +2,11 @@
 
 import functools
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -17,13 +17,14 @@ from esvit_hf.data.loading import load_dataset_split
 USUAL_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 USUAL_LABEL_COLUMNS = ("label", "labels")
 FINGERPRINT_IMAGES = 64
+LABEL_TYPES = re.compile(r"u?int\d+|bool|(large_)?string")
 
 
 class ImageSource:
     """Images, and labels if there are any, by index.
 
-    Images stay encoded until they are read, so that decoding happens in the workers of a DataLoader. A source is cheap to
-    pickle: memory-mapped data travels as file names.
+    Images stay encoded until they are read, so that decoding happens in the workers of a DataLoader. A source is cheap
+    to pickle: memory-mapped data travels as file names.
 
     Args:
         dataset: the rows.
@@ -50,9 +51,8 @@ class ImageSource:
         name: str = "in-memory data set",
     ) -> None:
         if not isinstance(dataset, Dataset):
-            raise ValueError(
-                f"{name} is a {type(dataset).__name__}; images are read by index, so pass a datasets.Dataset"
-            )
+            kind = type(dataset).__name__
+            raise ValueError(f"{name} is of type {kind}; images are read by index, so pass a datasets.Dataset")
         if len(dataset) == 0:
             raise ValueError(f"{name} has no rows; choose another --split or data set")
         self._name = name
@@ -105,12 +105,10 @@ class ImageSource:
         Raises:
             IndexError: an index is out of range.
         """
-        column: pa.ChunkedArray = self._images[list(indices)].column(0)
-        if not pa.types.is_struct(column.type):
-            return column.to_pylist()
+        rows = self._images[list(indices)].column(0).to_pylist()
         return [
-            None if row is None else (row["bytes"] if row["bytes"] is not None else row["path"])
-            for row in column.to_pylist()
+            (row["bytes"] if row["bytes"] is not None else row["path"]) if isinstance(row, dict) else row
+            for row in rows
         ]
 
     def read(self, indices: Sequence[int]) -> list[Image.Image | BrokenImage]:
@@ -145,8 +143,8 @@ def load_image_source(
     """Open a data set of images.
 
     Args:
-        name_or_path: name on the Hub, a folder of parquet files, one parquet file, a folder that ``save_to_disk`` wrote,
-            or a folder of image files, with or without one folder a class, with or without folders train, test, ...
+        name_or_path: name on the Hub, a folder of parquet files, one parquet file, a folder that ``save_to_disk``
+            wrote, or a folder of image files, with or without one folder a class, with or without folders train, ...
         split: which part of the data; slices such as ``train[:10%]`` work.
         config_name: configuration of a data set that has several.
         image_column: column with the images, where its type and name leave a doubt.
@@ -211,19 +209,19 @@ def _find_label_column(features: Features, requested: str | None, name: str) -> 
 def _read_labels(dataset: Dataset, column: str, name: str) -> tuple[np.ndarray | None, list[str] | None]:
     """Read the labels as int64, and the class names if the data has them."""
     feature = dataset.features[column]
-    values: pa.ChunkedArray = dataset.select_columns([column]).with_format("arrow")[:].column(0)
-    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-    if not (is_text or pa.types.is_integer(values.type) or pa.types.is_boolean(values.type)):
+    kind = feature.dtype if isinstance(feature, (ClassLabel, Value)) else type(feature).__name__
+    if not LABEL_TYPES.fullmatch(kind):
         raise ValueError(
-            f"column '{column}' of {name} holds {values.type}, no class labels; "
+            f"column '{column}' of {name} holds {kind}, no class labels; "
             f"set --label_column to a column of integers or strings"
         )
+    values = dataset.select_columns([column]).with_format("arrow")[:].column(0)
     if values.null_count:
         raise ValueError(
             f"{values.null_count} of the {len(values)} labels in column '{column}' of {name} are missing; "
             f"drop those rows or set --label_column to another column"
         )
-    if is_text:
+    if kind.endswith("string"):
         names, labels = np.unique(np.array(values.to_pylist(), dtype=np.str_), return_inverse=True)
         return labels.astype(np.int64), names.tolist()
     labels = values.to_numpy().astype(np.int64)

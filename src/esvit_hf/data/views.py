@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 
 from esvit_hf.data.color import JITTER_ORDERS, ColorSample
 
@@ -50,7 +49,7 @@ class ViewSpec:
                 raise _bad_value(field, value, "a whole number from 1 on")
         for field in ("blur", "solarize", "flip", "jitter", "gray"):
             value = getattr(self, f"{field}_probability")
-            if not isinstance(value, Real) or not 0 <= value <= 1:
+            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise _bad_value(f"{field}_probability", value, "a number from 0 to 1")
         self._check_numbers("scale", 2, "two numbers with 0 < smallest <= largest <= 1")
         self._check_numbers("blur_sigma", 2, "two numbers with 0 < smallest <= largest")
@@ -65,7 +64,11 @@ class ViewSpec:
     def _check_numbers(self, field: str, length: int, remedy: str) -> None:
         """Check a sequence of numbers, and make it a tuple: recipes hold lists."""
         value = getattr(self, field)
-        if not isinstance(value, (tuple, list)) or len(value) != length or not all(isinstance(v, Real) for v in value):
+        if (
+            not isinstance(value, (tuple, list))
+            or len(value) != length
+            or not all(isinstance(number, (int, float)) for number in value)
+        ):
             raise _bad_value(field, value, remedy)
         object.__setattr__(self, field, tuple(float(number) for number in value))
 

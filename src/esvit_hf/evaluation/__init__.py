@@ -3,8 +3,10 @@
 import importlib.resources
 from typing import Any
 
-__all__ = ["METRICS", "load_metric"]
+__all__ = ["METRICS", "RANKED_CLASSES", "load_metric"]
 
+# Top-5 is the deepest rank that anything here reports.
+RANKED_CLASSES = 5
 METRICS = ("mean_per_class_accuracy", "top_k_accuracy")
 
 

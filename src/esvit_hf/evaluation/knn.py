@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import load_metric
+from . import RANKED_CLASSES, load_metric
+from .features import check_matrices
 
 __all__ = ["knn_accuracy", "knn_predictions", "nearest_neighbours"]
 
-RANKED_CLASSES = 5
-# Splitting the candidates into groups pays for the extra passes when the groups are this many times more than k.
+DEFAULT_BLOCK_BYTES = 512 * 2**20
 _GROUP_SIZE = 16
 
 
@@ -23,7 +23,7 @@ def knn_accuracy(
     *,
     k: Sequence[int] = (10, 20, 100, 200),
     temperature: Sequence[float] = (0.07,),
-    block_bytes: int = 256 * 2**20,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
     device: torch.device | str | None = None,
 ) -> dict[tuple[int, float], tuple[float, float]]:
     """Accuracy of the weighted k-NN classifier over every test image.
@@ -49,7 +49,7 @@ def knn_accuracy(
         DINO (arXiv 2104.14294) section 4.1; EsViT section 4.1.
     """
     if test_labels.shape != test.shape[:1]:
-        raise ValueError(f"{len(test)} test features come with labels of shape {tuple(test_labels.shape)}: pass one each")
+        raise ValueError(f"{len(test)} test features have labels of shape {tuple(test_labels.shape)}: pass one each")
     ranked = knn_predictions(
         train, train_labels, test, k=k, temperature=temperature, block_bytes=block_bytes, device=device
     )
@@ -70,7 +70,7 @@ def knn_predictions(
     *,
     k: Sequence[int],
     temperature: Sequence[float],
-    block_bytes: int = 256 * 2**20,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
     device: torch.device | str | None = None,
 ) -> dict[tuple[int, float], Tensor]:
     """Rank the classes of each test image by the votes of its k nearest neighbours, weighted by exp(cos / T).
@@ -97,16 +97,18 @@ def knn_predictions(
             f"{len(train)} training features come with labels of shape {tuple(train_labels.shape)} and type "
             f"{train_labels.dtype}: pass one integer each"
         )
-    if not k or not temperature or any(not value > 0 for value in temperature):
+    if not k or min(k) < 1 or not temperature or not min(temperature) > 0:
         raise ValueError(f"k is {list(k)} and temperature {list(temperature)}: give at least one of each, all above 0")
+    if len(train_labels) and int(train_labels.min()) < 0:
+        raise ValueError(f"the lowest training label is {int(train_labels.min())}: number the classes from 0")
     counts = sorted(set(k))
     similarities, neighbours = nearest_neighbours(train, test, counts[-1], block_bytes=block_bytes, device=device)
-    if counts[0] < 1 or int(train_labels.min()) < 0:
-        raise ValueError(f"k is {list(k)}, the lowest label {int(train_labels.min())}: k starts at 1 and labels at 0")
     classes = int(train_labels.max()) + 1
     neighbour_labels = train_labels.to(neighbours.device, torch.int64)
     ranked = {
-        (count, value): torch.empty(len(test), RANKED_CLASSES, dtype=torch.int64) for count in k for value in temperature
+        (count, value): torch.empty(len(test), RANKED_CLASSES, dtype=torch.int64)
+        for count in k
+        for value in temperature
     }
     # The votes are float64: at low temperatures exp() spans more than float32 holds.
     rows = max(1, block_bytes // (16 * (classes + counts[-1])))
@@ -131,7 +133,7 @@ def nearest_neighbours(
     test: Tensor,
     k: int,
     *,
-    block_bytes: int = 256 * 2**20,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Find the k training rows of highest cosine similarity for every test row.
@@ -151,7 +153,7 @@ def nearest_neighbours(
     Raises:
         ValueError: features that are no two finite matrices of one width, or k outside 1..N.
     """
-    _check_features(train, test)
+    check_matrices(train, test)
     if not 1 <= k <= len(train):
         raise ValueError(f"k is {k}, the training set has {len(train)} rows: choose k from 1 to {len(train)}")
     device = train.device if device is None else torch.device(device)
@@ -181,18 +183,6 @@ def nearest_neighbours(
             best_indices[selection, :kept] = indices[:, :kept]
         found = kept
     return best, best_indices
-
-
-def _check_features(train: Tensor, test: Tensor) -> None:
-    if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1] or not train.numel() or not test.numel():
-        raise ValueError(
-            f"train has shape {tuple(train.shape)} and test {tuple(test.shape)}: both must be (images, D) with the same D "
-            "and at least one image"
-        )
-    for name, features in (("train", train), ("test", test)):
-        # The sum is not finite if an element is not, and needs no mask the size of the features.
-        if not torch.isfinite(features.sum(dtype=torch.float64)):
-            raise ValueError(f"{name} features are not all finite: look for the images that cause NaN or infinity")
 
 
 def _normalised(features: Tensor, device: torch.device) -> Tensor:

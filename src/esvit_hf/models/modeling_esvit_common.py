@@ -15,6 +15,8 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPoo
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .modeling_esvit_linear import EsvitLinear
+
 
 @dataclass(frozen=True)
 class StageOutput:
@@ -86,9 +88,9 @@ class MultilayerPerceptron(nn.Module):
 
     def __init__(self, channels: int, hidden_channels: int, activation: str) -> None:
         super().__init__()
-        self.expand = nn.Linear(channels, hidden_channels)
+        self.expand = EsvitLinear(channels, hidden_channels)
         self.activation = ACT2FN[activation]
-        self.contract = nn.Linear(hidden_channels, channels)
+        self.contract = EsvitLinear(hidden_channels, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map every token on its own.

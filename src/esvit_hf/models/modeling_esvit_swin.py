@@ -1,6 +1,9 @@
 """Swin Transformer as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv 2103.14030)."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,7 @@ from .modeling_esvit_common import (
     StochasticDepth,
     stochastic_depth_rates,
 )
+from .modeling_esvit_linear import EsvitLinear
 
 # Added to the scores of token pairs that lie on different sides of the image before the shift; the reference's value.
 _MASKED_SCORE = -100.0
@@ -42,46 +46,105 @@ def relative_position_index(window: int) -> Tensor:
     return index.reshape(-1)
 
 
-def _build_shift_mask(
+@dataclass(frozen=True)
+class WindowLayout:
+    """How a token map is cut into windows, fixed by its grid: computed once, used by every call.
+
+    Attributes:
+        windows: Number of windows.
+        to_windows: (windows * w^2,) int64, for every slot of a window the token that it holds, N for a padded one;
+            None if the map is one window in its own order.
+        to_map: (N,) int64, for every token of the map its slot.
+        mask: (windows, 1, w^2, w^2), -100 where the shift put tokens of different sides side by side, else 0; None
+            without a shift.
+    """
+
+    windows: int
+    to_windows: Tensor | None
+    to_map: Tensor | None
+    mask: Tensor | None
+
+
+def _build_window_layout(
     grid: tuple[int, int], window: int, shift: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    bands = []
-    for size in grid:
-        position = torch.arange(size, device=device)
-        bands.append((position >= size - window).long() + (position >= size - shift).long())
-    regions = bands[0][:, None] * 3 + bands[1][None, :]
-    regions = regions.view(grid[0] // window, window, grid[1] // window, window).transpose(1, 2)
-    regions = regions.reshape(-1, 1, window * window)
-    apart = regions != regions.transpose(1, 2)
-    return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill_(apart, _MASKED_SCORE)
+) -> WindowLayout:
+    (height, width), tokens = grid, grid[0] * grid[1]
+    rows, columns = -(-height // window), -(-width // window)
+    padded_height, padded_width = rows * window, columns * window
+    if rows == columns == 1 and not shift and (padded_height, padded_width) == grid:
+        return WindowLayout(1, None, None, None)
+
+    # Of the token at slot (row of windows, column of windows, row, column): its place in the map before the roll.
+    inside = torch.arange(window, device=device)
+    y = (torch.arange(rows, device=device)[:, None, None, None] * window + inside[:, None] + shift) % padded_height
+    x = (torch.arange(columns, device=device)[:, None, None] * window + inside + shift) % padded_width
+    to_windows = torch.where((y < height) & (x < width), y * width + x, tokens).flatten()
+
+    # Of the token at (row, column) of the map: its slot.
+    y_rolled = (torch.arange(height, device=device)[:, None] - shift) % padded_height
+    x_rolled = (torch.arange(width, device=device) - shift) % padded_width
+    window_index = y_rolled // window * columns + x_rolled // window
+    to_map = (window_index * window**2 + y_rolled % window * window + x_rolled % window).flatten()
+
+    mask = None
+    if shift:
+        sides = ((y < shift) * 2 + (x < shift)).view(rows * columns, 1, window**2)
+        apart = sides.unsqueeze(2) != sides.unsqueeze(3)
+        mask = torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, _MASKED_SCORE)
+    return WindowLayout(rows * columns, to_windows, to_map, mask)
 
 
-@lru_cache(maxsize=128)
-def _cached_shift_mask(
+@lru_cache(maxsize=256)
+def _cached_window_layout(
     grid: tuple[int, int], window: int, shift: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    # A mask first built under inference_mode would be refused by a later training step.
-    with torch.inference_mode(False):
-        return _build_shift_mask(grid, window, shift, dtype, device)
+) -> WindowLayout:
+    # Tensors first built under inference_mode would be refused by a later training step.
+    with torch.inference_mode(False), torch.no_grad():
+        return _build_window_layout(grid, window, shift, dtype, device)
 
 
-def shift_mask(grid: tuple[int, int], window: int, shift: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Additive mask that keeps tokens apart which the cyclic shift brought together.
+def window_layout(
+    grid: tuple[int, int], window: int, shift: int, dtype: torch.dtype, device: torch.device
+) -> WindowLayout:
+    """Cut a token map into windows after rolling it up and to the left.
+
+    The map is padded at the right and at the bottom to multiples of the window, before it is rolled.
 
     Args:
-        grid: (h, w) of the padded token map, multiples of `window`.
+        grid: (h, w) of the token map.
         window: Side of the window in tokens.
-        shift: Tokens by which the map was rolled, up and to the left.
-        dtype: Type of the scores.
-        device: Device of the scores.
+        shift: Tokens by which the padded map is rolled.
+        dtype: Type of the attention scores.
+        device: Device of the tokens.
 
     Returns:
-        (windows, window^2, window^2), 0 or -100.
+        The layout.
     """
     # While tracing, a cached tensor would leak from or into the graph.
     if torch.compiler.is_compiling():
-        return _build_shift_mask(grid, window, shift, dtype, device)
-    return _cached_shift_mask(grid, window, shift, dtype, device)
+        return _build_window_layout(grid, window, shift, dtype, device)
+    return _cached_window_layout(grid, window, shift, dtype, device)
+
+
+class _GatherTokens(torch.autograd.Function):
+    """Reorder tokens in one copy, and their gradients in one copy: without duplicates both directions are a gather."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tokens: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        if index.shape[0] > tokens.shape[1]:
+            tokens = F.pad(tokens, (0, 0, 0, 1))
+        return tokens.index_select(1, index)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1], inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        index, inverse = ctx.saved_tensors
+        return _GatherTokens.apply(gradient, inverse, index), None, None
 
 
 class EsvitSwinAttention(nn.Module):
@@ -104,75 +167,105 @@ class EsvitSwinAttention(nn.Module):
         self.window = window
         self.shift = shift
         self.scaling = (channels // num_heads) ** -0.5
-        self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias)
-        self.projection = nn.Linear(channels, channels)
+        self.qkv = EsvitLinear(channels, 3 * channels, bias=config.qkv_bias)
+        self.projection = EsvitLinear(channels, channels)
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, num_heads))
         self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
+        self._cached_bias: tuple[Tensor, Tensor] | None = None
 
-    def relative_position_bias(self) -> Tensor:
+    def relative_position_bias(self, dtype: torch.dtype) -> Tensor:
         """Gather the bias table for the tokens of a window.
 
-        Returns:
-            (heads, w^2, w^2).
-        """
-        bias = F.embedding(self.relative_position_index, self.relative_position_bias_table)
-        return bias.view(self.window**2, self.window**2, self.num_heads).permute(2, 0, 1)
-
-    def score_bias(self, grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Everything that is added to the scaled scores: the relative position bias and the shift mask.
-
         Args:
-            grid: (h, w) of the padded token map.
-            dtype: Type of the scores.
-            device: Device of the scores.
+            dtype: Type of the attention scores.
 
         Returns:
-            (1 or windows, heads, w^2, w^2).
+            (1, heads, w^2, w^2).
         """
-        bias = self.relative_position_bias().to(dtype)
-        if not self.shift:
-            return bias.contiguous()[None]
-        return bias + shift_mask(grid, self.window, self.shift, dtype, device)[:, None]
+        table = self.relative_position_bias_table
+        trains = torch.is_grad_enabled() and table.requires_grad
+        if trains or table.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._gather_bias(dtype)
+        # Compared by value, not by version: writing through `.data` leaves the version as it is.
+        cached = self._cached_bias
+        if cached is None or cached[1].dtype != dtype or not torch.equal(cached[0], table):
+            with torch.inference_mode(False), torch.no_grad():
+                cached = self._cached_bias = (table.detach().clone(), self._gather_bias(dtype))
+        return cached[1]
 
-    def forward(self, token_map: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
+    def _gather_bias(self, dtype: torch.dtype) -> Tensor:
+        bias = F.embedding(self.relative_position_index, self.relative_position_bias_table)
+        bias = bias.view(1, self.window**2, self.window**2, self.num_heads).permute(0, 3, 1, 2)
+        return bias.to(dtype).contiguous()
+
+    def forward(
+        self, tokens: Tensor, grid: tuple[int, int], output_attentions: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Let the tokens of each window attend to each other.
 
         Args:
-            token_map: (B, h, w, C) with h and w multiples of the window.
+            tokens: (B, N, C), row-major.
+            grid: (h, w) with h * w = N.
             output_attentions: Whether the attention probabilities are wanted.
 
         Returns:
-            (B, h, w, C) and (B * windows, heads, w^2, w^2) probabilities or None.
+            (B, N, C) and (B * windows, heads, w^2, w^2) probabilities or None.
         """
-        batch, height, width, channels = token_map.shape
-        window, heads, tokens = self.window, self.num_heads, self.window**2
-        rows, columns = height // window, width // window
-        if self.shift:
-            token_map = token_map.roll((-self.shift, -self.shift), dims=(1, 2))
-        windows = token_map.view(batch, rows, window, columns, window, channels).transpose(2, 3)
-        qkv = self.qkv(windows.reshape(batch * rows * columns, tokens, channels))
-        qkv = qkv.view(batch * rows * columns, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        bias = self.score_bias((height, width), qkv.dtype, qkv.device)
-        probabilities = None
-        if self.shift:
-            query, key, value = qkv.contiguous().view(3, batch, rows * columns * heads, tokens, -1).unbind(0)
-            bias = bias.flatten(0, 1)[None]
-        else:
-            query, key, value = qkv.unbind(0)
-        if output_attentions or self.config._attn_implementation == "eager":
-            scores = query @ key.transpose(-1, -2) * self.scaling + bias
-            probabilities = scores.softmax(dim=-1)
-            mixed = probabilities @ value
-            probabilities = probabilities.view(-1, heads, tokens, tokens)
-        else:
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scaling)
-        mixed = mixed.reshape(-1, heads, tokens, channels // heads).transpose(1, 2)
-        output = self.projection(mixed.reshape(batch * rows * columns, tokens, channels))
-        output = output.view(batch, rows, columns, window, window, channels).transpose(2, 3)
-        output = output.reshape(batch, height, width, channels)
-        if self.shift:
-            output = output.roll((self.shift, self.shift), dims=(1, 2))
+        batch, _, channels = tokens.shape
+        size, heads = self.window**2, self.num_heads
+        layout = window_layout(grid, self.window, self.shift, tokens.dtype, tokens.device)
+        if layout.to_windows is not None:
+            tokens = _GatherTokens.apply(tokens, layout.to_windows, layout.to_map)
+        qkv = self.qkv(tokens).view(batch, layout.windows, size, 3, heads, channels // heads)
+        bias = self.relative_position_bias(qkv.dtype)
+        if layout.mask is not None:
+            bias = bias + layout.mask.to(qkv.dtype)
+        mixed, probabilities = self._attend(qkv, bias, output_attentions)
+        output = self.projection(mixed.reshape(batch, layout.windows * size, channels))
+        if layout.to_map is not None:
+            output = _GatherTokens.apply(output, layout.to_map, layout.to_windows)
         return output, probabilities
+
+    def _attend(self, qkv: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
+        """Attend with the configured implementation.
+
+        Takes qkv (B, windows, w^2, 3, heads, C / heads) and bias (1 or windows, heads, w^2, w^2); returns
+        (B, windows, w^2, heads, C / heads) and (B * windows, heads, w^2, w^2) probabilities or None.
+        """
+        implementation = self.config._attn_implementation
+        if output_attentions or implementation == "eager":
+            return self._attend_by_products(qkv, bias, output_attentions)
+        batch, windows = qkv.shape[:2]
+        on_cpu = qkv.device.type == "cpu"
+        if implementation == "sdpa":
+            # On CPU the fused kernel has no gradient for the bias and is slow in 16 bits.
+            if on_cpu and (bias.requires_grad or qkv.dtype != torch.float32):
+                return self._attend_by_products(qkv, bias, False)
+            if bias.shape[0] > 1 and not on_cpu:
+                # Windows as further heads: the bias is shared by the images without being repeated.
+                query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind(0)
+                bias = bias.flatten(0, 1)[None]
+                mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scaling)
+                return mixed.unflatten(1, (windows, self.num_heads)).transpose(2, 3), None
+        query, key, value = qkv.flatten(0, 1).permute(2, 0, 3, 1, 4).unbind(0)
+        if bias.shape[0] > 1:
+            bias = bias.expand(batch, -1, -1, -1, -1).flatten(0, 1)
+        if implementation == "sdpa":
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scaling)
+            return mixed.transpose(1, 2), None
+        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            implementation, F.scaled_dot_product_attention
+        )
+        return attend(self, query, key, value, bias, dropout=0.0, scaling=self.scaling, is_causal=False)
+
+    def _attend_by_products(self, qkv: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
+        query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).contiguous().unbind(0)
+        scores = query.flatten(0, 2) @ key.flatten(0, 2).transpose(1, 2)
+        scores = torch.add(bias, scores.view(*query.shape[:-1], -1), alpha=self.scaling)
+        probabilities = scores.softmax(dim=-1)
+        mixed = probabilities.flatten(0, 2) @ value.flatten(0, 2)
+        mixed = mixed.view(query.shape).transpose(2, 3)
+        return mixed, probabilities.flatten(0, 1) if output_attentions else None
 
 
 class EsvitSwinBlock(GradientCheckpointingLayer):
@@ -191,7 +284,6 @@ class EsvitSwinBlock(GradientCheckpointingLayer):
         self, config: EsvitSwinConfig, channels: int, num_heads: int, window: int, shift: int, drop_path_rate: float
     ) -> None:
         super().__init__()
-        self.window = window
         self.attention_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         self.attention = EsvitSwinAttention(config, channels, num_heads, window, shift)
         self.mlp_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
@@ -211,16 +303,9 @@ class EsvitSwinBlock(GradientCheckpointingLayer):
         Returns:
             (B, N, C) and (B * windows, heads, w^2, w^2) probabilities or None.
         """
-        height, width = grid
-        bottom, right = -height % self.window, -width % self.window
-        token_map = self.attention_norm(tokens).unflatten(1, grid)
-        if bottom or right:
-            # Padded tokens are zero only here: the projections give them keys and values that others attend to.
-            token_map = F.pad(token_map, (0, 0, 0, right, 0, bottom))
-        mixed, probabilities = self.attention(token_map, output_attentions)
-        if bottom or right:
-            mixed = mixed[:, :height, :width]
-        tokens = tokens + self.stochastic_depth(mixed.flatten(1, 2))
+        # The map is padded behind the norm, so that padded tokens enter the projections as zeros.
+        mixed, probabilities = self.attention(self.attention_norm(tokens), grid, output_attentions)
+        tokens = tokens + self.stochastic_depth(mixed)
         tokens = tokens + self.stochastic_depth(self.mlp(self.mlp_norm(tokens)))
         return tokens, probabilities
 
@@ -236,7 +321,7 @@ class EsvitSwinDownsample(nn.Module):
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * channels, eps=eps)
-        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+        self.reduction = EsvitLinear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Halve the grid, rounding up: an odd side is padded with zeros.

@@ -1,5 +1,6 @@
 """The recipe of a pretraining run: one typed dataclass, filled from a YAML file and the command line."""
 
+from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
-from ..data.multicrop import ViewSpec, dino_views
+from esvit_hf.data.views import ViewSpec, dino_views
 
 
 @dataclass
@@ -68,7 +69,8 @@ class PretrainingArguments:
         knn_every_epochs: epochs between two online k-NN evaluations of the teacher; 0 turns them off.
         knn_split: split whose images are classified by the training split's labels.
         knn_neighbours: number of neighbours of the online k-NN.
-        eval_resize_ratio: shorter side of an evaluation image over its centre crop, which is as large as the largest view.
+        eval_resize_ratio: shorter side of an evaluation image over its centre crop; the crop is as large as the
+            largest view.
     """
 
     dataset: str
@@ -144,9 +146,7 @@ class PretrainingArguments:
         for name in ("centre_momentum", "teacher_momentum", "teacher_momentum_end", "max_broken_fraction"):
             self._require(0 <= getattr(self, name) <= 1, name, "must lie between 0 and 1")
         self._require(self.max_steps is None or self.max_steps > 0, "max_steps", "must be greater than 0")
-        self._require(
-            self.view_weight + self.region_weight > 0, "view_weight", "and region_weight must not both be 0"
-        )
+        self._require(self.view_weight + self.region_weight > 0, "view_weight", "and region_weight must not both be 0")
         self._require(
             self.region_start_epoch == 0 or self.view_weight > 0,
             "region_start_epoch",
@@ -196,6 +196,9 @@ def parse_arguments(command_line: Sequence[str]) -> PretrainingArguments:
             raise ValueError(f"recipe {words[0]!r} is not a file: give the path of a YAML recipe")
         words = ["--recipe", *words]
     parser = argument_parser()
-    namespace = parser.parse_args(words)
+    try:
+        namespace = parser.instantiate(parser.parse_args(words))
+    except ArgumentError as error:
+        raise ValueError(" ".join(str(error).split())) from error
     del namespace["recipe"]
-    return PretrainingArguments(**parser.instantiate_classes(namespace).as_dict())
+    return PretrainingArguments(**namespace.as_dict())

@@ -12,12 +12,12 @@ from safetensors import safe_open
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 
-from ..backbones import RegionBackbone, load_backbone
-from .arguments import PretrainingArguments
-from .centering import TeacherCentre
-from .ema import set_teacher_mode
-from .heads import ProjectionHead
-from .model import DistillationNetwork
+from esvit_hf.backbones import RegionBackbone, load_backbone
+from esvit_hf.pretraining.arguments import PretrainingArguments
+from esvit_hf.pretraining.centering import TeacherCentre
+from esvit_hf.pretraining.ema import set_teacher_mode
+from esvit_hf.pretraining.heads import ProjectionHead
+from esvit_hf.pretraining.model import DistillationNetwork
 
 HEADS_FILE = "pretraining_heads.safetensors"
 """Heads and centres of the teacher, beside the model of a pretraining run."""
@@ -124,9 +124,7 @@ def load_heads(arguments: PretrainingArguments, student: DistillationNetwork, ce
         expected = {name: list(value.shape) for name, value in head.state_dict().items()}
         found = {name: list(value.shape) for name, value in state.items()}
         if expected != found:
-            differing = sorted(
-                name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-            )
+            differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
             raise ValueError(
                 f"{path}: the {task} head does not fit the recipe ({differing[0]}: the file has "
                 f"{found.get(differing[0])}, the recipe asks for {expected.get(differing[0])}); set num_prototypes "

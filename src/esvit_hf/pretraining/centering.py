@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class TeacherCentre(nn.Module):
-    """Exponential moving average of the mean teacher logit, which keeps one prototype from taking over (DINO section 3.1).
+    """Moving average of the mean teacher logit, which keeps one prototype from taking over (DINO section 3.1).
 
     A step uses the centre of the step before. Logits are linear in the bottleneck, so D numbers are averaged over
     micro-batches and processes, and the K logits follow from them once per optimizer step.

@@ -9,10 +9,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 from torch import nn
 
-from ..models.image_processing_esvit import EsvitImageProcessor
-from .arguments import PretrainingArguments
-from .build import HEADS_FILE, heads_state
-from .model import DistillationNetwork
+from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
+from esvit_hf.pretraining.arguments import PretrainingArguments
+from esvit_hf.pretraining.build import HEADS_FILE, heads_state
+from esvit_hf.pretraining.model import DistillationNetwork
 
 CARD_TEMPLATE = """---
 {{ card_data }}

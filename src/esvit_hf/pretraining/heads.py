@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 class ProjectionHead(nn.Module):
-    """Multi-layer perceptron to a unit-length bottleneck, and weight-normalised prototypes (DINO appendix; EsViT section 3).
+    """Perceptron to a unit-length bottleneck, and weight-normalised prototypes (DINO appendix; EsViT section 3).
 
     The head stops at the bottleneck. The logits, `head(features) @ head.prototypes().T`, are formed block by block
     where they are consumed, because (regions x prototypes) is by far the largest tensor of a training step.

@@ -16,18 +16,19 @@ from accelerate.utils import ProjectConfiguration, is_tensorboard_available, set
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.color import augment
-from ..data.multicrop import CropBatch, make_multicrop_loader
-from ..data.sources import ImageSource, load_image_source
-from ..evaluation.features import extract_features
-from ..evaluation.knn import knn_accuracy
-from .arguments import PretrainingArguments
-from .build import build_parts, describe_model
-from .checkpoint import Progress, find_checkpoint, save_checkpoint
-from .ema import set_teacher_mode
-from .export import export_run, make_processor, recipe_yaml
-from .monitor import CollapseMonitor, check_finite, teacher_entropy
-from .step import DistillationStep, LossValues, StepSchedules
+from esvit_hf.data.color import augment
+from esvit_hf.data.multicrop import CropBatch, MultiCropDataset, make_multicrop_loader
+from esvit_hf.data.sampling import EpochSampler
+from esvit_hf.data.sources import ImageSource, load_image_source
+from esvit_hf.evaluation.features import extract_features
+from esvit_hf.evaluation.knn import knn_accuracy
+from esvit_hf.pretraining.arguments import PretrainingArguments
+from esvit_hf.pretraining.build import build_parts, describe_model
+from esvit_hf.pretraining.checkpoint import Progress, find_checkpoint, save_checkpoint
+from esvit_hf.pretraining.ema import set_teacher_mode
+from esvit_hf.pretraining.export import export_run, make_processor, recipe_yaml
+from esvit_hf.pretraining.monitor import CollapseMonitor, check_finite, teacher_entropy
+from esvit_hf.pretraining.step import DistillationStep, LossValues, StepSchedules
 
 
 @dataclass(frozen=True)
@@ -174,22 +175,23 @@ class Pretraining:
         self.log = MetricsLog(accelerator, output / "metrics.jsonl", self.progress.step)
         accelerator.print(
             f"{self.source.description}; {describe_model(self.step.teacher.backbone)}; "
-            f"{self.total_steps} steps of {self.total_batch} images on {accelerator.num_processes} x {accelerator.device}"
+            f"{self.total_steps} steps of {self.total_batch} images on "
+            f"{accelerator.num_processes} x {accelerator.device}"
         )
         if self.progress.step == 0 and self.knn_source is not None:
             self.evaluate_knn()
-        loader = make_multicrop_loader(
-            self.source,
-            arguments.views,
-            batch_size=arguments.batch_size,
-            accumulation_steps=arguments.accumulation_steps,
-            seed=arguments.seed,
+        sampler = EpochSampler(
+            len(self.source),
+            arguments.batch_size,
+            arguments.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
+            accumulation=arguments.accumulation_steps,
             start_step=self.progress.step,
             total_steps=self.total_steps,
-            num_workers=arguments.num_workers,
         )
+        dataset = MultiCropDataset(self.source, arguments.views, arguments.seed, arguments.max_broken_fraction)
+        loader = make_multicrop_loader(dataset, sampler, num_workers=arguments.num_workers)
         bar = tqdm(
             total=self.total_steps * self.total_batch,
             initial=self.progress.step * self.total_batch,
@@ -224,7 +226,7 @@ class Pretraining:
         losses: list[LossValues] = []
         for micro_batch in range(arguments.accumulation_steps):
             batch = next(batches)
-            self.count_broken(batch)
+            self.report_broken(batch)
             batch = batch.to(self.accelerator.device, non_blocking=True)
             crops = [augment(crop, parameters) for crop, parameters in zip(batch.crops, batch.parameters, strict=True)]
             last = micro_batch == arguments.accumulation_steps - 1
@@ -244,21 +246,11 @@ class Pretraining:
         if arguments.checkpoint_steps and self.progress.step % arguments.checkpoint_steps == 0:
             self.save()
 
-    def count_broken(self, batch: CropBatch) -> None:
-        """Report undecodable images, and stop if there are too many.
-
-        Raises:
-            ValueError: if more than `max_broken_fraction` of the data set could not be decoded.
-        """
-        for index, reason in batch.broken:
+    def report_broken(self, batch: CropBatch) -> None:
+        """Name the images of a batch that could not be decoded, and count them."""
+        for image in batch.broken:
             self.broken_images += 1
-            tqdm.write(f"image {index} cannot be decoded and is replaced by another: {reason}")
-        allowed = self.arguments.max_broken_fraction * len(self.source)
-        if self.broken_images > allowed:
-            raise ValueError(
-                f"{self.broken_images} images could not be decoded, more than max_broken_fraction "
-                f"{self.arguments.max_broken_fraction} of {len(self.source)}: repair the data or raise that setting"
-            )
+            tqdm.write(f"image {image.index} cannot be decoded and is replaced by another: {image.reason}")
 
     def mean(self, values: list[Tensor | None]) -> float | None:
         """Average a loss over micro-batches and processes; the one place that waits for the device."""

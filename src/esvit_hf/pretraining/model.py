@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..backbones import RegionBackbone
-from .heads import ProjectionHead
+from esvit_hf.backbones import RegionBackbone
+from esvit_hf.pretraining.heads import ProjectionHead
 
 
 @dataclass

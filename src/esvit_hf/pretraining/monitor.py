@@ -36,8 +36,8 @@ def check_finite(loss: float, step: int) -> None:
     """
     if not math.isfinite(loss):
         raise FloatingPointError(
-            f"the loss is {loss} at step {step}: lower learning_rate or raise warmup_epochs, keep clip_gradient above 0, "
-            "and prefer mixed_precision bf16 or no to fp16; --resume continues from the last checkpoint"
+            f"the loss is {loss} at step {step}: lower learning_rate or raise warmup_epochs, keep clip_gradient "
+            "above 0, and prefer mixed_precision bf16 or no to fp16; --resume continues from the last checkpoint"
         )
 
 
@@ -62,7 +62,8 @@ class CollapseMonitor:
         if self.uniform == self.patience:
             message = (
                 f"step {step}: the teacher's targets are uniform (entropy {target_entropy:.2f} of at most "
-                f"{self.largest:.2f} nats), so there is nothing to learn from: lower teacher_temperature or centre_momentum"
+                f"{self.largest:.2f} nats), so there is nothing to learn from: lower teacher_temperature or "
+                "centre_momentum"
             )
         if self.constant == self.patience:
             message = (

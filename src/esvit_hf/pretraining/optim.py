@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def build_optimizer(module: nn.Module) -> torch.optim.AdamW:
-    """Build AdamW with two groups: weights of rank 2 and more, which decay, and biases and rank-1 tensors, which do not.
+    """Build AdamW with two groups: weights of rank 2 and more decay, biases and rank-1 tensors do not.
 
     The learning rate and the weight decay of the first group are set by schedules at every step.
     """

@@ -7,14 +7,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from .arguments import PretrainingArguments
-from .build import DistillationParts
-from .ema import update_teacher
-from .heads import ProjectionHead
-from .losses import region_loss, view_loss
-from .model import DistillationNetwork, DistillationOutput
-from .optim import build_optimizer, clip_all_gradients, clip_each_gradient
-from .schedules import Schedule, cosine_schedule, linear_schedule
+from esvit_hf.pretraining.arguments import PretrainingArguments
+from esvit_hf.pretraining.build import DistillationParts
+from esvit_hf.pretraining.ema import update_teacher
+from esvit_hf.pretraining.heads import ProjectionHead
+from esvit_hf.pretraining.losses import region_loss, view_loss
+from esvit_hf.pretraining.model import DistillationNetwork, DistillationOutput
+from esvit_hf.pretraining.optim import build_optimizer, clip_all_gradients, clip_each_gradient
+from esvit_hf.pretraining.schedules import Schedule, cosine_schedule, linear_schedule
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,7 @@ class StepSchedules:
     steps_per_epoch: int
 
     @classmethod
-    def from_arguments(
-        cls, arguments: PretrainingArguments, steps_per_epoch: int, total_batch: int
-    ) -> "StepSchedules":
+    def from_arguments(cls, arguments: PretrainingArguments, steps_per_epoch: int, total_batch: int) -> "StepSchedules":
         """Turn the recipe's epochs into steps, in this one place.
 
         Args:
@@ -47,9 +45,7 @@ class StepSchedules:
                 warmup_steps=int(arguments.warmup_epochs * steps_per_epoch),
             ),
             weight_decay=cosine_schedule(arguments.weight_decay, arguments.weight_decay_end, total_steps),
-            teacher_momentum=cosine_schedule(
-                arguments.teacher_momentum, arguments.teacher_momentum_end, total_steps
-            ),
+            teacher_momentum=cosine_schedule(arguments.teacher_momentum, arguments.teacher_momentum_end, total_steps),
             teacher_temperature=linear_schedule(
                 arguments.warmup_teacher_temperature,
                 arguments.teacher_temperature,
@@ -221,9 +217,7 @@ class DistillationStep:
         for task, centre in self.centres.items():
             if task == "view" or self.regions_active(step):
                 centre.update_centre(self.teacher_head(task).prototypes())
-        update_teacher(
-            self.teacher.parameters(), self.student.parameters(), self.schedules.teacher_momentum(step)
-        )
+        update_teacher(self.teacher.parameters(), self.student.parameters(), self.schedules.teacher_momentum(step))
         return norm
 
     def teacher_head(self, task: str) -> ProjectionHead:

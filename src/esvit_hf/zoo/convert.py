@@ -18,8 +18,11 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..models.configuration_esvit_swin import EsvitSwinConfig
+from ..models.configuration_esvit_vil import EsvitVilConfig
 
 State = dict[str, Tensor]
+# A pattern of a whole name of the reference; what it becomes: a template for `Match.expand`, or a function.
+Rename = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,16 @@ class NetworkRule:
         renames: (pattern of a whole name, replacement) pairs; the first that matches wins.
         recomputed: Pattern of names that hold no weights: the model computes them itself, the converter compares.
         infer_config: Builds the configuration from the renamed tensors and the fields that the caller sets.
+        shared: Pattern of the reference's names for a module that it registers a second time: they are renamed to the
+            first one, whose tensor they must repeat.
     """
 
     name: str
     signature: str
-    renames: tuple[tuple[str, str], ...]
+    renames: tuple[Rename, ...]
     recomputed: str | None
     infer_config: Callable[[Mapping[str, Tensor], dict[str, Any]], PreTrainedConfig]
+    shared: str | None = None
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
@@ -49,9 +55,7 @@ def _count(state: Mapping[str, Tensor], prefix: str) -> int:
 def _infer_swin_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:
     projection = state["embeddings.projection.weight"]
     depths = [_count(state, rf"stages\.{stage}\.blocks") for stage in range(_count(state, "stages"))]
-    tables = [
-        state[f"stages.{stage}.blocks.0.attention.relative_position_bias_table"] for stage in range(len(depths))
-    ]
+    tables = [state[f"stages.{stage}.blocks.0.attention.relative_position_bias_table"] for stage in range(len(depths))]
     windows = [(math.isqrt(table.shape[0]) + 1) // 2 for table in tables]
     first_mlp = state["stages.0.blocks.0.mlp.expand.weight"]
     patch = tuple(projection.shape[2:])
@@ -83,7 +87,60 @@ def _infer_swin_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pr
     return config
 
 
+def _infer_vil_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:
+    stages = range(_count(state, "stages"))
+    projections = [state[f"stages.{stage}.embeddings.projection.weight"] for stage in stages]
+    patches = [projection.shape[2] for projection in projections]
+    sparse = [f"stages.{stage}.blocks.0.attention.query.weight" in state for stage in stages]
+    absolute = "stages.0.embeddings.row_positions" in state
+    fields: dict[str, Any] = {
+        "num_channels": projections[0].shape[1],
+        "patch_sizes": patches,
+        "hidden_sizes": [projection.shape[0] for projection in projections],
+        "depths": [_count(state, rf"stages\.{stage}\.blocks") for stage in stages],
+        "sparse_stages": sparse,
+        "num_global_tokens": [
+            state[name].shape[1] if (name := f"stages.{stage}.embeddings.global_tokens") in state else 0
+            for stage in stages
+        ],
+        "mlp_ratio": state["stages.0.blocks.0.mlp.expand.weight"].shape[0] / projections[0].shape[0],
+        "qkv_bias": f"stages.0.blocks.0.attention.{'query' if sparse[0] else 'qkv'}.bias" in state,
+        "position_embedding": "absolute" if absolute else "relative",
+    }
+    if absolute:
+        if "num_heads" not in given:
+            raise ValueError("the checkpoint has absolute positions, which do not show num_heads: pass num_heads.")
+        fields["image_size"] = state["stages.0.embeddings.row_positions"].shape[1] * patches[0]
+        return EsvitVilConfig(**{**fields, **given})
+    tables = [state[f"stages.{stage}.blocks.0.attention.relative_position_bias_table"] for stage in stages]
+    fields["num_heads"] = [table.shape[1] for table in tables]
+    for stage, table in enumerate(tables):
+        side = math.isqrt(table.shape[0]) + 1
+        if sparse[stage]:
+            fields["window_size"] = side // 4
+        else:
+            fields["image_size"] = side // 2 * math.prod(patches[: stage + 1])
+    return EsvitVilConfig(**{**fields, **given})
+
+
 _SWIN_BLOCK = r"layers\.(\d+)\.blocks\.(\d+)"
+
+# Layer 0 of a stage embeds the patches; then attention and MLP take turns, so that two layers make a block.
+_VIL_ATTENTION = r"layer(?P<stage>\d+)\.(?P<layer>\d*[13579])"
+_VIL_MLP = r"layer(?P<stage>\d+)\.(?P<layer>\d*[02468])"
+_VIL_STAGE = r"layer(?P<stage>\d+)\.0"
+_VIL_BLOCK = "stages.{stage}.blocks.{block}."
+_KIND = r"(?P<kind>weight|bias)"
+
+
+def _vil_name(template: str) -> Callable[[re.Match[str]], str]:
+    def name(match: re.Match[str]) -> str:
+        groups = match.groupdict()
+        block = (int(groups.get("layer", 1)) - 1) // 2
+        return template.format(stage=int(groups["stage"]) - 1, block=block, kind=groups.get("kind"))
+
+    return name
+
 
 NETWORK_RULES: tuple[NetworkRule, ...] = (
     NetworkRule(
@@ -107,10 +164,47 @@ NETWORK_RULES: tuple[NetworkRule, ...] = (
         recomputed=r".*\.relative_position_index",
         infer_config=_infer_swin_config,
     ),
+    NetworkRule(
+        name="vil",
+        signature=r"layer\d+\.0\.norm_embed\.weight",
+        renames=tuple(
+            (pattern, _vil_name(template))
+            for pattern, template in (
+                (_VIL_STAGE + r"\.proj\." + _KIND, "stages.{stage}.embeddings.projection.{kind}"),
+                (_VIL_STAGE + r"\.norm_embed\." + _KIND, "stages.{stage}.embeddings.norm.{kind}"),
+                (_VIL_STAGE + r"\.cls_token", "stages.{stage}.embeddings.global_tokens"),
+                (_VIL_STAGE + r"\.cls_pos_embed", "stages.{stage}.embeddings.global_positions"),
+                (_VIL_STAGE + r"\.x_pos_embed", "stages.{stage}.embeddings.row_positions"),
+                (_VIL_STAGE + r"\.y_pos_embed", "stages.{stage}.embeddings.column_positions"),
+                (_VIL_ATTENTION + r"\.norm\." + _KIND, _VIL_BLOCK + "attention_norm.{kind}"),
+                (_VIL_ATTENTION + r"\.attn\.qkv\." + _KIND, _VIL_BLOCK + "attention.qkv.{kind}"),
+                (_VIL_ATTENTION + r"\.attn\.query(?:_global)?\." + _KIND, _VIL_BLOCK + "attention.query.{kind}"),
+                (_VIL_ATTENTION + r"\.attn\.kv(?:_global)?\." + _KIND, _VIL_BLOCK + "attention.key_value.{kind}"),
+                (_VIL_ATTENTION + r"\.attn\.proj(?:_global)?\." + _KIND, _VIL_BLOCK + "attention.projection.{kind}"),
+                (
+                    _VIL_ATTENTION + r"\.attn\.local_relative_position_bias_table",
+                    _VIL_BLOCK + "attention.relative_position_bias_table",
+                ),
+                (_VIL_ATTENTION + r"\.attn\.g2l_relative_position_bias", _VIL_BLOCK + "attention.global_to_grid_bias"),
+                (
+                    _VIL_ATTENTION + r"\.attn\.g2g_relative_position_bias",
+                    _VIL_BLOCK + "attention.global_to_global_bias",
+                ),
+                (_VIL_ATTENTION + r"\.attn\.relative_position_index", _VIL_BLOCK + "attention.relative_position_index"),
+                (_VIL_MLP + r"\.norm\." + _KIND, _VIL_BLOCK + "mlp_norm.{kind}"),
+                (_VIL_MLP + r"\.mlp\.fc1\." + _KIND, _VIL_BLOCK + "mlp.expand.{kind}"),
+                (_VIL_MLP + r"\.mlp\.fc2\." + _KIND, _VIL_BLOCK + "mlp.contract.{kind}"),
+            )
+        )
+        + ((r"norm\.(weight|bias)", r"norm.\1"),),
+        recomputed=r".*\.relative_position_index",
+        infer_config=_infer_vil_config,
+        shared=r"layer\d+\.\d+\.attn\.(?:query|kv|proj)_global\.(?:weight|bias)",
+    ),
 )
 
 # Names behind "head." (view) and "head_dense." (region). A head of one layer has no index in the reference.
-_HEAD_RENAMES: tuple[tuple[str, str], ...] = (
+_HEAD_RENAMES: tuple[Rename, ...] = (
     (r"mlp\.(\d+)\.(\w+)", r"layers.\1.\2"),
     (r"mlp\.(weight|bias)", r"layers.0.\1"),
     (r"last_layer\.weight_g", r"prototype_gain"),
@@ -190,10 +284,10 @@ def _find_rule(state: Mapping[str, Tensor], arch: str | None) -> NetworkRule:
     raise ValueError(f"the names ({sample}, ...) belong to none of the known networks ({known}).")
 
 
-def _rename(name: str, renames: tuple[tuple[str, str], ...]) -> str | None:
+def _rename(name: str, renames: tuple[Rename, ...]) -> str | None:
     for pattern, replacement in renames:
         if match := re.fullmatch(pattern, name):
-            return match.expand(replacement)
+            return replacement(match) if callable(replacement) else match.expand(replacement)
     return None
 
 
@@ -202,6 +296,7 @@ def _split(state: Mapping[str, Tensor], rule: NetworkRule) -> tuple[State, State
     view_head: State = {}
     region_head: State = {}
     recomputed: State = {}
+    shared: State = {}
     unused = []
     for reference_name, tensor in state.items():
         name = reference_name.removeprefix("module.")
@@ -213,6 +308,8 @@ def _split(state: Mapping[str, Tensor], rule: NetworkRule) -> tuple[State, State
             part, renamed = backbone, _rename(name, rule.renames)
             if renamed is not None and rule.recomputed and re.fullmatch(rule.recomputed, renamed):
                 part = recomputed
+            elif rule.shared and re.fullmatch(rule.shared, name):
+                part = shared
         if renamed is None:
             unused.append(reference_name)
         elif renamed in part:
@@ -221,6 +318,12 @@ def _split(state: Mapping[str, Tensor], rule: NetworkRule) -> tuple[State, State
             part[renamed] = tensor
     if unused:
         raise ValueError(f"{len(unused)} names have no place in a {rule.name} network: {', '.join(unused[:8])}.")
+    for name, tensor in shared.items():
+        if name not in backbone or not torch.equal(backbone[name], tensor):
+            raise ValueError(
+                f"the checkpoint has a second {name} of its own, for global tokens: only networks whose global tokens "
+                "share the projections of all others can be converted."
+            )
     return backbone, view_head, region_head, recomputed
 
 

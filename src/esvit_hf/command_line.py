@@ -1,0 +1,60 @@
+"""What the command lines share: arguments from a typed function, errors in one line, results as JSON."""
+
+import functools
+import json
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import auto_cli
+
+__all__ = ["report_errors", "run"]
+
+
+def report_errors(main: Callable[..., int]) -> Callable[..., int]:
+    """Turn what users can correct into one line on stderr and an exit code.
+
+    Args:
+        main: program that returns its exit code.
+
+    Returns:
+        The same program; it returns 2 after a ValueError, a wrong argument or a loss that is not finite, and 130 after
+        Ctrl-C. Other exceptions are faults of the program and pass.
+    """
+
+    @functools.wraps(main)
+    def guarded(*args: Any, **kwargs: Any) -> int:
+        try:
+            return main(*args, **kwargs)
+        except (ValueError, FloatingPointError, ArgumentError) as error:
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    return guarded
+
+
+def run(function: Callable[..., dict[str, Any] | None]) -> None:
+    """Run a function as a program and exit: its signature is the command line, its docstring the help.
+
+    Parameters without a default are positional. What the function returns is printed as one JSON object on the last
+    line; a process that has nothing to say (not the first of several) returns None.
+
+    Args:
+        function: typed function with a docstring of the Google style.
+
+    Raises:
+        SystemExit: always; the code is 0, or that of `report_errors`.
+    """
+
+    @report_errors
+    def main() -> int:
+        result = auto_cli(function, as_positional=True, exit_on_error=False)
+        if result is not None:
+            print(json.dumps(result))
+        return 0
+
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""Real runs on real images: what they leave behind, that they resume exactly, and what they refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import load_dataset
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
+
+from esvit_hf import EsvitSwinBackbone
+from esvit_hf.pretraining import parse_arguments, pretrain
+
+ROOT = Path(__file__).parents[2]
+FASHION_MNIST = ROOT / "examples" / "data" / "fashion_mnist"
+
+
+def small_run(output_dir, *overrides):
+    """Arguments of a run of seconds: the demo's data, a tiny network, six steps of sixteen images."""
+    return parse_arguments(
+        [
+            str(ROOT / "examples" / "recipes" / "demo.yaml"),
+            *("--dataset", str(FASHION_MNIST), "--output_dir", str(output_dir)),
+            *(
+                "--model_config",
+                '{"image_size": 32, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}',
+            ),
+            *("--num_prototypes", "32", "--head_hidden_dim", "16", "--head_bottleneck_dim", "8"),
+            *("--batch_size", "16", "--max_steps", "6", "--num_epochs", "1", "--num_workers", "0"),
+            *("--logging_steps", "2", "--knn_every_epochs", "0", "--mixed_precision", "no", "--trackers", "[]"),
+            *overrides,
+        ]
+    )
+
+
+def read_metrics(output_dir):
+    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def networks(output_dir):
+    """Everything a run exports, and the optimizer state of its last checkpoint."""
+    tensors = load_file(output_dir / "model.safetensors") | load_file(output_dir / "pretraining_heads.safetensors")
+    last = sorted((output_dir / "checkpoints").iterdir())[-1]
+    state = torch.load(last / "optimizer.bin", weights_only=True)["state"]
+    for index, values in state.items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+    return tensors | {f"student.{name}": value for name, value in load_file(last / "model.safetensors").items()}
+
+
+def assert_equal_runs(first, second):
+    left, right = networks(first), networks(second)
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+def test_a_run_leaves_a_loadable_teacher(tmp_path):
+    result = pretrain(small_run(tmp_path, "--knn_every_epochs", "1", "--warmup_epochs", "0"))
+    assert result.steps == 6 and not result.interrupted
+    lines = read_metrics(tmp_path)
+    logged = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in logged] == [2, 4, 6]
+    for line in logged:
+        assert line["loss"] == pytest.approx(0.5 * line["view_loss"] + 0.5 * line["region_loss"], rel=1e-5)
+    assert [line["step"] for line in lines if "knn20_top1" in line] == [0, 6]
+    processor, model = AutoImageProcessor.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path).eval()
+    image = load_dataset(str(FASHION_MNIST), split="test")[0]["image"]
+    output = model(**processor(image, return_tensors="pt"))
+    assert output.pooler_output.shape == (1, 16)
+    backbone = EsvitSwinBackbone.from_pretrained(tmp_path, out_features=["stage1", "stage2"])
+    maps = backbone(**processor(image, return_tensors="pt")).feature_maps
+    assert [tuple(feature_map.shape[1:]) for feature_map in maps] == [(8, 8, 8), (16, 4, 4)]
+    card = (tmp_path / "README.md").read_text()
+    assert "AutoModel.from_pretrained" in card and "knn20_top1" in card and "embed_dim: 8" in card
+    repeated = parse_arguments([str(tmp_path / "recipe.yaml")])
+    assert repeated.views == small_run(tmp_path).views
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    drop_path = ("--model_config.drop_path_rate", "0.3")
+    pretrain(small_run(tmp_path / "whole", *drop_path))
+    pretrain(small_run(tmp_path / "parts", *drop_path, "--max_steps", "3"))
+    pretrain(small_run(tmp_path / "parts", *drop_path, "--resume", "true"))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+    numbers = [
+        {name: value for name, value in line.items() if name != "images_per_second"}
+        for line in read_metrics(tmp_path / "parts")
+        if line["step"] != 3
+    ]
+    expected = [
+        {name: value for name, value in line.items() if name != "images_per_second"}
+        for line in read_metrics(tmp_path / "whole")
+    ]
+    assert numbers == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "losses"),
+    [
+        (("--region_weight", "0", "--view_weight", "1"), {"view_loss"}),
+        (("--view_weight", "0", "--region_weight", "1"), {"region_loss"}),
+        (
+            ("--clip_mode", "global", "--accumulation_steps", "2", "--head_batch_norm", "true"),
+            {"view_loss", "region_loss"},
+        ),
+        (("--mixed_precision", "bf16", "--gradient_checkpointing", "true"), {"view_loss", "region_loss"}),
+        (("--views", '[{"count": 2, "size": 32, "scale": [0.5, 1.0], "teacher": true}]'), {"view_loss", "region_loss"}),
+    ],
+)
+def test_variants_of_the_task_run(tmp_path, overrides, losses):
+    pretrain(small_run(tmp_path, "--max_steps", "2", *overrides))
+    line = read_metrics(tmp_path)[-1]
+    assert {name for name in line if name in ("view_loss", "region_loss")} == losses
+    assert line["gradient_norm"] > 0
+
+
+def test_the_region_loss_joins_at_its_epoch(tmp_path):
+    steps = ("--batch_size", "5000", "--num_epochs", "2", "--max_steps", "4", "--logging_steps", "1")
+    views = ("--views", '[{"count": 2, "size": 8, "scale": [0.5, 1.0], "teacher": true}]')
+    pretrain(small_run(tmp_path, *steps, *views, "--region_start_epoch", "1", "--checkpoint_steps", "2"))
+    lines = read_metrics(tmp_path)
+    assert ["region_loss" in line for line in lines] == [False, False, True, True]
+    assert lines[0]["loss"] == pytest.approx(lines[0]["view_loss"])
+    before = load_file(tmp_path / "checkpoints" / "step-000000002" / "model.safetensors")
+    after = load_file(tmp_path / "checkpoints" / "step-000000004" / "model.safetensors")
+    name = "region_head.layers.0.weight"
+    assert not torch.equal(before[name], after[name])
+
+
+def test_pretraining_continues_from_a_run_with_its_heads(tmp_path):
+    pretrain(small_run(tmp_path / "first"))
+    fields = ("--model", str(tmp_path / "first"), "--learning_rate", "1e-12", "--model_config", "{}")
+    pretrain(small_run(tmp_path / "second", *fields, "--max_steps", "1"))
+    first, second = (load_file(tmp_path / run / "pretraining_heads.safetensors") for run in ("first", "second"))
+    for name in first:
+        if "centre" not in name:
+            torch.testing.assert_close(first[name], second[name])
+    with pytest.raises(ValueError, match="view head does not fit the recipe"):
+        pretrain(small_run(tmp_path / "third", *fields, "--num_prototypes", "64"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("--dataset", "no/such/folder"), "no/such/folder"),
+        (("--image_column", "picture"), "picture"),
+        (("--train_split", "training"), "training"),
+        (("--batch_size", "20000"), "20000"),
+        (("--resume", "true"), "no complete checkpoint"),
+        (("--model_config.image_size", "30"), "image_size"),
+        (("--model_config.embed_dims", "8"), "embed_dims"),
+        (("--model", "no/such/model"), "no/such/model"),
+        (("--view_weight", "0", "--region_weight", "0"), "view_weight"),
+        (("--batch_size", "0"), "batch_size"),
+        (("--learning_rates", "1"), "learning_rates"),
+        (("--batch_size", "many"), "batch_size"),
+        (("--views", '[{"count": 1, "size": 32, "scale": [0.5, 1.0], "teacher": true}]'), "views"),
+        (("--views", '[{"count": 2, "size": 32, "scale": [0.5, 2.0], "teacher": true}]'), "scale"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain(small_run(tmp_path / "out", *overrides))
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def command(output_dir, *overrides):
+    return [
+        *(str(ROOT / "examples" / "pretrain.py"), str(ROOT / "examples" / "recipes" / "demo.yaml")),
+        *("--dataset", str(FASHION_MNIST), "--output_dir", str(output_dir), "--num_workers", "1"),
+        *("--knn_every_epochs", "0", "--trackers", "[]", "--batch_size", "16", "--num_epochs", "1", *overrides),
+    ]
+
+
+def test_interrupt_saves_and_says_how_to_continue(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, *command(tmp_path, "--logging_steps", "1")], stdout=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "--resume" in output
+    assert AutoModel.from_pretrained(tmp_path) is not None
+    assert list((tmp_path / "checkpoints").glob("step-*"))
+
+
+def test_a_wrong_key_is_a_line_not_a_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, *command(tmp_path, "--batchsize", "3")], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 2
+    assert "batchsize" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.distributed
+def test_two_processes_equal_one(tmp_path):
+    fixed = (
+        "--model_config.drop_path_rate",
+        "0",
+        "--mixed_precision",
+        "no",
+        "--max_steps",
+        "4",
+        "--logging_steps",
+        "1",
+        "--num_workers",
+        "0",
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    two = command(tmp_path / "two", *fixed, "--batch_size", "8")
+    subprocess.run(launcher + two, env=environment, check=True, capture_output=True, timeout=100)
+    pretrain(parse_arguments(command(tmp_path / "one", *fixed)[1:]))
+    left, right = networks(tmp_path / "one"), networks(tmp_path / "two")
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=1e-3, atol=1e-5)
+    for one, other in zip(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
