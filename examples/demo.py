@@ -11,7 +11,7 @@ from esvit_hf.analysis.figures import plot_training
 from esvit_hf.backbones import RegionBackbone, load_backbone
 from esvit_hf.command_line import report_errors
 from esvit_hf.data.sources import load_image_source
-from esvit_hf.evaluation.features import extract_features
+from esvit_hf.evaluation.features import extract_features, shared_labels
 from esvit_hf.evaluation.knn import knn_accuracy
 from esvit_hf.evaluation.linear_probe import linear_probe
 from esvit_hf.pretraining import PretrainingArguments, parse_arguments, pretrain
@@ -26,19 +26,23 @@ def evaluate(backbone: RegionBackbone, arguments: PretrainingArguments) -> dict[
     """Return k-NN and linear-probe top-1 on the test images."""
     accelerator, processor = Accelerator(mixed_precision=arguments.mixed_precision), make_processor(arguments)
     backbone.to(accelerator.device).eval()
+    sources = [
+        load_image_source(arguments.dataset, split=split) for split in (arguments.train_split, arguments.knn_split)
+    ]
+    train_labels, test_labels = shared_labels(*sources)
     train, test = (
         extract_features(
             backbone,
-            load_image_source(arguments.dataset, split=split),
+            source,
             processor,
             batch_size=500,
             num_workers=arguments.num_workers,
             accelerator=accelerator,
         )
-        for split in (arguments.train_split, arguments.knn_split)
+        for source in sources
     )
-    knn = knn_accuracy(train.values, train.labels, test.values, test.labels, k=(NEIGHBOURS,))
-    probe = linear_probe(train.values, train.labels, test.values, test.labels)
+    knn = knn_accuracy(train.values, train_labels, test.values, test_labels, k=(NEIGHBOURS,))
+    probe = linear_probe(train.values, train_labels, test.values, test_labels)
     return {"knn": next(iter(knn.values()))[0], "linear": probe.top1}
 
 

@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+
 @pytest.fixture(autouse=True)
 def fresh_accelerate_state():
     """Let every test choose its own precision: Accelerate keeps the first choice of a process."""

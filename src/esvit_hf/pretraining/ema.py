@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -15,7 +15,8 @@ def update_teacher(teacher: Iterable[nn.Parameter], student: Iterable[nn.Paramet
         student: the student's parameters, in the same order.
         momentum: share of the teacher that is kept.
     """
-    targets, sources = list(teacher), list(student)
+    targets: list[Tensor] = list(teacher)
+    sources: list[Tensor] = list(student)
     torch._foreach_lerp_(targets, sources, 1 - momentum)
 
 

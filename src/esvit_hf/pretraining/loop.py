@@ -20,7 +20,7 @@ from esvit_hf.data.color import augment
 from esvit_hf.data.multicrop import CropBatch, MultiCropDataset, make_multicrop_loader
 from esvit_hf.data.sampling import EpochSampler
 from esvit_hf.data.sources import ImageSource, load_image_source
-from esvit_hf.evaluation.features import extract_features
+from esvit_hf.evaluation.features import extract_features, shared_labels
 from esvit_hf.evaluation.knn import knn_accuracy
 from esvit_hf.pretraining.arguments import PretrainingArguments
 from esvit_hf.pretraining.build import build_parts, describe_model
@@ -125,8 +125,8 @@ class Pretraining:
             self.checkpoint = None
         self.source = self.load_source(arguments.train_split)
         self.knn_source = self.load_source(arguments.knn_split) if arguments.knn_every_epochs else None
-        if self.knn_source is not None and (self.knn_source.labels is None or self.source.labels is None):
-            raise ValueError("knn_every_epochs needs labels in both splits: set label_column, or knn_every_epochs to 0")
+        if self.knn_source is not None:
+            shared_labels(self.source, self.knn_source)
         self.accelerator = make_accelerator(arguments)
         self.total_batch = arguments.batch_size * arguments.accumulation_steps * self.accelerator.num_processes
         if self.total_batch > len(self.source):
@@ -248,9 +248,9 @@ class Pretraining:
 
     def report_broken(self, batch: CropBatch) -> None:
         """Name the images of a batch that could not be decoded, and count them."""
-        for image in batch.broken:
+        for index, reason in batch.broken:
             self.broken_images += 1
-            tqdm.write(f"image {image.index} cannot be decoded and is replaced by another: {image.reason}")
+            tqdm.write(f"image {index} cannot be decoded and is replaced by another: {reason}")
 
     def mean(self, values: list[Tensor | None]) -> float | None:
         """Average a loss over micro-batches and processes; the one place that waits for the device."""
@@ -300,7 +300,7 @@ class Pretraining:
         single, mean = teacher_entropy(
             bottleneck,
             self.step.teacher_head(task).prototypes(),
-            self.step.centres[task].get_buffer("centre"),
+            self.step.centre(task).centre,
             self.step.schedules.teacher_temperature(self.step.epoch(step)),
         )
         return float(single), float(mean)
@@ -319,8 +319,9 @@ class Pretraining:
             )
             for source in (self.source, self.knn_source)
         )
+        train_labels, test_labels = shared_labels(self.source, self.knn_source)
         neighbours = self.arguments.knn_neighbours
-        accuracy = knn_accuracy(train.values, train.labels, test.values, test.labels, k=(neighbours,))
+        accuracy = knn_accuracy(train.values, train_labels, test.values, test_labels, k=(neighbours,))
         top1 = next(iter(accuracy.values()))[0]
         set_teacher_mode(self.step.teacher)
         self.timed_at, self.timed_step = time.perf_counter(), self.progress.step

@@ -1,6 +1,7 @@
 """Parameter groups, AdamW and gradient clipping of the reference, in a handful of kernels."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,12 @@ def build_optimizer(module: nn.Module) -> torch.optim.AdamW:
 
     The learning rate and the weight decay of the first group are set by schedules at every step.
     """
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             (kept if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)
-    groups = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from esvit_hf.pretraining.arguments import PretrainingArguments
 from esvit_hf.pretraining.build import DistillationParts
+from esvit_hf.pretraining.centering import TeacherCentre
 from esvit_hf.pretraining.ema import update_teacher
 from esvit_hf.pretraining.heads import ProjectionHead
 from esvit_hf.pretraining.losses import region_loss, view_loss
@@ -138,10 +139,10 @@ class DistillationStep:
                     student.view_prototypes,
                     teacher.views,
                     teacher.view_prototypes,
-                    self.centres["view"].get_buffer("centre"),
+                    self.centre("view").centre,
                     **temperatures,
                 )
-                self.observe("view", teacher.views)
+                self.centre("view").observe(teacher.views)
             if student.region_prototypes is not None:
                 region = region_loss(
                     student.regions,
@@ -150,10 +151,10 @@ class DistillationStep:
                     teacher.regions,
                     teacher.region_features,
                     teacher.region_prototypes,
-                    self.centres["region"].get_buffer("centre"),
+                    self.centre("region").centre,
                     **temperatures,
                 )
-                self.observe("region", torch.cat([group.flatten(0, 2) for group in teacher.regions]))
+                self.centre("region").observe(torch.cat([group.flatten(0, 2) for group in teacher.regions]))
         return self.weigh(view, region)
 
     def weigh(self, view: Tensor | None, region: Tensor | None) -> LossValues:
@@ -166,10 +167,11 @@ class DistillationStep:
             return LossValues((view_weight + region_weight) * view, view.detach(), None)
         return LossValues(view_weight * view + region_weight * region, view.detach(), region.detach())
 
-    def observe(self, task: str, bottleneck: Tensor) -> None:
-        """Hand the teacher's bottlenecks of a micro-batch to the centre of a task."""
+    def centre(self, task: str) -> TeacherCentre:
+        """Return the centre of a task, `view` or `region`."""
         centre = self.centres[task]
-        centre.observe(bottleneck)
+        assert isinstance(centre, TeacherCentre)
+        return centre
 
     def accumulate(self, crops: Sequence[Tensor], teacher_views: int, step: int, *, last: bool) -> LossValues:
         """Add the gradients of one micro-batch.
@@ -214,9 +216,9 @@ class DistillationStep:
             parameter.grad = None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for task, centre in self.centres.items():
+        for task in self.centres:
             if task == "view" or self.regions_active(step):
-                centre.update_centre(self.teacher_head(task).prototypes())
+                self.centre(task).update_centre(self.teacher_head(task).prototypes())
         update_teacher(self.teacher.parameters(), self.student.parameters(), self.schedules.teacher_momentum(step))
         return norm
 
