@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
-from jsonargparse import CLI
 from PIL import Image as PILImage
+
+from esvit_hf.command_line import run
 
 CLASS_NAMES = [
     "T-shirt/top",
@@ -113,4 +114,4 @@ def make_fashion_mnist(
 
 
 if __name__ == "__main__":
-    CLI(make_fashion_mnist, as_positional=True)
+    run(make_fashion_mnist)

@@ -7,9 +7,11 @@ import importlib
 
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
+from .models.configuration_esvit_cvt import EsvitCvtConfig
 from .models.configuration_esvit_swin import EsvitSwinConfig
 from .models.configuration_esvit_vil import EsvitVilConfig
 from .models.image_processing_esvit import EsvitImageProcessor
+from .models.modeling_esvit_cvt import EsvitCvtBackbone, EsvitCvtForImageClassification, EsvitCvtModel
 from .models.modeling_esvit_swin import EsvitSwinBackbone, EsvitSwinForImageClassification, EsvitSwinModel
 from .models.modeling_esvit_vil import EsvitVilBackbone, EsvitVilForImageClassification, EsvitVilModel
 
@@ -22,15 +24,22 @@ _LAZY_NAMES = {
 _NETWORKS = (
     (EsvitSwinConfig, EsvitSwinModel, EsvitSwinForImageClassification, EsvitSwinBackbone),
     (EsvitVilConfig, EsvitVilModel, EsvitVilForImageClassification, EsvitVilBackbone),
+    (EsvitCvtConfig, EsvitCvtModel, EsvitCvtForImageClassification, EsvitCvtBackbone),
 )
 
+EsvitImageProcessor.register_for_auto_class()
 for _config, _model, _classifier, _backbone in _NETWORKS:
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
     AutoModelForImageClassification.register(_config, _classifier, exist_ok=True)
     AutoBackbone.register(_config, _backbone, exist_ok=True)
+    # What is saved carries its own code, for those who load it without this package.
+    _config.register_for_auto_class()
+    _model.register_for_auto_class()
+    _classifier.register_for_auto_class("AutoModelForImageClassification")
+    _backbone.register_for_auto_class("AutoBackbone")
     # One exact processor for both backends: asking for torchvision, the default, would otherwise warn at every load.
-    _processors = {"pil": EsvitImageProcessor, "torchvision": EsvitImageProcessor}
+    _processors: dict[str, type] = {"pil": EsvitImageProcessor, "torchvision": EsvitImageProcessor}
     AutoImageProcessor.register(_config, image_processor_classes=_processors, exist_ok=True)
 
 
@@ -45,6 +54,10 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "EsvitCvtBackbone",
+    "EsvitCvtConfig",
+    "EsvitCvtForImageClassification",
+    "EsvitCvtModel",
     "EsvitImageProcessor",
     "EsvitSwinBackbone",
     "EsvitSwinConfig",

@@ -8,9 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
@@ -168,6 +170,41 @@ def test_what_cannot_work_is_refused_before_training(tmp_path, overrides, messag
     with pytest.raises(ValueError, match=message):
         pretrain(small_run(tmp_path / "out", *overrides))
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_an_unlabelled_folder_with_a_broken_file(tmp_path, capsys):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    modes = ("L", "RGB", "CMYK", "RGBA", "I;16", "P")
+    for number, row in enumerate(load_dataset(str(FASHION_MNIST), split="test").select(range(48))):
+        mode = modes[number % len(modes)]
+        image = row["image"]
+        if mode == "I;16":
+            image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+        else:
+            image = image.convert(mode)
+        image.save(folder / f"{number:02d}.{'jpg' if mode == 'CMYK' else 'png'}")
+    (folder / "48.jpg").write_bytes(b"not an image")
+    run = ("--dataset", str(folder), "--num_epochs", "3", "--max_steps", "9")
+    pretrain(small_run(tmp_path / "out", *run, "--max_broken_fraction", "0.1"))
+    assert read_metrics(tmp_path / "out")[-1]["broken_images"] >= 2
+    assert "image 48 cannot be decoded" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="max_broken_fraction"):
+        pretrain(small_run(tmp_path / "strict", *run, "--max_broken_fraction", "0.001"))
+
+
+def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
+    diverging = ("--learning_rate", "1e30", "--warmup_epochs", "0", "--logging_steps", "1", "--checkpoint_steps", "1")
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        pretrain(small_run(tmp_path, *diverging))
+    lines = read_metrics(tmp_path)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept and kept[-1] == f"step-{lines[-1]['step'] - 1:09d}"
+
+
+def test_tensorboard_is_written_if_it_is_installed(tmp_path):
+    pretrain(small_run(tmp_path, "--max_steps", "2", "--trackers", "[auto]"))
+    assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
 
 
 def command(output_dir, *overrides):

@@ -211,6 +211,20 @@ def test_several_class_columns_need_a_choice() -> None:
     assert chosen.tolist() == [3]
 
 
+def test_a_usual_name_decides_among_class_columns() -> None:
+    features = Features(
+        {"image": Value("binary"), "coarse": ClassLabel(num_classes=2), "label": ClassLabel(num_classes=4)}
+    )
+    dataset = Dataset.from_dict({"image": [png(0)], "coarse": [1], "label": [3]}, features=features)
+    assert ImageSource(dataset).label_column == "label"
+
+
+def test_a_column_of_images_is_preferred_to_a_name() -> None:
+    rows = {"image": ["photo_1"], "scan": [{"bytes": png(5), "path": None}]}
+    dataset = Dataset.from_dict(rows, features=Features({"image": Value("string"), "scan": ImageFeature()}))
+    assert red_values(ImageSource(dataset), [0]) == [5]
+
+
 def test_pickled_source_reads_the_same_and_is_small(tmp_path: Path) -> None:
     labelled(2000).to_parquet(tmp_path / "train.parquet")
     source = load_image_source(str(tmp_path))

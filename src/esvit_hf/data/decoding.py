@@ -71,9 +71,6 @@ def open_image(value: object) -> Image.Image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise UndecodableImageError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}")
-        if image.format == "TIFF":
-            # Pillow turns TIFF files upright itself, but only while it loads them.
-            image.load()
         return image
     except UndecodableImageError:
         raise
@@ -137,6 +134,7 @@ def _open(value: object) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
+    # Pillow turns TIFF files upright itself.
     if image.format == "TIFF" or not any(key in image.info for key in ORIENTATION_SOURCES):
         return 1
     return int(image.getexif().get(ORIENTATION_TAG, 1))

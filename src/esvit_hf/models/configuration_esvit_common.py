@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-# Fields of transformers' SwinConfig, CvtConfig and ViTConfig that change the network there and have no counterpart here.
-# Accepting them as free attributes would ignore them silently.
+# Fields of transformers' SwinConfig, CvtConfig and ViTConfig that change the network there and have no counterpart
+# here: accepting them as free attributes would ignore them silently.
 _FIELDS_OF_OTHER_CONFIGS = frozenset(
     {
         "attention_drop_rate",

@@ -50,9 +50,10 @@ class EsvitImageProcessor(PilBackend):
             # PIL clips 16-bit values at 255 instead of scaling them.
             values = np.asarray(image.convert("I"))
             image = Image.fromarray(((values.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8))
-        return super().convert_to_rgb(image, input_data_format=input_data_format)
+        rgb: np.ndarray = super().convert_to_rgb(image, input_data_format=input_data_format)  # type: ignore[arg-type]
+        return rgb
 
-    def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:
+    def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:  # type: ignore[override]
         """Cut out the centre; where the image is smaller, pad with zeros.
 
         transformers rounds the corner down; torchvision, and so the reference, rounds half to even.

@@ -1,7 +1,8 @@
 """What all EsViT networks share: the contract of the base model, stochastic depth, the classifier and the backbone."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,13 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .modeling_esvit_linear import EsvitLinear
+
+# Auto classes that load a saved network, and how its class for each is called behind the name of the family.
+_AUTO_CLASSES = {
+    "AutoModel": "Model",
+    "AutoModelForImageClassification": "ForImageClassification",
+    "AutoBackbone": "Backbone",
+}
 
 
 @dataclass(frozen=True)
@@ -109,15 +117,33 @@ class EsvitPreTrainedModel(PreTrainedModel):
 
     base_model_prefix = "network"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let only classes that are registered themselves bring their file along, no class made from them (FSDP)."""
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save weights, configuration and, from a registered class, the code of the network.
+
+        Args:
+            save_directory: Folder to write.
+            **kwargs: As in transformers.
+        """
+        if self._auto_class is not None:
+            # transformers lists the saved class alone, so that AutoModel would find nothing beside a classifier.
+            module, family = type(self).__module__.rpartition(".")[2], type(self.config).__name__.removesuffix("Config")
+            self.config.auto_map = {auto: f"{module}.{family}{suffix}" for auto, suffix in _AUTO_CLASSES.items()}
+        super().save_pretrained(save_directory, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Start one module as the reference does: truncated normal linear layers, PyTorch's default for convolutions."""
+        """Start a module as the reference does: truncated normal linear layers, PyTorch's default for convolutions."""
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
@@ -143,7 +169,7 @@ class EsvitPreTrainedModel(PreTrainedModel):
         height, width = pixel_values.shape[-2:]
         if height < smallest[0] or width < smallest[1]:
             raise ValueError(
-                f"pixel_values are {height} x {width} pixels; this network needs at least {smallest[0]} x {smallest[1]}."
+                f"pixel_values are {height} x {width} pixels; this network needs {smallest[0]} x {smallest[1]} or more."
             )
 
 
@@ -274,6 +300,10 @@ class EsvitBackboneMixin(BackboneMixin):
     Mixed in front of a base model, whose parameter names it keeps. Every returned stage is normalised: the last one by
     the pretrained last norm, the others by norms of their own.
     """
+
+    config: Any
+    norm: nn.Module
+    forward_stages: Callable[..., list[StageOutput]]
 
     def _add_stage_norms(self, channels: Sequence[int], eps: float) -> None:
         """Create the norms of the returned stages; `channels` are those of the stem and of each stage."""

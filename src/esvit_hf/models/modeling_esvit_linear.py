@@ -40,19 +40,20 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn,
 
 
 def _takes_onednn(inputs: Tensor, weight: Tensor) -> bool:
-    return (
+    return bool(
         _HAS_ONEDNN
         and inputs.device.type == "cpu"
         and inputs.dtype == weight.dtype == torch.float32
         # Distributed, quantised and otherwise wrapped tensors have their own products.
         and type(inputs) is Tensor
         and type(weight) is nn.Parameter
+        and inputs.ndim > 1
         and inputs.numel() > 0
         and torch.backends.mkldnn.enabled
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._are_functorch_transforms_active()
     )
 
 

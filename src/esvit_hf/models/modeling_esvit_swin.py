@@ -1,10 +1,8 @@
 """Swin Transformer as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv 2103.14030)."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,84 +45,85 @@ def relative_position_index(window: int) -> Tensor:
     return index.reshape(-1)
 
 
-@dataclass(frozen=True)
-class WindowLayout:
-    """How a token map is cut into windows, fixed by its grid: computed once, used by every call.
+def cut_windows(tokens: Tensor, grid: tuple[int, int], window: int, shift: int) -> Tensor:
+    """Pad a token map to multiples of the window, roll it up and to the left, and cut it into windows.
 
-    Attributes:
-        windows: Number of windows.
-        to_windows: (windows * w^2,) int64, for every slot of a window the token that it holds, N for a padded one;
-            None if the map is one window in its own order.
-        to_map: (N,) int64, for every token of the map its slot.
-        mask: (windows, 1, w^2, w^2), -100 where the shift put tokens of different sides side by side, else 0; None
-            without a shift.
+    Args:
+        tokens: (B, N, C), row-major.
+        grid: (h, w) with h * w = N.
+        window: Side of the window in tokens.
+        shift: Tokens by which the padded map is rolled.
+
+    Returns:
+        (B, windows * window^2, C), window by window; padded tokens are 0.
     """
-
-    windows: int
-    to_windows: Tensor | None
-    to_map: Tensor | None
-    mask: Tensor | None
-
-
-def _build_window_layout(
-    grid: tuple[int, int], window: int, shift: int, dtype: torch.dtype, device: torch.device
-) -> WindowLayout:
-    (height, width), tokens = grid, grid[0] * grid[1]
-    rows, columns = -(-height // window), -(-width // window)
-    padded_height, padded_width = rows * window, columns * window
-    if rows == columns == 1 and not shift and (padded_height, padded_width) == grid:
-        return WindowLayout(1, None, None, None)
-
-    # Of the token at slot (row of windows, column of windows, row, column): its place in the map before the roll.
-    inside = torch.arange(window, device=device)
-    y = (torch.arange(rows, device=device)[:, None, None, None] * window + inside[:, None] + shift) % padded_height
-    x = (torch.arange(columns, device=device)[:, None, None] * window + inside + shift) % padded_width
-    to_windows = torch.where((y < height) & (x < width), y * width + x, tokens).flatten()
-
-    # Of the token at (row, column) of the map: its slot.
-    y_rolled = (torch.arange(height, device=device)[:, None] - shift) % padded_height
-    x_rolled = (torch.arange(width, device=device) - shift) % padded_width
-    window_index = y_rolled // window * columns + x_rolled // window
-    to_map = (window_index * window**2 + y_rolled % window * window + x_rolled % window).flatten()
-
-    mask = None
+    height, width = grid
+    token_map = F.pad(tokens.unflatten(1, grid), (0, 0, 0, -width % window, 0, -height % window))
     if shift:
-        sides = ((y < shift) * 2 + (x < shift)).view(rows * columns, 1, window**2)
-        apart = sides.unsqueeze(2) != sides.unsqueeze(3)
-        mask = torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, _MASKED_SCORE)
-    return WindowLayout(rows * columns, to_windows, to_map, mask)
+        token_map = token_map.roll((-shift, -shift), dims=(1, 2))
+    return token_map.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3).flatten(1, 4)
 
 
-@lru_cache(maxsize=256)
-def _cached_window_layout(
-    grid: tuple[int, int], window: int, shift: int, dtype: torch.dtype, device: torch.device
-) -> WindowLayout:
-    # Tensors first built under inference_mode would be refused by a later training step.
-    with torch.inference_mode(False), torch.no_grad():
-        return _build_window_layout(grid, window, shift, dtype, device)
+def join_windows(windows: Tensor, grid: tuple[int, int], window: int, shift: int) -> Tensor:
+    """Undo `cut_windows`, dropping the padded tokens.
+
+    Args:
+        windows: (B, windows * window^2, C).
+        grid: (h, w) of the map.
+        window: Side of the window in tokens.
+        shift: Tokens by which the padded map was rolled.
+
+    Returns:
+        (B, h * w, C), row-major.
+    """
+    height, width = grid
+    windows = windows.unflatten(1, (-(-height // window), -(-width // window), window, window))
+    token_map = windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    if shift:
+        token_map = token_map.roll((shift, shift), dims=(1, 2))
+    return token_map[:, :height, :width].flatten(1, 2)
 
 
-def window_layout(
-    grid: tuple[int, int], window: int, shift: int, dtype: torch.dtype, device: torch.device
-) -> WindowLayout:
-    """Cut a token map into windows after rolling it up and to the left.
-
-    The map is padded at the right and at the bottom to multiples of the window, before it is rolled.
+def shift_mask(grid: tuple[int, int], window: int, shift: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Additive mask that keeps tokens apart which only the roll brought together.
 
     Args:
         grid: (h, w) of the token map.
         window: Side of the window in tokens.
-        shift: Tokens by which the padded map is rolled.
-        dtype: Type of the attention scores.
-        device: Device of the tokens.
+        shift: Tokens by which the padded map is rolled, at least 1.
+        dtype: Type of the scores.
+        device: Device of the scores.
 
     Returns:
-        The layout.
+        (windows, 1, window^2, window^2), 0 or -100.
     """
-    # While tracing, a cached tensor would leak from or into the graph.
-    if torch.compiler.is_compiling():
-        return _build_window_layout(grid, window, shift, dtype, device)
-    return _cached_window_layout(grid, window, shift, dtype, device)
+    height, width = (size + -size % window for size in grid)
+    rolled_rows = torch.arange(height, device=device) < shift
+    rolled_columns = torch.arange(width, device=device) < shift
+    sides = rolled_rows[:, None] * 2 + rolled_columns[None, :] * 1
+    sides = cut_windows(sides.view(1, -1, 1), (height, width), window, shift).view(-1, 1, window**2)
+    apart = sides.unsqueeze(2) != sides.unsqueeze(3)
+    return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, _MASKED_SCORE)
+
+
+@lru_cache(maxsize=256)
+def _window_indices(
+    grid: tuple[int, int], window: int, shift: int, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    """Per slot of the windows its token (N for a padded one), and per token its slot; None if they are the same."""
+    # Tensors first built under inference_mode would be refused by a later training step.
+    with torch.inference_mode(False), torch.no_grad():
+        tokens = grid[0] * grid[1]
+        numbers = torch.arange(1, tokens + 1, device=device).view(1, -1, 1)
+        token_of_slot = cut_windows(numbers, grid, window, shift).flatten() - 1
+        slots = torch.arange(len(token_of_slot), device=device)
+        if len(slots) == tokens and torch.equal(token_of_slot, slots):
+            return None
+        slot_of_token = join_windows(slots.view(1, -1, 1), grid, window, shift).flatten()
+        return torch.where(token_of_slot < 0, tokens, token_of_slot), slot_of_token
+
+
+_cached_shift_mask = lru_cache(maxsize=256)(torch.inference_mode(False)(shift_mask))
 
 
 class _GatherTokens(torch.autograd.Function):
@@ -185,7 +184,8 @@ class EsvitSwinAttention(nn.Module):
         """
         table = self.relative_position_bias_table
         trains = torch.is_grad_enabled() and table.requires_grad
-        if trains or table.device.type != "cpu" or torch.compiler.is_compiling():
+        plain = isinstance(table, nn.Parameter) and table.device.type == "cpu"
+        if trains or not plain or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self._gather_bias(dtype)
         # Compared by value, not by version: writing through `.data` leaves the version as it is.
         cached = self._cached_bias
@@ -214,17 +214,25 @@ class EsvitSwinAttention(nn.Module):
         """
         batch, _, channels = tokens.shape
         size, heads = self.window**2, self.num_heads
-        layout = window_layout(grid, self.window, self.shift, tokens.dtype, tokens.device)
-        if layout.to_windows is not None:
-            tokens = _GatherTokens.apply(tokens, layout.to_windows, layout.to_map)
-        qkv = self.qkv(tokens).view(batch, layout.windows, size, 3, heads, channels // heads)
+        # A compiler fuses the rolls and views; run one by one, they are several copies where a gather is one. Cached
+        # tensors would leak out of a graph that is being traced.
+        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        place = (grid, self.window, self.shift)
+        indices = None if tracing else _window_indices(*place, tokens.device)
+        if tracing:
+            tokens = cut_windows(tokens, *place)
+        elif indices is not None:
+            tokens = _GatherTokens.apply(tokens, *indices)
+        qkv = self.qkv(tokens).view(batch, -1, size, 3, heads, channels // heads)
         bias = self.relative_position_bias(qkv.dtype)
-        if layout.mask is not None:
-            bias = bias + layout.mask.to(qkv.dtype)
+        if self.shift:
+            bias = bias + (shift_mask if tracing else _cached_shift_mask)(*place, qkv.dtype, qkv.device)
         mixed, probabilities = self._attend(qkv, bias, output_attentions)
-        output = self.projection(mixed.reshape(batch, layout.windows * size, channels))
-        if layout.to_map is not None:
-            output = _GatherTokens.apply(output, layout.to_map, layout.to_windows)
+        output = self.projection(mixed.reshape(batch, -1, channels))
+        if tracing:
+            output = join_windows(output, *place)
+        elif indices is not None:
+            output = _GatherTokens.apply(output, *reversed(indices))
         return output, probabilities
 
     def _attend(self, qkv: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
@@ -234,30 +242,25 @@ class EsvitSwinAttention(nn.Module):
         (B, windows, w^2, heads, C / heads) and (B * windows, heads, w^2, w^2) probabilities or None.
         """
         implementation = self.config._attn_implementation
-        if output_attentions or implementation == "eager":
+        # On CPU the fused kernel has no gradient for the bias and is slower in 16 bits.
+        fused_is_slow = qkv.device.type == "cpu" and (bias.requires_grad or qkv.element_size() == 2)
+        if output_attentions or implementation == "eager" or (implementation == "sdpa" and fused_is_slow):
             return self._attend_by_products(qkv, bias, output_attentions)
-        batch, windows = qkv.shape[:2]
-        on_cpu = qkv.device.type == "cpu"
-        if implementation == "sdpa":
-            # On CPU the fused kernel has no gradient for the bias and is slow in 16 bits.
-            if on_cpu and (bias.requires_grad or qkv.dtype != torch.float32):
-                return self._attend_by_products(qkv, bias, False)
-            if bias.shape[0] > 1 and not on_cpu:
-                # Windows as further heads: the bias is shared by the images without being repeated.
-                query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind(0)
-                bias = bias.flatten(0, 1)[None]
-                mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scaling)
-                return mixed.unflatten(1, (windows, self.num_heads)).transpose(2, 3), None
-        query, key, value = qkv.flatten(0, 1).permute(2, 0, 3, 1, 4).unbind(0)
-        if bias.shape[0] > 1:
-            bias = bias.expand(batch, -1, -1, -1, -1).flatten(0, 1)
+        if masked := bias.shape[0] > 1:
+            # Windows as further heads: the images share the mask without its being repeated.
+            query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind(0)
+            bias = bias.flatten(0, 1)[None]
+        else:
+            query, key, value = qkv.flatten(0, 1).permute(2, 0, 3, 1, 4).unbind(0)
         if implementation == "sdpa":
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scaling)
-            return mixed.transpose(1, 2), None
-        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            implementation, F.scaled_dot_product_attention
-        )
-        return attend(self, query, key, value, bias, dropout=0.0, scaling=self.scaling, is_causal=False)
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, self._attend_by_products)
+            mixed, _ = attend(self, query, key, value, bias, dropout=0.0, scaling=self.scaling, is_causal=False)
+            mixed = mixed.transpose(1, 2)
+        if masked:
+            mixed = mixed.unflatten(1, (qkv.shape[1], self.num_heads))
+        return mixed.transpose(-3, -2), None
 
     def _attend_by_products(self, qkv: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
         size = qkv.shape[2]
@@ -475,7 +478,7 @@ class EsvitSwinModel(EsvitBaseModel, EsvitSwinPreTrainedModel):
         self._check_images(pixel_values, self.embeddings.patch_size)
         outputs = [self.embeddings(pixel_values)]
         tokens, grid = outputs[0].tokens, outputs[0].grid
-        for stage in self.stages:
+        for stage in cast("list[EsvitSwinStage]", self.stages):
             outputs.append(stage(tokens, grid, output_attentions))
             if stage.downsample is not None:
                 tokens = stage.downsample(outputs[-1].tokens, grid)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -25,6 +26,7 @@ from .modeling_esvit_common import (
     StochasticDepth,
     stochastic_depth_rates,
 )
+from .modeling_esvit_linear import EsvitLinear
 
 # A chunk and the 8 around it, row by row; the chunk itself is in the middle.
 _NEIGHBOURHOOD = 9
@@ -153,6 +155,34 @@ def grid_position_index(grid: tuple[int, int], device: torch.device | None = Non
     return (row + offsets[1][None, :, None, :]).flatten()
 
 
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention by plain matrix products, with the signature of the attention functions of transformers.
+
+    Args:
+        module: The calling module.
+        query: (B, A, queries, d).
+        key: (B, A, keys, d).
+        value: (B, A, keys, d).
+        attention_mask: Added to the scaled scores; broadcasts to (B, A, queries, keys).
+        scaling: Factor of the scores.
+        **kwargs: Settings of other implementations.
+
+    Returns:
+        (B, queries, A, d) and (B, A, queries, keys) probabilities.
+    """
+    scores = query @ key.transpose(-1, -2) * scaling
+    probabilities = (scores if attention_mask is None else scores + attention_mask).softmax(dim=-1)
+    return (probabilities @ value).transpose(1, 2), probabilities
+
+
 class EsvitVilAttention(nn.Module):
     """What sparse and full attention share: the biases of the global tokens and the choice of the implementation.
 
@@ -239,11 +269,15 @@ class EsvitVilAttention(nn.Module):
         Returns:
             (B, A, queries, d) and (B, A, queries, keys) probabilities or None.
         """
-        if output_attentions or self.config._attn_implementation == "eager":
-            scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-            probabilities = (scores if bias is None else scores + bias).softmax(dim=-1)
-            return probabilities @ value, probabilities
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias), None
+        implementation = self.config._attn_implementation
+        if implementation == "sdpa" and not output_attentions:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=bias), None
+        attention = eager_attention
+        if not output_attentions:
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        scaling = query.shape[-1] ** -0.5
+        mixed, probabilities = attention(self, query, key, value, bias, scaling=scaling, dropout=0.0, is_causal=False)
+        return mixed.transpose(1, 2), probabilities
 
 
 class EsvitVilSparseAttention(EsvitVilAttention):
@@ -260,9 +294,9 @@ class EsvitVilSparseAttention(EsvitVilAttention):
         window, channels = config.window_size, config.hidden_sizes[stage]
         super().__init__(config, stage, (4 * window - 1) ** 2, chunk_position_index(window))
         self.window = window
-        self.query = nn.Linear(channels, channels, bias=config.qkv_bias)
-        self.key_value = nn.Linear(channels, 2 * channels, bias=config.qkv_bias)
-        self.projection = nn.Linear(channels, channels)
+        self.query = EsvitLinear(channels, channels, bias=config.qkv_bias)
+        self.key_value = EsvitLinear(channels, 2 * channels, bias=config.qkv_bias)
+        self.projection = EsvitLinear(channels, channels)
 
     def build_position_index(self) -> Tensor:
         """Compute the content of `relative_position_index`: (w^2 * 9 w^2,)."""
@@ -349,8 +383,8 @@ class EsvitVilFullAttention(EsvitVilAttention):
         grid, channels = config.stage_grids[stage], config.hidden_sizes[stage]
         super().__init__(config, stage, (2 * grid[0] - 1) * (2 * grid[1] - 1), grid_position_index(grid))
         self.grid = grid
-        self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias)
-        self.projection = nn.Linear(channels, channels)
+        self.qkv = EsvitLinear(channels, 3 * channels, bias=config.qkv_bias)
+        self.projection = EsvitLinear(channels, channels)
 
     def build_position_index(self) -> Tensor:
         """Compute the content of `relative_position_index`: (N^2,) for the grid at `image_size`."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from ..models.configuration_esvit_cvt import EsvitCvtConfig
 from ..models.configuration_esvit_swin import EsvitSwinConfig
 from ..models.configuration_esvit_vil import EsvitVilConfig
 
@@ -37,6 +38,7 @@ class NetworkRule:
         infer_config: Builds the configuration from the renamed tensors and the fields that the caller sets.
         shared: Pattern of the reference's names for a module that it registers a second time: they are renamed to the
             first one, whose tensor they must repeat.
+        pointwise: Pattern of new names for 1 x 1 convolutions of the reference that are linear layers here.
     """
 
     name: str
@@ -45,6 +47,7 @@ class NetworkRule:
     recomputed: str | None
     infer_config: Callable[[Mapping[str, Tensor], dict[str, Any]], PreTrainedConfig]
     shared: str | None = None
+    pointwise: str | None = None
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
@@ -123,6 +126,44 @@ def _infer_vil_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pre
     return EsvitVilConfig(**{**fields, **given})
 
 
+def _infer_cvt_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:
+    stages = range(_count(state, "stages"))
+    deep_stem = "stages.0.embeddings.convolutions.0.weight" in state
+    first = f"stages.0.embeddings.{'convolutions.0' if deep_stem else 'projection'}.weight"
+    projections = [state[first if stage == 0 else f"stages.{stage}.embeddings.projection.weight"] for stage in stages]
+    blocks = [f"stages.{stage}.blocks.0." for stage in stages]
+    expansions = [state[block + "mlp.expand.weight"] for block in blocks]
+    relative = "stages.0.blocks.0.attention.relative_position_bias_table" in state
+    default = EsvitCvtConfig()
+    fields: dict[str, Any] = {
+        "num_channels": projections[0].shape[1],
+        "patch_sizes": [projection.shape[2] for projection in projections],
+        "hidden_sizes": [projection.shape[0] for projection in projections],
+        "depths": [_count(state, rf"stages\.{stage}\.blocks") for stage in stages],
+        "mlp_ratio": [expansion.shape[0] / expansion.shape[1] for expansion in expansions],
+        "qkv_kernel_sizes": [state[block + "attention.depthwise.weight"].shape[2] for block in blocks],
+        "qkv_bias": [block + "attention.qkv.bias" in state for block in blocks],
+        "deep_stem": deep_stem,
+        "relative_position_bias": relative,
+    }
+    if deep_stem:
+        # The patches of the first stage, which are not there, have left no trace.
+        fields["patch_sizes"][0] = default.patch_sizes[0]
+    if relative:
+        tables = [state[block + "attention.relative_position_bias_table"] for block in blocks]
+        fields["num_heads"] = [table.shape[1] for table in tables]
+        fields["window_size"] = [(math.isqrt(table.shape[0]) + 1) // 2 for table in tables]
+    # A wrong guess would load without a complaint and compute something else: only the published shape is recognised.
+    unseen = []
+    if any(fields[name] != list(getattr(default, name)) for name in ("hidden_sizes", "depths")):
+        unseen += ["num_heads", "window_size"]
+    if fields["patch_sizes"] != list(default.patch_sizes):
+        unseen += ["patch_strides", "patch_padding"]
+    if missing := [name for name in unseen if name not in fields | given]:
+        raise ValueError(f"the tensors of this checkpoint do not show {' and '.join(missing)}: pass them.")
+    return EsvitCvtConfig(**{**fields, **given})
+
+
 _SWIN_BLOCK = r"layers\.(\d+)\.blocks\.(\d+)"
 
 # Layer 0 of a stage embeds the patches; then attention and MLP take turns, so that two layers make a block.
@@ -132,12 +173,22 @@ _VIL_STAGE = r"layer(?P<stage>\d+)\.0"
 _VIL_BLOCK = "stages.{stage}.blocks.{block}."
 _KIND = r"(?P<kind>weight|bias)"
 
+_CVT_BLOCK = r"stage(\d+)\.1\.layers\.(\d+)"
+
 
 def _vil_name(template: str) -> Callable[[re.Match[str]], str]:
     def name(match: re.Match[str]) -> str:
         groups = match.groupdict()
         block = (int(groups.get("layer", 1)) - 1) // 2
         return template.format(stage=int(groups["stage"]) - 1, block=block, kind=groups.get("kind"))
+
+    return name
+
+
+def _cvt_stem_name(part: str) -> Callable[[re.Match[str]], str]:
+    # A convolution, its batch norm and a ReLU take turns.
+    def name(match: re.Match[str]) -> str:
+        return f"stages.0.embeddings.{part}.{int(match['layer']) // 3}.{match['kind']}"
 
     return name
 
@@ -200,6 +251,33 @@ NETWORK_RULES: tuple[NetworkRule, ...] = (
         recomputed=r".*\.relative_position_index",
         infer_config=_infer_vil_config,
         shared=r"layer\d+\.\d+\.attn\.(?:query|kv|proj)_global\.(?:weight|bias)",
+    ),
+    NetworkRule(
+        name="cvt",
+        signature=r"stage\d+\.1\.layers\.\d+\.0\.fn\.qkv\.dw\.weight",
+        renames=(
+            (r"stage(\d+)\.0\.proj\.(weight|bias)", r"stages.\1.embeddings.projection.\2"),
+            (r"stage(\d+)\.0\.norm\.(weight|bias)", r"stages.\1.embeddings.norm.\2"),
+            (r"stage0\.0\.stem\.(?P<layer>[036])\.(?P<kind>weight)", _cvt_stem_name("convolutions")),
+            (r"stage0\.0\.stem\.(?P<layer>[147])\.(?P<kind>\w+)", _cvt_stem_name("norms")),
+            (_CVT_BLOCK + r"\.0\.norm\.(weight|bias)", r"stages.\1.blocks.\2.attention_norm.\3"),
+            (_CVT_BLOCK + r"\.0\.fn\.qkv\.dw\.weight", r"stages.\1.blocks.\2.attention.depthwise.weight"),
+            (_CVT_BLOCK + r"\.0\.fn\.qkv\.bn\.(\w+)", r"stages.\1.blocks.\2.attention.batch_norm.\3"),
+            (_CVT_BLOCK + r"\.0\.fn\.qkv\.pw\.(weight|bias)", r"stages.\1.blocks.\2.attention.qkv.\3"),
+            (_CVT_BLOCK + r"\.0\.fn\.proj_out\.(weight|bias)", r"stages.\1.blocks.\2.attention.projection.\3"),
+            (
+                _CVT_BLOCK + r"\.0\.fn\.rel_pos_bias_table",
+                r"stages.\1.blocks.\2.attention.relative_position_bias_table",
+            ),
+            (_CVT_BLOCK + r"\.0\.fn\.rel_pos_idx", r"stages.\1.blocks.\2.attention.relative_position_index"),
+            (_CVT_BLOCK + r"\.1\.norm\.(weight|bias)", r"stages.\1.blocks.\2.mlp_norm.\3"),
+            (_CVT_BLOCK + r"\.1\.fn\.net\.0\.(weight|bias)", r"stages.\1.blocks.\2.mlp.expand.\3"),
+            (_CVT_BLOCK + r"\.1\.fn\.net\.2\.(weight|bias)", r"stages.\1.blocks.\2.mlp.contract.\3"),
+            (r"norm\.(weight|bias)", r"norm.\1"),
+        ),
+        recomputed=r".*\.relative_position_index",
+        infer_config=_infer_cvt_config,
+        pointwise=r".*\.(?:attention\.(?:qkv|projection)|mlp\.(?:expand|contract))\.weight",
     ),
 )
 
@@ -315,7 +393,8 @@ def _split(state: Mapping[str, Tensor], rule: NetworkRule) -> tuple[State, State
         elif renamed in part:
             raise ValueError(f"the checkpoint names the tensor {reference_name!r} twice, with and without 'module.'.")
         else:
-            part[renamed] = tensor
+            pointwise = rule.pointwise and part is backbone and re.fullmatch(rule.pointwise, renamed)
+            part[renamed] = tensor.flatten(1) if pointwise else tensor
     if unused:
         raise ValueError(f"{len(unused)} names have no place in a {rule.name} network: {', '.join(unused[:8])}.")
     for name, tensor in shared.items():
@@ -337,7 +416,7 @@ def convert_checkpoint(
     """Turn the backbone of a reference checkpoint into a model of this package.
 
     The configuration is read off the shapes of the tensors; what leaves no trace there (`drop_path_rate`, an
-    `image_size` that changes no window) has its default unless given.
+    `image_size` that changes no window, the windows and heads of a CvT-T) has its default unless given.
 
     Args:
         path: `checkpoint.pth` of the reference.

@@ -1,0 +1,129 @@
+"""How everything here is measured: medians of interleaved runs, and peak memory in processes of their own.
+
+`python -m benchmarks.measure MODULE CASE` prints the peak memory of one case; `peak_memory` calls it.
+"""
+
+import gc
+import importlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+MEBIBYTE = 2**20
+
+Run = Callable[[], object]
+Prepare = Callable[[], Run]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: what is measured.
+        ours: our number.
+        against: the number of the best peer.
+        reach: the largest ratio of ours to theirs that counts as reached.
+        unit: of both numbers.
+        peers: the numbers of all peers.
+        ours_settings: our numbers at each setting, where there are several; `ours` is the best.
+    """
+
+    name: str
+    ours: float
+    against: float
+    reach: float
+    unit: str
+    peers: Mapping[str, float] = field(default_factory=dict)
+    ours_settings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """Ours over theirs; below 1 we need less."""
+        return self.ours / self.against
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and the ratio."""
+        return {**asdict(self), "ratio": self.ratio}
+
+
+def compare(
+    name: str,
+    ours: Mapping[str, float],
+    peers: Mapping[str, float],
+    *,
+    reach: float,
+    unit: str = "s",
+    scale: float = 1.0,
+) -> Row:
+    """Build a row from the best of our settings and the best peer; `scale` turns the numbers into `unit`."""
+    scaled_ours = {key: value * scale for key, value in ours.items()}
+    scaled_peers = {key: value * scale for key, value in peers.items()}
+    return Row(name, min(scaled_ours.values()), min(scaled_peers.values()), reach, unit, scaled_peers, scaled_ours)
+
+
+def interleave(cases: Mapping[str, Run], *, rounds: int, warmup: int = 1) -> dict[str, float]:
+    """Time cases in turns, so that whatever else the machine does meets all of them.
+
+    Args:
+        cases: what to run, by name.
+        rounds: runs of each case that count.
+        warmup: runs of each case before them.
+
+    Returns:
+        Median seconds of each case.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(warmup + rounds):
+        for name, run in cases.items():
+            gc.collect()
+            start = time.perf_counter()
+            run()
+            if number >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_memory(module: str, case: str) -> float:
+    """Return the peak memory in bytes that a case needs beyond its inputs, in a fresh process.
+
+    Args:
+        module: module of `benchmarks` with a dictionary `MEMORY_CASES` of preparing functions.
+        case: key of that dictionary.
+
+    Raises:
+        RuntimeError: with the process's error.
+    """
+    command = [sys.executable, "-m", "benchmarks.measure", module, case]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+    return float(done.stdout.split()[-1])
+
+
+def measure_peak(prepare: Prepare) -> int:
+    """Run a prepared case once; return its peak memory in bytes beyond what was resident before it."""
+    run = prepare()
+    gc.collect()
+    resident = psutil.Process().memory_info().rss
+    run()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak - resident
+
+
+def main(module: str, case: str) -> None:
+    cases: dict[str, Prepare] = importlib.import_module(f"benchmarks.{module}").MEMORY_CASES
+    print(measure_peak(cases[case]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,175 @@
+"""Networks as ONNX files, checked against PyTorch."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+
+from .models.configuration_esvit_common import as_pair
+from .models.modeling_esvit_common import EsvitBaseModel, EsvitForImageClassification
+
+__all__ = ["OnnxExport", "export_onnx"]
+
+# Largest difference between the outputs in PyTorch and in onnxruntime that counts as agreement.
+TOLERANCE = 1e-4
+
+_INPUT = "pixel_values"
+# Batches of the check; the graph is traced with another size, so that a batch baked into it shows.
+_CHECKED_BATCHES = (1, 3)
+_TRACED_BATCH = 2
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What an export wrote.
+
+    Attributes:
+        path: The ONNX file, weights included.
+        image_size: Height and width of its input in pixels; the batch is free.
+        outputs: Names of its outputs.
+        largest_difference: Largest absolute difference from PyTorch over all outputs, None if not checked.
+    """
+
+    path: Path
+    image_size: tuple[int, int]
+    outputs: tuple[str, ...]
+    largest_difference: float | None
+
+
+class _PlainOutputs(nn.Module):
+    """A network that returns the named fields of its output as a tuple."""
+
+    def __init__(self, network: PreTrainedModel, outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.outputs = outputs
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        output = self.network(pixel_values, return_dict=True)
+        return tuple(output[name] for name in self.outputs)
+
+
+def export_onnx(
+    model_name_or_path: str | Path,
+    output: str | Path,
+    *,
+    image_size: int | Sequence[int] | None = None,
+    opset: int = 18,
+    check: bool = True,
+) -> OnnxExport:
+    """Write an EsViT network as one ONNX file.
+
+    The file takes `pixel_values` (B, channels, H, W), any B, and gives `last_hidden_state` and `pooler_output`, or
+    `logits` if the saved model is a classifier. It appears under its name only when it is complete and checked.
+
+    Args:
+        model_name_or_path: Hub name or folder of a base model or classifier of this package.
+        output: The file to write; an existing one is replaced.
+        image_size: Height and width of the input in pixels, one number for both; the configured one if None.
+        opset: Version of the ONNX operators.
+        check: Whether to run the file in onnxruntime and compare it with PyTorch.
+
+    Returns:
+        The path, the names of the outputs and the difference found.
+
+    Raises:
+        ImportError: If the packages of the extra `onnx` are missing.
+        ValueError: If the model cannot be loaded or exported, the path cannot be written, or the outputs differ by more
+            than 1e-4.
+    """
+    _require_packages(check)
+    output = Path(output)
+    if output.is_dir() or not output.parent.is_dir():
+        raise ValueError(f"output={str(output)!r} is not a file in an existing folder: create the folder first.")
+    network = _load(str(model_name_or_path))
+    height, width = as_pair(network.config.image_size if image_size is None else image_size, "image_size")
+    names = ("logits",) if isinstance(network, EsvitForImageClassification) else ("last_hidden_state", "pooler_output")
+    model = _PlainOutputs(network, names).eval()
+    shape = (network.config.num_channels, height, width)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        written = Path(folder) / output.name
+        try:
+            _write(model, torch.zeros(_TRACED_BATCH, *shape), names, opset, written)
+        except (RuntimeError, torch.onnx.errors.OnnxExporterError, ValueError) as error:
+            reason = " ".join(str(error.__cause__ or error).split())[:300]
+            raise ValueError(
+                f"{str(model_name_or_path)!r} cannot be exported for {height} x {width} pixels with opset {opset}: "
+                f"{reason}"
+            ) from error
+        difference = _largest_difference(model, written, shape) if check else None
+        if difference is not None and not difference <= TOLERANCE:
+            raise ValueError(
+                f"the ONNX file of {str(model_name_or_path)!r} differs from PyTorch by {difference:.2g}, more than "
+                f"{TOLERANCE:g}: not kept; try another opset than {opset}."
+            )
+        written.replace(output)
+    return OnnxExport(output, (height, width), names, difference)
+
+
+def _require_packages(check: bool) -> None:
+    needed = ["onnx", "onnxscript", *(["onnxruntime"] if check else [])]
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise ImportError(f"ONNX export needs {', '.join(missing)}: pip install 'esvit-hf[onnx]'.")
+
+
+def _load(name: str) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(name)
+        classifier = any("ForImageClassification" in saved for saved in config.architectures or ())
+        auto_class = AutoModelForImageClassification if classifier else AutoModel
+        # The fused attention operator cannot be exported.
+        network = auto_class.from_pretrained(name, config=config, attn_implementation="eager", dtype=torch.float32)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"cannot load a model from {name!r} ({reason}): give a Hub name or a folder with config.json and "
+            "model.safetensors."
+        ) from error
+    if not isinstance(network, EsvitBaseModel | EsvitForImageClassification):
+        raise ValueError(f"{name!r} holds a {type(network).__name__}: only networks of this package can be exported.")
+    return network.eval()
+
+
+def _write(model: nn.Module, pixel_values: Tensor, names: tuple[str, ...], opset: int, path: Path) -> None:
+    from onnxscript import optimizer
+
+    program = torch.onnx.export(
+        model,
+        (pixel_values,),
+        input_names=[_INPUT],
+        output_names=list(names),
+        dynamic_shapes={_INPUT: {0: torch.export.Dim("batch")}},
+        opset_version=opset,
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+    )
+    assert program is not None
+    # What the optimizer computes for a resized bias is wrong by whole units (onnxscript 0.7): runtimes do that better.
+    optimizer.fold_constants(program.model, should_fold=lambda node: False if node.op_type == "Resize" else None)
+    optimizer.remove_unused_nodes(program.model)
+    program.save(path, external_data=False)
+
+
+def _largest_difference(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    largest = 0.0
+    for batch in _CHECKED_BATCHES:
+        pixel_values = torch.randn(batch, *shape, generator=generator)
+        with torch.no_grad():
+            expected = model(pixel_values)
+        for ours, theirs in zip(expected, session.run(None, {_INPUT: pixel_values.numpy()}), strict=True):
+            if tuple(ours.shape) != theirs.shape:
+                return float("inf")
+            # numpy keeps NaN, which the comparison with the tolerance then refuses.
+            largest = float(np.maximum(largest, np.abs(ours.numpy() - theirs).max()))
+    return largest

@@ -1,0 +1,91 @@
+"""Feature extraction on two processes gives the rows of one process, bit for bit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from safetensors.torch import load_file, save_file
+
+from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
+from esvit_hf.backbones import RegionBackbone
+from esvit_hf.data.sources import ImageSource
+from esvit_hf.evaluation.features import extract_features
+
+# Full and uneven last batches, an odd number of batches, and a process without any image.
+COUNTS = (8, 11, 13, 3)
+BATCH_SIZE = 4
+
+
+def source(count: int, broken: tuple[int, ...] = ()) -> ImageSource:
+    images = [
+        PILImage.effect_mandelbrot((32, 32), (-2 + 0.1 * index, -1, 1, 1), 20).convert("RGB") for index in range(count)
+    ]
+    dataset = Dataset.from_dict(
+        {"image": images, "label": list(range(count))}, features=Features({"image": Image(), "label": Value("int64")})
+    )
+    rows = dataset.cast_column("image", Image(decode=False)).to_list()
+    for index in broken:
+        rows[index]["image"]["bytes"] = b"broken"
+    return ImageSource(
+        Dataset.from_list(rows, features=Features({"image": Image(decode=False), "label": Value("int64")}))
+    )
+
+
+def all_features(blocks: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    config = EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    backbone = RegionBackbone(EsvitSwinModel(config))
+    processor = EsvitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    accelerator = Accelerator()
+    tensors = {}
+    for count in COUNTS:
+        features = extract_features(
+            backbone, source(count), processor, blocks=blocks, batch_size=BATCH_SIZE, accelerator=accelerator
+        )
+        assert features.labels is not None
+        tensors[f"{count}.values"], tensors[f"{count}.labels"] = features.values, features.labels
+    with pytest.raises(ValueError, match=r"^2 of 9 images cannot be decoded.*image 3: .*image 5: "):
+        extract_features(backbone, source(9, (3, 5)), processor, batch_size=BATCH_SIZE, accelerator=accelerator)
+    return tensors
+
+
+def work(folder: Path) -> None:
+    """What each of the two processes runs."""
+    tensors = {blocks: all_features(blocks) for blocks in (1, 2)}
+    accelerator = Accelerator()
+    assert accelerator.num_processes == 2
+    for blocks, values in tensors.items():
+        save_file(values, folder / f"{accelerator.process_index}-{blocks}.safetensors")
+
+
+@pytest.mark.distributed
+def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for blocks in (1, 2):
+            expected = all_features(blocks)
+            assert expected["11.values"].unique(dim=0).shape[0] == 11
+            for process in (0, 1):
+                found = load_file(tmp_path / f"{process}-{blocks}.safetensors")
+                assert found.keys() == expected.keys()
+                for name, tensor in expected.items():
+                    assert torch.equal(found[name], tensor), name
+    finally:
+        torch.set_num_threads(threads)
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

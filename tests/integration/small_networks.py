@@ -1,0 +1,31 @@
+"""Two stages of every network, small enough for tests of whole programs; 32-pixel images give 8 x 8 and 4 x 4 maps."""
+
+from typing import Any
+
+SMALL_NETWORKS: dict[str, dict[str, Any]] = {
+    "esvit_swin": {"embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4},
+    "esvit_vil": {
+        "patch_sizes": [4, 2],
+        "hidden_sizes": [8, 16],
+        "depths": [1, 2],
+        "num_heads": [1, 2],
+        "sparse_stages": [True, False],
+        "num_global_tokens": [1, 0],
+        "window_size": 4,
+    },
+    "esvit_cvt": {
+        "patch_sizes": [7, 3],
+        "patch_strides": [4, 2],
+        "patch_padding": [2, 1],
+        "hidden_sizes": [8, 16],
+        "depths": [1, 2],
+        "num_heads": [1, 2],
+        "window_size": [4, 4],
+        "mlp_ratio": [4.0, 4.0],
+        "qkv_kernel_sizes": [3, 3],
+        "qkv_bias": [True, True],
+    },
+}
+
+# A stage of ViL drops its global tokens at its end: how they attended to each other in its last block has no effect.
+WITHOUT_EFFECT = "global_to_global_bias"

@@ -1,0 +1,498 @@
+"""CvT: the reference's numbers, a window-by-window oracle for the attention, batch norm, and its own behaviour."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
+
+from esvit_hf import (
+    EsvitCvtBackbone,
+    EsvitCvtConfig,
+    EsvitCvtForImageClassification,
+    EsvitCvtModel,
+    convert_checkpoint,
+    split_reference_state_dict,
+)
+from esvit_hf.models.modeling_esvit_cvt import EsvitCvtAttention
+from esvit_hf.pretraining.heads import ProjectionHead
+from esvit_hf.zoo.convert import read_reference_checkpoint
+
+CASE = "cvt_view_region"
+HEADS = [1, 2, 3, 6]
+GOLDEN_FIELDS = {"num_heads": HEADS, "window_size": [7, 7, 7, 7]}
+
+
+def small_config(**fields) -> EsvitCvtConfig:
+    """Three stages; at 32 pixels the grids are 8, 4 and 2 tokens wide: padded, cut exactly, shrunk."""
+    defaults = {
+        "image_size": 32,
+        "hidden_sizes": [8, 16, 24],
+        "depths": [2, 1, 1],
+        "num_heads": [1, 2, 3],
+        "patch_sizes": [7, 3, 3],
+        "patch_strides": [4, 2, 2],
+        "patch_padding": [2, 1, 1],
+        "window_size": [3, 4, 4],
+        "mlp_ratio": [2.0, 4.0, 4],
+        "qkv_kernel_sizes": [3, 5, 3],
+        "qkv_bias": [True, False, True],
+    }
+    return EsvitCvtConfig(**{**defaults, **fields})
+
+
+def randomised(model):
+    """Spread all parameters and running statistics, so that none sits at a trivial value."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise * (parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1))
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.add_(torch.rand(buffer.shape, generator=generator))
+    return model
+
+
+def small_model(**fields) -> EsvitCvtModel:
+    torch.manual_seed(0)
+    return randomised(EsvitCvtModel(small_config(**fields))).eval()
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+# Numbers of the reference
+
+
+def golden_model(case, **arguments) -> EsvitCvtModel:
+    return convert_checkpoint(case.checkpoint, **arguments, **GOLDEN_FIELDS)
+
+
+def golden_numbers(model: EsvitCvtModel, case) -> dict[str, Tensor]:
+    with torch.no_grad():
+        output = model(case.tensors["crops.0"].float(), output_hidden_states=True)
+    return {
+        "features.view": output.pooler_output,
+        "features.regions": output.last_hidden_state,
+        "features.last4": torch.cat(model.pool_hidden_states(output.hidden_states)[-4:], dim=1),
+    }
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_features_equal_reference(golden, implementation):
+    case = golden(CASE)
+    model = golden_model(case)
+    model.set_attn_implementation(implementation)
+    assert model.config._attn_implementation == implementation
+    for name, ours in golden_numbers(model, case).items():
+        torch.testing.assert_close(ours, case.tensors[name], atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(("weights", "sizes"), [("teacher", [(0, 1)]), ("student", [(0, 1), (2, 3)])])
+def test_all_crops_and_heads_equal_reference(golden, weights, sizes):
+    case = golden(CASE)
+    model = golden_model(case, weights=weights)
+    states = split_reference_state_dict(read_reference_checkpoint(case.checkpoint)[weights])
+    heads = []
+    for state in states[1:]:
+        heads.append(ProjectionHead(48, 64, hidden_dim=48, bottleneck_dim=16).requires_grad_(False))
+        heads[-1].load_state_dict(state)
+    views, regions, counts = [], [], []
+    for crops in sizes:
+        pixels = torch.cat([case.tensors[f"crops.{crop}"] for crop in crops]).float()
+        with torch.no_grad():
+            output = model(pixels)
+        assert math.prod(model.region_grid(*pixels.shape[-2:])) == output.last_hidden_state.shape[1]
+        views.append(output.pooler_output)
+        regions.append(output.last_hidden_state.flatten(0, 1))
+        counts.append(output.last_hidden_state.shape[1])
+    view, region = torch.cat(views), torch.cat(regions)
+    ours = {
+        "view_logits": heads[0](view) @ heads[0].prototypes().T,
+        "region_logits": heads[1](region) @ heads[1].prototypes().T,
+        "region_features": region,
+        "num_regions": torch.tensor(counts),
+    }
+    assert {f"{weights}.{name}" for name in ours} == {name for name in case.tensors if name.startswith(weights)}
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, case.tensors[f"{weights}.{name}"], atol=1e-5, rtol=0, msg=name)
+
+
+def test_every_weight_and_statistic_matters_to_the_numbers(golden):
+    case = golden(CASE)
+    model = golden_model(case)
+    generator = torch.Generator().manual_seed(3)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    assert len(tensors) == 18 + 6 * 17
+    for name, tensor in tensors.items():
+        original = tensor.clone()
+        tensor.add_(1e-3 * torch.randint(0, 2, tensor.shape, generator=generator).mul(2).sub(1))
+        numbers = golden_numbers(model, case)
+        assert max(float((ours - case.tensors[key]).abs().max()) for key, ours in numbers.items()) > 1e-5, name
+        tensor.copy_(original)
+
+
+# Conversion
+
+
+def test_preset_has_the_parameters_of_the_reference(manifest, tmp_path):
+    facts = manifest("cvt_tiny_w7")
+    with torch.device("meta"):
+        model = EsvitCvtModel(EsvitCvtConfig.from_preset("tiny"))
+    assert sum(parameter.numel() for parameter in model.parameters()) == facts["backbone_parameters"]
+    reference = {
+        name: torch.zeros(1, dtype=getattr(torch, dtype)).expand(shape)
+        for name, (shape, dtype) in facts["teacher"].items()
+    }
+    backbone, view_head, region_head = split_reference_state_dict(reference)
+    assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in backbone.items()} == {
+        name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()
+    }
+    assert view_head and region_head
+
+    # The shape of the paper is recognised without any field.
+    torch.save({"teacher": {name: tensor for name, tensor in reference.items() if ".head" not in name}}, tmp_path / "x")
+    assert convert_checkpoint(tmp_path / "x").config.to_dict() == model.config.to_dict() | {"dtype": "float32"}
+
+
+def test_other_shapes_do_not_show_heads_and_windows(golden):
+    with pytest.raises(ValueError, match="do not show num_heads and window_size: pass them"):
+        convert_checkpoint(golden(CASE).checkpoint)
+
+
+REFERENCE_BLOCK = {
+    "attention_norm": "0.norm",
+    "attention.depthwise": "0.fn.qkv.dw",
+    "attention.batch_norm": "0.fn.qkv.bn",
+    "attention.qkv": "0.fn.qkv.pw",
+    "attention.projection": "0.fn.proj_out",
+    "mlp_norm": "1.norm",
+    "mlp.expand": "1.fn.net.0",
+    "mlp.contract": "1.fn.net.2",
+}
+
+
+def as_reference(model: EsvitCvtModel) -> dict[str, Tensor]:
+    """The state of a model under the names and shapes of the reference."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        module, _, kind = name.rpartition(".")
+        match module.split("."):
+            case ["stages", stage, "embeddings", "convolutions" | "norms" as part, layer]:
+                module = f"stage{stage}.0.stem.{int(layer) * 3 + (part == 'norms')}"
+            case ["stages", stage, "embeddings", "projection" | "norm" as part]:
+                module = f"stage{stage}.0.{part.replace('projection', 'proj')}"
+            case ["stages", stage, "blocks", block, *rest] if kind == "relative_position_bias_table":
+                module, kind = f"stage{stage}.1.layers.{block}.0.fn", "rel_pos_bias_table"
+                window = model.config.window_size[int(stage)]
+                row, column = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(window)] * 2, indexing="ij"))
+                down, right = (axis[:, None] - axis + window - 1 for axis in (row, column))
+                state[f"{module}.rel_pos_idx"] = down * (2 * window - 1) + right
+            case ["stages", stage, "blocks", block, *rest]:
+                module = f"stage{stage}.1.layers.{block}.{REFERENCE_BLOCK['.'.join(rest)]}"
+                if kind == "weight" and module.endswith(("pw", "proj_out", "net.0", "net.2")):
+                    tensor = tensor[:, :, None, None]
+        state[f"module.{module}.{kind}"] = tensor
+    return state
+
+
+def test_optional_parts_are_converted(tmp_path):
+    model = small_model(deep_stem=True, relative_position_bias=True)
+    torch.save({"student": as_reference(model)}, tmp_path / "optional.pth")
+    geometry = {"patch_strides": [4, 2, 2], "patch_padding": [2, 1, 1]}
+    with pytest.raises(ValueError, match="do not show patch_strides and patch_padding"):
+        convert_checkpoint(tmp_path / "optional.pth", weights="student")
+    converted = convert_checkpoint(tmp_path / "optional.pth", weights="student", **geometry, image_size=32)
+    assert converted.config.to_dict() == model.config.to_dict() | {"dtype": "float32"}
+    pixels = images(2, 3, 40, 32)
+    torch.testing.assert_close(converted(pixels).pooler_output, model(pixels).pooler_output, atol=0, rtol=0)
+
+    state = as_reference(model)
+    state["module.stage1.1.layers.0.0.fn.rel_pos_idx"] += 1
+    torch.save({"student": state}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"stages\.1\.blocks\.0\.attention\.relative_position_index.*differs"):
+        convert_checkpoint(tmp_path / "other.pth", weights="student", **geometry)
+
+
+# Attention against a loop over windows and heads
+
+
+def window_oracle(module: EsvitCvtAttention, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    window = min(module.window, *grid)
+    heads, channels = module.num_heads, tokens.shape[2]
+    feature_map = tokens.transpose(1, 2).unflatten(2, grid)
+    height, width = (math.ceil(side / window) * window for side in grid)
+    padded = torch.zeros(len(tokens), channels, height, width)
+    padded[:, :, : grid[0], : grid[1]] = feature_map
+    maps = F.conv2d(padded, module.depthwise.weight, padding=module.depthwise.padding, groups=channels)
+    norm = module.batch_norm
+    mean, variance = norm.running_mean, norm.running_var
+    if module.training:
+        mean, variance = maps.mean((0, 2, 3)), maps.var((0, 2, 3), unbiased=False)
+    maps = (maps - mean[:, None, None]) / (variance[:, None, None] + norm.eps).sqrt()
+    maps = maps * norm.weight[:, None, None] + norm.bias[:, None, None]
+    query, key, value = F.conv2d(maps, module.qkv.weight[:, :, None, None], module.qkv.bias).chunk(3, dim=1)
+    mixed = torch.zeros_like(padded)
+    for top in range(0, height, window):
+        for left in range(0, width, window):
+            place = (..., slice(top, top + window), slice(left, left + window))
+            for head in torch.arange(channels).chunk(heads):
+                q, k, v = (tensor[place][:, head].flatten(2) for tensor in (query, key, value))
+                scores = q.transpose(1, 2) @ k / math.sqrt(channels)
+                if module.relative:
+                    y, x = torch.arange(window**2) // window, torch.arange(window**2) % window
+                    span = 2 * module.window - 1
+                    row = (y[:, None] - y + module.window - 1) * span + x[:, None] - x + module.window - 1
+                    scores = scores + module.relative_position_bias_table[row][..., int(head[0]) * heads // channels]
+                mixed[place][:, head] = (v @ scores.softmax(-1).transpose(1, 2)).unflatten(2, (window, window))
+    output = F.conv2d(mixed, module.projection.weight[:, :, None, None], module.projection.bias)
+    return output[:, :, : grid[0], : grid[1]].flatten(2).transpose(1, 2)
+
+
+@given(
+    grid=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    window=st.integers(1, 4),
+    implementation=st.sampled_from(["sdpa", "eager"]),
+    relative=st.booleans(),
+    training=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_attention_is_a_loop_over_windows_and_heads(grid, window, implementation, relative, training):
+    config = small_config(window_size=[4, window, 4], relative_position_bias=relative)
+    config._attn_implementation = implementation
+    module = randomised(EsvitCvtModel(config)).stages[1].blocks[0].attention.requires_grad_(False).train(training)
+    tokens = images(2, math.prod(grid), 16)
+    torch.testing.assert_close(module(tokens, grid)[0], window_oracle(module, tokens, grid), atol=1e-5, rtol=1e-5)
+
+
+def test_deep_stem_is_the_convolutions_one_after_the_other():
+    stem = small_model(deep_stem=True).stages[0].embeddings
+    pixels = images(2, 3, 33, 50)
+    layers = []
+    for convolution, norm, stride in zip(stem.convolutions, stem.norms, (2, 1, 2), strict=True):
+        layers.append(nn.Conv2d(*convolution.weight.shape[1::-1], 3, stride=stride, padding=1, bias=False))
+        layers[-1].weight = convolution.weight
+        layers += [norm, nn.ReLU()]
+    expected = nn.Sequential(*layers)(pixels)
+    output = stem(pixels)
+    assert output.grid == (9, 13) == tuple(expected.shape[2:])
+    torch.testing.assert_close(output.tokens.transpose(1, 2), expected.flatten(2))
+
+
+# Batch norm in training
+
+
+def statistics(model) -> dict[str, Tensor]:
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers() if "relative" not in name}
+    assert len(kept) % 3 == 0 and kept
+    return kept
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_changes_neither_gradients_nor_statistics(reentrant):
+    pixels = images(3, 3, 40, 32)
+
+    def step(model) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
+        torch.manual_seed(0)
+        output = model(pixels.clone().requires_grad_())
+        (output.last_hidden_state.square().mean() + output.pooler_output[:, 0].sum()).backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters()}, statistics(model)
+
+    model = small_model(deep_stem=True, relative_position_bias=True, drop_path_rate=0.3).train()
+    checkpointed = copy.deepcopy(model)
+    before = statistics(model)
+    gradients, after = step(model)
+    assert [name for name, gradient in gradients.items() if gradient is None or not gradient.abs().sum() > 0] == []
+    for name, buffer in after.items():
+        assert buffer.equal(before[name] + 1) if name.endswith("tracked") else not buffer.equal(before[name]), name
+
+    checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    for expected, ours in zip((gradients, after), step(checkpointed), strict=True):
+        torch.testing.assert_close(ours, expected)
+    # The settings that recomputing changes for a moment are back.
+    assert {module.momentum for module in checkpointed.modules() if isinstance(module, nn.BatchNorm2d)} == {0.1}
+    for (name, first), second in zip(step(model)[1].items(), step(checkpointed)[1].values(), strict=True):
+        torch.testing.assert_close(second, first, msg=name)
+
+
+def test_batch_norms_can_be_synchronised():
+    model = small_model(deep_stem=True)
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in synchronised.modules()) == 3 + 4
+    assert synchronised.state_dict().keys() == model.state_dict().keys()
+    pixels = images(2, 3, 32, 32)
+    torch.testing.assert_close(synchronised(pixels).pooler_output, model(pixels).pooler_output)
+
+
+# The contract of every network
+
+
+@pytest.mark.parametrize("size", [(32, 32), (48, 24), (3, 5), (53, 39)])
+@pytest.mark.parametrize("optional", [False, True])
+def test_any_size_and_both_implementations(size, optional):
+    model = small_model(deep_stem=optional, relative_position_bias=optional)
+    pixels = images(2, 3, *size)
+    with torch.no_grad():
+        sdpa = model(pixels, output_hidden_states=True)
+        model.set_attn_implementation("eager")
+        eager = model(pixels, output_hidden_states=True, output_attentions=True)
+        single = model(pixels[1:])
+    torch.testing.assert_close(sdpa.last_hidden_state, eager.last_hidden_state, atol=1e-5, rtol=0)
+    torch.testing.assert_close(single.pooler_output, sdpa.pooler_output[1:], atol=1e-5, rtol=0)
+
+    first = tuple(math.ceil(side / 4) if optional else (side - 3) // 4 + 1 for side in size)
+    grids = [tuple(math.ceil(side / stride) for side in first) for stride in (1, 2, 4)]
+    assert model.region_grid(*size) == grids[2]
+    shapes = [(2, math.prod(grids[stage]), channels) for stage, channels in ((0, 8), (0, 8), (0, 8), (1, 16), (2, 24))]
+    assert [tuple(state.shape) for state in sdpa.hidden_states] == shapes
+    assert sdpa.last_hidden_state.shape == shapes[-1]
+
+    expected = []
+    for stage, heads in ((0, 1), (0, 1), (1, 2), (2, 3)):
+        window = min(model.config.window_size[stage], *grids[stage])
+        windows = math.prod(math.ceil(side / window) for side in grids[stage])
+        expected.append((2 * windows, heads, window**2, window**2))
+    assert [tuple(attention.shape) for attention in eager.attentions] == expected
+    for attention in eager.attentions:
+        torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
+
+    pooled = model.pool_hidden_states(sdpa.hidden_states)
+    torch.testing.assert_close(pooled[0], sdpa.hidden_states[1].mean(dim=1))
+    torch.testing.assert_close(pooled[-1], sdpa.pooler_output)
+    torch.testing.assert_close(sdpa.pooler_output, model.norm(sdpa.hidden_states[-1]).mean(dim=1))
+
+
+def test_starts_like_the_reference():
+    torch.manual_seed(0)
+    model = EsvitCvtModel(EsvitCvtConfig.from_preset("tiny", depths=[1, 1, 1, 1], relative_position_bias=True))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            assert float(parameter.std()) == pytest.approx(0.02, rel=0.15), name
+        else:
+            assert parameter.eq(1 if "norm.weight" in name else 0).all(), name
+
+
+def test_saved_and_loaded_by_the_auto_classes(tmp_path):
+    model = small_model(deep_stem=True, relative_position_bias=True)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "esvit_cvt" and config["architectures"] == ["EsvitCvtModel"]
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(loaded, EsvitCvtModel)
+    pixels = images(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(pixels).last_hidden_state, model(pixels).last_hidden_state, atol=0, rtol=0)
+        classifier, facts = AutoModelForImageClassification.from_pretrained(
+            tmp_path, num_labels=5, output_loading_info=True
+        )
+        assert isinstance(classifier, EsvitCvtForImageClassification)
+        assert facts["missing_keys"] == {"classifier.weight", "classifier.bias"}
+        torch.testing.assert_close(classifier.network(pixels).pooler_output, model(pixels).pooler_output)
+        assert classifier(pixels, labels=torch.tensor([0, 4])).loss.isfinite()
+        backbone = EsvitCvtBackbone.from_pretrained(tmp_path, out_features=["stem", "stage1", "stage3"])
+        maps = backbone(pixels).feature_maps
+    assert [tuple(feature_map.shape) for feature_map in maps] == [(2, 8, 8, 8), (2, 8, 8, 8), (2, 24, 2, 2)]
+    torch.testing.assert_close(maps[-1].flatten(2).transpose(1, 2), model(pixels).last_hidden_state)
+    assert isinstance(AutoBackbone.from_config(backbone.config), EsvitCvtBackbone)
+
+
+def test_bfloat16_stays_close():
+    model = small_model(deep_stem=True, relative_position_bias=True)
+    pixels = images(2, 3, 40, 24)
+    with torch.no_grad():
+        expected = model(pixels).last_hidden_state
+        half = copy.deepcopy(model).bfloat16()(pixels.bfloat16()).last_hidden_state
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = model(pixels).last_hidden_state
+    assert half.dtype == torch.bfloat16
+    for output in (half, mixed):
+        assert F.cosine_similarity(output.float(), expected, dim=-1).min() > 0.99
+
+
+def test_layer_norm_computes_in_float32():
+    norm = small_model(layer_norm_eps=1e-5).bfloat16().norm
+    tokens = (images(64, 24) + 30).bfloat16()
+    expected = F.layer_norm(tokens.float(), (24,), norm.weight.float(), norm.bias.float(), eps=1e-5).bfloat16()
+    torch.testing.assert_close(norm(tokens), expected, atol=0, rtol=0)
+
+
+def test_compiles_into_one_graph():
+    model = small_model(depths=[1, 1, 1], relative_position_bias=True, drop_path_rate=0.0)
+    pixels = images(2, 3, 32, 48)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(pixels).pooler_output, model(pixels).pooler_output, atol=1e-5, rtol=0)
+    eager = copy.deepcopy(model).train()
+    model.train()
+    results = []
+    for network, parameters in ((compiled, model), (eager, eager)):
+        network(pixels).pooler_output.square().sum().backward()
+        results.append((statistics(parameters), [parameter.grad for parameter in parameters.parameters()]))
+    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-4)
+
+
+def test_exports_with_a_dynamic_batch():
+    model = small_model(depths=[1, 1, 1])
+    dynamic = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=16)}}
+    program = torch.export.export(model, (images(2, 3, 32, 32),), dynamic_shapes=dynamic)
+    pixels = images(5, 3, 32, 32)
+    torch.testing.assert_close(
+        program.module()(pixels).last_hidden_state, model(pixels).last_hidden_state, atol=1e-5, rtol=0
+    )
+
+
+# Wrong input
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_heads": [3, 2, 3]}, r"num_heads\[0\]=3 does not divide hidden_sizes\[0\]=8"),
+        ({"window_size": [7, 7]}, r"window_size=\[7, 7\] has 2 entries; the network has 3 stages"),
+        ({"window_size": [7, 7, 0]}, r"window_size=\[7, 7, 0\] must hold one positive number"),
+        ({"qkv_bias": [True]}, r"qkv_bias=\[True\] has 1 entries; the network has 3 stages"),
+        ({"mlp_ratio": [4.0, 0.01, 4.0]}, r"mlp_ratio\[1\]=0.01 leaves no hidden channel .* at least 0.0625"),
+        ({"qkv_kernel_sizes": [3, 4, 3]}, r"qkv_kernel_sizes\[1\]=4 must be odd"),
+        ({"patch_padding": [2, 3, 1]}, r"patch_padding\[1\]=3 must be at least 0 and below patch_sizes\[1\]=3"),
+        ({"image_size": (1, 2, 3)}, r"image_size=\(1, 2, 3\) is not a size"),
+        ({"num_channels": 0}, r"num_channels=0 must be at least 1"),
+        ({"window_sizes": [7, 7, 7]}, r"did you mean 'window_size'"),
+        ({"embed_dim": 64}, r"no field 'embed_dim': give `hidden_sizes`"),
+    ],
+)
+def test_wrong_configurations_name_the_field(fields, message):
+    with pytest.raises(ValueError, match=message):
+        small_config(**fields)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 2, 32), (1, 3, 32, 2), (1, 1, 32, 32), (3, 32, 32)])
+def test_wrong_images_are_refused(shape):
+    with pytest.raises(ValueError, match="at least 3 x 3|expected \\(B, 3, H, W\\)"):
+        small_model()(torch.zeros(shape))
+
+
+@given(stages=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(0, 6)), min_size=1, max_size=3))
+def test_smallest_image_has_a_region_and_smaller_ones_have_not(stages):
+    sizes, strides, padding = zip(*stages, strict=True)
+    padding = [min(pad, size - 1) for pad, size in zip(padding, sizes, strict=True)]
+    ones = [1] * len(stages)
+    config = EsvitCvtConfig(
+        **dict.fromkeys(("hidden_sizes", "depths", "num_heads", "window_size", "mlp_ratio"), ones),
+        **{"qkv_kernel_sizes": ones, "qkv_bias": [True] * len(stages)},
+        **{"patch_sizes": sizes, "patch_strides": strides, "patch_padding": padding},
+    )
+    smallest = config.smallest_image
+    assert min(config.token_grids(smallest, smallest)[-1]) >= 1
+    assert smallest == 1 or min(min(grid) for grid in config.token_grids(smallest - 1, smallest)) < 1
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="presets: tiny"):
+        EsvitCvtConfig.from_preset("huge")
