@@ -45,35 +45,37 @@ def prepare_ours(num_prototypes: int = NUM_PROTOTYPES, batch: int = BATCH) -> Ru
         with torch.inference_mode():
             teacher_views = heads["teacher view"](torch.cat([group.mean(dim=2) for group in teacher]))
             teacher_regions = [heads["teacher region"](group) for group in teacher]
-            teacher_view_prototypes = heads["teacher view"].prototypes()
-            teacher_region_prototypes = heads["teacher region"].prototypes()
         views = heads["view"](torch.cat([group.mean(dim=2) for group in student]))
         rows = heads["region"](torch.cat([group.flatten(0, 2) for group in student]))
         parts = rows.split([group.shape[:3].numel() for group in student])
         regions = [part.view(*group.shape[:3], -1) for part, group in zip(parts, student, strict=True)]
         first = view_loss(
             views,
-            heads["view"].prototypes(),
+            heads["view"].prototype_direction,
             teacher_views,
-            teacher_view_prototypes,
+            heads["teacher view"].prototype_direction,
             centres["view"].centre,
+            gain=heads["view"].prototype_gain,
+            teacher_gain=heads["teacher view"].prototype_gain,
             **temperatures,
         )
         second = region_loss(
             regions,
             student,
-            heads["region"].prototypes(),
+            heads["region"].prototype_direction,
             teacher_regions,
             teacher,
-            teacher_region_prototypes,
+            heads["teacher region"].prototype_direction,
             centres["region"].centre,
+            gain=heads["region"].prototype_gain,
+            teacher_gain=heads["teacher region"].prototype_gain,
             **temperatures,
         )
         (0.5 * first + 0.5 * second).backward()
         centres["view"].observe(teacher_views)
         centres["region"].observe(teacher_regions[0])
-        centres["view"].update_centre(teacher_view_prototypes)
-        centres["region"].update_centre(teacher_region_prototypes)
+        for task, centre in centres.items():
+            centre.update_centre(heads[f"teacher {task}"].prototypes())
 
     return run
 

@@ -5,7 +5,14 @@ Importing the package registers the networks with the Auto classes of transforme
 
 import importlib
 
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoVideoProcessor,
+)
 
 from .models.configuration_esvit_cvt import EsvitCvtConfig
 from .models.configuration_esvit_swin import EsvitSwinConfig
@@ -41,6 +48,8 @@ for _config, _model, _classifier, _backbone in _NETWORKS:
     # One exact processor for both backends: asking for torchvision, the default, would otherwise warn at every load.
     _processors: dict[str, type] = {"pil": EsvitImageProcessor, "torchvision": EsvitImageProcessor}
     AutoImageProcessor.register(_config, image_processor_classes=_processors, exist_ok=True)
+    # There is none. Pipelines look for one all the same, and would ask whether to run the image processor's file.
+    AutoVideoProcessor.register(_config, None, exist_ok=True)
 
 
 def __getattr__(name: str) -> object:

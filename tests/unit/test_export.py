@@ -6,7 +6,15 @@ import pytest
 import torch
 from transformers import ResNetConfig, ResNetModel
 
-from esvit_hf import EsvitSwinConfig, EsvitSwinForImageClassification, EsvitVilConfig, EsvitVilModel, export
+from esvit_hf import (
+    EsvitCvtConfig,
+    EsvitCvtModel,
+    EsvitSwinConfig,
+    EsvitSwinForImageClassification,
+    EsvitVilConfig,
+    EsvitVilModel,
+    export,
+)
 from esvit_hf.export import OnnxExport, export_onnx
 
 
@@ -43,12 +51,32 @@ def save_swin(folder) -> EsvitSwinForImageClassification:
     return model
 
 
+def save_cvt(folder) -> EsvitCvtModel:
+    config = EsvitCvtConfig(
+        image_size=16,
+        patch_sizes=[7],
+        patch_strides=[4],
+        patch_padding=[2],
+        hidden_sizes=[8],
+        depths=[1],
+        num_heads=[2],
+        window_size=[3],
+        mlp_ratio=[4.0],
+        qkv_kernel_sizes=[3],
+        qkv_bias=[True],
+    )
+    model = spread(EsvitCvtModel(config))
+    model.save_pretrained(folder)
+    return model
+
+
 @pytest.mark.parametrize(
-    # The bias tables of ViL are resized for another grid; Swin pads and masks its shifted windows.
+    # The bias tables of ViL are resized for another grid; Swin and CvT pad, Swin masks its shifted windows.
     ("save", "image_size", "size", "outputs"),
     [
         (save_vil, (22, 14), (22, 14), ("last_hidden_state", "pooler_output")),
         (save_swin, None, (16, 16), ("logits",)),
+        (save_cvt, (16, 20), (16, 20), ("last_hidden_state", "pooler_output")),
     ],
 )
 def test_file_computes_what_the_network_computes(tmp_path, save, image_size, size, outputs):

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import AutoImageProcessor
 
-from ..backbones import RegionBackbone
-from ..data.decoding import BrokenImage
-from ..data.sources import ImageSource
+from esvit_hf.backbones import RegionBackbone
+from esvit_hf.data.decoding import BrokenImage
+from esvit_hf.data.sources import ImageSource
 
 __all__ = ["Features", "check_matrices", "extract_features", "load_image_processor", "shared_labels"]
 

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import RANKED_CLASSES, load_metric
-from .features import check_matrices
+from esvit_hf.evaluation import RANKED_CLASSES, load_metric
+from esvit_hf.evaluation.features import check_matrices
+from esvit_hf.models.modeling_esvit_linear import multiply_transposed
 
 __all__ = ["knn_accuracy", "knn_predictions", "nearest_neighbours"]
 
@@ -128,6 +129,7 @@ def knn_predictions(
     return ranked
 
 
+@torch.no_grad()
 def nearest_neighbours(
     train: Tensor,
     test: Tensor,
@@ -161,7 +163,6 @@ def nearest_neighbours(
     columns = max(1, min(len(train), block_bytes // (2 * 4 * width)))
     # Sixteen bytes a similarity: the product itself, the group maxima and candidates, and the masks that resolve ties.
     rows = max(1, min(len(test), block_bytes // (2 * 16 * columns)))
-    buffer = torch.empty(rows * columns, device=device)
     best = torch.empty(len(test), k, device=device)
     best_indices = torch.empty(len(test), k, dtype=torch.int64, device=device)
     found = 0
@@ -169,9 +170,7 @@ def nearest_neighbours(
         block = _normalised(train[start : start + columns], device)
         kept = min(k, found + len(block))
         for row_start, queries in _normalised_blocks(test, rows, device):
-            products = buffer[: len(queries) * len(block)].view(len(queries), len(block))
-            torch.mm(queries, block.T, out=products)
-            values, indices = _largest(products, min(k, len(block)))
+            values, indices = _largest(multiply_transposed(queries, block), min(k, len(block)))
             selection = slice(row_start, row_start + len(queries))
             if found:
                 values = torch.cat([best[selection, :found], values], dim=1)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import trange
 
-from . import RANKED_CLASSES, load_metric
-from .features import check_matrices
+from esvit_hf.evaluation import RANKED_CLASSES, load_metric
+from esvit_hf.evaluation.features import check_matrices
 
 __all__ = ["LEARNING_RATES", "LinearProbeResult", "linear_probe"]
 

@@ -128,18 +128,19 @@ class EsvitPreTrainedModel(PreTrainedModel):
         super().__init_subclass__(**kwargs)
         cls._auto_class = None
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save weights, configuration and, from a registered class, the code of the network.
 
         Args:
             save_directory: Folder to write.
+            *args: As in transformers.
             **kwargs: As in transformers.
         """
         if self._auto_class is not None:
             # transformers lists the saved class alone, so that AutoModel would find nothing beside a classifier.
             module, family = type(self).__module__.rpartition(".")[2], type(self.config).__name__.removesuffix("Config")
             self.config.auto_map = {auto: f"{module}.{family}{suffix}" for auto, suffix in _AUTO_CLASSES.items()}
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

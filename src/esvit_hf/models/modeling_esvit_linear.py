@@ -57,6 +57,21 @@ def _takes_onednn(inputs: Tensor, weight: Tensor) -> bool:
     )
 
 
+def multiply_transposed(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply plain tensors outside autograd and autocast, in float32 on CPU with oneDNN.
+
+    Args:
+        left: (M, K).
+        right: (N, K), of the same type and device.
+
+    Returns:
+        (M, N), left @ right.T.
+    """
+    if _HAS_ONEDNN and left.device.type == "cpu" and left.dtype == torch.float32 and left.numel() > 0:
+        return _onednn_product(left, right, None)
+    return left @ right.t()
+
+
 class EsvitLinear(nn.Linear):
     """`nn.Linear` with the same parameters and results up to rounding, faster in float32 on some CPUs."""
 

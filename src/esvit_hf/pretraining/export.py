@@ -1,6 +1,6 @@
 """The result of a run as a folder that `AutoModel.from_pretrained` loads: teacher, processor, heads, model card."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ CARD_TEMPLATE = """---
 # {{ title }}
 
 A {{ model_type }} network ({{ parameters }} parameters) pretrained without labels by self-distillation
-([EsViT](https://arxiv.org/abs/2106.09785)){{ tasks }}, with [esvit-hf](https://pypi.org/project/esvit-hf).
+([EsViT](https://arxiv.org/abs/2106.09785)){{ tasks }}, with esvit-hf.
 
 ```python
 import esvit_hf
@@ -58,6 +58,12 @@ def recipe_yaml(arguments: PretrainingArguments) -> str:
         for view in fields["views"]
     ]
     return yaml.safe_dump(fields, sort_keys=False)
+
+
+def dataset_name(arguments: PretrainingArguments) -> str:
+    """Return the data set's name without the folders of this machine."""
+    path = Path(arguments.dataset)
+    return path.resolve().name if path.exists() else arguments.dataset
 
 
 def make_processor(arguments: PretrainingArguments) -> EsvitImageProcessor:
@@ -107,9 +113,9 @@ def export_run(
         parameters=f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         tasks=f" with the {' and the '.join(tasks)}",
         steps=steps,
-        dataset=Path(arguments.dataset).name,
+        dataset=dataset_name(arguments),
         total_batch=total_batch,
         metrics=metrics,
-        recipe=recipe_yaml(arguments),
+        recipe=recipe_yaml(replace(arguments, dataset=dataset_name(arguments), output_dir=Path(output.name))),
     )
     card.save(output / "README.md")

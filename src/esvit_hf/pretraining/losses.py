@@ -5,14 +5,126 @@ The Q teacher views are the first Q of the V student views.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BLOCK_ELEMENTS = 2**24
-"""Logits held at once, in elements: 64 MiB of float32."""
+from esvit_hf.models.modeling_esvit_linear import multiply_transposed
+
+BLOCK_ELEMENTS = 2**25
+"""Logits held at once, in elements: 128 MiB of float32."""
+CPU_COLUMNS = 8192
+CPU_TILE_ELEMENTS = 2**20
+"""On CPU prototypes are taken by so many, with as many rows as keep the product in the cache."""
+
+
+class _PrototypeColumns:
+    """Rows of the prototype matrix block by block, without a full float32 copy of them.
+
+    Args:
+        directions: (K, D).
+        gain: (K, 1), the lengths of the prototypes; None if `directions` have them.
+        dtype: type of the products.
+    """
+
+    def __init__(self, directions: Tensor, gain: Tensor | None, dtype: torch.dtype) -> None:
+        self.matrix = self.directions = directions
+        self.scale: Tensor | None = None
+        if gain is not None:
+            self.lengths = torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+            self.scale = gain / self.lengths
+        if dtype != directions.dtype:
+            rounded = torch.empty_like(directions, dtype=dtype)
+            self.matrix = rounded.copy_(directions) if gain is None else torch.mul(directions, self.scale, out=rounded)
+
+    def __getitem__(self, columns: slice) -> Tensor:
+        block = self.matrix[columns]
+        unscaled = self.scale is not None and self.matrix is self.directions
+        return block * self.scale[columns] if unscaled else block
+
+    def pull_back(self, gradient: Tensor, columns: int) -> Tensor:
+        """Turn the gradient (K, D) of the prototypes into that of the directions, in place, and return the gain's."""
+        assert self.scale is not None
+        gradient_gain = torch.empty_like(self.scale)
+        for block, direction, length, scale, along in zip(
+            *(values.split(columns) for values in (gradient, self.directions, self.lengths, self.scale, gradient_gain)),
+            strict=True,
+        ):
+            torch.sum(block * direction, dim=1, keepdim=True, out=along)
+            along /= length
+            block.addcmul_(direction, along / length, value=-1).mul_(scale)
+        return gradient_gain
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Blocks of rows and of prototypes in which distributions are formed."""
+
+    rows: int
+    columns: int
+
+    @classmethod
+    def choose(cls, num_prototypes: int, device: torch.device, block_elements: int) -> "_Tiles":
+        rows, columns = block_elements // num_prototypes, num_prototypes
+        if device.type == "cpu":
+            columns = min(num_prototypes, CPU_COLUMNS)
+            rows = min(rows, CPU_TILE_ELEMENTS // columns)
+        return cls(max(1, rows), columns)
+
+    def softmax_products(
+        self,
+        rows: Tensor,
+        keys: _PrototypeColumns,
+        offset: Tensor | None,
+        values: _PrototypeColumns,
+        pull: Tensor,
+        gradient: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Form P = softmax(rows @ keys.T + offset) tile by tile, and use each tile twice.
+
+        A block of rows goes through all prototypes before its sums are known; each tile is normalised on its own, and
+        `share` is what it has of the whole.
+
+        Args:
+            rows: (M, D), in float32 or float64; multiplied in the type of the keys.
+            keys: prototypes that give the logits (K, D).
+            offset: added to the logits, K elements.
+            values: prototypes that are averaged (K, D).
+            pull: (M, D).
+            gradient: (K, D), to which P.T @ pull is added.
+
+        Returns:
+            P @ values (M, D) and the logsumexp of the logits (M,).
+        """
+        compute, accumulate = keys.matrix.dtype, rows.dtype
+        count = keys.matrix.shape[0]
+        blocks = [slice(start, min(start + self.columns, count)) for start in range(0, count, self.columns)]
+        mean = torch.empty_like(rows)
+        normaliser = rows.new_empty(rows.shape[0])
+        for start in range(0, rows.shape[0], self.rows):
+            some = slice(start, start + self.rows)
+            queries = rows[some].to(compute)
+            tiles, means, normalisers = [], [], []
+            for columns in blocks:
+                logits = multiply_transposed(queries, keys[columns]).to(accumulate)
+                if offset is not None:
+                    logits.add_(offset[columns])
+                probabilities = torch.softmax(logits, dim=1)
+                # The largest probability is the largest exponential over their sum.
+                normalisers.append(logits.amax(dim=1) - probabilities.amax(dim=1).log())
+                tiles.append(probabilities.to(compute))
+                means.append(multiply_transposed(tiles[-1], values[columns].t()))
+            stacked = torch.stack(normalisers)
+            share = torch.softmax(stacked, dim=0).unsqueeze(2)
+            normaliser[some] = torch.logsumexp(stacked, dim=0)
+            mean[some] = (torch.stack(means) * share).sum(dim=0)
+            weighted = (pull[some] * share).to(compute)
+            for tile, columns, weights in zip(tiles, blocks, weighted, strict=True):
+                gradient[columns] += multiply_transposed(tile.t(), weights.t())
+        return mean, normaliser
 
 
 class _MatchedCrossEntropy(torch.autograd.Function):
@@ -29,8 +141,10 @@ class _MatchedCrossEntropy(torch.autograd.Function):
         ctx: Any,
         student: Tensor,
         prototypes: Tensor,
+        gain: Tensor | None,
         teacher: Tensor,
         teacher_prototypes: Tensor,
+        teacher_gain: Tensor | None,
         centre: Tensor,
         student_temperature: float,
         teacher_temperature: float,
@@ -38,72 +152,45 @@ class _MatchedCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         block_elements: int,
     ) -> Tensor:
-        device = student.device.type
-        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student.dtype
-        accumulate = torch.promote_types(student.dtype, torch.float32)
-        need_student, need_prototypes = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        with torch.autocast(device, enabled=False):
+        device = student.device
+        autocast = torch.is_autocast_enabled(device.type)
+        compute = torch.get_autocast_dtype(device.type) if autocast else prototypes.dtype
+        accumulate = torch.promote_types(prototypes.dtype, torch.float32)
+        tiles = _Tiles.choose(prototypes.shape[0], device, block_elements)
+        with torch.autocast(device.type, enabled=False):
             student, weight = student.to(accumulate), weight.to(accumulate)
-            row_weight = weight.sum(dim=1)
-            values = prototypes.to(compute)
-            rows = max(1, block_elements // prototypes.shape[0])
-            gradient_prototypes = torch.zeros_like(prototypes, dtype=accumulate) if need_prototypes else None
+            row_weight = weight.sum(dim=1, keepdim=True)
+            values = _PrototypeColumns(prototypes, gain, compute)
+            gradient = torch.zeros_like(prototypes, dtype=accumulate)
 
-            pull = torch.zeros(teacher.shape[0], student.shape[1], dtype=accumulate, device=student.device)
-            if need_prototypes:
-                for column in range(match.shape[1]):
-                    pull.index_add_(0, match[:, column], weight[:, column, None] * student)
-            expected = torch.empty_like(pull)
-            keys = teacher_prototypes.to(compute).t()
-            offset = (centre.to(accumulate) / -teacher_temperature).view(1, -1)
-            scaled = (teacher.to(accumulate) / teacher_temperature).to(compute)
-            for start in range(0, teacher.shape[0], rows):
-                block = slice(start, start + rows)
-                logits = (scaled[block] @ keys).to(accumulate).add_(offset)
-                probabilities = torch.softmax(logits, dim=1).to(compute)
-                expected[block] = probabilities @ values
-                if gradient_prototypes is not None:
-                    gradient_prototypes.sub_(probabilities.t() @ pull[block].to(compute))
-
+            scaled = student / student_temperature
+            pull = student.new_zeros(teacher.shape)
+            for column in range(match.shape[1]):
+                pull.index_add_(0, match[:, column], weight[:, column, None] * scaled, alpha=-1)
+            expected, _ = tiles.softmax_products(
+                teacher.to(accumulate) / teacher_temperature,
+                _PrototypeColumns(teacher_prototypes, teacher_gain, compute),
+                centre.to(accumulate) / -teacher_temperature,
+                values,
+                pull,
+                gradient,
+            )
             target = torch.zeros_like(student)
             for column in range(match.shape[1]):
                 target.addcmul_(expected[match[:, column]], weight[:, column, None])
-            loss = -(target * student).sum() / student_temperature
 
-            mean_prototype = torch.empty_like(student) if need_student else None
-            keys = values.t()
-            scaled = (student / student_temperature).to(compute)
-            for start in range(0, student.shape[0], rows):
-                block = slice(start, start + rows)
-                logits = (scaled[block] @ keys).to(accumulate)
-                normaliser = torch.logsumexp(logits, dim=1)
-                loss = loss + (row_weight[block] * normaliser).sum()
-                if not (need_student or need_prototypes):
-                    continue
-                probabilities = logits.sub_(normaliser[:, None]).exp_().to(compute)
-                if mean_prototype is not None:
-                    mean_prototype[block] = probabilities @ values
-                if gradient_prototypes is not None:
-                    weighted = (row_weight[block, None] * student[block]).to(compute)
-                    gradient_prototypes.add_(probabilities.t() @ weighted)
-
-            gradient_student = None
-            if mean_prototype is not None:
-                gradient_student = (mean_prototype.mul_(row_weight[:, None]) - target).div_(student_temperature)
-            if gradient_prototypes is not None:
-                gradient_prototypes.div_(student_temperature)
-        ctx.save_for_backward(gradient_student, gradient_prototypes)
+            mean, normaliser = tiles.softmax_products(scaled, values, None, values, row_weight * scaled, gradient)
+            loss = (row_weight[:, 0] * normaliser).sum() - (target * scaled).sum()
+            gradient_student = mean.mul_(row_weight).sub_(target).div_(student_temperature)
+            gradient_gain = None if gain is None else values.pull_back(gradient, tiles.columns)
+        ctx.save_for_backward(gradient_student, gradient, gradient_gain)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        gradient_student, gradient_prototypes = ctx.saved_tensors
-        return (
-            None if gradient_student is None else gradient_student * gradient,
-            None if gradient_prototypes is None else gradient_prototypes * gradient,
-            *(None,) * 8,
-        )
+        gradients = (None if value is None else value * gradient for value in ctx.saved_tensors)
+        return (*gradients, *(None,) * 9)
 
 
 def matched_cross_entropy(
@@ -117,12 +204,14 @@ def matched_cross_entropy(
     teacher_temperature: float,
     match: Tensor,
     weight: Tensor,
+    gain: Tensor | None = None,
+    teacher_gain: Tensor | None = None,
     block_elements: int | None = None,
 ) -> Tensor:
     """Weighted cross-entropy from matched teacher rows to student rows, in memory independent of their number.
 
-    Gradients flow to `student` and `prototypes`. Matrix products run in the autocast dtype, everything else in float32
-    (float64 for float64 input).
+    Gradients flow to `student`, `prototypes` and `gain`. Matrix products run in the autocast dtype, everything else in
+    float32 (float64 for float64 input).
 
     Args:
         student: student bottlenecks (M, D).
@@ -134,7 +223,9 @@ def matched_cross_entropy(
         teacher_temperature: divides the centred teacher logits.
         match: teacher rows of each student row (M, P), int64.
         weight: weight of each pair (M, P), 0 for a pair that does not count.
-        block_elements: logits held at once; `BLOCK_ELEMENTS` by default.
+        gain: lengths of the student's prototypes (K, 1); of `prototypes` only the directions count then.
+        teacher_gain: the same for the teacher's.
+        block_elements: logits held at once; `BLOCK_ELEMENTS` by default, less on CPU.
 
     Returns:
         The scalar sum over pairs of weight times cross-entropy.
@@ -142,8 +233,10 @@ def matched_cross_entropy(
     loss: Tensor = _MatchedCrossEntropy.apply(
         student,
         prototypes,
+        gain,
         teacher,
         teacher_prototypes,
+        teacher_gain,
         centre,
         student_temperature,
         teacher_temperature,
@@ -178,6 +271,8 @@ def view_loss(
     *,
     student_temperature: float,
     teacher_temperature: float,
+    gain: Tensor | None = None,
+    teacher_gain: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy between views of an image, averaged over images and pairs of different views (EsViT eq. 1, L_V).
 
@@ -189,6 +284,8 @@ def view_loss(
         centre: centre of the teacher's view logits, K elements.
         student_temperature: temperature of the student.
         teacher_temperature: temperature of the teacher.
+        gain: lengths of the student's prototypes (K, 1); of `prototypes` only the directions count then.
+        teacher_gain: the same for the teacher's.
 
     Returns:
         The scalar loss.
@@ -208,6 +305,8 @@ def view_loss(
         centre,
         student_temperature=student_temperature,
         teacher_temperature=teacher_temperature,
+        gain=gain,
+        teacher_gain=teacher_gain,
         match=match.flatten(0, 1),
         weight=weight.expand(-1, images, -1).flatten(0, 1),
     )
@@ -241,6 +340,8 @@ def region_loss(
     *,
     student_temperature: float,
     teacher_temperature: float,
+    gain: Tensor | None = None,
+    teacher_gain: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy between matched regions, averaged over regions, images and pairs of views (EsViT eq. 2, L_R).
 
@@ -256,6 +357,8 @@ def region_loss(
         centre: centre of the teacher's region logits, K elements.
         student_temperature: temperature of the student.
         teacher_temperature: temperature of the teacher.
+        gain: lengths of the student's prototypes (K, 1); of `prototypes` only the directions count then.
+        teacher_gain: the same for the teacher's.
 
     Returns:
         The scalar loss.
@@ -290,6 +393,8 @@ def region_loss(
         centre,
         student_temperature=student_temperature,
         teacher_temperature=teacher_temperature,
+        gain=gain,
+        teacher_gain=teacher_gain,
         match=torch.cat(matches),
         weight=torch.cat(weights),
     )

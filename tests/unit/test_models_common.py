@@ -1,0 +1,367 @@
+"""What every network of the project promises, run over all of them."""
+
+import copy
+import itertools
+import json
+import math
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, UperNetConfig
+from transformers import UperNetForSemanticSegmentation as UperNet
+
+import esvit_hf
+
+SIZE = 32
+
+
+@dataclass(frozen=True)
+class Network:
+    """One family, small: the last stage has a 4 x 4 grid at 32 pixels."""
+
+    config: Callable[..., Any]
+    model: type
+    classifier: type
+    backbone: type
+
+
+def swin_config(**fields):
+    shape = {"image_size": SIZE, "patch_size": 4, "embed_dim": 8, "depths": [2, 1], "num_heads": [2, 4]}
+    return esvit_hf.EsvitSwinConfig(**{**shape, "window_size": 4, "drop_path_rate": 0.0, **fields})
+
+
+def vil_config(**fields):
+    shape = {"image_size": SIZE, "patch_sizes": [4, 2], "hidden_sizes": [8, 16], "depths": [2, 1], "num_heads": [2, 4]}
+    stages = {"sparse_stages": [True, False], "num_global_tokens": [1, 0]}
+    return esvit_hf.EsvitVilConfig(**{**shape, **stages, "window_size": 3, "drop_path_rate": 0.0, **fields})
+
+
+NETWORKS = {
+    family: Network(config, *(getattr(esvit_hf, f"Esvit{family}{kind}") for kind in kinds))
+    for family, config in {"Swin": swin_config, "Vil": vil_config}.items()
+    for kinds in [("Model", "ForImageClassification", "Backbone")]
+}
+
+
+@pytest.fixture(params=NETWORKS.values(), ids=NETWORKS)
+def network(request) -> Network:
+    return request.param
+
+
+def build(network_class, config, seed: int = 0):
+    """A model in eval mode whose parameters and statistics all sit away from their start values."""
+    torch.manual_seed(seed)
+    model = network_class(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+            if tensor.is_floating_point():
+                noise = torch.randn(tensor.shape, generator=generator) * 0.2
+                tensor.add_(noise.abs() if name.endswith("running_var") else noise)
+    return model.eval()
+
+
+def images(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def features(model, pixels: Tensor) -> Tensor:
+    with torch.no_grad():
+        output = model(pixels)
+    return torch.cat([output.last_hidden_state, output.pooler_output[:, None]], dim=1)
+
+
+def gradients(model, pixels: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    output = model(pixels)
+    (output.last_hidden_state.square().mean() + output.pooler_output.sin().sum()).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+# Outputs
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 48), (64, 40), (37, 51), (96, 96), (8, 20)])
+def test_regions_and_view_of_any_size(network, shape):
+    model = build(network.model, network.config())
+    with torch.no_grad():
+        output = model(images(2, 3, *shape), output_hidden_states=True)
+    grid = model.region_grid(*shape)
+    assert output.last_hidden_state.shape == (2, math.prod(grid), model.config.hidden_size)
+    assert output.pooler_output.shape == (2, model.config.hidden_size)
+    torch.testing.assert_close(output.pooler_output, output.last_hidden_state.mean(dim=1))
+    assert len(output.hidden_states) == sum(model.config.depths) + 1
+    assert torch.isfinite(output.last_hidden_state).all()
+
+
+def test_an_image_does_not_see_the_others_of_its_batch(network):
+    model = build(network.model, network.config())
+    pixels = images(3, 3, 40, 24)
+    together, alone = features(model, pixels), torch.cat([features(model, image[None]) for image in pixels])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_hidden_states_are_the_unnormalised_blocks(network):
+    model = build(network.model, network.config())
+    pixels = images(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        output = model(pixels, output_hidden_states=True)
+        pooled = model.pool_hidden_states(output.hidden_states)
+        chosen = model(pixels, output_hidden_states=[-1])
+    torch.testing.assert_close(model.norm(output.hidden_states[-1]), output.last_hidden_state)
+    assert [row.shape[0] for row in pooled] == [2] * sum(model.config.depths)
+    assert [row.shape[1] for row in pooled] == [state.shape[-1] for state in output.hidden_states[1:]]
+    torch.testing.assert_close(pooled[-1], output.pooler_output)
+    torch.testing.assert_close(model.pool_hidden_states(chosen.hidden_states), pooled[-1:])
+    with pytest.raises(ValueError, match="hidden states"):
+        model.pool_hidden_states(output.hidden_states[1:])
+
+
+def test_attentions_of_every_block_are_distributions(network):
+    model = build(network.model, network.config())
+    with torch.no_grad():
+        attentions = model(images(2, 3, SIZE, SIZE), output_attentions=True).attentions
+    assert len(attentions) == sum(model.config.depths)
+    heads = [number for number, depth in zip(model.config.num_heads, model.config.depths, strict=True) for _ in range(depth)]
+    for probabilities, number in zip(attentions, heads, strict=True):
+        assert probabilities.shape[1] == number
+        torch.testing.assert_close(probabilities.sum(dim=-1), torch.ones(probabilities.shape[:-1]))
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (40, 52)])
+def test_eager_equals_sdpa(network, shape):
+    model = build(network.model, network.config())
+    pixels = images(2, 3, *shape)
+    outputs, derivatives = {}, {}
+    for implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        assert model.config._attn_implementation == implementation
+        outputs[implementation], derivatives[implementation] = features(model, pixels), gradients(model, pixels)
+    torch.testing.assert_close(outputs["sdpa"], outputs["eager"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(derivatives["sdpa"], derivatives["eager"], atol=1e-5, rtol=1e-4)
+
+
+def test_tuples_and_recorded_outputs_do_not_change_the_features(network):
+    model = build(network.model, network.config())
+    pixels = images(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        plain = model(pixels)
+        recorded = model(pixels, output_hidden_states=True, output_attentions=True)
+        regions, view = model(pixels, return_dict=False)
+    torch.testing.assert_close(recorded.last_hidden_state, plain.last_hidden_state, atol=1e-5, rtol=1e-5)
+    assert torch.equal(regions, plain.last_hidden_state)
+    assert torch.equal(view, plain.pooler_output)
+
+
+@pytest.mark.parametrize("pixels", [torch.zeros(1, 1, 32, 32), torch.zeros(3, 32, 32), torch.zeros(1, 3, 2, 32)])
+def test_images_of_the_wrong_shape_are_named(network, pixels):
+    model = network.model(network.config())
+    with pytest.raises(ValueError, match="pixel_values"):
+        model(pixels)
+
+
+# Training
+
+
+@pytest.mark.parametrize("kind", ["model", "classifier"])
+def test_every_parameter_gets_a_gradient(network, kind):
+    model = build(getattr(network, kind), network.config(num_labels=3)).train()
+    if kind == "model":
+        found = gradients(model, images(2, 3, SIZE, SIZE))
+    else:
+        model(images(2, 3, SIZE, SIZE), labels=torch.tensor([0, 2])).loss.backward()
+        found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert [name for name, gradient in found.items() if gradient is None or not gradient.abs().sum() > 0] == []
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(network):
+    plain = build(network.model, network.config()).train()
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.gradient_checkpointing_enable()
+    assert checkpointed.is_gradient_checkpointing
+    pixels = images(2, 3, SIZE, SIZE)
+    torch.testing.assert_close(gradients(checkpointed, pixels), gradients(plain, pixels))
+    torch.testing.assert_close(dict(checkpointed.named_buffers()), dict(plain.named_buffers()))
+
+
+def test_stochastic_depth_acts_in_training_alone(network):
+    model = build(network.model, network.config(drop_path_rate=0.9))
+    pixels = images(4, 3, SIZE, SIZE)
+    assert torch.equal(features(model, pixels), features(model, pixels))
+    model.train()
+    torch.manual_seed(0)
+    first = features(model, pixels)
+    torch.manual_seed(0)
+    assert torch.equal(features(model, pixels), first)
+    assert not torch.equal(features(model, pixels), first)
+
+
+def test_evaluation_before_training_leaves_nothing_behind(network):
+    model, fresh = (build(network.model, network.config()) for _ in range(2))
+    pixels = images(2, 3, 40, 32)
+    with torch.inference_mode():
+        model(pixels)
+    torch.testing.assert_close(gradients(model, pixels), gradients(fresh, pixels))
+    with torch.no_grad():
+        for own, other in zip(model.parameters(), fresh.parameters(), strict=True):
+            own.data.mul_(1.5)  # leaves the version of the parameter as it was
+            other.mul_(1.5)
+    torch.testing.assert_close(features(model, pixels), features(fresh, pixels))
+
+
+def test_bfloat16_agrees_roughly(network):
+    model = build(network.model, network.config())
+    pixels = images(2, 3, SIZE, SIZE)
+    exact, derivatives = features(model, pixels), gradients(model, pixels)
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    rounded = features(half, pixels.bfloat16())
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - exact).norm() < 0.05 * exact.norm()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = gradients(model, pixels)
+    for name, derivative in derivatives.items():
+        assert (mixed[name] - derivative).norm() < 0.2 * derivative.norm() + 1e-3, name
+
+
+# Saving and loading
+
+
+@pytest.mark.parametrize("kind", ["model", "classifier", "backbone"])
+def test_saved_and_loaded_is_the_same_network(network, kind, tmp_path):
+    config = network.config(num_labels=3, out_features=["stem", "stage2"])
+    model = build(getattr(network, kind), config)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert not loaded.training
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    torch.testing.assert_close(dict(loaded.named_buffers()), dict(model.named_buffers()), atol=0, rtol=0)
+    pixels = images(2, 3, 36, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(pixels).to_tuple(), model(pixels).to_tuple(), atol=0, rtol=0)
+
+
+def test_auto_classes_find_the_network(network, tmp_path):
+    model = build(network.model, network.config())
+    model.save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
+    auto = AutoModel.from_pretrained(tmp_path)
+    assert type(auto) is network.model
+    pixels = images(1, 3, SIZE, SIZE)
+    assert torch.equal(features(auto, pixels), features(model, pixels))
+    classifier, report = AutoModelForImageClassification.from_pretrained(
+        tmp_path, num_labels=3, output_loading_info=True
+    )
+    assert type(classifier) is network.classifier
+    assert report["missing_keys"] == {"classifier.weight", "classifier.bias"}
+    assert not report["unexpected_keys"]
+    assert torch.equal(features(classifier.network, pixels), features(model, pixels))
+    backbone = network.backbone.from_pretrained(tmp_path)
+    assert type(AutoBackbone.from_config(model.config)) is network.backbone
+    with torch.no_grad():
+        last = backbone(pixels).feature_maps[-1]
+    torch.testing.assert_close(last.flatten(2).transpose(1, 2), features(model, pixels)[:, :-1])
+
+
+def test_missing_weights_start_as_in_a_new_network(network, tmp_path):
+    model = build(network.model, network.config(embed_dim=32) if network.model is esvit_hf.EsvitSwinModel else network.config())
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    kept = {name: tensor for index, (name, tensor) in enumerate(sorted(load_file(file).items())) if index % 2}
+    save_file(kept, file, metadata={"format": "pt"})
+    loaded = network.model.from_pretrained(tmp_path)
+    fresh = network.model(model.config)
+    for name, tensor in loaded.state_dict().items():
+        if name in kept:
+            assert torch.equal(tensor, kept[name]), name
+        elif tensor.is_floating_point() and tensor.numel() > 100:
+            new = fresh.state_dict()[name]
+            torch.testing.assert_close(tensor.std(), new.std(), atol=1e-6, rtol=0.4, msg=name)
+            torch.testing.assert_close(tensor.mean(), new.mean(), atol=0.02, rtol=0.1, msg=name)
+        else:
+            assert torch.isfinite(tensor).all(), name
+    torch.testing.assert_close(dict(loaded.named_buffers()), dict(fresh.named_buffers()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_saved_type_is_the_loaded_type(network, dtype, tmp_path):
+    build(network.model, network.config()).to(dtype).save_pretrained(tmp_path)
+    assert network.model.from_pretrained(tmp_path).dtype == dtype
+    assert network.model.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
+
+
+def test_configuration_survives_the_round_trip(network, tmp_path):
+    config = network.config(drop_path_rate=0.3, id2label={0: "cat", 1: "dog"}, out_indices=[1, 2])
+    config.save_pretrained(tmp_path)
+    loaded = type(config).from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.out_features == ["stage1", "stage2"]
+    written = json.loads(Path(tmp_path, "config.json").read_text())
+    assert "hidden_size" not in written  # derived values would win over what they are derived from
+
+
+def test_copies_and_pickles_are_independent_networks(network):
+    model = build(network.model, network.config())
+    pixels = images(1, 3, SIZE, SIZE)
+    expected = features(model, pixels)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for other in copies:
+        assert torch.equal(features(other, pixels), expected)
+
+
+def test_misspelt_and_foreign_fields_are_refused(network):
+    for name in ("drop_pth_rate", "hidden_dropout_prob", "image_sizes"):
+        with pytest.raises(ValueError, match=name):
+            network.config(**{name: 1})
+
+
+# Backbone, compiler
+
+
+def test_feature_maps_of_every_stage(network):
+    names = ["stem", "stage1", "stage2"]
+    model = build(network.backbone, network.config(out_features=names))
+    pixels = images(2, 3, 32, 48)
+    with torch.no_grad():
+        output = model(pixels, output_hidden_states=True)
+    assert [maps.shape[:2] for maps in output.feature_maps] == [(2, channels) for channels in model.channels]
+    assert [tuple(maps.shape[2:]) for maps in output.feature_maps] == [(8, 12), (8, 12), (4, 6)]
+    assert len(output.hidden_states) == sum(model.config.depths) + 1
+
+
+def test_upernet_trains_through_the_backbone(network):
+    torch.manual_seed(0)
+    config = network.config(out_features=["stage1", "stage2"])
+    sizes = {"hidden_size": 16, "pool_scales": [1, 2], "use_auxiliary_head": False, "num_labels": 3}
+    model = UperNet(UperNetConfig(backbone_config=config, **sizes))
+    model(images(2, 3, SIZE, SIZE), labels=torch.randint(0, 3, (2, SIZE, SIZE))).loss.backward()
+    assert isinstance(model.backbone, network.backbone)
+    assert all(parameter.grad is not None for parameter in model.backbone.parameters())
+
+
+def test_compiles_into_one_graph(network):
+    model = build(network.model, network.config())
+    pixels = images(2, 3, 32, 40)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(pixels).pooler_output, model(pixels).pooler_output)
+
+
+def test_exports_with_a_free_batch_size(network):
+    model = build(network.model, network.config())
+    sizes = {"pixel_values": {0: torch.export.Dim("batch")}, "kwargs": {}}
+    with torch.no_grad():
+        exported = torch.export.export(model, (images(2, 3, SIZE, SIZE),), dynamic_shapes=sizes).module()
+        pixels = images(5, 3, SIZE, SIZE)
+        torch.testing.assert_close(exported(pixels).pooler_output, model(pixels).pooler_output)
+        torch.testing.assert_close(features(model, pixels), features(copy.deepcopy(model), pixels))
