@@ -75,7 +75,8 @@ def prepare_ours(num_prototypes: int = NUM_PROTOTYPES, batch: int = BATCH) -> Ru
         centres["view"].observe(teacher_views)
         centres["region"].observe(teacher_regions[0])
         for task, centre in centres.items():
-            centre.update_centre(heads[f"teacher {task}"].prototypes())
+            teacher_head = heads[f"teacher {task}"]
+            centre.update_centre(teacher_head.prototype_direction, teacher_head.prototype_gain)
 
     return run
 

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoVideoProcessor,
 )
+from transformers.utils import is_torchvision_available
 
 from .models.configuration_esvit_cvt import EsvitCvtConfig
 from .models.configuration_esvit_swin import EsvitSwinConfig
@@ -48,8 +49,9 @@ for _config, _model, _classifier, _backbone in _NETWORKS:
     # One exact processor for both backends: asking for torchvision, the default, would otherwise warn at every load.
     _processors: dict[str, type] = {"pil": EsvitImageProcessor, "torchvision": EsvitImageProcessor}
     AutoImageProcessor.register(_config, image_processor_classes=_processors, exist_ok=True)
-    # There is none. Pipelines look for one all the same, and would ask whether to run the image processor's file.
-    AutoVideoProcessor.register(_config, None, exist_ok=True)
+    if is_torchvision_available():
+        # There is none. Pipelines look for one all the same, and would ask whether to run the image processor's file.
+        AutoVideoProcessor.register(_config, None, exist_ok=True)
 
 
 def __getattr__(name: str) -> object:

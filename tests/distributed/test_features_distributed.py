@@ -62,6 +62,7 @@ def work(folder: Path) -> None:
     assert accelerator.num_processes == 2
     for blocks, values in tensors.items():
         save_file(values, folder / f"{accelerator.process_index}-{blocks}.safetensors")
+    accelerator.end_training()
 
 
 @pytest.mark.distributed

@@ -55,10 +55,10 @@ def knn_accuracy(
         train, train_labels, test, k=k, temperature=temperature, block_bytes=block_bytes, device=device
     )
     metric = load_metric("top_k_accuracy")
-    references = test_labels.cpu().numpy()
+    references = test_labels.tolist()
     accuracies = {}
     for setting, predictions in ranked.items():
-        inputs = {"predictions": predictions.numpy(), "references": references}
+        inputs = {"predictions": predictions.tolist(), "references": references}
         top1, top5 = (metric.compute(**inputs, k=count)["top_k_accuracy"] for count in (1, RANKED_CLASSES))
         accuracies[setting] = (top1, top5)
     return accuracies

@@ -4,23 +4,17 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
-from safetensors import safe_open
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 
 from esvit_hf.backbones import RegionBackbone, load_backbone
+from esvit_hf.heads_file import SavedHead, find_heads, read_heads
 from esvit_hf.pretraining.arguments import PretrainingArguments
 from esvit_hf.pretraining.centering import TeacherCentre
 from esvit_hf.pretraining.ema import set_teacher_mode
 from esvit_hf.pretraining.heads import ProjectionHead
 from esvit_hf.pretraining.model import DistillationNetwork
-
-HEADS_FILE = "pretraining_heads.safetensors"
-"""Heads and centres of the teacher, beside the model of a pretraining run."""
 
 
 @dataclass
@@ -96,33 +90,18 @@ def build_parts(arguments: PretrainingArguments) -> DistillationParts:
     return DistillationParts(student, teacher, centres)
 
 
-def find_heads(arguments: PretrainingArguments) -> Path | None:
-    """Return the heads file of the folder or Hub repository that the recipe starts from, if it has one."""
-    if arguments.model in CONFIG_MAPPING and not Path(arguments.model).exists():
-        return None
-    local = Path(arguments.model)
-    if local.is_dir():
-        return local / HEADS_FILE if (local / HEADS_FILE).is_file() else None
-    try:
-        return Path(hf_hub_download(arguments.model, HEADS_FILE, revision=arguments.revision))
-    except EntryNotFoundError:
-        return None
-
-
 def load_heads(arguments: PretrainingArguments, student: DistillationNetwork, centres: nn.ModuleDict) -> None:
     """Load heads and centres from the starting checkpoint: each task that it brings, completely."""
-    path = find_heads(arguments)
+    from_scratch = arguments.model in CONFIG_MAPPING and not Path(arguments.model).exists()
+    path = None if from_scratch else find_heads(arguments.model, arguments.revision)
     if path is None:
         return
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    saved = read_heads(path)
     for task, head in (("view", student.view_head), ("region", student.region_head)):
-        prefix = f"{task}_head."
-        state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        if head is None or not state:
+        if head is None or task not in saved:
             continue
         expected = {name: list(value.shape) for name, value in head.state_dict().items()}
-        found = {name: list(value.shape) for name, value in state.items()}
+        found = {name: list(value.shape) for name, value in saved[task].state.items()}
         if expected != found:
             differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
             raise ValueError(
@@ -130,18 +109,18 @@ def load_heads(arguments: PretrainingArguments, student: DistillationNetwork, ce
                 f"{found.get(differing[0])}, the recipe asks for {expected.get(differing[0])}); set num_prototypes "
                 "and the head_ fields to those of the checkpoint, or remove the file to start with new heads"
             )
-        head.load_state_dict(state)
-        centres[task].load_state_dict({"centre": tensors[f"{task}_centre"]})
+        head.load_state_dict(saved[task].state)
+        centres[task].load_state_dict({"centre": saved[task].centre})
 
 
-def heads_state(teacher: DistillationNetwork, centres: nn.ModuleDict) -> dict[str, Any]:
-    """Return the tensors of `HEADS_FILE`: `view_head.*`, `region_head.*`, `view_centre`, `region_centre`."""
-    state = {}
-    for name, head in teacher.heads().items():
-        state.update({f"{name}.{key}": value.cpu().contiguous() for key, value in head.state_dict().items()})
-    for task, centre in centres.items():
-        state[f"{task}_centre"] = centre.get_buffer("centre").cpu()
-    return state
+def saved_heads(teacher: DistillationNetwork, centres: nn.ModuleDict) -> dict[str, SavedHead]:
+    """Return the heads and centres that pretraining continues from, by task."""
+    return {
+        name.removesuffix("_head"): SavedHead(
+            head.state_dict(), centres[name.removesuffix("_head")].get_buffer("centre")
+        )
+        for name, head in teacher.heads().items()
+    }
 
 
 def describe_model(backbone: RegionBackbone) -> str:

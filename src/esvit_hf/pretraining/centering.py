@@ -33,16 +33,20 @@ class TeacherCentre(nn.Module):
         self.pending_batches += 1
 
     @torch.no_grad()
-    def update_centre(self, prototypes: Tensor) -> None:
+    def update_centre(self, prototypes: Tensor, gain: Tensor | None = None) -> None:
         """Move the centre towards the mean logit observed since the last update, over all processes.
 
         Args:
             prototypes: the teacher's prototypes (K, D) that belong to the observed bottlenecks.
+            gain: lengths of the prototypes (K, 1); of `prototypes` only the directions count then.
         """
         mean = self.pending_sum / self.pending_batches
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(mean)
             mean /= torch.distributed.get_world_size()
-        self.centre.lerp_(prototypes.float() @ mean, 1 - self.momentum)
+        logits = prototypes.float() @ mean
+        if gain is not None:
+            logits *= (gain / prototypes.norm(dim=1, keepdim=True))[:, 0]
+        self.centre.lerp_(logits, 1 - self.momentum)
         self.pending_sum.zero_()
         self.pending_batches.zero_()

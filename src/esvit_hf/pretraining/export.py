@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
-from safetensors.torch import save_file
 from torch import nn
 
+from esvit_hf.heads_file import HEADS_FILE, write_heads
 from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
 from esvit_hf.pretraining.arguments import PretrainingArguments
-from esvit_hf.pretraining.build import HEADS_FILE, heads_state
+from esvit_hf.pretraining.build import saved_heads
 from esvit_hf.pretraining.model import DistillationNetwork
 
 CARD_TEMPLATE = """---
@@ -98,7 +98,7 @@ def export_run(
     model = teacher.backbone.model
     model.save_pretrained(output)
     make_processor(arguments).save_pretrained(output)
-    save_file(heads_state(teacher, centres), output / HEADS_FILE, metadata={"format": "pt"})
+    write_heads(saved_heads(teacher, centres), output / HEADS_FILE)
     tasks = [name for name, head in (("view loss", teacher.view_head), ("region loss", teacher.region_head)) if head]
     card = ModelCard.from_template(
         ModelCardData(

@@ -16,8 +16,8 @@ from esvit_hf.models.modeling_esvit_linear import multiply_transposed
 
 BLOCK_ELEMENTS = 2**25
 """Logits held at once, in elements: 128 MiB of float32."""
-CPU_COLUMNS = 8192
-CPU_TILE_ELEMENTS = 2**20
+CPU_COLUMNS = 4096
+CPU_TILE_ELEMENTS = 2**19
 """On CPU prototypes are taken by so many, with as many rows as keep the product in the cache."""
 
 
@@ -127,70 +127,83 @@ class _Tiles:
         return mean, normaliser
 
 
-class _MatchedCrossEntropy(torch.autograd.Function):
-    """Sum of weighted cross-entropies between rows of two softmax distributions over prototypes.
+@dataclass(frozen=True)
+class _CrossEntropyInputs:
+    """Arguments of `matched_cross_entropy` and the types it computes in."""
 
-    With student logits z_i = s_i W / t_s, teacher distributions p_j and pairs (i, j) of weight w_ij:
-        loss = sum_i r_i logsumexp(z_i) - sum_ij w_ij <p_j, z_i>,   r_i = sum_j w_ij.
-    <p_j, z_i> = s_i . (p_j W) / t_s needs one D-vector a teacher row, however many student rows match it. The gradients
-    are linear in the same block-wise distributions, so the forward pass yields them and nothing is recomputed.
-    """
+    student: Tensor
+    prototypes: Tensor
+    gain: Tensor | None
+    teacher: Tensor
+    teacher_prototypes: Tensor
+    teacher_gain: Tensor | None
+    centre: Tensor
+    student_temperature: float
+    teacher_temperature: float
+    match: Tensor
+    weight: Tensor
+    block_elements: int
+    compute: torch.dtype
+    accumulate: torch.dtype
+
+    def loss_and_gradients(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return the loss and its gradients for student, prototypes and gain.
+
+        With student logits z_i = s_i W / t_s, teacher distributions p_j and pairs (i, j) of weight w_ij:
+            loss = sum_i r_i logsumexp(z_i) - sum_ij w_ij <p_j, z_i>,   r_i = sum_j w_ij.
+        <p_j, z_i> = s_i . (p_j W) / t_s needs one D-vector a teacher row, however many student rows match it. The
+        gradients are linear in the same distributions, so they come with the loss and no logit is computed twice.
+        """
+        tiles = _Tiles.choose(self.prototypes.shape[0], self.prototypes.device, self.block_elements)
+        values = _PrototypeColumns(self.prototypes, self.gain, self.compute)
+        scaled = self.student.to(self.accumulate) / self.student_temperature
+        weight = self.weight.to(self.accumulate)
+        row_weight = weight.sum(dim=1, keepdim=True)
+        gradient = torch.zeros_like(self.prototypes, dtype=self.accumulate)
+
+        pull = scaled.new_zeros(self.teacher.shape)
+        for column in range(self.match.shape[1]):
+            pull.index_add_(0, self.match[:, column], weight[:, column, None] * scaled, alpha=-1)
+        expected, _ = tiles.softmax_products(
+            self.teacher.to(self.accumulate) / self.teacher_temperature,
+            _PrototypeColumns(self.teacher_prototypes, self.teacher_gain, self.compute),
+            self.centre.to(self.accumulate) / -self.teacher_temperature,
+            values,
+            pull,
+            gradient,
+        )
+        target = torch.zeros_like(scaled)
+        for column in range(self.match.shape[1]):
+            target.addcmul_(expected[self.match[:, column]], weight[:, column, None])
+
+        mean, normaliser = tiles.softmax_products(scaled, values, None, values, row_weight * scaled, gradient)
+        loss = (row_weight[:, 0] * normaliser).sum() - (target * scaled).sum()
+        gradient_student = mean.mul_(row_weight).sub_(target).div_(self.student_temperature)
+        gradient_gain = None if self.gain is None else values.pull_back(gradient, tiles.columns)
+        return loss, gradient_student, gradient, gradient_gain
+
+
+class _MatchedCrossEntropy(torch.autograd.Function):
+    """Hands the gradients that came with the loss on to autograd."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        student: Tensor,
-        prototypes: Tensor,
-        gain: Tensor | None,
-        teacher: Tensor,
-        teacher_prototypes: Tensor,
-        teacher_gain: Tensor | None,
-        centre: Tensor,
-        student_temperature: float,
-        teacher_temperature: float,
-        match: Tensor,
-        weight: Tensor,
-        block_elements: int,
+        ctx: Any, student: Tensor, prototypes: Tensor, gain: Tensor | None, inputs: _CrossEntropyInputs
     ) -> Tensor:
-        device = student.device
-        autocast = torch.is_autocast_enabled(device.type)
-        compute = torch.get_autocast_dtype(device.type) if autocast else prototypes.dtype
-        accumulate = torch.promote_types(prototypes.dtype, torch.float32)
-        tiles = _Tiles.choose(prototypes.shape[0], device, block_elements)
-        with torch.autocast(device.type, enabled=False):
-            student, weight = student.to(accumulate), weight.to(accumulate)
-            row_weight = weight.sum(dim=1, keepdim=True)
-            values = _PrototypeColumns(prototypes, gain, compute)
-            gradient = torch.zeros_like(prototypes, dtype=accumulate)
-
-            scaled = student / student_temperature
-            pull = student.new_zeros(teacher.shape)
-            for column in range(match.shape[1]):
-                pull.index_add_(0, match[:, column], weight[:, column, None] * scaled, alpha=-1)
-            expected, _ = tiles.softmax_products(
-                teacher.to(accumulate) / teacher_temperature,
-                _PrototypeColumns(teacher_prototypes, teacher_gain, compute),
-                centre.to(accumulate) / -teacher_temperature,
-                values,
-                pull,
-                gradient,
-            )
-            target = torch.zeros_like(student)
-            for column in range(match.shape[1]):
-                target.addcmul_(expected[match[:, column]], weight[:, column, None])
-
-            mean, normaliser = tiles.softmax_products(scaled, values, None, values, row_weight * scaled, gradient)
-            loss = (row_weight[:, 0] * normaliser).sum() - (target * scaled).sum()
-            gradient_student = mean.mul_(row_weight).sub_(target).div_(student_temperature)
-            gradient_gain = None if gain is None else values.pull_back(gradient, tiles.columns)
-        ctx.save_for_backward(gradient_student, gradient, gradient_gain)
+        with torch.autocast(student.device.type, enabled=False):
+            loss, *ctx.gradients = inputs.loss_and_gradients()
+        ctx.inputs = inputs
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = (None if value is None else value * gradient for value in ctx.saved_tensors)
-        return (*gradients, *(None,) * 9)
+        # The gradients become the parameters' own without a copy; a second pass through the graph computes new ones.
+        if ctx.gradients is None:
+            with torch.autocast(gradient.device.type, enabled=False):
+                _, *ctx.gradients = ctx.inputs.loss_and_gradients()
+        gradients, ctx.gradients = ctx.gradients, None
+        return (*(None if value is None else value.mul_(gradient) for value in gradients), None)
 
 
 def matched_cross_entropy(
@@ -230,10 +243,12 @@ def matched_cross_entropy(
     Returns:
         The scalar sum over pairs of weight times cross-entropy.
     """
-    loss: Tensor = _MatchedCrossEntropy.apply(
-        student,
-        prototypes,
-        gain,
+    device = student.device.type
+    compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else prototypes.dtype
+    inputs = _CrossEntropyInputs(
+        student.detach(),
+        prototypes.detach(),
+        None if gain is None else gain.detach(),
         teacher,
         teacher_prototypes,
         teacher_gain,
@@ -243,7 +258,10 @@ def matched_cross_entropy(
         match,
         weight,
         block_elements or BLOCK_ELEMENTS,
+        compute,
+        torch.promote_types(prototypes.dtype, torch.float32),
     )
+    loss: Tensor = _MatchedCrossEntropy.apply(student, prototypes, gain, inputs)
     return loss
 
 

@@ -5,281 +5,22 @@ is used, recognised as recomputed, or named in an error.
 """
 
 import argparse
-import math
 import pickle
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
-from ..models.configuration_esvit_cvt import EsvitCvtConfig
-from ..models.configuration_esvit_swin import EsvitSwinConfig
-from ..models.configuration_esvit_vil import EsvitVilConfig
+from .baseline_rules import BASELINE_RULES
+from .network_rules import ESVIT_RULES, NetworkRule, Rename
 
 State = dict[str, Tensor]
-# A pattern of a whole name of the reference; what it becomes: a template for `Match.expand`, or a function.
-Rename = tuple[str, str | Callable[[re.Match[str]], str]]
 
-
-@dataclass(frozen=True)
-class NetworkRule:
-    """How the checkpoints of one network family are read.
-
-    Attributes:
-        name: Family, as in the `arch` argument.
-        signature: Pattern that one of the reference's names matches in this family alone.
-        renames: (pattern of a whole name, replacement) pairs; the first that matches wins.
-        recomputed: Pattern of names that hold no weights: the model computes them itself, the converter compares.
-        infer_config: Builds the configuration from the renamed tensors and the fields that the caller sets.
-        shared: Pattern of the reference's names for a module that it registers a second time: they are renamed to the
-            first one, whose tensor they must repeat.
-        pointwise: Pattern of new names for 1 x 1 convolutions of the reference that are linear layers here.
-    """
-
-    name: str
-    signature: str
-    renames: tuple[Rename, ...]
-    recomputed: str | None
-    infer_config: Callable[[Mapping[str, Tensor], dict[str, Any]], PreTrainedConfig]
-    shared: str | None = None
-    pointwise: str | None = None
-
-
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    found = {int(match[1]) for name in state if (match := re.match(rf"{prefix}\.(\d+)\.", name))}
-    return len(found)
-
-
-def _infer_swin_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:
-    projection = state["embeddings.projection.weight"]
-    depths = [_count(state, rf"stages\.{stage}\.blocks") for stage in range(_count(state, "stages"))]
-    tables = [state[f"stages.{stage}.blocks.0.attention.relative_position_bias_table"] for stage in range(len(depths))]
-    windows = [(math.isqrt(table.shape[0]) + 1) // 2 for table in tables]
-    first_mlp = state["stages.0.blocks.0.mlp.expand.weight"]
-    patch = tuple(projection.shape[2:])
-    fields: dict[str, Any] = {
-        "num_channels": projection.shape[1],
-        "patch_size": patch[0] if patch[0] == patch[1] else patch,
-        "embed_dim": projection.shape[0],
-        "depths": depths,
-        "num_heads": [table.shape[1] for table in tables],
-        "window_size": max(windows),
-        "mlp_ratio": first_mlp.shape[0] / first_mlp.shape[1],
-        "qkv_bias": "stages.0.blocks.0.attention.qkv.bias" in state,
-        "use_absolute_embeddings": "embeddings.position_embeddings" in state,
-        **given,
-    }
-    config = EsvitSwinConfig(**fields)
-    if config.stage_windows != windows and "image_size" not in given:
-        # A window below the configured one is the grid of its stage, which gives the size the network was built for.
-        clipped = next((stage for stage, window in enumerate(windows) if window < config.window_size), None)
-        if clipped is not None:
-            side = [windows[clipped] * 2**clipped * pixels for pixels in patch]
-            config = EsvitSwinConfig(**fields | {"image_size": side[0] if side[0] == side[1] else side})
-    if config.stage_windows != windows:
-        raise ValueError(
-            f"the checkpoint has windows of {windows} tokens, the configuration with image_size={config.image_size} "
-            f"and window_size={config.window_size} gives {config.stage_windows}: pass the image_size and window_size "
-            "it was trained with."
-        )
-    return config
-
-
-def _infer_vil_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:
-    stages = range(_count(state, "stages"))
-    projections = [state[f"stages.{stage}.embeddings.projection.weight"] for stage in stages]
-    patches = [projection.shape[2] for projection in projections]
-    sparse = [f"stages.{stage}.blocks.0.attention.query.weight" in state for stage in stages]
-    absolute = "stages.0.embeddings.row_positions" in state
-    fields: dict[str, Any] = {
-        "num_channels": projections[0].shape[1],
-        "patch_sizes": patches,
-        "hidden_sizes": [projection.shape[0] for projection in projections],
-        "depths": [_count(state, rf"stages\.{stage}\.blocks") for stage in stages],
-        "sparse_stages": sparse,
-        "num_global_tokens": [
-            state[name].shape[1] if (name := f"stages.{stage}.embeddings.global_tokens") in state else 0
-            for stage in stages
-        ],
-        "mlp_ratio": state["stages.0.blocks.0.mlp.expand.weight"].shape[0] / projections[0].shape[0],
-        "qkv_bias": f"stages.0.blocks.0.attention.{'query' if sparse[0] else 'qkv'}.bias" in state,
-        "position_embedding": "absolute" if absolute else "relative",
-    }
-    if absolute:
-        if "num_heads" not in given:
-            raise ValueError("the checkpoint has absolute positions, which do not show num_heads: pass num_heads.")
-        fields["image_size"] = state["stages.0.embeddings.row_positions"].shape[1] * patches[0]
-        return EsvitVilConfig(**{**fields, **given})
-    tables = [state[f"stages.{stage}.blocks.0.attention.relative_position_bias_table"] for stage in stages]
-    fields["num_heads"] = [table.shape[1] for table in tables]
-    for stage, table in enumerate(tables):
-        side = math.isqrt(table.shape[0]) + 1
-        if sparse[stage]:
-            fields["window_size"] = side // 4
-        else:
-            fields["image_size"] = side // 2 * math.prod(patches[: stage + 1])
-    return EsvitVilConfig(**{**fields, **given})
-
-
-def _infer_cvt_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:
-    stages = range(_count(state, "stages"))
-    deep_stem = "stages.0.embeddings.convolutions.0.weight" in state
-    first = f"stages.0.embeddings.{'convolutions.0' if deep_stem else 'projection'}.weight"
-    projections = [state[first if stage == 0 else f"stages.{stage}.embeddings.projection.weight"] for stage in stages]
-    blocks = [f"stages.{stage}.blocks.0." for stage in stages]
-    expansions = [state[block + "mlp.expand.weight"] for block in blocks]
-    relative = "stages.0.blocks.0.attention.relative_position_bias_table" in state
-    default = EsvitCvtConfig()
-    fields: dict[str, Any] = {
-        "num_channels": projections[0].shape[1],
-        "patch_sizes": [projection.shape[2] for projection in projections],
-        "hidden_sizes": [projection.shape[0] for projection in projections],
-        "depths": [_count(state, rf"stages\.{stage}\.blocks") for stage in stages],
-        "mlp_ratio": [expansion.shape[0] / expansion.shape[1] for expansion in expansions],
-        "qkv_kernel_sizes": [state[block + "attention.depthwise.weight"].shape[2] for block in blocks],
-        "qkv_bias": [block + "attention.qkv.bias" in state for block in blocks],
-        "deep_stem": deep_stem,
-        "relative_position_bias": relative,
-    }
-    if deep_stem:
-        # The patches of the first stage, which are not there, have left no trace.
-        fields["patch_sizes"][0] = default.patch_sizes[0]
-    if relative:
-        tables = [state[block + "attention.relative_position_bias_table"] for block in blocks]
-        fields["num_heads"] = [table.shape[1] for table in tables]
-        fields["window_size"] = [(math.isqrt(table.shape[0]) + 1) // 2 for table in tables]
-    # A wrong guess would load without a complaint and compute something else: only the published shape is recognised.
-    unseen = []
-    if any(fields[name] != list(getattr(default, name)) for name in ("hidden_sizes", "depths")):
-        unseen += ["num_heads", "window_size"]
-    if fields["patch_sizes"] != list(default.patch_sizes):
-        unseen += ["patch_strides", "patch_padding"]
-    if missing := [name for name in unseen if name not in fields | given]:
-        raise ValueError(f"the tensors of this checkpoint do not show {' and '.join(missing)}: pass them.")
-    return EsvitCvtConfig(**{**fields, **given})
-
-
-_SWIN_BLOCK = r"layers\.(\d+)\.blocks\.(\d+)"
-
-# Layer 0 of a stage embeds the patches; then attention and MLP take turns, so that two layers make a block.
-_VIL_ATTENTION = r"layer(?P<stage>\d+)\.(?P<layer>\d*[13579])"
-_VIL_MLP = r"layer(?P<stage>\d+)\.(?P<layer>\d*[02468])"
-_VIL_STAGE = r"layer(?P<stage>\d+)\.0"
-_VIL_BLOCK = "stages.{stage}.blocks.{block}."
-_KIND = r"(?P<kind>weight|bias)"
-
-_CVT_BLOCK = r"stage(\d+)\.1\.layers\.(\d+)"
-
-
-def _vil_name(template: str) -> Callable[[re.Match[str]], str]:
-    def name(match: re.Match[str]) -> str:
-        groups = match.groupdict()
-        block = (int(groups.get("layer", 1)) - 1) // 2
-        return template.format(stage=int(groups["stage"]) - 1, block=block, kind=groups.get("kind"))
-
-    return name
-
-
-def _cvt_stem_name(part: str) -> Callable[[re.Match[str]], str]:
-    # A convolution, its batch norm and a ReLU take turns.
-    def name(match: re.Match[str]) -> str:
-        return f"stages.0.embeddings.{part}.{int(match['layer']) // 3}.{match['kind']}"
-
-    return name
-
-
-NETWORK_RULES: tuple[NetworkRule, ...] = (
-    NetworkRule(
-        name="swin",
-        signature=r"layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table",
-        renames=(
-            (r"patch_embed\.proj\.(weight|bias)", r"embeddings.projection.\1"),
-            (r"patch_embed\.norm\.(weight|bias)", r"embeddings.norm.\1"),
-            (r"absolute_pos_embed", r"embeddings.position_embeddings"),
-            (_SWIN_BLOCK + r"\.norm1\.(weight|bias)", r"stages.\1.blocks.\2.attention_norm.\3"),
-            (_SWIN_BLOCK + r"\.attn\.qkv\.(weight|bias)", r"stages.\1.blocks.\2.attention.qkv.\3"),
-            (_SWIN_BLOCK + r"\.attn\.proj\.(weight|bias)", r"stages.\1.blocks.\2.attention.projection.\3"),
-            (_SWIN_BLOCK + r"\.attn\.(relative_position_\w+)", r"stages.\1.blocks.\2.attention.\3"),
-            (_SWIN_BLOCK + r"\.norm2\.(weight|bias)", r"stages.\1.blocks.\2.mlp_norm.\3"),
-            (_SWIN_BLOCK + r"\.mlp\.fc1\.(weight|bias)", r"stages.\1.blocks.\2.mlp.expand.\3"),
-            (_SWIN_BLOCK + r"\.mlp\.fc2\.(weight|bias)", r"stages.\1.blocks.\2.mlp.contract.\3"),
-            (r"layers\.(\d+)\.downsample\.norm\.(weight|bias)", r"stages.\1.downsample.norm.\2"),
-            (r"layers\.(\d+)\.downsample\.reduction\.weight", r"stages.\1.downsample.reduction.weight"),
-            (r"norm\.(weight|bias)", r"norm.\1"),
-        ),
-        recomputed=r".*\.relative_position_index",
-        infer_config=_infer_swin_config,
-    ),
-    NetworkRule(
-        name="vil",
-        signature=r"layer\d+\.0\.norm_embed\.weight",
-        renames=tuple(
-            (pattern, _vil_name(template))
-            for pattern, template in (
-                (_VIL_STAGE + r"\.proj\." + _KIND, "stages.{stage}.embeddings.projection.{kind}"),
-                (_VIL_STAGE + r"\.norm_embed\." + _KIND, "stages.{stage}.embeddings.norm.{kind}"),
-                (_VIL_STAGE + r"\.cls_token", "stages.{stage}.embeddings.global_tokens"),
-                (_VIL_STAGE + r"\.cls_pos_embed", "stages.{stage}.embeddings.global_positions"),
-                (_VIL_STAGE + r"\.x_pos_embed", "stages.{stage}.embeddings.row_positions"),
-                (_VIL_STAGE + r"\.y_pos_embed", "stages.{stage}.embeddings.column_positions"),
-                (_VIL_ATTENTION + r"\.norm\." + _KIND, _VIL_BLOCK + "attention_norm.{kind}"),
-                (_VIL_ATTENTION + r"\.attn\.qkv\." + _KIND, _VIL_BLOCK + "attention.qkv.{kind}"),
-                (_VIL_ATTENTION + r"\.attn\.query(?:_global)?\." + _KIND, _VIL_BLOCK + "attention.query.{kind}"),
-                (_VIL_ATTENTION + r"\.attn\.kv(?:_global)?\." + _KIND, _VIL_BLOCK + "attention.key_value.{kind}"),
-                (_VIL_ATTENTION + r"\.attn\.proj(?:_global)?\." + _KIND, _VIL_BLOCK + "attention.projection.{kind}"),
-                (
-                    _VIL_ATTENTION + r"\.attn\.local_relative_position_bias_table",
-                    _VIL_BLOCK + "attention.relative_position_bias_table",
-                ),
-                (_VIL_ATTENTION + r"\.attn\.g2l_relative_position_bias", _VIL_BLOCK + "attention.global_to_grid_bias"),
-                (
-                    _VIL_ATTENTION + r"\.attn\.g2g_relative_position_bias",
-                    _VIL_BLOCK + "attention.global_to_global_bias",
-                ),
-                (_VIL_ATTENTION + r"\.attn\.relative_position_index", _VIL_BLOCK + "attention.relative_position_index"),
-                (_VIL_MLP + r"\.norm\." + _KIND, _VIL_BLOCK + "mlp_norm.{kind}"),
-                (_VIL_MLP + r"\.mlp\.fc1\." + _KIND, _VIL_BLOCK + "mlp.expand.{kind}"),
-                (_VIL_MLP + r"\.mlp\.fc2\." + _KIND, _VIL_BLOCK + "mlp.contract.{kind}"),
-            )
-        )
-        + ((r"norm\.(weight|bias)", r"norm.\1"),),
-        recomputed=r".*\.relative_position_index",
-        infer_config=_infer_vil_config,
-        shared=r"layer\d+\.\d+\.attn\.(?:query|kv|proj)_global\.(?:weight|bias)",
-    ),
-    NetworkRule(
-        name="cvt",
-        signature=r"stage\d+\.1\.layers\.\d+\.0\.fn\.qkv\.dw\.weight",
-        renames=(
-            (r"stage(\d+)\.0\.proj\.(weight|bias)", r"stages.\1.embeddings.projection.\2"),
-            (r"stage(\d+)\.0\.norm\.(weight|bias)", r"stages.\1.embeddings.norm.\2"),
-            (r"stage0\.0\.stem\.(?P<layer>[036])\.(?P<kind>weight)", _cvt_stem_name("convolutions")),
-            (r"stage0\.0\.stem\.(?P<layer>[147])\.(?P<kind>\w+)", _cvt_stem_name("norms")),
-            (_CVT_BLOCK + r"\.0\.norm\.(weight|bias)", r"stages.\1.blocks.\2.attention_norm.\3"),
-            (_CVT_BLOCK + r"\.0\.fn\.qkv\.dw\.weight", r"stages.\1.blocks.\2.attention.depthwise.weight"),
-            (_CVT_BLOCK + r"\.0\.fn\.qkv\.bn\.(\w+)", r"stages.\1.blocks.\2.attention.batch_norm.\3"),
-            (_CVT_BLOCK + r"\.0\.fn\.qkv\.pw\.(weight|bias)", r"stages.\1.blocks.\2.attention.qkv.\3"),
-            (_CVT_BLOCK + r"\.0\.fn\.proj_out\.(weight|bias)", r"stages.\1.blocks.\2.attention.projection.\3"),
-            (
-                _CVT_BLOCK + r"\.0\.fn\.rel_pos_bias_table",
-                r"stages.\1.blocks.\2.attention.relative_position_bias_table",
-            ),
-            (_CVT_BLOCK + r"\.0\.fn\.rel_pos_idx", r"stages.\1.blocks.\2.attention.relative_position_index"),
-            (_CVT_BLOCK + r"\.1\.norm\.(weight|bias)", r"stages.\1.blocks.\2.mlp_norm.\3"),
-            (_CVT_BLOCK + r"\.1\.fn\.net\.0\.(weight|bias)", r"stages.\1.blocks.\2.mlp.expand.\3"),
-            (_CVT_BLOCK + r"\.1\.fn\.net\.2\.(weight|bias)", r"stages.\1.blocks.\2.mlp.contract.\3"),
-            (r"norm\.(weight|bias)", r"norm.\1"),
-        ),
-        recomputed=r".*\.relative_position_index",
-        infer_config=_infer_cvt_config,
-        pointwise=r".*\.(?:attention\.(?:qkv|projection)|mlp\.(?:expand|contract))\.weight",
-    ),
-)
+NETWORK_RULES: tuple[NetworkRule, ...] = (*ESVIT_RULES, *BASELINE_RULES)
 
 # Names behind "head." (view) and "head_dense." (region). A head of one layer has no index in the reference.
 _HEAD_RENAMES: tuple[Rename, ...] = (
@@ -392,6 +133,9 @@ def _split(state: Mapping[str, Tensor], rule: NetworkRule) -> tuple[State, State
             unused.append(reference_name)
         elif renamed in part:
             raise ValueError(f"the checkpoint names the tensor {reference_name!r} twice, with and without 'module.'.")
+        elif part is backbone and "{part}" in renamed:
+            pieces = tensor.chunk(len(rule.parts))
+            backbone |= {renamed.format(part=name): piece for name, piece in zip(rule.parts, pieces, strict=False)}
         else:
             pointwise = rule.pointwise and part is backbone and re.fullmatch(rule.pointwise, renamed)
             part[renamed] = tensor.flatten(1) if pointwise else tensor
@@ -440,7 +184,7 @@ def convert_checkpoint(
         config = rule.infer_config(backbone, config_fields)
     except (KeyError, IndexError) as error:
         raise ValueError(f"{str(path)!r} is no complete {rule.name} network: {error} is missing.") from error
-    model = AutoModel.from_config(config)
+    model = AutoModel.from_config(config, **rule.model_options)
     _load(model, backbone, recomputed)
     return model.eval()
 

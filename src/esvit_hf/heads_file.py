@@ -1,0 +1,95 @@
+"""The file beside a pretrained model that lets pretraining continue: heads and centres of both tasks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+__all__ = ["HEADS_FILE", "SavedHead", "find_heads", "read_heads", "write_heads"]
+
+HEADS_FILE = "pretraining_heads.safetensors"
+"""Name of the file in the model's folder."""
+
+_TASKS = ("view", "region")
+
+
+@dataclass(frozen=True)
+class SavedHead:
+    """The projection head of one task and the centre of its teacher.
+
+    Attributes:
+        state: state dict of the head.
+        centre: (K,) centre of the teacher's logits.
+    """
+
+    state: dict[str, Tensor]
+    centre: Tensor
+
+
+def find_heads(name_or_path: str, revision: str | None = None) -> Path | None:
+    """Look for the file in a model's folder or Hub repository.
+
+    Args:
+        name_or_path: folder or Hub name.
+        revision: branch, tag or commit on the Hub.
+
+    Returns:
+        Its path on this machine, None if the model brings no heads.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder / HEADS_FILE if (folder / HEADS_FILE).is_file() else None
+    try:
+        return Path(hf_hub_download(name_or_path, HEADS_FILE, revision=revision))
+    except EntryNotFoundError:
+        return None
+
+
+def write_heads(heads: Mapping[str, SavedHead], path: Path) -> None:
+    """Write heads and centres as `view_head.*`, `view_centre`, `region_head.*`, `region_centre`.
+
+    Args:
+        heads: by task, `view` and `region`.
+        path: file to write.
+    """
+    tensors = {}
+    for task, head in heads.items():
+        assert task in _TASKS, task
+        tensors |= {f"{task}_head.{name}": tensor.cpu().contiguous() for name, tensor in head.state.items()}
+        tensors[f"{task}_centre"] = head.centre.cpu().contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def read_heads(path: Path) -> dict[str, SavedHead]:
+    """Read what `write_heads` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The heads that the file has, by task.
+
+    Raises:
+        ValueError: the file is unreadable, holds something else, or a head without its centre.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is not a readable file of heads ({error}): replace or remove it") from error
+    heads = {}
+    for task in _TASKS:
+        prefix, centre = f"{task}_head.", f"{task}_centre"
+        names = [name for name in tensors if name.startswith(prefix)]
+        state = {name.removeprefix(prefix): tensors.pop(name) for name in names}
+        if bool(state) != (centre in tensors):
+            raise ValueError(f"{path} has {prefix}* or {centre} without the other: replace or remove the file")
+        if state:
+            heads[task] = SavedHead(state, tensors.pop(centre))
+    if tensors:
+        raise ValueError(f"{path} has tensors of no head, such as {next(iter(tensors))}: replace or remove it")
+    return heads

@@ -1,0 +1,127 @@
+"""The evaluation transform against torchvision, the oracle, and its way through the Auto classes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms
+from transformers import AutoImageProcessor
+
+import esvit_hf
+from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth colours with a little noise."""
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int64)
+    noisy = (smooth + generator.integers(-20, 21, smooth.shape)).clip(0, 255)
+    return Image.fromarray(noisy.astype(np.uint8))
+
+
+def torchvision_transform(resize: int, crop: int) -> transforms.Compose:
+    return transforms.Compose(
+        [
+            transforms.Resize(resize, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(crop),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+
+
+def processed(processor: EsvitImageProcessor, image) -> torch.Tensor:
+    return processor(image, return_tensors="pt").pixel_values[0]
+
+
+# Sizes at which rounding the corner of the crop down, as transformers does, is off by one are among these.
+@given(width=st.integers(20, 500), height=st.integers(20, 500), seed=st.integers(0, 9))
+@settings(max_examples=25, deadline=None)
+def test_equals_torchvision_bit_for_bit(width, height, seed):
+    image = photograph(width, height, seed)
+    assert torch.equal(processed(EsvitImageProcessor(), image), torchvision_transform(256, 224)(image))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 9), (224, 224), (256, 256), (257, 512), (1001, 333), (28, 28)])
+def test_equals_torchvision_at_the_edges(width, height):
+    image = photograph(width, height)
+    assert torch.equal(processed(EsvitImageProcessor(), image), torchvision_transform(256, 224)(image))
+
+
+@pytest.mark.parametrize(("resize", "crop"), [(32, 32), (73, 64), (30, 41)])
+def test_other_sizes_equal_torchvision_too(resize, crop):
+    processor = EsvitImageProcessor(size={"shortest_edge": resize}, crop_size={"height": crop, "width": crop})
+    for width, height in [(47, 60), (90, 31), (28, 28)]:
+        image = photograph(width, height)
+        assert torch.equal(processed(processor, image), torchvision_transform(resize, crop)(image))
+
+
+def test_every_pixel_value_is_normalised_exactly():
+    values = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    processor = EsvitImageProcessor(do_resize=False, do_center_crop=False)
+    expected = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])(Image.fromarray(values))
+    assert torch.equal(processed(processor, values), expected)
+
+
+def test_other_modes_become_rgb():
+    image = photograph(40, 40)
+    gray = image.convert("L")
+    expected = processed(EsvitImageProcessor(), gray.convert("RGB"))
+    array = np.asarray(gray)
+    sixteen_bits = Image.fromarray(array.astype(np.uint16) * 257)
+    channel = torch.from_numpy(array.copy())[None]
+    for other in (gray, sixteen_bits, array[..., None], channel):
+        assert torch.equal(processed(EsvitImageProcessor(), other), expected)
+    opaque = image.convert("RGBA")
+    assert torch.equal(processed(EsvitImageProcessor(), opaque), processed(EsvitImageProcessor(), image))
+    invisible = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    white = processed(EsvitImageProcessor(), Image.new("RGB", (40, 40), "white"))
+    assert torch.equal(processed(EsvitImageProcessor(), invisible), white)
+
+
+def test_batches_of_several_sizes():
+    images = [photograph(50, 70), photograph(300, 40)]
+    batch = EsvitImageProcessor()(images, return_tensors="pt").pixel_values
+    assert batch.shape == (2, 3, 224, 224)
+    assert torch.equal(batch[1], processed(EsvitImageProcessor(), images[1]))
+
+
+@pytest.mark.parametrize("backend", [None, "pil", "torchvision"])
+def test_auto_class_finds_the_saved_processor(backend, tmp_path):
+    config = EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[1], window_size=4)
+    EsvitSwinModel(config).save_pretrained(tmp_path)
+    EsvitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    options = {} if backend is None else {"backend": backend}
+    loaded = AutoImageProcessor.from_pretrained(tmp_path, **options)
+    assert type(loaded) is EsvitImageProcessor
+    image = photograph(60, 50)
+    assert torch.equal(processed(loaded, image), torchvision_transform(40, 32)(image))
+    assert json.loads(Path(tmp_path, "preprocessor_config.json").read_text())["size"] == {"shortest_edge": 40}
+
+
+def test_works_without_torchvision(tmp_path):
+    packages = Path(transformers.__file__).parents[1]
+    for entry in packages.iterdir():
+        if not entry.name.startswith("torchvision"):
+            (tmp_path / entry.name).symlink_to(entry)
+    program = f"""
+import importlib.util, sys
+sys.path[:0] = [{str(tmp_path)!r}, {str(Path(esvit_hf.__file__).parents[1])!r}]
+assert importlib.util.find_spec("torchvision") is None
+from PIL import Image
+from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
+print(tuple(EsvitImageProcessor()(Image.new("RGB", (300, 200)), return_tensors="pt").pixel_values.shape))
+"""
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "(1, 3, 224, 224)", done.stderr
