@@ -29,8 +29,7 @@ def draw_features(batch: int = BATCH) -> tuple[list[Tensor], list[Tensor]]:
 
 def prepare_ours(num_prototypes: int = NUM_PROTOTYPES, batch: int = BATCH) -> Run:
     heads = {
-        name: ProjectionHead(CHANNELS, num_prototypes)
-        for name in ("view", "region", "teacher view", "teacher region")
+        name: ProjectionHead(CHANNELS, num_prototypes) for name in ("view", "region", "teacher view", "teacher region")
     }
     centres = {name: TeacherCentre(num_prototypes, 256) for name in ("view", "region")}
     student, teacher = draw_features(batch)

@@ -1,77 +1,7 @@
 """Save a feature row for every image of a data set: `python examples/extract_features.py MODEL DATASET --output F`."""
 
-from pathlib import Path
-from typing import Any, Literal
-
-from accelerate import Accelerator
-from safetensors.torch import save_file
-
-from esvit_hf.backbones import load_backbone
 from esvit_hf.command_line import run
-from esvit_hf.data.sources import load_image_source
-from esvit_hf.evaluation.features import extract_features, load_image_processor
-
-
-def main(
-    model: str,
-    dataset: str,
-    *,
-    output: Path,
-    split: str = "train",
-    config_name: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    blocks: int = 1,
-    processor: str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    batch_size: int = 64,
-    num_workers: int = 2,
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no",
-) -> dict[str, Any] | None:
-    """Save features of a vision model as safetensors: `features` (N, D) float32 and, with labels, `labels` (N,) int64.
-
-    Runs on several processes under `accelerate launch`; the file is the same.
-
-    Args:
-        model: Hub name or folder of any vision model that AutoModel loads.
-        dataset: Hub name, folder of parquet files or images, or a parquet file.
-        output: file to write, for example features.safetensors.
-        split: which images, for example train, test or train[:1000].
-        config_name: configuration of the data set, if it has several.
-        image_column: column with the images; found by its type if not given.
-        label_column: column with the labels; found by its type if not given.
-        blocks: 1 saves the view feature, n > 1 the pooled features of the last n blocks, concatenated.
-        processor: Hub name or folder whose image processor prepares the images; the model's own if not given.
-        revision: branch, tag or commit of the model.
-        trust_remote_code: run code that the model's repository ships.
-        batch_size: images at once on each device.
-        num_workers: processes that decode images, for each device.
-        mixed_precision: number format of the computation.
-    """
-    if output.suffix != ".safetensors" or not output.parent.is_dir():
-        raise ValueError(f"--output is {output}: give a name that ends in .safetensors, in an existing folder")
-    accelerator = Accelerator(mixed_precision=mixed_precision)
-    features = extract_features(
-        load_backbone(model, revision=revision, trust_remote_code=trust_remote_code),
-        load_image_source(
-            dataset, split=split, config_name=config_name, image_column=image_column, label_column=label_column
-        ),
-        load_image_processor(processor or model, revision=None if processor else revision),
-        blocks=blocks,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        accelerator=accelerator,
-    )
-    if not accelerator.is_main_process:
-        return None
-    tensors = {"features": features.values}
-    if features.labels is not None:
-        tensors["labels"] = features.labels
-    save_file(tensors, output, metadata={"model": model, "dataset": dataset, "split": split, "blocks": str(blocks)})
-    images, dimension = features.values.shape
-    return {"output": str(output), "images": images, "dimension": dimension, "labels": features.labels is not None}
-
+from esvit_hf.evaluation.jobs import save_features as main
 
 if __name__ == "__main__":
     run(main)

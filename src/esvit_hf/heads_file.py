@@ -57,7 +57,7 @@ def write_heads(heads: Mapping[str, SavedHead], path: Path) -> None:
         heads: by task, `view` and `region`.
         path: file to write.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for task, head in heads.items():
         assert task in _TASKS, task
         tensors |= {f"{task}_head.{name}": tensor.cpu().contiguous() for name, tensor in head.state.items()}

@@ -179,10 +179,7 @@ def test_an_unlabelled_folder_with_a_broken_file(tmp_path, capsys):
     for number, row in enumerate(load_dataset(str(FASHION_MNIST), split="test").select(range(48))):
         mode = modes[number % len(modes)]
         image = row["image"]
-        if mode == "I;16":
-            image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
-        else:
-            image = image.convert(mode)
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
         image.save(folder / f"{number:02d}.{'jpg' if mode == 'CMYK' else 'png'}")
     (folder / "48.jpg").write_bytes(b"not an image")
     run = ("--dataset", str(folder), "--num_epochs", "3", "--max_steps", "9")

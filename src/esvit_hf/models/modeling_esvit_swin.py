@@ -99,13 +99,13 @@ def shift_mask(grid: tuple[int, int], window: int, shift: int, dtype: torch.dtyp
     height, width = (size + -size % window for size in grid)
     rolled_rows = torch.arange(height, device=device) < shift
     rolled_columns = torch.arange(width, device=device) < shift
-    sides = rolled_rows[:, None] * 2 + rolled_columns[None, :] * 1
+    sides = rolled_rows[:, None] * 2 + rolled_columns
     sides = cut_windows(sides.view(1, -1, 1), (height, width), window, shift).view(-1, 1, window**2)
     apart = sides.unsqueeze(2) != sides.unsqueeze(3)
     return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, _MASKED_SCORE)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _window_indices(
     grid: tuple[int, int], window: int, shift: int, device: torch.device
 ) -> tuple[Tensor, Tensor] | None:
@@ -122,7 +122,7 @@ def _window_indices(
         return torch.where(token_of_slot < 0, tokens, token_of_slot), slot_of_token
 
 
-_cached_shift_mask = lru_cache(maxsize=256)(torch.inference_mode(False)(shift_mask))
+_cached_shift_mask = lru_cache(maxsize=32)(torch.inference_mode(False)(shift_mask))
 
 
 class _GatherTokens(torch.autograd.Function):

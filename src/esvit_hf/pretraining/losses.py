@@ -21,8 +21,8 @@ CPU_TILE_ELEMENTS = 2**19
 """On CPU prototypes are taken by so many, with as many rows as keep the product in the cache."""
 
 
-class _PrototypeColumns:
-    """Rows of the prototype matrix block by block, without a full float32 copy of them.
+class _Prototypes:
+    """The prototype matrix W (K, D) as blocks of columns of the logits, without a float32 copy of it.
 
     Args:
         directions: (K, D).
@@ -32,99 +32,112 @@ class _PrototypeColumns:
 
     def __init__(self, directions: Tensor, gain: Tensor | None, dtype: torch.dtype) -> None:
         self.matrix = self.directions = directions
-        self.scale: Tensor | None = None
+        self.gain = gain
+        self.column_scale: Tensor | None = None
         if gain is not None:
             self.lengths = torch.linalg.vector_norm(directions, dim=1, keepdim=True)
             self.scale = gain / self.lengths
+            self.column_scale = self.scale.t()
         if dtype != directions.dtype:
+            # A smaller copy is needed anyway: it takes the scale in.
             rounded = torch.empty_like(directions, dtype=dtype)
             self.matrix = rounded.copy_(directions) if gain is None else torch.mul(directions, self.scale, out=rounded)
+            self.column_scale = None
 
-    def __getitem__(self, columns: slice) -> Tensor:
-        block = self.matrix[columns]
-        unscaled = self.scale is not None and self.matrix is self.directions
-        return block * self.scale[columns] if unscaled else block
+    def logits(self, rows: Tensor, columns: slice, dtype: torch.dtype) -> Tensor:
+        """Return rows (R, D) @ W.T, of the columns asked for (R, C)."""
+        logits = multiply_transposed(rows, self.matrix[columns]).to(dtype)
+        return logits if self.column_scale is None else logits.mul_(self.column_scale[:, columns])
 
-    def pull_back(self, gradient: Tensor, columns: int) -> Tensor:
-        """Turn the gradient (K, D) of the prototypes into that of the directions, in place, and return the gain's."""
-        assert self.scale is not None
-        gradient_gain = torch.empty_like(self.scale)
-        for block, direction, length, scale, along in zip(
-            *(values.split(columns) for values in (gradient, self.directions, self.lengths, self.scale, gradient_gain)),
-            strict=True,
-        ):
-            torch.sum(block * direction, dim=1, keepdim=True, out=along)
-            along /= length
-            block.addcmul_(direction, along / length, value=-1).mul_(scale)
+    def mean(self, probabilities: Tensor, columns: slice) -> Tensor:
+        """Return probabilities (R, C) @ W (R, D), of the columns given."""
+        if self.column_scale is not None:
+            probabilities = probabilities * self.column_scale[:, columns]
+        return multiply_transposed(probabilities, self.matrix[columns].t())
+
+    def pull_back(self, gradient: Tensor, columns: slice) -> Tensor | None:
+        """Turn the gradient (C, D) of W into that of the directions, in place, and return the gain's (C, 1)."""
+        if self.gain is None:
+            return None
+        directions, lengths = self.directions[columns], self.lengths[columns]
+        gradient_gain = (gradient * directions).sum(dim=1, keepdim=True) / lengths
+        gradient.addcmul_(directions, gradient_gain / lengths, value=-1).mul_(self.scale[columns])
         return gradient_gain
 
 
-@dataclass(frozen=True)
 class _Tiles:
-    """Blocks of rows and of prototypes in which distributions are formed."""
+    """Blocks of rows and of prototypes in which distributions are formed, and the gradient that gathers there.
 
-    rows: int
-    columns: int
+    Args:
+        prototypes: those that the gradient is for.
+        dtype: type in which sums are kept.
+        block_elements: logits held at once.
+    """
 
-    @classmethod
-    def choose(cls, num_prototypes: int, device: torch.device, block_elements: int) -> "_Tiles":
-        rows, columns = block_elements // num_prototypes, num_prototypes
+    def __init__(self, prototypes: _Prototypes, dtype: torch.dtype, block_elements: int) -> None:
+        self.prototypes = prototypes
+        count, width = prototypes.directions.shape
+        device = prototypes.directions.device
+        rows, columns = block_elements // count, count
         if device.type == "cpu":
-            columns = min(num_prototypes, CPU_COLUMNS)
+            columns = min(count, CPU_COLUMNS)
             rows = min(rows, CPU_TILE_ELEMENTS // columns)
-        return cls(max(1, rows), columns)
+        self.rows = max(1, rows)
+        self.columns = [slice(start, min(start + columns, count)) for start in range(0, count, columns)]
+        self.gradient = torch.zeros(count, width, dtype=dtype, device=device)
+        # Until the end a block (C, D) holds its transpose (D, C): that product is the faster one on CPU.
+        self.transposed = [self.gradient[block].view(width, -1) for block in self.columns]
 
     def softmax_products(
-        self,
-        rows: Tensor,
-        keys: _PrototypeColumns,
-        offset: Tensor | None,
-        values: _PrototypeColumns,
-        pull: Tensor,
-        gradient: Tensor,
+        self, rows: Tensor, keys: _Prototypes, offset: Tensor | None, pull: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Form P = softmax(rows @ keys.T + offset) tile by tile, and use each tile twice.
 
         A block of rows goes through all prototypes before its sums are known; each tile is normalised on its own, and
-        `share` is what it has of the whole.
+        `share` is what it has of the whole. P.T @ pull is added to the gradient.
 
         Args:
-            rows: (M, D), in float32 or float64; multiplied in the type of the keys.
+            rows: (M, D), in the type of the sums.
             keys: prototypes that give the logits (K, D).
             offset: added to the logits, K elements.
-            values: prototypes that are averaged (K, D).
             pull: (M, D).
-            gradient: (K, D), to which P.T @ pull is added.
 
         Returns:
-            P @ values (M, D) and the logsumexp of the logits (M,).
+            P @ prototypes (M, D) and the logsumexp of the logits (M,).
         """
-        compute, accumulate = keys.matrix.dtype, rows.dtype
-        count = keys.matrix.shape[0]
-        blocks = [slice(start, min(start + self.columns, count)) for start in range(0, count, self.columns)]
+        compute = keys.matrix.dtype
         mean = torch.empty_like(rows)
         normaliser = rows.new_empty(rows.shape[0])
         for start in range(0, rows.shape[0], self.rows):
             some = slice(start, start + self.rows)
             queries = rows[some].to(compute)
             tiles, means, normalisers = [], [], []
-            for columns in blocks:
-                logits = multiply_transposed(queries, keys[columns]).to(accumulate)
+            for columns in self.columns:
+                logits = keys.logits(queries, columns, rows.dtype)
                 if offset is not None:
                     logits.add_(offset[columns])
                 probabilities = torch.softmax(logits, dim=1)
                 # The largest probability is the largest exponential over their sum.
                 normalisers.append(logits.amax(dim=1) - probabilities.amax(dim=1).log())
                 tiles.append(probabilities.to(compute))
-                means.append(multiply_transposed(tiles[-1], values[columns].t()))
+                means.append(self.prototypes.mean(tiles[-1], columns))
             stacked = torch.stack(normalisers)
             share = torch.softmax(stacked, dim=0).unsqueeze(2)
             normaliser[some] = torch.logsumexp(stacked, dim=0)
             mean[some] = (torch.stack(means) * share).sum(dim=0)
             weighted = (pull[some] * share).to(compute)
-            for tile, columns, weights in zip(tiles, blocks, weighted, strict=True):
-                gradient[columns] += multiply_transposed(tile.t(), weights.t())
+            for tile, weights, total in zip(tiles, weighted, self.transposed, strict=True):
+                total += multiply_transposed(weights.t(), tile.t())
         return mean, normaliser
+
+    def finish_gradients(self) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients of the prototypes' directions (K, D) and gain (K, 1)."""
+        gains = []
+        for block, columns in zip(self.transposed, self.columns, strict=True):
+            gradient = self.gradient[columns]
+            gradient.copy_(block.t().contiguous())
+            gains.append(self.prototypes.pull_back(gradient, columns))
+        return self.gradient, None if self.prototypes.gain is None else torch.cat(gains)
 
 
 @dataclass(frozen=True)
@@ -154,33 +167,28 @@ class _CrossEntropyInputs:
         <p_j, z_i> = s_i . (p_j W) / t_s needs one D-vector a teacher row, however many student rows match it. The
         gradients are linear in the same distributions, so they come with the loss and no logit is computed twice.
         """
-        tiles = _Tiles.choose(self.prototypes.shape[0], self.prototypes.device, self.block_elements)
-        values = _PrototypeColumns(self.prototypes, self.gain, self.compute)
-        scaled = self.student.to(self.accumulate) / self.student_temperature
+        prototypes = _Prototypes(self.prototypes, self.gain, self.compute)
+        teacher_prototypes = _Prototypes(self.teacher_prototypes, self.teacher_gain, self.compute)
+        tiles = _Tiles(prototypes, self.accumulate, self.block_elements)
+        student = self.student.to(self.accumulate) / self.student_temperature
+        teacher = self.teacher.to(self.accumulate) / self.teacher_temperature
+        offset = self.centre.to(self.accumulate) / -self.teacher_temperature
         weight = self.weight.to(self.accumulate)
         row_weight = weight.sum(dim=1, keepdim=True)
-        gradient = torch.zeros_like(self.prototypes, dtype=self.accumulate)
+        pairs = list(zip(self.match.unbind(1), weight.unsqueeze(2).unbind(1), strict=True))
 
-        pull = scaled.new_zeros(self.teacher.shape)
-        for column in range(self.match.shape[1]):
-            pull.index_add_(0, self.match[:, column], weight[:, column, None] * scaled, alpha=-1)
-        expected, _ = tiles.softmax_products(
-            self.teacher.to(self.accumulate) / self.teacher_temperature,
-            _PrototypeColumns(self.teacher_prototypes, self.teacher_gain, self.compute),
-            self.centre.to(self.accumulate) / -self.teacher_temperature,
-            values,
-            pull,
-            gradient,
-        )
-        target = torch.zeros_like(scaled)
-        for column in range(self.match.shape[1]):
-            target.addcmul_(expected[self.match[:, column]], weight[:, column, None])
+        pull = torch.zeros_like(teacher)
+        for rows, weights in pairs:
+            pull.index_add_(0, rows, weights * student, alpha=-1)
+        expected, _ = tiles.softmax_products(teacher, teacher_prototypes, offset, pull)
+        target = torch.zeros_like(student)
+        for rows, weights in pairs:
+            target.addcmul_(expected[rows], weights)
 
-        mean, normaliser = tiles.softmax_products(scaled, values, None, values, row_weight * scaled, gradient)
-        loss = (row_weight[:, 0] * normaliser).sum() - (target * scaled).sum()
+        mean, normaliser = tiles.softmax_products(student, prototypes, None, row_weight * student)
+        loss = (row_weight[:, 0] * normaliser).sum() - (target * student).sum()
         gradient_student = mean.mul_(row_weight).sub_(target).div_(self.student_temperature)
-        gradient_gain = None if self.gain is None else values.pull_back(gradient, tiles.columns)
-        return loss, gradient_student, gradient, gradient_gain
+        return loss, gradient_student, *tiles.finish_gradients()
 
 
 class _MatchedCrossEntropy(torch.autograd.Function):

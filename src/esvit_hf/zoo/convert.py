@@ -103,7 +103,16 @@ def _find_rule(state: Mapping[str, Tensor], arch: str | None) -> NetworkRule:
     raise ValueError(f"the names ({sample}, ...) belong to none of the known networks ({known}).")
 
 
-def _rename(name: str, renames: tuple[Rename, ...]) -> str | None:
+def rename(name: str, renames: tuple[Rename, ...]) -> str | None:
+    """Translate one name.
+
+    Args:
+        name: Name of the reference, without `module.`.
+        renames: Patterns and replacements of a `NetworkRule`.
+
+    Returns:
+        The name in this package, with `{part}` where the reference stacks several tensors; None if no pattern matches.
+    """
     for pattern, replacement in renames:
         if match := re.fullmatch(pattern, name):
             return replacement(match) if callable(replacement) else match.expand(replacement)
@@ -120,11 +129,11 @@ def _split(state: Mapping[str, Tensor], rule: NetworkRule) -> tuple[State, State
     for reference_name, tensor in state.items():
         name = reference_name.removeprefix("module.")
         if name.startswith("head_dense."):
-            part, renamed = region_head, _rename(name.removeprefix("head_dense."), _HEAD_RENAMES)
+            part, renamed = region_head, rename(name.removeprefix("head_dense."), _HEAD_RENAMES)
         elif name.startswith("head."):
-            part, renamed = view_head, _rename(name.removeprefix("head."), _HEAD_RENAMES)
+            part, renamed = view_head, rename(name.removeprefix("head."), _HEAD_RENAMES)
         else:
-            part, renamed = backbone, _rename(name, rule.renames)
+            part, renamed = backbone, rename(name, rule.renames)
             if renamed is not None and rule.recomputed and re.fullmatch(rule.recomputed, renamed):
                 part = recomputed
             elif rule.shared and re.fullmatch(rule.shared, name):
@@ -174,7 +183,31 @@ def convert_checkpoint(
     Raises:
         ValueError: If the file is unreadable, a name or shape does not fit, or a tensor is missing or left over.
     """
-    checkpoint = read_reference_checkpoint(path)
+    return model_from_checkpoint(read_reference_checkpoint(path), path, weights, arch, config_fields)
+
+
+def model_from_checkpoint(
+    checkpoint: Mapping[str, Any],
+    path: str | Path,
+    weights: Literal["teacher", "student"],
+    arch: str | None,
+    config_fields: dict[str, Any],
+) -> PreTrainedModel:
+    """Do the work of `convert_checkpoint` for a checkpoint that is read already.
+
+    Args:
+        checkpoint: What `read_reference_checkpoint` returns.
+        path: Where it was read, for errors.
+        weights: Which network of the file.
+        arch: Family of the backbone; recognised from the names if None.
+        config_fields: Configuration fields that win over the inferred ones.
+
+    Returns:
+        The base model in eval mode.
+
+    Raises:
+        ValueError: As in `convert_checkpoint`.
+    """
     if weights not in checkpoint:
         there = ", ".join(name for name in ("student", "teacher") if name in checkpoint)
         raise ValueError(f"{str(path)!r} holds no {weights!r} weights, only: {there}.")

@@ -1,0 +1,156 @@
+"""The command `esvit`: convert and export models, pretrain them, evaluate their features."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser
+
+from .command_line import report_errors
+from .evaluation.jobs import measure_knn, measure_linear_probe, save_features
+from .zoo.folders import convert_to_file, convert_to_folder
+
+__all__ = ["main"]
+
+# Jobs whose command line is the signature of a function.
+_FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
+    "knn": measure_knn,
+    "linear-probe": measure_linear_probe,
+    "features": save_features,
+}
+_HELP = {
+    "convert": "Turn a checkpoint of the reference implementation into a model folder, or the other way round.",
+    "export": "Write a network as an ONNX file and compare it with PyTorch.",
+    "pretrain": "Pretrain a vision backbone: esvit pretrain RECIPE.yaml [--field value ...].",
+    "knn": "Classify test images by their nearest training images.",
+    "linear-probe": "Train a linear classifier on frozen features.",
+    "features": "Save a feature row for every image of a data set.",
+}
+
+
+@report_errors
+def main(command_line: Sequence[str] | None = None) -> int:
+    """Run one job; the last line of its output is a JSON object with the results.
+
+    Args:
+        command_line: words after `esvit`; those of the process if None.
+
+    Returns:
+        Exit code: 0, 2 after an error that the user can correct, 130 after an interruption.
+    """
+    words = list(sys.argv[1:] if command_line is None else command_line)
+    if words[:1] == ["pretrain"]:
+        return _pretrain(words[1:])
+    arguments = _parser().parse_args(words).as_dict()
+    job = arguments["job"]
+    result = {"convert": _convert, "export": _export, **_FUNCTIONS}[job](**arguments[job])
+    if result is not None:
+        print(json.dumps(result))
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="esvit", description="EsViT for the Hugging Face ecosystem.", exit_on_error=False)
+    jobs = parser.add_subcommands(required=True, dest="job")
+    for job, text in _HELP.items():
+        job_parser = ArgumentParser(description=text, exit_on_error=False)
+        if job in _FUNCTIONS:
+            job_parser.add_function_arguments(_FUNCTIONS[job], as_group=False, as_positional=True)
+        elif job == "convert":
+            _add_convert_arguments(job_parser)
+        elif job == "export":
+            job_parser.add_function_arguments(_export, as_group=False, as_positional=True)
+        jobs.add_subcommand(job, job_parser, help=text)
+    return parser
+
+
+def _add_convert_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=str, help="checkpoint.pth of the reference; a folder with --to-reference")
+    parser.add_argument("output", type=Path, help="folder to write, new or empty; a new file with --to-reference")
+    parser.add_argument("--arch", type=str | None, help="family of the network; recognised from the names if not given")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        type=str,
+        default=[],
+        metavar="FIELD=VALUE",
+        help="fields of the configuration, for example image_size=160 num_heads=[1,2,3,6]",
+    )
+    parser.add_argument(
+        "--weights", type=Literal["teacher", "student"], default="teacher", help="which network of the checkpoint"
+    )
+    parser.add_argument("--with-heads", action="store_true", help="heads and centres come along")
+    parser.add_argument("--to-reference", action="store_true", help="write a checkpoint in the reference's layout")
+
+
+def _convert(
+    checkpoint: str,
+    output: Path,
+    arch: str | None,
+    set: list[str],
+    weights: Literal["teacher", "student"],
+    with_heads: bool,
+    to_reference: bool,
+) -> dict[str, Any]:
+    if not to_reference:
+        return convert_to_folder(
+            checkpoint, output, weights=weights, arch=arch, with_heads=with_heads, config_fields=_read_fields(set)
+        )
+    if arch is not None or set or weights != "teacher":
+        raise ValueError(
+            "--to-reference takes a model folder, which decides --arch, --set and --weights: leave them out"
+        )
+    return convert_to_file(checkpoint, output, with_heads=with_heads)
+
+
+def _read_fields(assignments: Sequence[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--set {assignment!r} is not FIELD=VALUE: write for example image_size=160")
+        try:
+            fields[name] = json.loads(value)
+        except json.JSONDecodeError:
+            fields[name] = value
+    return fields
+
+
+def _export(model: str, output: Path, *, image_size: int | list[int] | None = None, opset: int = 18) -> dict[str, Any]:
+    """Write a network as an ONNX file and compare it with PyTorch.
+
+    Args:
+        model: Hub name or folder of one of this project's models or classifiers.
+        output: file to write, for example model.onnx.
+        image_size: height and width of the input in pixels, one number for both; the model's own if not given.
+        opset: version of the ONNX operators.
+    """
+    from .export import export_onnx
+
+    try:
+        written = export_onnx(model, output, image_size=image_size, opset=opset)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    return {
+        "output": str(written.path),
+        "image_size": list(written.image_size),
+        "outputs": list(written.outputs),
+        "largest_difference": written.largest_difference,
+    }
+
+
+def _pretrain(words: Sequence[str]) -> int:
+    from .pretraining import parse_arguments, pretrain
+
+    result = pretrain(parse_arguments(words))
+    if result.interrupted:
+        print(f"stopped at step {result.steps}; continue with the same command and --resume true")
+        return 130
+    print(f"done: {result.output_dir} holds the teacher, load it with AutoModel.from_pretrained")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

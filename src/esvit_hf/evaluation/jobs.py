@@ -1,0 +1,306 @@
+"""Evaluations from a model's and a data set's name to a report, as command lines run them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from ..backbones import load_backbone
+from ..data.sources import ImageSource, load_image_source
+from .features import Features, extract_features, load_image_processor, shared_labels
+from .knn import knn_accuracy
+from .linear_probe import LEARNING_RATES, linear_probe
+
+__all__ = ["measure_knn", "measure_linear_probe", "save_features"]
+
+
+def save_features(
+    model: str,
+    dataset: str,
+    *,
+    output: Path,
+    split: str = "train",
+    config_name: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    blocks: int = 1,
+    processor: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    batch_size: int = 64,
+    num_workers: int = 2,
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no",
+) -> dict[str, Any] | None:
+    """Save features of a vision model as safetensors: `features` (N, D) float32 and, with labels, `labels` (N,) int64.
+
+    Runs on several processes under `accelerate launch`; the file is the same.
+
+    Args:
+        model: Hub name or folder of any vision model that AutoModel loads.
+        dataset: Hub name, folder of parquet files or images, or a parquet file.
+        output: file to write, for example features.safetensors.
+        split: which images, for example train, test or train[:1000].
+        config_name: configuration of the data set, if it has several.
+        image_column: column with the images; found by its type if not given.
+        label_column: column with the labels; found by its type if not given.
+        blocks: 1 saves the view feature, n > 1 the pooled features of the last n blocks, concatenated.
+        processor: Hub name or folder whose image processor prepares the images; the model's own if not given.
+        revision: branch, tag or commit of the model.
+        trust_remote_code: run code that the model's repository ships.
+        batch_size: images at once on each device.
+        num_workers: processes that decode images, for each device.
+        mixed_precision: number format of the computation.
+
+    Returns:
+        The report: the file, the number of images and of channels, and whether there are labels. None on processes that are not the first.
+
+    Raises:
+        ValueError: the model, its image processor, the data or a setting does not work; the message names the remedy.
+    """
+    if output.suffix != ".safetensors" or not output.parent.is_dir():
+        raise ValueError(f"--output is {output}: give a name that ends in .safetensors, in an existing folder")
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    source = load_image_source(
+        dataset, split=split, config_name=config_name, image_column=image_column, label_column=label_column
+    )
+    (features,) = _extract(
+        [source],
+        model,
+        processor,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        blocks=blocks,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        accelerator=accelerator,
+    )
+    if not accelerator.is_main_process:
+        return None
+    tensors = {"features": features.values}
+    if features.labels is not None:
+        tensors["labels"] = features.labels
+    save_file(tensors, output, metadata={"model": model, "dataset": dataset, "split": split, "blocks": str(blocks)})
+    images, dimension = features.values.shape
+    return {"output": str(output), "images": images, "dimension": dimension, "labels": features.labels is not None}
+
+
+def measure_knn(
+    model: str,
+    dataset: str,
+    *,
+    train_split: str = "train",
+    test_split: str = "test",
+    config_name: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    k: int | list[int] = [10, 20, 100, 200],  # noqa: B006 - shown by --help, never changed
+    temperature: float | list[float] = 0.07,
+    processor: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    batch_size: int = 64,
+    num_workers: int = 2,
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no",
+) -> dict[str, Any] | None:
+    """Weighted k-NN accuracy of a vision model's features, the protocol of DINO and EsViT.
+
+    Every test image votes with the labels of its k most similar training images (cosine), weighted by exp(cos / T).
+    The last line of the output is a JSON object with top-1 and top-5 accuracy in percent for each k and temperature.
+
+    Args:
+        model: Hub name or folder of any vision model that AutoModel loads.
+        dataset: Hub name, folder of parquet files or images, or a parquet file.
+        train_split: labelled images to search, for example train or train[:10%].
+        test_split: images to classify.
+        config_name: configuration of the data set, if it has several.
+        image_column: column with the images; found by its type if not given.
+        label_column: column with the labels; found by its type if not given.
+        k: number of neighbours, or several as '[10,20]'.
+        temperature: temperature T of the votes, or several as '[0.05,0.07]'.
+        processor: Hub name or folder whose image processor prepares the images; the model's own if not given.
+        revision: branch, tag or commit of the model.
+        trust_remote_code: run code that the model's repository ships.
+        batch_size: images at once on each device.
+        num_workers: processes that decode images, for each device.
+        mixed_precision: number format of the computation.
+
+    Returns:
+        The report: the accuracies, and how many images they rest on. None on processes that are not the first.
+
+    Raises:
+        ValueError: the model, its image processor, the data or a setting does not work; the message names the remedy.
+    """
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    sources = [
+        load_image_source(
+            dataset, split=split, config_name=config_name, image_column=image_column, label_column=label_column
+        )
+        for split in (train_split, test_split)
+    ]
+    train_labels, test_labels = shared_labels(*sources)
+    train, test = _extract(
+        sources,
+        model,
+        processor,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        blocks=1,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        accelerator=accelerator,
+    )
+    if not accelerator.is_main_process:
+        return None
+    accuracies = knn_accuracy(
+        train.values,
+        train_labels,
+        test.values,
+        test_labels,
+        k=k if isinstance(k, list) else [k],
+        temperature=temperature if isinstance(temperature, list) else [temperature],
+        device=accelerator.device,
+    )
+    rows = [
+        {"k": count, "temperature": value, "top1": round(100 * top1, 3), "top5": round(100 * top5, 3)}
+        for (count, value), (top1, top5) in accuracies.items()
+    ]
+    return {
+        "model": model,
+        "dataset": dataset,
+        "train_images": len(train.values),
+        "test_images": len(test.values),
+        "knn": rows,
+    }
+
+
+def measure_linear_probe(
+    model: str,
+    dataset: str,
+    *,
+    train_split: str = "train",
+    test_split: str = "test",
+    config_name: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    blocks: int = 4,
+    learning_rates: float | list[float] = list(LEARNING_RATES),  # noqa: B006 - shown by --help, never changed
+    epochs: int = 100,
+    probe_batch_size: int = 256,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    processor: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    batch_size: int = 64,
+    num_workers: int = 2,
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no",
+) -> dict[str, Any] | None:
+    """Linear-probe accuracy of a vision model's features, as in DINO and EsViT but without augmentation.
+
+    Features of the last blocks are computed once; all learning rates are trained on them together; the one that is
+    best on a held-out part of the training images is trained on all of them and tested once. The last line of the
+    output is a JSON object with accuracies in percent.
+
+    Args:
+        model: Hub name or folder of any vision model that AutoModel loads.
+        dataset: Hub name, folder of parquet files or images, or a parquet file.
+        train_split: images to train on, for example train or train[:10%].
+        test_split: images to test on.
+        config_name: configuration of the data set, if it has several.
+        image_column: column with the images; found by its type if not given.
+        label_column: column with the labels; found by its type if not given.
+        blocks: number of last blocks whose pooled features are concatenated; 1 takes the view feature.
+        learning_rates: rate for a batch of 256, or several as '[0.01,0.1]'.
+        epochs: passes over the features.
+        probe_batch_size: features a step of the probe.
+        validation_fraction: held-out share of the training images.
+        seed: of the probe's initialisation, split and order.
+        processor: Hub name or folder whose image processor prepares the images; the model's own if not given.
+        revision: branch, tag or commit of the model.
+        trust_remote_code: run code that the model's repository ships.
+        batch_size: images at once on each device while features are computed.
+        num_workers: processes that decode images, for each device.
+        mixed_precision: number format of the features' computation.
+
+    Returns:
+        The report: the accuracies, the learning rate chosen, and how many images they rest on. None on processes that are not the first.
+
+    Raises:
+        ValueError: the model, its image processor, the data or a setting does not work; the message names the remedy.
+    """
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    sources = [
+        load_image_source(
+            dataset, split=split, config_name=config_name, image_column=image_column, label_column=label_column
+        )
+        for split in (train_split, test_split)
+    ]
+    train_labels, test_labels = shared_labels(*sources)
+    train, test = _extract(
+        sources,
+        model,
+        processor,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        blocks=blocks,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        accelerator=accelerator,
+    )
+    if not accelerator.is_main_process:
+        return None
+    result = linear_probe(
+        train.values,
+        train_labels,
+        test.values,
+        test_labels,
+        learning_rates=learning_rates if isinstance(learning_rates, list) else [learning_rates],
+        epochs=epochs,
+        batch_size=probe_batch_size,
+        validation_fraction=validation_fraction,
+        seed=seed,
+        device=accelerator.device,
+    )
+    return {
+        "model": model,
+        "dataset": dataset,
+        "train_images": len(train.values),
+        "test_images": len(test.values),
+        "top1": round(100 * result.top1, 3),
+        "top5": round(100 * result.top5, 3),
+        "mean_per_class": round(100 * result.mean_per_class, 3),
+        "learning_rate": result.learning_rate,
+        "validation_top1": {str(rate): round(100 * top1, 3) for rate, top1 in result.validation.items()},
+    }
+
+
+def _extract(
+    sources: Sequence[ImageSource],
+    model: str,
+    processor: str | None,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    blocks: int,
+    batch_size: int,
+    num_workers: int,
+    accelerator: Accelerator,
+) -> list[Features]:
+    backbone = load_backbone(model, revision=revision, trust_remote_code=trust_remote_code)
+    image_processor = load_image_processor(
+        processor or model, revision=None if processor else revision, trust_remote_code=trust_remote_code
+    )
+    return [
+        extract_features(
+            backbone,
+            source,
+            image_processor,
+            blocks=blocks,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            accelerator=accelerator,
+        )
+        for source in sources
+    ]

@@ -1,0 +1,162 @@
+"""Checkpoints of the reference become folders that `from_pretrained` loads, and the other way round."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from ..heads_file import HEADS_FILE, SavedHead, write_heads
+from ..models.configuration_esvit_common import as_pair
+from ..models.image_processing_esvit import EsvitImageProcessor
+from .convert import model_from_checkpoint, read_reference_checkpoint, split_reference_state_dict
+from .reference_export import convert_to_reference
+
+__all__ = ["convert_to_file", "convert_to_folder"]
+
+# Where the reference keeps the centre of each task.
+_CENTRES = {"view": "center", "region": "center_grid"}
+_DEFAULT_IMAGE_SIZE = 224
+# The evaluation transform resizes to this multiple of the crop.
+_RESIZE_RATIO = 256 / 224
+
+
+def convert_to_folder(
+    checkpoint_file: str | Path,
+    output: str | Path,
+    *,
+    weights: Literal["teacher", "student"] = "teacher",
+    arch: str | None = None,
+    with_heads: bool = False,
+    config_fields: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Turn a checkpoint of the reference into a folder with model, image processor and, if asked for, the heads.
+
+    The folder appears under its name only when it is complete.
+
+    Args:
+        checkpoint_file: `checkpoint.pth` of the reference.
+        output: Folder to write; it must not exist or be empty.
+        weights: Which network of the file; the paper evaluates the teacher.
+        arch: Family of the backbone; recognised from the names if None.
+        with_heads: Whether heads and centres come along, so that pretraining continues with them.
+        config_fields: Configuration fields that win over the inferred ones.
+
+    Returns:
+        What was written: `output`, `model_type`, `parameters` (of the model), `heads` (their tasks).
+
+    Raises:
+        ValueError: If the file cannot be converted, a field does not exist, or the folder is not free.
+    """
+    output, fields = Path(output), dict(config_fields or {})
+    _check_free(output)
+    checkpoint = read_reference_checkpoint(checkpoint_file)
+    try:
+        model = model_from_checkpoint(checkpoint, checkpoint_file, weights, arch, fields)
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
+    _check_fields(model.config, fields)
+    heads = _read_heads(checkpoint, checkpoint_file, weights, arch) if with_heads else {}
+    with _written_whole(output) as folder:
+        folder.mkdir()
+        model.save_pretrained(folder)
+        _make_processor(model.config).save_pretrained(folder)
+        if heads:
+            write_heads(heads, folder / HEADS_FILE)
+    return {
+        "output": str(output),
+        "model_type": model.config.model_type,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "heads": list(heads),
+    }
+
+
+def convert_to_file(name_or_path: str, output: str | Path, *, with_heads: bool = False) -> dict[str, Any]:
+    """Write a model in the layout of the reference's checkpoints.
+
+    Args:
+        name_or_path: Folder or Hub name of a network that the reference knows.
+        output: File to write; it must not exist.
+        with_heads: Whether heads and centres come along.
+
+    Returns:
+        What was written: `output`, `tensors` (of each network), `heads` (their tasks).
+
+    Raises:
+        ValueError: If the reference has no such network, heads are asked for and not there, or the file exists.
+    """
+    output = Path(output)
+    _check_free(output)
+    checkpoint = convert_to_reference(name_or_path, with_heads=with_heads)
+    with _written_whole(output) as file:
+        torch.save(checkpoint, file)
+    tasks = [task for task, centre in _CENTRES.items() if centre in checkpoint["dino_loss"]]
+    return {"output": str(output), "tensors": len(checkpoint["teacher"]), "heads": tasks}
+
+
+def _check_free(output: Path) -> None:
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if output.exists() or output.is_symlink():
+        raise ValueError(f"output={str(output)!r} exists: give another name or remove it first.")
+
+
+@contextmanager
+def _written_whole(output: Path) -> Iterator[Path]:
+    """Give a path to write to, and move what is there to its place if nothing goes wrong."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its place: a move within one file system takes no time and cannot fail half-way.
+        workplace = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    except OSError as error:
+        raise ValueError(f"output={str(output)!r} cannot be written: {error}.") from error
+    try:
+        written = workplace / output.name
+        yield written
+        if output.is_dir():
+            output.rmdir()
+        written.rename(output)
+    finally:
+        shutil.rmtree(workplace)
+
+
+def _check_fields(config: PreTrainedConfig, given: Mapping[str, Any]) -> None:
+    # A name that is none would be kept as a free attribute and change nothing.
+    known = {name for name in type(config)().to_dict() if not name.startswith("_")} | set(config.attribute_map)
+    if unknown := sorted(set(given) - known):
+        raise ValueError(f"{type(config).__name__} has no field {', '.join(unknown)}: its fields are {sorted(known)}.")
+
+
+def _read_heads(
+    checkpoint: Mapping[str, Any], path: str | Path, weights: str, arch: str | None
+) -> dict[str, SavedHead]:
+    _, view, region = split_reference_state_dict(checkpoint[weights], arch=arch)
+    centres = checkpoint.get("dino_loss", {})
+    heads = {}
+    for task, state in (("view", view), ("region", region)):
+        if not state:
+            continue
+        centre = centres.get(_CENTRES[task])
+        if not isinstance(centre, Tensor) or centre.numel() != len(state["prototype_gain"]):
+            raise ValueError(
+                f"{str(path)!r} has a {task} head and no centre that fits it ({_CENTRES[task]!r} in 'dino_loss'): "
+                "convert it without heads."
+            )
+        heads[task] = SavedHead(state, centre.flatten())
+    if not heads:
+        raise ValueError(f"{str(path)!r} has no heads: convert it without.")
+    return heads
+
+
+def _make_processor(config: PreTrainedConfig) -> EsvitImageProcessor:
+    height, width = as_pair(getattr(config, "image_size", _DEFAULT_IMAGE_SIZE), "image_size")
+    return EsvitImageProcessor(
+        size={"shortest_edge": round(max(height, width) * _RESIZE_RATIO)},
+        crop_size={"height": height, "width": width},
+    )
