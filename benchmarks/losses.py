@@ -27,6 +27,11 @@ def draw_features(batch: int = BATCH) -> tuple[list[Tensor], list[Tensor]]:
     return [group.requires_grad_() for group in student], teacher
 
 
+def pooled(regions: list[Tensor]) -> Tensor:
+    """View features (V, B, C)."""
+    return torch.cat([group.mean(dim=2) for group in regions])
+
+
 def prepare_ours(num_prototypes: int = NUM_PROTOTYPES, batch: int = BATCH) -> Run:
     heads = {
         name: ProjectionHead(CHANNELS, num_prototypes) for name in ("view", "region", "teacher view", "teacher region")
@@ -42,9 +47,9 @@ def prepare_ours(num_prototypes: int = NUM_PROTOTYPES, batch: int = BATCH) -> Ru
         for head in heads.values():
             head.zero_grad(set_to_none=True)
         with torch.inference_mode():
-            teacher_views = heads["teacher view"](torch.cat([group.mean(dim=2) for group in teacher]))
+            teacher_views = heads["teacher view"](pooled(teacher))
             teacher_regions = [heads["teacher region"](group) for group in teacher]
-        views = heads["view"](torch.cat([group.mean(dim=2) for group in student]))
+        views = heads["view"](pooled(student))
         rows = heads["region"](torch.cat([group.flatten(0, 2) for group in student]))
         parts = rows.split([group.shape[:3].numel() for group in student])
         regions = [part.view(*group.shape[:3], -1) for part, group in zip(parts, student, strict=True)]
@@ -92,23 +97,11 @@ def prepare_plain(num_prototypes: int = NUM_PROTOTYPES, batch: int = BATCH) -> R
         for head in heads.values():
             head.zero_grad(set_to_none=True)
         with torch.no_grad():
-            teacher_views = heads["teacher view"](torch.cat([group.mean(dim=2) for group in teacher]))
-            teacher_regions = [heads["teacher region"](group) for group in teacher]
-        views = heads["view"](torch.cat([group.mean(dim=2) for group in student]))
-        rows = heads["region"](torch.cat([group.flatten(0, 2) for group in student]))
-        parts = rows.split([group.shape[:3].numel() for group in student])
-        regions = [part.view(*group.shape[:3], -1) for part, group in zip(parts, student, strict=True)]
-        first = reference.plain_view_loss(list(views), list(teacher_views), centres["view"])
-        second = reference.plain_region_loss(
-            [view for group in regions for view in group],
-            [view for group in student for view in group],
-            [view for group in teacher_regions for view in group],
-            [view for group in teacher for view in group],
-            centres["region"],
-        )
-        (0.5 * first + 0.5 * second).backward()
-        reference.update_centre(centres["view"], teacher_views)
-        reference.update_centre(centres["region"], teacher_regions[0])
+            targets = reference.run_heads(heads["teacher view"], heads["teacher region"], pooled(teacher), teacher)
+        outputs = reference.run_heads(heads["view"], heads["region"], pooled(student), student)
+        reference.plain_losses(outputs, targets, centres).backward()
+        reference.update_centre(centres["view"], targets.view_logits)
+        reference.update_centre(centres["region"], targets.region_logits)
 
     return run
 

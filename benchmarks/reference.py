@@ -3,7 +3,8 @@
 What the fast code is measured against, and the simplest statement of what it computes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -33,47 +34,72 @@ class PlainHead(nn.Module):
         return logits
 
 
-def plain_view_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], centre: Tensor) -> Tensor:
-    """View loss of logits (B, K), one tensor a view."""
-    total, pairs = torch.zeros(()), 0
-    targets = [F.softmax((logits - centre) / TEACHER_TEMPERATURE, dim=-1).detach() for logits in teacher]
-    for q, target in enumerate(targets):
-        for v, logits in enumerate(student):
-            if v != q:
-                log_probabilities = F.log_softmax(logits / STUDENT_TEMPERATURE, dim=-1)
-                total = total - (target * log_probabilities).sum(dim=-1).mean()
-                pairs += 1
-    return total / pairs
+def plain_losses(student: "PlainOutput", teacher: "PlainOutput", centres: dict[str, Tensor]) -> Tensor:
+    """Both losses at weight 0.5, one pair of views after the other.
 
-
-def plain_region_loss(
-    student: Sequence[Tensor],
-    student_features: Sequence[Tensor],
-    teacher: Sequence[Tensor],
-    teacher_features: Sequence[Tensor],
-    centre: Tensor,
-) -> Tensor:
-    """Region loss of logits (B, N, K) and backbone regions (B, N, C), one tensor a view."""
+    The logits are divided by their temperatures as a whole; every pair takes a log-softmax of its own and gathers its
+    own copy of the teacher's distributions.
+    """
+    view_targets, region_targets = (
+        [F.softmax((logits - centre) / TEACHER_TEMPERATURE, dim=-1) for logits in outputs]
+        for outputs, centre in ((teacher.view_logits, centres["view"]), (teacher.region_logits, centres["region"]))
+    )
+    view_logits = [logits / STUDENT_TEMPERATURE for logits in student.view_logits]
+    region_logits = [logits / STUDENT_TEMPERATURE for logits in student.region_logits]
     total, pairs = torch.zeros(()), 0
-    targets = [F.softmax((logits - centre) / TEACHER_TEMPERATURE, dim=-1).detach() for logits in teacher]
-    for q, target in enumerate(targets):
-        target_unit = F.normalize(teacher_features[q], dim=-1)
-        for v, logits in enumerate(student):
+    for q, view_target in enumerate(view_targets):
+        for v, logits in enumerate(view_logits):
             if v == q:
                 continue
-            similarity = F.normalize(student_features[v].detach(), dim=-1) @ target_unit.transpose(1, 2)
-            nearest = similarity.argmax(dim=-1, keepdim=True)
-            matched = target.gather(1, nearest.expand(-1, -1, target.shape[-1]))
-            log_probabilities = F.log_softmax(logits / STUDENT_TEMPERATURE, dim=-1)
-            total = total - (matched * log_probabilities).sum(dim=-1).mean()
             pairs += 1
+            view_loss = torch.sum(-view_target * F.log_softmax(logits, dim=-1), dim=-1)
+            similarity = F.normalize(student.region_features[v].detach(), dim=-1) @ F.normalize(
+                teacher.region_features[q], dim=-1
+            ).transpose(1, 2)
+            nearest = similarity.argmax(dim=-1, keepdim=True)
+            matched = region_targets[q].gather(1, nearest.expand(-1, -1, centres["region"].shape[0]))
+            region_loss = torch.sum(-matched * F.log_softmax(region_logits[v], dim=-1), dim=-1).mean(dim=-1)
+            total = total + (0.5 * view_loss + 0.5 * region_loss).mean()
     return total / pairs
+
+
+@dataclass(frozen=True)
+class PlainOutput:
+    """What a network and its heads make of all views, as lists with one entry a view.
+
+    Attributes:
+        view_logits: (B, K).
+        region_logits: (B, N, K).
+        region_features: backbone regions (B, N, C).
+    """
+
+    view_logits: list[Tensor]
+    region_logits: list[Tensor]
+    region_features: list[Tensor]
+
+
+def run_heads(view_head: PlainHead, region_head: PlainHead, pooled: Tensor, regions: list[Tensor]) -> PlainOutput:
+    """Run both heads.
+
+    Args:
+        view_head: head of the view feature.
+        region_head: head of the regions.
+        pooled: view features (V, B, C).
+        regions: backbone regions (V_g, B, N_g, C), one tensor for each group of views of one size.
+    """
+    views = view_head(pooled)
+    rows = region_head(torch.cat([group.flatten(0, 2) for group in regions]))
+    parts = rows.split([group.shape[:3].numel() for group in regions])
+    logits = [part.view(*group.shape[:3], -1) for part, group in zip(parts, regions, strict=True)]
+    return PlainOutput(
+        list(views), [view for group in logits for view in group], [view for group in regions for view in group]
+    )
 
 
 @torch.no_grad()
-def update_centre(centre: Tensor, teacher_logits: Tensor) -> None:
-    """Move the centre (K,) towards the mean of the teacher's logits (..., K)."""
-    mean = teacher_logits.flatten(0, -2).mean(dim=0)
+def update_centre(centre: Tensor, teacher_logits: list[Tensor]) -> None:
+    """Move the centre (K,) towards the mean of the teacher's logits (..., K) of all views, which are of one size."""
+    mean = torch.stack([logits.flatten(0, -2).mean(dim=0) for logits in teacher_logits]).mean(dim=0)
     centre.mul_(CENTRE_MOMENTUM).add_(mean * (1 - CENTRE_MOMENTUM))
 
 

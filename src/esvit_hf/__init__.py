@@ -25,6 +25,8 @@ from .models.modeling_esvit_vil import EsvitVilBackbone, EsvitVilForImageClassif
 
 _LAZY_NAMES = {
     "convert_checkpoint": "zoo.convert",
+    "convert_to_folder": "zoo.folders",
+    "convert_to_reference": "zoo.reference_export",
     "read_reference_checkpoint": "zoo.convert",
     "split_reference_state_dict": "zoo.convert",
 }

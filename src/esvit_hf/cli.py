@@ -45,7 +45,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
         return _pretrain(words[1:])
     arguments = _parser().parse_args(words).as_dict()
     job = arguments["job"]
-    result = {"convert": _convert, "export": _export, **_FUNCTIONS}[job](**arguments[job])
+    functions: dict[str, Callable[..., dict[str, Any] | None]] = {"convert": _convert, "export": _export, **_FUNCTIONS}
+    result = functions[job](**arguments[job])
     if result is not None:
         print(json.dumps(result))
     return 0
@@ -73,6 +74,7 @@ def _add_convert_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         type=str,
         default=[],
         metavar="FIELD=VALUE",

@@ -1,7 +1,10 @@
 """Files of the reference: what they become, and what is refused."""
 
 import argparse
+import io
+import os
 import pickle
+import random
 import re
 from pathlib import Path
 
@@ -88,19 +91,19 @@ def test_unknown_family_lists_the_known_ones(golden):
 
 
 class Payload:
-    """Would create a file when unpickled."""
+    """Would create a folder when unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
 
     def __reduce__(self):
-        return Path.touch, (self.target,)
+        return os.mkdir, (str(self.target),)
 
 
 def test_objects_are_refused_and_not_executed(tmp_path):
     target = tmp_path / "executed"
     path = saved({"teacher": {}, "args": Payload(target)}, tmp_path)
-    with pytest.raises(ValueError, match="not a readable checkpoint") as caught:
+    with pytest.raises(ValueError, match=r"it holds \w+\.mkdir, which could run code") as caught:
         read_reference_checkpoint(path)
     plain = tmp_path / "plain.pth"
     plain.write_bytes(pickle.dumps(Payload(target)))
@@ -108,6 +111,7 @@ def test_objects_are_refused_and_not_executed(tmp_path):
         read_reference_checkpoint(plain)
     assert not target.exists()
     assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)
 
 
 def test_broken_and_foreign_files_are_one_line_errors(golden, reference, tmp_path):
@@ -129,6 +133,21 @@ def test_broken_and_foreign_files_are_one_line_errors(golden, reference, tmp_pat
         assert "\n" not in str(caught.value), name
     with pytest.raises(ValueError, match="only: teacher"):
         convert_checkpoint(saved({"teacher": reference["teacher"]}, tmp_path), weights="student")
+
+
+def test_damaged_bytes_never_escape_as_another_error(tmp_path):
+    buffer = io.BytesIO()
+    torch.save({"teacher": {"norm.weight": torch.ones(3)}}, buffer, _use_new_zipfile_serialization=False)
+    whole, chance = buffer.getvalue(), random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(chance.randint(1, 6)):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        (tmp_path / "damaged.pth").write_bytes(damaged)
+        try:
+            assert isinstance(read_reference_checkpoint(tmp_path / "damaged.pth"), dict)
+        except ValueError as error:
+            assert "\n" not in str(error)
 
 
 def test_arguments_of_the_run_are_readable(reference):

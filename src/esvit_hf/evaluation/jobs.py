@@ -54,7 +54,7 @@ def save_features(
         mixed_precision: number format of the computation.
 
     Returns:
-        The report: the file, the number of images and of channels, and whether there are labels. None on processes that are not the first.
+        The file, the number of images and of channels, whether there are labels; None on processes but the first.
 
     Raises:
         ValueError: the model, its image processor, the data or a setting does not work; the message names the remedy.
@@ -127,7 +127,7 @@ def measure_knn(
         mixed_precision: number format of the computation.
 
     Returns:
-        The report: the accuracies, and how many images they rest on. None on processes that are not the first.
+        The accuracies and the number of images; None on processes but the first.
 
     Raises:
         ValueError: the model, its image processor, the data or a setting does not work; the message names the remedy.
@@ -225,7 +225,7 @@ def measure_linear_probe(
         mixed_precision: number format of the features' computation.
 
     Returns:
-        The report: the accuracies, the learning rate chosen, and how many images they rest on. None on processes that are not the first.
+        The accuracies, the chosen learning rate, the number of images; None on processes but the first.
 
     Raises:
         ValueError: the model, its image processor, the data or a setting does not work; the message names the remedy.

@@ -166,10 +166,10 @@ class PretrainingArguments:
 
 
 def argument_parser() -> ArgumentParser:
-    """Build the parser of `pretrain.py RECIPE.yaml [--field value ...]`."""
+    """Build the parser of `esvit pretrain RECIPE.yaml [--field value ...]`."""
     parser = ArgumentParser(
-        prog="pretrain.py",
-        usage="pretrain.py [RECIPE.yaml] [--field value ...]",
+        prog="esvit pretrain",
+        usage="esvit pretrain [RECIPE.yaml] [--field value ...]",
         description="Pretrain a vision backbone with EsViT's view loss and region loss.",
         exit_on_error=False,
     )

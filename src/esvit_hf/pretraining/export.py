@@ -50,7 +50,7 @@ The recipe:
 
 
 def recipe_yaml(arguments: PretrainingArguments) -> str:
-    """Return the resolved recipe as YAML that `pretrain.py` reads again."""
+    """Return the resolved recipe as YAML that `esvit pretrain` reads again."""
     fields = asdict(arguments)
     fields["output_dir"] = str(arguments.output_dir)
     fields["views"] = [

@@ -55,10 +55,8 @@ class _Prototypes:
             probabilities = probabilities * self.column_scale[:, columns]
         return multiply_transposed(probabilities, self.matrix[columns].t())
 
-    def pull_back(self, gradient: Tensor, columns: slice) -> Tensor | None:
+    def pull_back(self, gradient: Tensor, columns: slice) -> Tensor:
         """Turn the gradient (C, D) of W into that of the directions, in place, and return the gain's (C, 1)."""
-        if self.gain is None:
-            return None
         directions, lengths = self.directions[columns], self.lengths[columns]
         gradient_gain = (gradient * directions).sum(dim=1, keepdim=True) / lengths
         gradient.addcmul_(directions, gradient_gain / lengths, value=-1).mul_(self.scale[columns])
@@ -136,8 +134,9 @@ class _Tiles:
         for block, columns in zip(self.transposed, self.columns, strict=True):
             gradient = self.gradient[columns]
             gradient.copy_(block.t().contiguous())
-            gains.append(self.prototypes.pull_back(gradient, columns))
-        return self.gradient, None if self.prototypes.gain is None else torch.cat(gains)
+            if self.prototypes.gain is not None:
+                gains.append(self.prototypes.pull_back(gradient, columns))
+        return self.gradient, torch.cat(gains) if gains else None
 
 
 @dataclass(frozen=True)

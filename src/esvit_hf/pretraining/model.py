@@ -12,21 +12,18 @@ from esvit_hf.pretraining.heads import ProjectionHead
 
 @dataclass
 class DistillationOutput:
-    """Bottlenecks and prototypes of one network over all its views.
+    """Bottlenecks of one network over all its views.
 
     Attributes:
         views: view bottlenecks (V, B, D); None without a view head.
-        view_prototypes: prototypes of the view head (K, D); None without a view head.
-        regions: region bottlenecks, one tensor (V_g, B, N_g, D) for each group of views of one size.
+        regions: region bottlenecks, one tensor (V_g, B, N_g, D) for each group of views of one size; empty when they
+            are not asked for.
         region_features: backbone regions, one tensor (V_g, B, N_g, C) a group.
-        region_prototypes: prototypes of the region head (K, D); None when regions are not asked for.
     """
 
     views: Tensor | None
-    view_prototypes: Tensor | None
     regions: list[Tensor]
     region_features: list[Tensor]
-    region_prototypes: Tensor | None
 
 
 class DistillationNetwork(nn.Module):
@@ -69,10 +66,9 @@ class DistillationNetwork(nn.Module):
             pooled.append(features.pooled)
             if regions_wanted:
                 region_features.append(features.regions.unflatten(0, (len(group), images)))
-        output = DistillationOutput(None, None, [], region_features, None)
+        output = DistillationOutput(None, [], region_features)
         if self.view_head is not None:
             output.views = self.view_head(torch.cat(pooled)).unflatten(0, (len(crops), images))
-            output.view_prototypes = self.view_head.prototypes()
         if regions_wanted:
             assert self.region_head is not None
             rows = self.region_head(torch.cat([group.flatten(0, 2) for group in region_features]))
@@ -81,7 +77,6 @@ class DistillationNetwork(nn.Module):
                 block.view(*group.shape[:3], -1)
                 for block, group in zip(rows.split(sizes), region_features, strict=True)
             ]
-            output.region_prototypes = self.region_head.prototypes()
         elif self.region_head is not None and torch.is_grad_enabled():
             # Distributed data parallel waits for a gradient of every parameter; the loop drops these zeros again.
             zero = sum(parameter.flatten()[0] for parameter in self.region_head.parameters()) * 0.0

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -127,35 +128,40 @@ class DistillationStep:
             teacher = self.teacher(crops[:teacher_views], with_regions)
         student: DistillationOutput = self.wrapped_student(crops, with_regions)
         self.teacher_output = teacher
-        temperatures = {
-            "student_temperature": self.arguments.student_temperature,
-            "teacher_temperature": self.schedules.teacher_temperature(self.epoch(step)),
-        }
         view = region = None
         with self.accelerator.autocast():
-            if student.views is not None and student.view_prototypes is not None:
+            if student.views is not None:
                 view = view_loss(
                     student.views,
-                    student.view_prototypes,
+                    self.student_head("view").prototype_direction,
                     teacher.views,
-                    teacher.view_prototypes,
+                    self.teacher_head("view").prototype_direction,
                     self.centre("view").centre,
-                    **temperatures,
+                    **self.loss_settings("view", step),
                 )
                 self.centre("view").observe(teacher.views)
-            if student.region_prototypes is not None:
+            if with_regions:
                 region = region_loss(
                     student.regions,
                     student.region_features,
-                    student.region_prototypes,
+                    self.student_head("region").prototype_direction,
                     teacher.regions,
                     teacher.region_features,
-                    teacher.region_prototypes,
+                    self.teacher_head("region").prototype_direction,
                     self.centre("region").centre,
-                    **temperatures,
+                    **self.loss_settings("region", step),
                 )
                 self.centre("region").observe(torch.cat([group.flatten(0, 2) for group in teacher.regions]))
         return self.weigh(view, region)
+
+    def loss_settings(self, task: str, step: int) -> dict[str, Any]:
+        """Return the temperatures of a step, and the lengths of both networks' prototypes of a task."""
+        return {
+            "student_temperature": self.arguments.student_temperature,
+            "teacher_temperature": self.schedules.teacher_temperature(self.epoch(step)),
+            "gain": self.student_head(task).prototype_gain,
+            "teacher_gain": self.teacher_head(task).prototype_gain,
+        }
 
     def weigh(self, view: Tensor | None, region: Tensor | None) -> LossValues:
         """Add up the losses; before the region loss joins, the view loss carries both weights."""
@@ -218,9 +224,14 @@ class DistillationStep:
         self.optimizer.zero_grad(set_to_none=True)
         for task in self.centres:
             if task == "view" or self.regions_active(step):
-                self.centre(task).update_centre(self.teacher_head(task).prototypes())
+                head = self.teacher_head(task)
+                self.centre(task).update_centre(head.prototype_direction, head.prototype_gain)
         update_teacher(self.teacher.parameters(), self.student.parameters(), self.schedules.teacher_momentum(step))
         return norm
+
+    def student_head(self, task: str) -> ProjectionHead:
+        """Return the student's head of a task, `view` or `region`."""
+        return self.student.heads()[f"{task}_head"]
 
     def teacher_head(self, task: str) -> ProjectionHead:
         """Return the teacher's head of a task, `view` or `region`."""

@@ -142,7 +142,8 @@ def _read_heads(
     for task, state in (("view", view), ("region", region)):
         if not state:
             continue
-        centre = centres.get(_CENTRES[task])
+        _check_head(state, f"the {task} head in {str(path)!r}")
+        centre = centres.get(_CENTRES[task]) if isinstance(centres, dict) else None
         if not isinstance(centre, Tensor) or centre.numel() != len(state["prototype_gain"]):
             raise ValueError(
                 f"{str(path)!r} has a {task} head and no centre that fits it ({_CENTRES[task]!r} in 'dino_loss'): "
@@ -152,6 +153,31 @@ def _read_heads(
     if not heads:
         raise ValueError(f"{str(path)!r} has no heads: convert it without.")
     return heads
+
+
+def _check_head(state: Mapping[str, Tensor], place: str) -> None:
+    """Check that a head is what the reference builds: linear layers, batch norms between them or not, prototypes."""
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    linear = sorted(
+        int(name.split(".")[1]) for name, shape in found.items() if name.startswith("layers.") and len(shape) == 2
+    )
+    batch_norm = any(name.endswith("running_mean") for name in found)
+    expected: dict[str, tuple[int, ...]] = {}
+    width = found[f"layers.{linear[0]}.weight"][1] if linear else 0
+    for number in range(len(linear)):
+        layer = number * (3 if batch_norm else 2)
+        output = found.get(f"layers.{layer}.weight", (0,))[0]
+        expected |= {f"layers.{layer}.weight": (output, width), f"layers.{layer}.bias": (output,)}
+        if batch_norm and number < len(linear) - 1:
+            norm = f"layers.{layer + 1}."
+            expected |= {norm + name: (output,) for name in ("weight", "bias", "running_mean", "running_var")}
+            expected[norm + "num_batches_tracked"] = ()
+        width = output
+    prototypes = found.get("prototype_gain", (0,))[0]
+    expected |= {"prototype_gain": (prototypes, 1), "prototype_direction": (prototypes, width)}
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise ValueError(f"{place}: {name} is {found.get(name)}, expected is {expected.get(name)}.")
 
 
 def _make_processor(config: PreTrainedConfig) -> EsvitImageProcessor:

@@ -1,0 +1,72 @@
+"""Swin-T alone against transformers, timm and torchvision: evaluation, and multi-crop forward and backward."""
+
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.measure import Row, Run, compare, interleave
+from benchmarks.peers import (
+    OURS,
+    Network,
+    build_ours,
+    build_timm,
+    build_torchvision,
+    build_transformers,
+    multi_crop_features,
+)
+
+EVALUATION_BATCH = 8
+TRAINING_BATCH = 4
+
+
+def evaluation_rows(rounds: int) -> list[Row]:
+    builders: dict[str, Callable[[], Network]] = {
+        OURS: build_ours,
+        "transformers": build_transformers,
+        "timm": build_timm,
+        "torchvision": build_torchvision,
+    }
+    rows = []
+    for dtype, reach in ((torch.float32, 0.95), (torch.bfloat16, 0.9)):
+        torch.manual_seed(0)
+        networks = {name: build() for name, build in builders.items()}
+        pixels = torch.randn(EVALUATION_BATCH, 3, 224, 224, dtype=dtype)
+
+        def forward(network: Network, pixels: torch.Tensor = pixels) -> Run:
+            def run() -> None:
+                with torch.inference_mode():
+                    network.features(pixels)
+
+            return run
+
+        for network in networks.values():
+            network.module.to(dtype).eval()
+        seconds = interleave({name: forward(network) for name, network in networks.items()}, rounds=rounds, warmup=2)
+        name = f"Swin-T forward at 224, batch {EVALUATION_BATCH}, evaluation, {str(dtype).removeprefix('torch.')}"
+        ours = {OURS: seconds.pop(OURS)}
+        rows.append(compare(name, ours, seconds, reach=reach, unit="ms an image", scale=1e3 / EVALUATION_BATCH))
+    return rows
+
+
+def training_rows(rounds: int) -> list[Row]:
+    torch.manual_seed(0)
+    networks = {OURS: build_ours(), "transformers": build_transformers(), "timm": build_timm()}
+    groups = [torch.randn(2 * TRAINING_BATCH, 3, 224, 224), torch.randn(8 * TRAINING_BATCH, 3, 96, 96)]
+
+    def forward_backward(network: Network) -> Run:
+        def run() -> None:
+            network.module.zero_grad(set_to_none=True)
+            multi_crop_features(network, groups).square().mean().backward()
+
+        return run
+
+    for network in networks.values():
+        network.module.train()
+    seconds = interleave({name: forward_backward(network) for name, network in networks.items()}, rounds=rounds)
+    name = f"Swin-T forward and backward, 2 x 224 and 8 x 96 crops, batch {TRAINING_BATCH}, float32"
+    return [compare(name, {OURS: seconds.pop(OURS)}, seconds, reach=0.9, unit="s")]
+
+
+def measure(rounds: int = 9) -> list[Row]:
+    """Return the rows of this topic."""
+    return [*evaluation_rows(rounds), *training_rows(max(3, rounds // 3))]

@@ -1,0 +1,148 @@
+"""Whole pretraining steps of Swin-T: forward of teacher and student, losses, backward, clipping, AdamW, average.
+
+Against the plain formula on transformers' Swin with eager attention, for-loop clipping and averaging.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from benchmarks import reference
+from benchmarks.measure import Prepare, Row, Run, compare, interleave, peak_memory
+from benchmarks.peers import build_transformers
+from esvit_hf.pretraining import PretrainingArguments
+from esvit_hf.pretraining.build import build_parts
+from esvit_hf.pretraining.step import DistillationStep, StepSchedules
+
+BATCH = 4
+NUM_PROTOTYPES = 65536
+DROP_PATH_RATE = 0.1
+MAX_NORM = 3.0
+TEACHER_MOMENTUM = 0.996
+VIEWS = ((2, 224), (8, 96))
+
+
+def draw_crops(batch: int, views: Sequence[tuple[int, int]] = VIEWS) -> list[Tensor]:
+    """One tensor (B, 3, S, S) a view."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(batch, 3, size, size, generator=generator) for count, size in views for _ in range(count)]
+
+
+def prepare_ours(
+    precision: str = "no",
+    *,
+    batch: int = BATCH,
+    num_prototypes: int = NUM_PROTOTYPES,
+    views: Sequence[tuple[int, int]] = VIEWS,
+) -> Run:
+    AcceleratorState._reset_state(True)
+    arguments = PretrainingArguments(
+        dataset="none",
+        model="esvit_swin",
+        model_config={"drop_path_rate": DROP_PATH_RATE},
+        num_prototypes=num_prototypes,
+        batch_size=batch,
+        freeze_last_layer_epochs=0,
+        warmup_epochs=0,
+        mixed_precision=precision,  # type: ignore[arg-type]
+        trackers=[],
+    )
+    torch.manual_seed(0)
+    schedules = StepSchedules.from_arguments(arguments, steps_per_epoch=1000, total_batch=batch)
+    step = DistillationStep(
+        arguments, build_parts(arguments), schedules, Accelerator(mixed_precision=precision, cpu=True)
+    )
+    crops = draw_crops(batch, views)
+
+    def run() -> None:
+        step.accumulate(crops, 2, 0, last=True)
+        step.update(0)
+
+    return run
+
+
+class PlainNetwork(nn.Module):
+    """transformers' Swin-T with eager attention, and two plain heads."""
+
+    def __init__(self, drop_path_rate: float) -> None:
+        super().__init__()
+        self.backbone = build_transformers(drop_path_rate, attention="eager").module
+        self.view_head = reference.PlainHead(768, NUM_PROTOTYPES)
+        self.region_head = reference.PlainHead(768, NUM_PROTOTYPES)
+
+    def forward(self, crops: Sequence[Tensor]) -> reference.PlainOutput:
+        pooled, regions = [], []
+        for size in sorted({crop.shape[-1] for crop in crops}, reverse=True):
+            group = [crop for crop in crops if crop.shape[-1] == size]
+            output = self.backbone(torch.cat(group), always_partition=size < 224)
+            pooled.append(output.pooler_output.unflatten(0, (len(group), -1)))
+            regions.append(output.last_hidden_state.unflatten(0, (len(group), -1)))
+        return reference.run_heads(self.view_head, self.region_head, torch.cat(pooled), regions)
+
+
+def prepare_plain() -> Run:
+    torch.manual_seed(0)
+    student, teacher = PlainNetwork(DROP_PATH_RATE), PlainNetwork(0.0)
+    teacher.load_state_dict(student.state_dict())
+    teacher.requires_grad_(False)
+    student.train()
+    optimizer = torch.optim.AdamW(reference.parameter_groups(student), lr=1e-4, foreach=False, fused=False)
+    centres = {name: torch.zeros(NUM_PROTOTYPES) for name in ("view", "region")}
+    crops = draw_crops(BATCH)
+
+    def run() -> None:
+        with torch.no_grad():
+            targets = teacher(crops[:2])
+        loss = reference.plain_losses(student(crops), targets, centres)
+        reference.update_centre(centres["view"], targets.view_logits)
+        reference.update_centre(centres["region"], targets.region_logits)
+        optimizer.zero_grad()
+        loss.backward()
+        reference.clip_gradients(student.parameters(), MAX_NORM)
+        optimizer.step()
+        reference.update_average(teacher.parameters(), student.parameters(), TEACHER_MOMENTUM)
+
+    return run
+
+
+def _after_a_step(run: Run) -> Run:
+    """Count a step that has optimizer states already; the first one makes them."""
+
+    def twice() -> None:
+        run()
+        run()
+
+    return twice
+
+
+MEMORY_CASES: dict[str, Prepare] = {
+    "ours": lambda: _after_a_step(prepare_ours()),
+    "plain": lambda: _after_a_step(prepare_plain()),
+}
+
+
+def measure(rounds: int = 5) -> list[Row]:
+    """Return the rows of this topic."""
+    name = f"pretraining step, Swin-T, batch {BATCH}, K {NUM_PROTOTYPES}"
+    plain = "plain formula, transformers' Swin, loops, float32"
+    rows = []
+    for precision, label, reach in (("no", "float32", 0.7), ("bf16", "bf16 autocast", 0.35)):
+        seconds = interleave({"ours": prepare_ours(precision), plain: prepare_plain()}, rounds=rounds)
+        rows.append(
+            compare(f"{name}, {label}: time", {label: seconds["ours"]}, {plain: seconds[plain]}, reach=reach, unit="s")
+        )
+    memory = {case: peak_memory("step", case) for case in MEMORY_CASES}
+    rows.append(
+        compare(
+            f"{name}, float32: peak memory",
+            {"float32": memory["ours"]},
+            {plain: memory["plain"]},
+            reach=0.45,
+            unit="MiB",
+            scale=2**-20,
+        )
+    )
+    return rows

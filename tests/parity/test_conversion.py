@@ -1,0 +1,266 @@
+"""Conversion through the command line: golden networks, all released architectures, and the way back."""
+
+import argparse
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModel
+
+from esvit_hf import convert_checkpoint
+from esvit_hf.backbones import RegionBackbone, load_backbone
+from esvit_hf.cli import main
+from esvit_hf.heads_file import HEADS_FILE, SavedHead, read_heads, write_heads
+from esvit_hf.pretraining import parse_arguments
+from esvit_hf.pretraining.build import build_parts
+from esvit_hf.pretraining.heads import ProjectionHead
+from esvit_hf.zoo.convert import read_reference_checkpoint
+from esvit_hf.zoo.reference_export import convert_to_reference
+
+ROOT = Path(__file__).parents[2]
+# Golden networks, and what their tensors do not show.
+FIELDS = {
+    "swin_w7_view": [],
+    "swin_w7_view_region": [],
+    "swin_w14_view_region": [],
+    "vil_view_region": [],
+    "cvt_view_region": ["--set", "num_heads=[1,2,3,6]", "window_size=[7, 7, 7, 7]"],
+    "vit_view_region": ["--set", "num_attention_heads=4"],
+}
+every_golden = pytest.mark.parametrize("name", FIELDS)
+DEFAULT_MANIFESTS = ["swin_tiny_w7", "vil_2262_w7", "cvt_tiny_w7", "deit_small_p16", "resnet50"]
+SLOW_MANIFESTS = ["swin_tiny_w14", "swin_small_w7", "swin_small_w14", "swin_base_w7", "swin_base_w14"]
+Convert = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def convert(capsys: pytest.CaptureFixture[str]) -> Convert:
+    """Run `esvit convert` with words; the report on its last line."""
+
+    def program(*words: str | Path) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main(["convert", *map(str, words)]) == 0
+        report: dict[str, Any] = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        return report
+
+    return program
+
+
+def numbers_of_golden(backbone: RegionBackbone, heads_path: Path, case: Any, groups: list[list[int]]) -> dict[str, Any]:
+    """Outputs for some crops through both heads, rows ordered as in the goldens."""
+    pooled, regions, counts = [], [], []
+    for group in groups:
+        features = backbone(torch.cat([case.tensors[f"crops.{crop}"] for crop in group]).float())
+        pooled.append(features.pooled)
+        regions.append(features.regions.flatten(0, 1))
+        counts.append(features.regions.shape[1])
+    sizes = {"hidden_dim": 48, "bottleneck_dim": 16}
+    outputs = {"num_regions": torch.tensor(counts), "region_features": torch.cat(regions)}
+    for task, saved in read_heads(heads_path).items():
+        head = ProjectionHead(backbone.feature_dim, 64, **sizes)
+        head.load_state_dict(saved.state)
+        rows = torch.cat(pooled if task == "view" else regions)
+        outputs[f"{task}_logits"] = head(rows) @ head.prototypes().T
+    return outputs
+
+
+@every_golden
+@pytest.mark.parametrize(("weights", "groups"), [("teacher", [[0, 1]]), ("student", [[0, 1], [2, 3]])])
+@torch.no_grad()
+def test_goldens_through_the_folder(
+    name: str, weights: str, groups: list[list[int]], golden: Callable[[str], Any], convert: Convert, tmp_path: Path
+) -> None:
+    case, output = golden(name), tmp_path / "model"
+    report = convert(case.checkpoint, output, "--with-heads", "--weights", weights, *FIELDS[name])
+    backbone = load_backbone(str(output))
+    tasks = ["view", "region"] if case.spec["dense"] else ["view"]
+    assert report == {
+        "output": str(output),
+        "model_type": backbone.model.config.model_type,
+        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+        "heads": tasks,
+    }
+    numbers = numbers_of_golden(backbone, output / HEADS_FILE, case, groups)
+    expected = {key.partition(".")[2]: value for key, value in case.tensors.items() if key.startswith(f"{weights}.")}
+    assert expected.keys() >= {"view_logits"}
+    for key, value in expected.items():
+        torch.testing.assert_close(numbers[key], value, rtol=0, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+    if weights == "teacher":
+        crop = case.tensors["crops.0"].float()
+        features = backbone(crop)
+        torch.testing.assert_close(features.pooled, case.tensors["features.view"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(features.regions, case.tensors["features.regions"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(backbone.pooled_blocks(crop, 4), case.tensors["features.last4"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["swin_w7_view", "swin_w7_view_region", "swin_w14_view_region", "vit_view_region"])
+@torch.no_grad()
+def test_attentions_of_goldens(name: str, golden: Callable[[str], Any], convert: Convert, tmp_path: Path) -> None:
+    case = golden(name)
+    convert(case.checkpoint, tmp_path / "model", *FIELDS[name])
+    model = AutoModel.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
+    attentions = model(case.tensors["crops.0"].float(), output_attentions=True).attentions
+    last = case.tensors["attention.last"]
+    torch.testing.assert_close(attentions[-1][: len(last)], last, rtol=0, atol=1e-6)
+    if name.startswith("swin"):
+        first = case.tensors["attention.first"]
+        torch.testing.assert_close(attentions[0][: len(first)], first, rtol=0, atol=1e-6)
+
+
+@every_golden
+def test_a_folder_goes_back_to_the_reference(
+    name: str, golden: Callable[[str], Any], convert: Convert, tmp_path: Path
+) -> None:
+    case, folder, file = golden(name), tmp_path / "model", tmp_path / "back.pth"
+    convert(case.checkpoint, folder, "--with-heads", *FIELDS[name])
+    report = convert(folder, file, "--to-reference", "--with-heads")
+    original, back = (read_reference_checkpoint(path) for path in (case.checkpoint, file))
+    tasks = ["view", "region"] if case.spec["dense"] else ["view"]
+    assert report == {"output": str(file), "tensors": len(original["teacher"]), "heads": tasks}
+    assert list(back["teacher"]) == list(original["teacher"])
+    assert list(back["student"]) == list(original["student"])
+    for key, tensor in original["teacher"].items():
+        assert back["teacher"][key].dtype == tensor.dtype, key
+        assert torch.equal(back["teacher"][key], tensor), key
+    assert back["dino_loss"].keys() == original["dino_loss"].keys()
+    assert all(torch.equal(back["dino_loss"][key], tensor) for key, tensor in original["dino_loss"].items())
+    convert(file, tmp_path / "again", "--with-heads", *FIELDS[name])
+    for part in ("model.safetensors", HEADS_FILE):
+        first, second = load_file(folder / part), load_file(tmp_path / "again" / part)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_without_heads_the_reference_gets_the_backbone_alone(golden: Callable[[str], Any], tmp_path: Path) -> None:
+    case = golden("swin_w7_view_region")
+    convert_checkpoint(case.checkpoint).save_pretrained(tmp_path)
+    back = convert_to_reference(str(tmp_path))
+    original = read_reference_checkpoint(case.checkpoint)["teacher"]
+    assert list(back["teacher"]) == [key for key in original if not key.startswith("head")]
+    assert back["dino_loss"] == {}
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 4])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_heads_of_any_depth_go_there_and_back(
+    num_layers: int, batch_norm: bool, golden: Callable[[str], Any], convert: Convert, tmp_path: Path
+) -> None:
+    folder, file = tmp_path / "model", tmp_path / "checkpoint.pth"
+    convert(golden("swin_w7_view").checkpoint, folder)
+    head = ProjectionHead(64, 20, hidden_dim=12, bottleneck_dim=6, num_layers=num_layers, batch_norm=batch_norm)
+    write_heads({"region": SavedHead(head.state_dict(), torch.rand(20))}, folder / HEADS_FILE)
+    convert(folder, file, "--to-reference", "--with-heads")
+    checkpoint = read_reference_checkpoint(file)
+    first = "mlp.weight" if num_layers == 1 else "mlp.0.weight"
+    # Networks with batch norms are wrapped in the reference, to synchronise them.
+    wrapped = "module." if batch_norm and num_layers > 1 else ""
+    assert f"{wrapped}head_dense.{first}" in checkpoint["teacher"]
+    assert convert(file, tmp_path / "again", "--with-heads")["heads"] == ["region"]
+    before, after = (load_file(path / HEADS_FILE) for path in (folder, tmp_path / "again"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    head.load_state_dict(read_heads(tmp_path / "again" / HEADS_FILE)["region"].state)
+
+
+def position_index(shape: list[int], golden_vil: Mapping[str, Tensor]) -> Tensor:
+    """Indices that the reference stores: computed for windows, taken from a golden for ViL."""
+    for key, tensor in golden_vil.items():
+        if key.endswith("relative_position_index") and list(tensor.shape) == shape:
+            return tensor
+    window = math.isqrt(shape[0])
+    places = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+    offsets = places[:, None] - places[None] + window - 1
+    return offsets[..., 0] * (2 * window - 1) + offsets[..., 1]
+
+
+def full_size_checkpoint(
+    manifest: Mapping[str, Any], golden: Callable[[str], Any], *, with_heads: bool
+) -> dict[str, Any]:
+    """Tensors of the shapes of a manifest, each full of a number of its own; constants take no space in a file."""
+    vil = read_reference_checkpoint(golden("vil_view_region").checkpoint)["teacher"]
+    networks: dict[str, dict[str, Tensor]] = {}
+    for network in ("student", "teacher"):
+        networks[network] = {}
+        for number, (key, (shape, dtype)) in enumerate(manifest[network].items()):
+            if re.match(r"(module\.)?head", key) and not with_heads:
+                continue
+            if re.search(r"relative_position_index|rel_pos_idx", key):
+                is_vil = manifest["spec"]["family"] == "vil"
+                networks[network][key] = position_index(shape, vil if is_vil else {})
+            else:
+                # ViL stores these twice.
+                number = list(manifest[network]).index(key.replace("_global.", ".")) if "_global." in key else number
+                networks[network][key] = torch.full((1,) * len(shape), number, dtype=getattr(torch, dtype)).expand(
+                    shape
+                )
+    prototypes = manifest["spec"]["head"]["out_dim"]
+    centres = {"center": torch.full((1, prototypes), 0.25), "center_grid": torch.full((1, prototypes), 0.5)}
+    return {**networks, "dino_loss": centres if with_heads else {}, "args": argparse.Namespace(arch="any")}
+
+
+@pytest.mark.parametrize(
+    "name", [*DEFAULT_MANIFESTS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_MANIFESTS)]
+)
+def test_released_architectures_convert_at_full_size(
+    name: str, manifest: Callable[[str], Any], golden: Callable[[str], Any], tmp_path: Path
+) -> None:
+    expected = manifest(name)
+    torch.save(full_size_checkpoint(expected, golden, with_heads=False), tmp_path / "checkpoint.pth")
+    model = convert_checkpoint(tmp_path / "checkpoint.pth")
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected["backbone_parameters"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*DEFAULT_MANIFESTS, *SLOW_MANIFESTS])
+def test_released_architectures_go_there_and_back_with_heads(
+    name: str, manifest: Callable[[str], Any], golden: Callable[[str], Any], convert: Convert, tmp_path: Path
+) -> None:
+    expected = manifest(name)
+    original = full_size_checkpoint(expected, golden, with_heads=True)
+    torch.save(original, tmp_path / "checkpoint.pth")
+    convert(tmp_path / "checkpoint.pth", tmp_path / "model", "--with-heads")
+    back = convert_to_reference(str(tmp_path / "model"), with_heads=True)
+    for network in ("student", "teacher"):
+        found = {key: [list(value.shape), str(value.dtype)[6:]] for key, value in back[network].items()}
+        assert found == expected[network]
+        assert list(found) == list(expected[network])
+    for key, tensor in original["teacher"].items():
+        assert torch.equal(back["teacher"][key], tensor), key
+    assert all(torch.equal(back["dino_loss"][key], tensor) for key, tensor in original["dino_loss"].items())
+    # pytest keeps the folders of several runs.
+    shutil.rmtree(tmp_path / "model")
+
+
+def test_a_converted_checkpoint_continues_pretraining(
+    golden: Callable[[str], Any], convert: Convert, tmp_path: Path
+) -> None:
+    case, folder = golden("swin_w7_view_region"), tmp_path / "model"
+    convert(case.checkpoint, folder, "--with-heads")
+    words = [
+        *(str(ROOT / "examples" / "recipes" / "demo.yaml"), "--model", str(folder), "--model_config", "{}"),
+        *("--num_prototypes", "64", "--head_hidden_dim", "48", "--head_bottleneck_dim", "16"),
+        *("--dataset", str(ROOT / "examples" / "data" / "fashion_mnist"), "--train_split", "train[:16]"),
+        *("--output_dir", str(tmp_path / "run"), "--batch_size", "8", "--max_steps", "1", "--num_epochs", "1"),
+        *("--warmup_epochs", "0", "--num_workers", "0", "--knn_every_epochs", "0", "--trackers", "[]"),
+    ]
+    parts = build_parts(parse_arguments(words))
+    reference = read_reference_checkpoint(case.checkpoint)
+    for task, prefix, centre in (("view", "head", "center"), ("region", "head_dense", "center_grid")):
+        head = parts.teacher.heads()[f"{task}_head"]
+        direction = reference["teacher"][f"{prefix}.last_layer.weight_v"]
+        assert torch.equal(head.prototype_direction, direction)
+        assert torch.equal(parts.centres[task].get_buffer("centre"), reference["dino_loss"][centre][0])
+    assert main(["pretrain", *words]) == 0
+    before, after = (load_file(path / HEADS_FILE) for path in (folder, tmp_path / "run"))
+    assert before.keys() == after.keys()
+    # One step of a slow average: near the start, and not the start.
+    for key in ("view_head.layers.0.weight", "region_head.layers.4.weight"):
+        assert 0 < (after[key] - before[key]).norm() < 0.05 * before[key].norm()
