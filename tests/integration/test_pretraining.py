@@ -14,9 +14,11 @@ import torch
 from datasets import load_dataset
 from PIL import Image
 from safetensors.torch import load_file
+from small_networks import SMALL_NETWORKS
 from transformers import AutoImageProcessor, AutoModel
 
 from esvit_hf import EsvitSwinBackbone
+from esvit_hf.evaluation.jobs import measure_linear_probe
 from esvit_hf.pretraining import parse_arguments, pretrain
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +147,25 @@ def test_pretraining_continues_from_a_run_with_its_heads(tmp_path):
             torch.testing.assert_close(first[name], second[name])
     with pytest.raises(ValueError, match="view head does not fit the recipe"):
         pretrain(small_run(tmp_path / "third", *fields, "--num_prototypes", "64"))
+
+
+ANY_NETWORK = {name: fields | {"image_size": 32} for name, fields in SMALL_NETWORKS.items()} | {
+    "vit": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    | {"image_size": 32, "patch_size": 4},
+    "dinov2": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 4},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+    "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 4},
+}
+
+
+@pytest.mark.parametrize("model", ANY_NETWORK)
+def test_any_network_pretrains_and_is_probed(tmp_path, model):
+    pretrain(small_run(tmp_path, "--model", model, "--model_config", json.dumps(ANY_NETWORK[model])))
+    logged = [line for line in read_metrics(tmp_path) if "loss" in line]
+    assert all(line["view_loss"] > 0 and line["region_loss"] > 0 for line in logged)
+    splits = {"train_split": "train[:200]", "test_split": "test[:50]", "num_workers": 0}
+    report = measure_linear_probe(str(tmp_path), str(FASHION_MNIST), **splits, blocks=2, epochs=5)
+    assert 0 <= report["top1"] <= 100
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPoo
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .modeling_esvit_linear import EsvitLinear
+from .modeling_esvit_linear import EsvitLinear, linear_of
 
 # Auto classes that load a saved network, and how its class for each is called behind the name of the family.
 _AUTO_CLASSES = {
@@ -109,7 +109,7 @@ class MultilayerPerceptron(nn.Module):
         Returns:
             (..., C).
         """
-        return self.contract(self.activation(self.expand(tokens)))
+        return linear_of(self.contract, self.activation, self.expand(tokens))
 
 
 class EsvitPreTrainedModel(PreTrainedModel):

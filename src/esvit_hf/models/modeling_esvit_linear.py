@@ -5,6 +5,7 @@ gradient of the input 2.4 times, gradient of the weight 1.2 to 2 times). On othe
 In 16 bits PyTorch itself uses oneDNN.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -88,3 +89,56 @@ class EsvitLinear(nn.Linear):
             output: Tensor = _OneDnnLinear.apply(input, self.weight, self.bias)
             return output
         return F.linear(input, self.weight, self.bias)
+
+
+class _RecomputingLinear(torch.autograd.Function):
+    """A linear layer behind a cheap function; the backward pass has the function's arguments and calls it again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, function: Callable[..., Tensor], weight: Tensor, bias: Tensor | None, *arguments: Tensor
+    ) -> Tensor:
+        device = weight.device.type
+        ctx.function = function
+        ctx.autocast = {
+            "device_type": device,
+            "enabled": torch.is_autocast_enabled(device),
+            "dtype": torch.get_autocast_dtype(device),
+        }
+        ctx.save_for_backward(weight, bias, *arguments)
+        inputs = function(*arguments)
+        dtype = ctx.autocast["dtype"] if ctx.autocast["enabled"] else inputs.dtype
+        with torch.autocast(device, enabled=False):
+            return _product(inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, bias, *arguments = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        with torch.enable_grad(), torch.autocast(**ctx.autocast):
+            leaves = [
+                value.detach().requires_grad_() if need else value
+                for value, need in zip(arguments, needed, strict=True)
+            ]
+            inputs = ctx.function(*leaves)
+        with torch.autocast(gradient.device.type, enabled=False):
+            rows = gradient.flatten(0, -2)
+            for_inputs = _product(gradient, weight.to(gradient.dtype).t(), None).to(inputs.dtype)
+            values = inputs.detach().to(gradient.dtype).flatten(0, -2)
+            for_weight = _product(rows.t(), values.t(), None).to(weight.dtype)
+            for_bias = None if bias is None else rows.sum(0).to(bias.dtype)
+        wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(inputs, wanted, for_inputs))
+        return None, for_weight, for_bias, *(next(found) if need else None for need in needed)
+
+
+def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if _HAS_ONEDNN and inputs.device.type == "cpu" and inputs.dtype == torch.float32:
+        return _onednn_product(inputs, weight, bias)
+    return F.linear(inputs, weight, bias)
+
+
+def linear_of(linear: nn.Linear, function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _RecomputingLinear.apply(function, linear.weight, linear.bias, *arguments)
+    return linear(function(*arguments))

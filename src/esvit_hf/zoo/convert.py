@@ -6,6 +6,7 @@ is used, recognised as recomputed, or named in an error.
 
 import argparse
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +48,9 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no checkpoint file {str(path)!r}.")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # A pickle of another protocol than the reference's either loads completely or is refused.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged or hostile pickle can end in any exception.
     except Exception as error:
