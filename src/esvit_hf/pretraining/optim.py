@@ -10,7 +10,9 @@ from torch import Tensor, nn
 def build_optimizer(module: nn.Module) -> torch.optim.AdamW:
     """Build AdamW with two groups: weights of rank 2 and more decay, biases and rank-1 tensors do not.
 
-    The learning rate and the weight decay of the first group are set by schedules at every step.
+    The learning rate and the weight decay of the first group are set by schedules at every step. The averages exist
+    from the start: made during the first step, they would lie between its activations and split the memory that the
+    next step's need in one piece (measured: a quarter of the peak on CPU).
     """
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
@@ -18,7 +20,14 @@ def build_optimizer(module: nn.Module) -> torch.optim.AdamW:
         if parameter.requires_grad:
             (kept if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
+    for parameter in decayed + kept:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
 
 
 @torch.no_grad()
