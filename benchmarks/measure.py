@@ -31,20 +31,20 @@ class Row:
     Attributes:
         name: what is measured.
         ours: our number.
-        against: the number of the best peer.
+        against: the peer's number.
+        peer: which peer that is.
         reach: the largest ratio of ours to theirs that counts as reached.
         unit: of both numbers.
         peers: the numbers of all peers.
-        ours_settings: our numbers at each setting, where there are several; `ours` is the best.
     """
 
     name: str
     ours: float
     against: float
+    peer: str
     reach: float
     unit: str
     peers: Mapping[str, float] = field(default_factory=dict)
-    ours_settings: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
@@ -58,17 +58,28 @@ class Row:
 
 def compare(
     name: str,
-    ours: Mapping[str, float],
+    ours: float,
     peers: Mapping[str, float],
     *,
     reach: float,
+    against: str | None = None,
     unit: str = "s",
     scale: float = 1.0,
 ) -> Row:
-    """Build a row from the best of our settings and the best peer; `scale` turns the numbers into `unit`."""
-    scaled_ours = {key: value * scale for key, value in ours.items()}
-    scaled_peers = {key: value * scale for key, value in peers.items()}
-    return Row(name, min(scaled_ours.values()), min(scaled_peers.values()), reach, unit, scaled_peers, scaled_ours)
+    """Build a row.
+
+    Args:
+        name: what is measured.
+        ours: our number.
+        peers: the others' numbers.
+        reach: the largest ratio that counts as reached.
+        against: the peer that the ratio is for; the best one by default.
+        unit: of the numbers in the row.
+        scale: turns the numbers given into that unit.
+    """
+    against = against or min(peers, key=lambda peer: peers[peer])
+    scaled = {peer: value * scale for peer, value in peers.items()}
+    return Row(name, ours * scale, scaled[against], against, reach, unit, scaled)
 
 
 def interleave(cases: Mapping[str, Run], *, rounds: int, warmup: int = 1) -> dict[str, float]:

@@ -25,9 +25,7 @@ def prepare(fast: bool) -> Run:
         for group, weight_decay in zip(optimizer.param_groups, (0.04, 0.0), strict=True):
             group.update(lr=LEARNING_RATE, weight_decay=weight_decay)
     else:
-        optimizer = torch.optim.AdamW(
-            reference.parameter_groups(student), lr=LEARNING_RATE, foreach=False, fused=False
-        )
+        optimizer = torch.optim.AdamW(reference.parameter_groups(student), lr=LEARNING_RATE, foreach=False, fused=False)
     for parameter in student.parameters():
         parameter.grad = torch.randn_like(parameter)
 
@@ -51,7 +49,7 @@ def measure(rounds: int = 15) -> list[Row]:
     return [
         compare(
             "clipping, AdamW and teacher average, Swin-T",
-            {"ours": seconds["ours"]},
+            seconds["ours"],
             {loops: seconds[loops]},
             reach=0.5,
             unit="ms",

@@ -33,8 +33,9 @@ def build_ours(drop_path_rate: float = 0.0) -> Network:
 
 
 def build_transformers(drop_path_rate: float = 0.0, attention: str = "sdpa") -> Network:
-    model = SwinModel(SwinConfig(drop_path_rate=drop_path_rate, attn_implementation=attention))
-    # The small crops' last stages are padded to whole windows, as in the reference; otherwise the model cannot take them.
+    config = SwinConfig(drop_path_rate=drop_path_rate)
+    model = SwinModel._from_config(config, attn_implementation=attention)
+    # Small crops are padded to whole windows in every stage, as in the reference; the model cannot take them otherwise.
     return Network(model, lambda pixels: model(pixels, always_partition=pixels.shape[-1] < 224).pooler_output)
 
 

@@ -131,14 +131,12 @@ def measure(rounds: int = 5) -> list[Row]:
     rows = []
     for precision, label, reach in (("no", "float32", 0.7), ("bf16", "bf16 autocast", 0.35)):
         seconds = interleave({"ours": prepare_ours(precision), plain: prepare_plain()}, rounds=rounds)
-        rows.append(
-            compare(f"{name}, {label}: time", {label: seconds["ours"]}, {plain: seconds[plain]}, reach=reach, unit="s")
-        )
+        rows.append(compare(f"{name}, {label}: time", seconds["ours"], {plain: seconds[plain]}, reach=reach))
     memory = {case: peak_memory("step", case) for case in MEMORY_CASES}
     rows.append(
         compare(
             f"{name}, float32: peak memory",
-            {"float32": memory["ours"]},
+            memory["ours"],
             {plain: memory["plain"]},
             reach=0.45,
             unit="MiB",

@@ -53,10 +53,12 @@ def main(command_line: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="esvit", description="EsViT for the Hugging Face ecosystem.", exit_on_error=False)
+    parser = ArgumentParser(
+        prog="esvit", description="EsViT for the Hugging Face ecosystem.", exit_on_error=False, allow_abbrev=False
+    )
     jobs = parser.add_subcommands(required=True, dest="job")
     for job, text in _HELP.items():
-        job_parser = ArgumentParser(description=text, exit_on_error=False)
+        job_parser = ArgumentParser(description=text, exit_on_error=False, allow_abbrev=False)
         if job in _FUNCTIONS:
             job_parser.add_function_arguments(_FUNCTIONS[job], as_group=False, as_positional=True)
         elif job == "convert":

@@ -52,7 +52,7 @@ def run(function: Callable[..., dict[str, Any] | None]) -> None:
 
     @report_errors
     def main() -> int:
-        result = auto_cli(function, as_positional=True, exit_on_error=False)
+        result = auto_cli(function, as_positional=True, exit_on_error=False, allow_abbrev=False)
         if result is not None:
             print(json.dumps(result))
         return 0

@@ -182,6 +182,7 @@ def test_any_network_pretrains_and_is_probed(tmp_path, model):
         (("--view_weight", "0", "--region_weight", "0"), "view_weight"),
         (("--batch_size", "0"), "batch_size"),
         (("--learning_rates", "1"), "learning_rates"),
+        (("--learning_rat", "1"), "learning_rat"),
         (("--batch_size", "many"), "batch_size"),
         (("--views", '[{"count": 1, "size": 32, "scale": [0.5, 1.0], "teacher": true}]'), "views"),
         (("--views", '[{"count": 2, "size": 32, "scale": [0.5, 2.0], "teacher": true}]'), "scale"),

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPoo
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .modeling_esvit_linear import EsvitLinear, linear_after
+from .modeling_esvit_linear import EsvitLinear
 
 # Auto classes that load a saved network, and how its class for each is called behind the name of the family.
 _AUTO_CLASSES = {
@@ -100,21 +100,16 @@ class MultilayerPerceptron(nn.Module):
         self.activation = ACT2FN[activation]
         self.contract = EsvitLinear(hidden_channels, channels)
 
-    def forward(self, tokens: Tensor, norm: nn.Module | None = None) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         """Map every token on its own.
 
         Args:
             tokens: (..., C).
-            norm: Norm of the tokens; applied here, so that its result need not be kept for the backward pass.
 
         Returns:
             (..., C).
         """
-        if norm is None:
-            hidden = self.expand(tokens)
-        else:
-            hidden = linear_after(self.expand, norm, tokens, parameters=norm.parameters())
-        return linear_after(self.contract, self.activation, hidden)
+        return self.contract(self.activation(self.expand(tokens)))
 
 
 class EsvitPreTrainedModel(PreTrainedModel):

@@ -5,7 +5,6 @@ gradient of the input 2.4 times, gradient of the weight 1.2 to 2 times). On othe
 In 16 bits PyTorch itself uses oneDNN.
 """
 
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -58,13 +57,6 @@ def _takes_onednn(inputs: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute left (..., M, K) @ right.T + bias outside autograd and autocast."""
-    if _HAS_ONEDNN and left.device.type == "cpu" and left.dtype == torch.float32 and left.numel() > 0:
-        return _onednn_product(left, right, bias)
-    return F.linear(left, right, bias)
-
-
 def multiply_transposed(left: Tensor, right: Tensor) -> Tensor:
     """Multiply plain tensors outside autograd and autocast, in float32 on CPU with oneDNN.
 
@@ -75,7 +67,9 @@ def multiply_transposed(left: Tensor, right: Tensor) -> Tensor:
     Returns:
         (M, N), left @ right.T.
     """
-    return _product(left, right, None)
+    if _HAS_ONEDNN and left.device.type == "cpu" and left.dtype == torch.float32 and left.numel() > 0:
+        return _onednn_product(left, right, None)
+    return left @ right.t()
 
 
 class EsvitLinear(nn.Linear):
@@ -94,101 +88,3 @@ class EsvitLinear(nn.Linear):
             output: Tensor = _OneDnnLinear.apply(input, self.weight, self.bias)
             return output
         return F.linear(input, self.weight, self.bias)
-
-
-class _LinearAfter(torch.autograd.Function):
-    """A linear layer behind a function, whose arguments are kept for the backward pass instead of its result."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        function: Callable[..., Tensor],
-        num_arguments: int,
-        weight: Tensor,
-        bias: Tensor | None,
-        *tensors: Tensor,
-    ) -> Tensor:
-        device = weight.device.type
-        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        ctx.function, ctx.num_arguments = function, num_arguments
-        ctx.autocast = {"device_type": device, "dtype": dtype, "enabled": enabled}
-        ctx.save_for_backward(weight, bias, *tensors)
-        inputs = function(*tensors[:num_arguments])
-        dtype = dtype if enabled else inputs.dtype
-        with torch.autocast(device, enabled=False):
-            return _product(inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        weight, bias, *tensors = saved
-        arguments, parameters = tensors[: ctx.num_arguments], tensors[ctx.num_arguments :]
-        needed = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
-            # The gradient will be differentiated itself: leave it all to autograd.
-            with torch.autocast(**ctx.autocast):
-                output = F.linear(ctx.function(*arguments), weight, bias)
-            return None, None, *_gradients(output, saved, needed, gradient, create_graph=True)
-        with torch.enable_grad(), torch.autocast(**ctx.autocast):
-            leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(arguments, needed[2:], strict=False)]
-            inputs = ctx.function(*leaves)
-        rows = gradient.flatten(0, -2)
-        for_weight = for_bias = None
-        with torch.autocast(gradient.device.type, enabled=False):
-            for_inputs = _product(gradient, weight.to(gradient.dtype).t(), None).to(inputs.dtype)
-            if needed[0]:
-                values = inputs.detach().to(gradient.dtype).flatten(0, -2)
-                for_weight = _product(rows.t(), values.t(), None).to(weight.dtype)
-            if needed[1]:
-                for_bias = rows.sum(0).to(bias.dtype)
-        others = _gradients(inputs, [*leaves, *parameters], needed[2:], for_inputs)
-        return None, None, for_weight, for_bias, *others
-
-
-def _gradients(
-    output: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool], gradient: Tensor, create_graph: bool = False
-) -> list[Tensor | None]:
-    """Gradients of the tensors for which they are needed, None for the others."""
-    wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
-    if not wanted:
-        return [None] * len(tensors)
-    found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=create_graph, allow_unused=True))
-    return [next(found) if need else None for need in needed]
-
-
-def linear_after(
-    linear: nn.Module,
-    function: Callable[..., Tensor],
-    *arguments: Tensor,
-    parameters: Iterable[nn.Parameter] = (),
-) -> Tensor:
-    """Compute linear(function(*arguments)), and keep for the backward pass the arguments instead of the result.
-
-    For functions that are cheap beside the layer and whose result is kept by nothing else: activations, norms, copies.
-    Compilers make this choice themselves, so a traced network gets the plain expression.
-
-    Args:
-        linear: the layer; the plain expression is used for any but an unchanged `EsvitLinear`.
-        function: deterministic; it is called again in the backward pass.
-        *arguments: tensors, of which no other is used by the function but its parameters.
-        parameters: what the function uses beside its arguments and needs gradients.
-
-    Returns:
-        (..., out_features).
-    """
-    if (
-        torch.is_grad_enabled()
-        and type(linear) is EsvitLinear
-        and type(linear.weight) is nn.Parameter
-        and all(type(argument) is Tensor for argument in arguments)
-        and not (linear._forward_hooks or linear._forward_pre_hooks)
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-    ):
-        output: Tensor = _LinearAfter.apply(
-            function, len(arguments), linear.weight, linear.bias, *arguments, *parameters
-        )
-        return output
-    result: Tensor = linear(function(*arguments))
-    return result

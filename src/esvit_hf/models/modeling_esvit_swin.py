@@ -23,7 +23,7 @@ from .modeling_esvit_common import (
     StochasticDepth,
     stochastic_depth_rates,
 )
-from .modeling_esvit_linear import EsvitLinear, linear_after
+from .modeling_esvit_linear import EsvitLinear
 
 # Added to the scores of token pairs that lie on different sides of the image before the shift; the reference's value.
 _MASKED_SCORE = -100.0
@@ -199,7 +199,7 @@ class EsvitSwinAttention(nn.Module):
         return bias.to(dtype).contiguous()
 
     def forward(
-        self, tokens: Tensor, grid: tuple[int, int], output_attentions: bool = False, norm: nn.Module | None = None
+        self, tokens: Tensor, grid: tuple[int, int], output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Let the tokens of each window attend to each other.
 
@@ -207,7 +207,6 @@ class EsvitSwinAttention(nn.Module):
             tokens: (B, N, C), row-major.
             grid: (h, w) with h * w = N.
             output_attentions: Whether the attention probabilities are wanted.
-            norm: Norm of the tokens; applied here, so that its result need not be kept for the backward pass.
 
         Returns:
             (B, N, C) and (B * windows, heads, w^2, w^2) probabilities or None.
@@ -219,47 +218,36 @@ class EsvitSwinAttention(nn.Module):
         tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
         place = (grid, self.window, self.shift)
         indices = None if tracing else _window_indices(*place, tokens.device)
-
-        def enter(tokens: Tensor) -> Tensor:
-            if norm is not None:
-                tokens = norm(tokens)
-            if tracing:
-                return cut_windows(tokens, *place)
-            return tokens if indices is None else _GatherTokens.apply(tokens, *indices)
-
-        qkv = linear_after(self.qkv, enter, tokens, parameters=() if norm is None else norm.parameters())
-        qkv = qkv.view(batch, -1, size, 3, heads, channels // heads)
+        if tracing:
+            tokens = cut_windows(tokens, *place)
+        elif indices is not None:
+            tokens = _GatherTokens.apply(tokens, *indices)
+        qkv = self.qkv(tokens).view(batch, -1, size, 3, heads, channels // heads)
         # PyTorch's 16-bit softmax on CPU is up to 5 times slower than its 32-bit one for rows this short.
         short_rows = size < 64 and qkv.device.type == "cpu" and qkv.element_size() == 2
         bias = self.relative_position_bias(torch.float32 if short_rows else qkv.dtype)
         if self.shift:
             bias = bias + (shift_mask if tracing else _cached_shift_mask)(*place, bias.dtype, bias.device)
-        output, probabilities = self._attend_and_project(qkv, bias, output_attentions)
+        mixed, probabilities = self._attend(qkv, bias, output_attentions)
+        output = self.projection(mixed.reshape(batch, -1, channels))
         if tracing:
             output = join_windows(output, *place)
         elif indices is not None:
             output = _GatherTokens.apply(output, *reversed(indices))
         return output, probabilities
 
-    def _attend_and_project(self, qkv: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
+    def _attend(self, qkv: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
         """Attend with the configured implementation.
 
         Takes qkv (B, windows, w^2, 3, heads, C / heads) and bias (1 or windows, heads, w^2, w^2); returns
-        (B, windows * w^2, C) and (B * windows, heads, w^2, w^2) probabilities or None.
+        (B, windows, w^2, heads, C / heads) and (B * windows, heads, w^2, w^2) probabilities or None.
         """
         implementation = self.config._attn_implementation
         # On CPU the fused kernel has no gradient for the bias and is slower in 16 bits.
         fused_is_slow = qkv.device.type == "cpu" and (bias.requires_grad or qkv.element_size() == 2)
-        if output_attentions:
-            mixed, probabilities = self._attend_by_products(qkv, bias)
-            return self.projection(mixed), probabilities.flatten(0, 1)
-        if implementation == "eager" or (implementation == "sdpa" and fused_is_slow):
-            return linear_after(self.projection, lambda *inputs: self._attend_by_products(*inputs)[0], qkv, bias), None
-        return self.projection(self._attend_fused(qkv, bias)), None
-
-    def _attend_fused(self, qkv: Tensor, bias: Tensor) -> Tensor:
-        implementation = self.config._attn_implementation
-        if bias.shape[0] > 1:
+        if output_attentions or implementation == "eager" or (implementation == "sdpa" and fused_is_slow):
+            return self._attend_by_products(qkv, bias, output_attentions)
+        if masked := bias.shape[0] > 1:
             # Windows as further heads: the images share the mask without its being repeated.
             query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind(0)
             bias = bias.flatten(0, 1)[None]
@@ -271,19 +259,18 @@ class EsvitSwinAttention(nn.Module):
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, self._attend_by_products)
             mixed, _ = attend(self, query, key, value, bias, dropout=0.0, scaling=self.scaling, is_causal=False)
             mixed = mixed.transpose(1, 2)
-        mixed = mixed.view(*qkv.shape[:2], self.num_heads, *mixed.shape[-2:]).transpose(2, 3)
-        return mixed.reshape(qkv.shape[0], -1, self.num_heads * mixed.shape[-1])
+        if masked:
+            mixed = mixed.unflatten(1, (qkv.shape[1], self.num_heads))
+        return mixed.transpose(-3, -2), None
 
-    def _attend_by_products(self, qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend step by step; the scores have the type of the bias, the probabilities all dimensions."""
+    def _attend_by_products(self, qkv: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
+        """Attend step by step, as `_attend`; the scores have the type of the bias."""
         query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
         scores = query.flatten(0, 2) @ key.flatten(0, 2).transpose(1, 2)
         scores = scores.to(bias.dtype).view(*query.shape[:-1], -1)
         probabilities = torch.add(bias, scores, alpha=self.scaling).softmax(dim=-1)
         mixed = probabilities.to(value.dtype).flatten(0, 2) @ value.flatten(0, 2)
-        return mixed.view(query.shape).transpose(2, 3).reshape(
-            qkv.shape[0], -1, mixed.shape[-1] * self.num_heads
-        ), probabilities
+        return mixed.view(query.shape).transpose(2, 3), probabilities.flatten(0, 1) if output_attentions else None
 
 
 class EsvitSwinBlock(GradientCheckpointingLayer):
@@ -322,9 +309,9 @@ class EsvitSwinBlock(GradientCheckpointingLayer):
             (B, N, C) and (B * windows, heads, w^2, w^2) probabilities or None.
         """
         # The map is padded behind the norm, so that padded tokens enter the projections as zeros.
-        mixed, probabilities = self.attention(tokens, grid, output_attentions, self.attention_norm)
+        mixed, probabilities = self.attention(self.attention_norm(tokens), grid, output_attentions)
         tokens = tokens + self.stochastic_depth(mixed)
-        tokens = tokens + self.stochastic_depth(self.mlp(tokens, self.mlp_norm))
+        tokens = tokens + self.stochastic_depth(self.mlp(self.mlp_norm(tokens)))
         return tokens, probabilities
 
 

@@ -172,6 +172,7 @@ def argument_parser() -> ArgumentParser:
         usage="esvit pretrain [RECIPE.yaml] [--field value ...]",
         description="Pretrain a vision backbone with EsViT's view loss and region loss.",
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--recipe", action="config", help="YAML file with any of the fields below")
     parser.add_class_arguments(PretrainingArguments)

@@ -17,7 +17,7 @@ from esvit_hf.models.modeling_esvit_linear import multiply_transposed
 BLOCK_ELEMENTS = 2**25
 """Logits held at once, in elements: 128 MiB of float32."""
 CPU_COLUMNS = 4096
-CPU_TILE_ELEMENTS = 2**19
+CPU_TILE_ELEMENTS = 2**20
 """On CPU prototypes are taken by so many, with as many rows as keep the product in the cache."""
 
 
@@ -133,7 +133,7 @@ class _Tiles:
         gains = []
         for block, columns in zip(self.transposed, self.columns, strict=True):
             gradient = self.gradient[columns]
-            gradient.copy_(block.t().contiguous())
+            gradient.copy_(block.t().clone(memory_format=torch.contiguous_format))
             if self.prototypes.gain is not None:
                 gains.append(self.prototypes.pull_back(gradient, columns))
         return self.gradient, torch.cat(gains) if gains else None

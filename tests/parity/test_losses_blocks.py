@@ -1,0 +1,118 @@
+"""The block-wise core of the losses against full logits: odd block sizes, gains, repeated passes, and its memory."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from esvit_hf.pretraining import losses
+from esvit_hf.pretraining.losses import matched_cross_entropy
+
+TEMPERATURES = {"student_temperature": 0.1, "teacher_temperature": 0.05}
+
+
+def draw_case(rows, teacher_rows, prototypes, seed, dtype=torch.float64, width=6):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    return {
+        "student": F.normalize(draw(rows, width), dim=1).requires_grad_(),
+        "prototypes": draw(prototypes, width).requires_grad_(),
+        "gain": (1 + draw(prototypes, 1) / 4).requires_grad_(),
+        "teacher": F.normalize(draw(teacher_rows, width), dim=1),
+        "teacher_prototypes": draw(prototypes, width),
+        "teacher_gain": 1 + draw(prototypes, 1) / 4,
+        "centre": draw(prototypes) / 10,
+        "match": torch.randint(0, teacher_rows, (rows, 2), generator=generator),
+        "weight": torch.rand(rows, 2, generator=generator, dtype=dtype),
+    }
+
+
+def full_cross_entropy(case):
+    """The definition, with every logit at once."""
+    weights = {name: F.normalize(case[f"{name}prototypes"], dim=1) * case[f"{name}gain"] for name in ("", "teacher_")}
+    target = (case["teacher"] @ weights["teacher_"].T - case["centre"]) / TEMPERATURES["teacher_temperature"]
+    target = target.softmax(dim=1)[case["match"]]
+    student = (case["student"] @ weights[""].T / TEMPERATURES["student_temperature"]).log_softmax(dim=1)
+    return -(case["weight"] * (target * student[:, None]).sum(dim=2)).sum()
+
+
+def variables(case):
+    return [case["student"], case["prototypes"], case["gain"]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(1, 9),
+    teacher_rows=st.integers(1, 5),
+    prototypes=st.integers(2, 30),
+    columns=st.integers(1, 31),
+    tile=st.integers(1, 90),
+    seed=st.integers(0, 1000),
+)
+def test_loss_and_gradients_equal_full_logits_for_any_blocks(rows, teacher_rows, prototypes, columns, tile, seed):
+    case = draw_case(rows, teacher_rows, prototypes, seed)
+    expected = full_cross_entropy(case)
+    expected_gradients = torch.autograd.grad(expected, variables(case))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "CPU_COLUMNS", columns)
+        patch.setattr(losses, "CPU_TILE_ELEMENTS", tile)
+        loss = matched_cross_entropy(**case, **TEMPERATURES)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(torch.autograd.grad(loss, variables(case)), expected_gradients, rtol=1e-8, atol=1e-9)
+
+
+def test_a_graph_can_be_differentiated_twice():
+    case = draw_case(5, 3, 20, seed=0)
+    loss = matched_cross_entropy(**case, **TEMPERATURES)
+    first = torch.autograd.grad(3 * loss, variables(case), retain_graph=True)
+    again = torch.autograd.grad(3 * loss, variables(case))
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+
+
+def test_prototypes_that_are_frozen_get_no_gradient():
+    case = draw_case(5, 3, 20, seed=0)
+    expected = torch.autograd.grad(full_cross_entropy(case), case["student"])
+    case["prototypes"] = case["prototypes"].detach()
+    case["gain"] = case["gain"].detach()
+    found = torch.autograd.grad(matched_cross_entropy(**case, **TEMPERATURES), case["student"])
+    torch.testing.assert_close(found, expected)
+
+
+def test_bfloat16_gradients_stay_close_to_float32():
+    case = draw_case(40, 16, 300, seed=0, dtype=torch.float32, width=32)
+    exact = torch.autograd.grad(matched_cross_entropy(**case, **TEMPERATURES), variables(case))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = matched_cross_entropy(**case, **TEMPERATURES)
+    for rounded, value in zip(torch.autograd.grad(loss, variables(case)), exact, strict=True):
+        assert rounded.dtype == torch.float32
+        assert torch.linalg.vector_norm(rounded - value) < 0.03 * torch.linalg.vector_norm(value)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many elements the largest result has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def test_no_tensor_has_an_element_for_every_row_and_prototype(monkeypatch):
+    monkeypatch.setattr(losses, "CPU_COLUMNS", 64)
+    monkeypatch.setattr(losses, "CPU_TILE_ELEMENTS", 1024)
+    rows, prototypes, width = 400, 512, 6
+    case = draw_case(rows, 100, prototypes, seed=0, width=width)
+    with LargestTensor() as largest:
+        matched_cross_entropy(**case, **TEMPERATURES).backward()
+    assert largest.elements == max(prototypes * width, rows * width)
+    with LargestTensor() as largest:
+        full_cross_entropy(case)
+    assert largest.elements >= rows * prototypes
