@@ -127,8 +127,16 @@ def measure_peak(prepare: Prepare) -> int:
     gc.collect()
     resident = psutil.Process().memory_info().rss
     run()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return peak - resident
+    return _peak_resident() - resident
+
+
+def _peak_resident() -> int:
+    """Peak resident memory of this process in bytes."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # On Linux ru_maxrss starts with what the process had that started this one.
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
 def main(module: str, case: str) -> None:

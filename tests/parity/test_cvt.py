@@ -175,9 +175,11 @@ def test_preset_has_the_parameters_of_the_reference(manifest, tmp_path):
     assert convert_checkpoint(tmp_path / "x").config.to_dict() == model.config.to_dict()
 
 
-def test_other_shapes_do_not_show_heads_and_windows(golden):
-    with pytest.raises(ValueError, match="do not show num_heads and window_size: pass them"):
+def test_other_shapes_do_not_show_heads(golden):
+    with pytest.raises(ValueError, match="do not show num_heads: pass"):
         convert_checkpoint(golden(CASE).checkpoint)
+    model = convert_checkpoint(golden(CASE).checkpoint, num_heads=[1, 2, 3, 6])
+    assert list(model.config.window_size) == [7, 7, 7, 7]
 
 
 REFERENCE_BLOCK = {

@@ -1,1 +1,5 @@
-"""Checkpoints: conversion of the reference's files, and later facts, cards and publishing."""
+"""The authors' checkpoints: into models of this package and back."""
+
+from .convert import convert_checkpoint, read_reference_checkpoint, split_reference_state_dict
+
+__all__ = ["convert_checkpoint", "read_reference_checkpoint", "split_reference_state_dict"]

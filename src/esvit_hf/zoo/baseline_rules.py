@@ -22,6 +22,8 @@ def _check_fields(config: PreTrainedConfig, given: Mapping[str, Any]) -> None:
 
 
 def _infer_vit_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:
+    # The name that the other networks use for the same field.
+    given = {"num_attention_heads" if name == "num_heads" else name: value for name, value in given.items()}
     _check_fields(ViTConfig(), given)
     projection = state["embeddings.patch_embeddings.projection.weight"]
     channels, patch = projection.shape[0], projection.shape[2]

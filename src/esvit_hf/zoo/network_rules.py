@@ -157,10 +157,13 @@ def _infer_cvt_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pre
         tables = [state[block + "attention.relative_position_bias_table"] for block in blocks]
         fields["num_heads"] = [table.shape[1] for table in tables]
         fields["window_size"] = [(math.isqrt(table.shape[0]) + 1) // 2 for table in tables]
-    # A wrong guess would load without a complaint and compute something else: only the published shape is recognised.
+    # A wrong guess would load without a complaint and compute something else: only the published shape has known heads.
+    # Every published CvT has windows of 7, the configuration's default; another one has to be passed.
     unseen = []
     if any(fields[name] != list(getattr(default, name)) for name in ("hidden_sizes", "depths")):
-        unseen += ["num_heads", "window_size"]
+        unseen.append("num_heads")
+    if len(blocks) != len(default.depths):
+        unseen.append("window_size")
     if fields["patch_sizes"] != list(default.patch_sizes):
         unseen += ["patch_strides", "patch_padding"]
     if missing := [name for name in unseen if name not in fields | given]:
