@@ -37,6 +37,7 @@ def prepare_ours(
     batch: int = BATCH,
     num_prototypes: int = NUM_PROTOTYPES,
     views: Sequence[tuple[int, int]] = VIEWS,
+    gradient_checkpointing: bool = False,
 ) -> Run:
     AcceleratorState._reset_state(True)
     arguments = PretrainingArguments(
@@ -47,6 +48,7 @@ def prepare_ours(
         batch_size=batch,
         freeze_last_layer_epochs=0,
         warmup_epochs=0,
+        gradient_checkpointing=gradient_checkpointing,
         mixed_precision=precision,  # type: ignore[arg-type]
         trackers=[],
     )
@@ -118,29 +120,35 @@ def _after_a_step(run: Run) -> Run:
     return twice
 
 
+OURS, CHECKPOINTED = "ours", "ours with gradient checkpointing"
+PLAIN = "plain formula, transformers' Swin, loops, float32"
 MEMORY_CASES: dict[str, Prepare] = {
-    "ours": lambda: _after_a_step(prepare_ours()),
-    "plain": lambda: _after_a_step(prepare_plain()),
+    OURS: lambda: _after_a_step(prepare_ours()),
+    CHECKPOINTED: lambda: _after_a_step(prepare_ours(gradient_checkpointing=True)),
+    PLAIN: lambda: _after_a_step(prepare_plain()),
 }
 
 
 def measure(rounds: int = 5) -> list[Row]:
-    """Return the rows of this topic."""
+    """Return the rows of this topic: time in three settings, memory in two."""
     name = f"pretraining step, Swin-T, batch {BATCH}, K {NUM_PROTOTYPES}"
-    plain = "plain formula, transformers' Swin, loops, float32"
-    rows = []
-    for precision, label, reach in (("no", "float32", 0.7), ("bf16", "bf16 autocast", 0.35)):
-        seconds = interleave({"ours": prepare_ours(precision), plain: prepare_plain()}, rounds=rounds)
-        rows.append(compare(f"{name}, {label}: time", seconds["ours"], {plain: seconds[plain]}, reach=reach))
     memory = {case: peak_memory("step", case) for case in MEMORY_CASES}
-    rows.append(
-        compare(
-            f"{name}, float32: peak memory",
-            memory["ours"],
-            {plain: memory["plain"]},
-            reach=0.45,
-            unit="MiB",
-            scale=2**-20,
+    rows = [
+        compare(f"{name}, {label}: time", seconds[OURS], {PLAIN: seconds[PLAIN]}, reach=reach)
+        for label, reach, precision, checkpointing in (
+            ("float32", 0.7, "no", False),
+            ("float32, gradient checkpointing", 0.7, "no", True),
+            ("bf16 autocast", 0.35, "bf16", False),
         )
-    )
+        for seconds in [
+            interleave(
+                {OURS: prepare_ours(precision, gradient_checkpointing=checkpointing), PLAIN: prepare_plain()},
+                rounds=rounds,
+            )
+        ]
+    ]
+    for label, case in (("float32", OURS), ("float32, gradient checkpointing", CHECKPOINTED)):
+        against = {PLAIN: memory[PLAIN]}
+        row_name = f"{name}, {label}: peak memory"
+        rows.append(compare(row_name, memory[case], against, reach=0.45, unit="MiB", scale=2**-20))
     return rows
