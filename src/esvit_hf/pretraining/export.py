@@ -8,6 +8,7 @@ import yaml
 from torch import nn
 
 from esvit_hf.heads_file import HEADS_FILE, write_heads
+from esvit_hf.measurements import MEASUREMENTS_FILE
 from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
 from esvit_hf.pretraining.arguments import PretrainingArguments
 from esvit_hf.pretraining.build import saved_heads
@@ -66,6 +67,8 @@ def export_run(
     model.save_pretrained(output)
     make_processor(arguments).save_pretrained(output)
     write_heads(saved_heads(teacher, centres), output / HEADS_FILE)
+    # Numbers of an earlier teacher in the same folder are not this one's.
+    (output / MEASUREMENTS_FILE).unlink(missing_ok=True)
     write_card(output, _run_facts(arguments, teacher, steps=steps, total_batch=total_batch, metrics=metrics))
 
 

@@ -36,9 +36,7 @@ def build_folder(name: str, *, checkpoint: Path, output: Path) -> dict[str, Any]
     """
     entry = find_entry(name)
     if entry.release is None:
-        raise ValueError(
-            f"{name} is a network of this project, not of the authors: `{entry.training.recipe}` trains it"
-        )
+        raise ValueError(f"{name} is a network of this project, not of the authors: {entry.training.recipe} trains it")
     check_free(output)
     content = read_reference_checkpoint(checkpoint)
     model = _load_as_recorded(entry, content, checkpoint)
