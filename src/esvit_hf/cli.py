@@ -32,11 +32,11 @@ _ZOO_HELP = {
 _HELP = {
     "convert": "Turn a checkpoint of the reference implementation into a model folder, or the other way round.",
     "export": "Write a network as an ONNX file and compare it with PyTorch.",
-    "zoo": "List the checkpoints of the zoo, or build the Hub folder of one.",
     "pretrain": "Pretrain a vision backbone: esvit pretrain RECIPE.yaml [--field value ...].",
     "knn": "Classify test images by their nearest training images.",
     "linear-probe": "Train a linear classifier on frozen features.",
     "features": "Save a feature row for every image of a data set.",
+    "zoo": "List the checkpoints of the zoo, or build the Hub folder of one.",
 }
 
 

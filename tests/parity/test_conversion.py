@@ -284,6 +284,8 @@ def test_a_converted_checkpoint_continues_pretraining(
         assert torch.equal(head.prototype_direction, direction)
         assert torch.equal(parts.centres[task].get_buffer("centre"), reference["dino_loss"][centre][0])
     assert main(["pretrain", *words]) == 0
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| start | weights of `model` |" in card and str(tmp_path) not in card
     before, after = (load_file(path / HEADS_FILE) for path in (folder, tmp_path / "run"))
     assert before.keys() == after.keys()
     # One step of a slow average: near the start, and not the start.

@@ -214,6 +214,18 @@ def test_a_card_gets_the_name_of_its_repository(folder: Path) -> None:
     assert data.model_name == "someone/esvit-tiny"
 
 
+def test_the_card_of_a_classifier(tmp_path: Path) -> None:
+    facts = replace(entry_facts(ENTRY), classes=10, base_model="someone/esvit-tiny", has_heads=False, reported=())
+    write_card(tmp_path, facts)
+    update_card(tmp_path, "someone/esvit-clothes")
+    check_card(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert 'AutoModelForImageClassification.from_pretrained("someone/esvit-clothes"' in text
+    assert "AutoModel.from_pretrained" not in text and "a score for each of the 10 classes" in text
+    data: Any = ModelCard(text).data
+    assert (data.pipeline_tag, data.base_model) == ("image-classification", "someone/esvit-tiny")
+
+
 def test_a_card_of_other_hands_is_not_overwritten(folder: Path) -> None:
     path = folder / "README.md"
     path.write_text(path.read_text().replace("<!-- measured: end -->", ""))

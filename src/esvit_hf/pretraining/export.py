@@ -11,7 +11,7 @@ from esvit_hf.heads_file import HEADS_FILE, write_heads
 from esvit_hf.measurements import MEASUREMENTS_FILE
 from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
 from esvit_hf.pretraining.arguments import PretrainingArguments
-from esvit_hf.pretraining.build import saved_heads
+from esvit_hf.pretraining.build import saved_heads, starts_from_scratch
 from esvit_hf.pretraining.model import DistillationNetwork
 from esvit_hf.zoo.cards import CardFacts, write_card
 from esvit_hf.zoo.training_data import find_training_data
@@ -30,8 +30,12 @@ def recipe_yaml(arguments: PretrainingArguments) -> str:
 
 def dataset_name(arguments: PretrainingArguments) -> str:
     """Return the data set's name without the folders of this machine."""
-    path = Path(arguments.dataset)
-    return path.resolve().name if path.exists() else arguments.dataset
+    return _public_name(arguments.dataset)
+
+
+def _public_name(name_or_path: str) -> str:
+    path = Path(name_or_path)
+    return path.resolve().name if path.exists() else name_or_path
 
 
 def make_processor(arguments: PretrainingArguments) -> EsvitImageProcessor:
@@ -81,6 +85,7 @@ def _run_facts(
     metrics: dict[str, Any],
 ) -> CardFacts:
     model, name, dataset = teacher.backbone.model, arguments.output_dir.resolve().name, dataset_name(arguments)
+    start = _public_name(arguments.model)
     losses = [f"the {task} loss" for task in ("view", "region") if getattr(teacher, f"{task}_head") is not None]
     known = find_training_data(dataset)
     if known is not None:
@@ -92,16 +97,22 @@ def _run_facts(
         title=name,
         name=name,
         summary=(
-            f"A {model.config.model_type} network of {parameters:,} parameters, pretrained without labels on "
-            f"`{dataset}` with {' and '.join(losses)} of [EsViT](https://arxiv.org/abs/2106.09785), by esvit-hf."
+            f"A network of type `{model.config.model_type}` with {parameters:,} parameters, pretrained without labels "
+            f"on `{dataset}` with {' and '.join(losses)} of [EsViT](https://arxiv.org/abs/2106.09785), by esvit-hf."
         ),
         model_type=model.config.model_type,
-        limits=known.limits if known else f"The network has seen the pictures of `{dataset}` and no others.",
-        training={"data": f"`{dataset}`", "optimizer steps": steps, "images of a step": total_batch},
+        limits=known.limits if known else f"What the network knows comes from the pictures of `{dataset}`.",
+        training={
+            "start": "random weights" if starts_from_scratch(arguments) else f"weights of `{start}`",
+            "data": f"`{dataset}`",
+            "optimizer steps": steps,
+            "images of a step": total_batch,
+        },
         command="esvit pretrain recipe.yaml",
         command_remark="The run, with the recipe below, which is in this folder as well:",
         datasets=datasets,
-        recipe=recipe_yaml(replace(arguments, dataset=dataset, output_dir=Path(name))),
+        base_model=None if starts_from_scratch(arguments) or Path(arguments.model).exists() else start,
+        recipe=recipe_yaml(replace(arguments, dataset=dataset, model=start, output_dir=Path(name))),
         during_run=metrics,
         has_heads=True,
     )

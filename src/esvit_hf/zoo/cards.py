@@ -34,8 +34,10 @@ CARD_FILE = "README.md"
 _TEMPLATE = (Path(__file__).parent / "card_template.md").read_text(encoding="utf-8")
 _PAPER = "2106.09785"
 
+# Tasks as the Hub calls them.
+_FEATURES, _CLASSIFICATION = "image-feature-extraction", "image-classification"
 # Metrics of our records that the Hub calls accuracy.
-_ACCURACIES = ("top1", "top5")
+_ACCURACIES = ("top1", "top5", "mean_per_class")
 # Metadata that every network of this project has. A licence is its owner's choice.
 _REQUIRED = ("library_name", "pipeline_tag", "tags")
 # Our largest card has two kilobytes of metadata; far more is an accident, such as a list with a number for each step.
@@ -73,6 +75,8 @@ class CardFacts:
         license: as the Hub spells it, None if the owner has not chosen one.
         license_remark: whose licence it is and for what.
         datasets: Hub repositories of the training images.
+        base_model: Hub repository whose weights it started from, None if there is none.
+        classes: number of classes that it tells apart, 0 if it is no classifier.
         recipe: of the run as YAML.
         during_run: numbers that the run itself logged last, by their names.
         has_heads: whether the heads of pretraining are in the folder.
@@ -92,6 +96,8 @@ class CardFacts:
     license: str | None = None
     license_remark: str = ""
     datasets: Sequence[str] = ()
+    base_model: str | None = None
+    classes: int = 0
     recipe: str = ""
     during_run: Mapping[str, Any] = field(default_factory=dict)
     has_heads: bool = False
@@ -112,10 +118,12 @@ def make_card(facts: CardFacts, measurements: Sequence[Measurement] = (), figure
         The card.
     """
     results = _merge_results(_reported_results(facts), measurements)
+    pipeline_tag = _CLASSIFICATION if facts.classes else _FEATURES
     data = ModelCardData(
+        base_model=facts.base_model,
         license=facts.license,
         library_name="transformers",
-        pipeline_tag="image-feature-extraction",
+        pipeline_tag=pipeline_tag,
         tags=["self-supervised-learning", "esvit", facts.model_type, f"arxiv:{_PAPER}"],
         datasets=list(facts.datasets) or None,
         metrics=_metrics(results),
@@ -126,7 +134,8 @@ def make_card(facts: CardFacts, measurements: Sequence[Measurement] = (), figure
         data,
         template_str=_TEMPLATE,
         facts=facts,
-        **_variables(facts.name, measurements, figures),
+        **_use_variables(facts.name, pipeline_tag),
+        **_measured_variables(measurements, figures),
     )
 
 
@@ -157,10 +166,10 @@ def update_card(folder: Path, name: str | None = None) -> None:
     if not path.is_file():
         raise ValueError(f"{folder} has no {CARD_FILE}: write the card of the model first")
     card = ModelCard(path.read_text(encoding="utf-8"))
+    data = _data(card)
     text = replace_section(card.text, "measured", _measured_section(folder), path)
     if name is not None:
-        text = replace_section(text, "use", _render_block("use", _variables(name, (), ())), path)
-    data = _data(card)
+        text = replace_section(text, "use", _render_block("use", _use_variables(name, data.pipeline_tag)), path)
     reported = [result for result in data.eval_results or () if result.source_url is not None]
     results = _merge_results(reported, _folder_measurements(folder))
     data.eval_results, data.metrics = results or None, _metrics(results)
@@ -254,7 +263,7 @@ def _text_problems(text: str, folder: Path) -> Iterator[str]:
 
 
 def _measured_section(folder: Path) -> str:
-    return _render_block("measured", _variables("", _folder_measurements(folder), _folder_figures(folder)))
+    return _render_block("measured", _measured_variables(_folder_measurements(folder), _folder_figures(folder)))
 
 
 def _find_section(text: str, name: str) -> str | None:
@@ -293,8 +302,15 @@ def _render_block(name: str, variables: Mapping[str, Any]) -> str:
     return "".join(template.blocks[name](template.new_context(dict(variables))))
 
 
-def _variables(name: str, measurements: Sequence[Measurement], figures: Sequence[str]) -> dict[str, Any]:
-    return {"name": name, "measurements": list(measurements), "figures": list(figures)}
+def _use_variables(name: str, pipeline_tag: str | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "auto_class": "AutoModelForImageClassification" if pipeline_tag == _CLASSIFICATION else "AutoModel",
+    }
+
+
+def _measured_variables(measurements: Sequence[Measurement], figures: Sequence[str]) -> dict[str, Any]:
+    return {"measurements": list(measurements), "figures": list(figures)}
 
 
 def _data(card: ModelCard) -> ModelCardData:
@@ -317,7 +333,7 @@ def _reported_results(facts: CardFacts) -> list[EvalResult]:
     first = facts.reported[0]
     return [
         EvalResult(
-            task_type="image-classification",
+            task_type=_CLASSIFICATION,
             dataset_type="ILSVRC/imagenet-1k",
             dataset_name="ImageNet-1K",
             dataset_split="validation",
@@ -335,7 +351,7 @@ def _reported_results(facts: CardFacts) -> list[EvalResult]:
 def _measured_result(measurement: Measurement) -> EvalResult:
     accuracy = measurement.metric in _ACCURACIES
     return EvalResult(
-        task_type="image-classification" if accuracy else "image-feature-extraction",
+        task_type=_CLASSIFICATION if accuracy else _FEATURES,
         dataset_type=measurement.dataset,
         dataset_name=measurement.dataset,
         dataset_split=measurement.split,
