@@ -82,7 +82,7 @@ class CardFacts:
         has_heads: whether the heads of pretraining are in the folder.
         reported: numbers of others; the first are those of exactly these weights.
         reported_url: where they stand.
-        reported_remark: what else a reader of them has to know.
+        reported_remark: how they were measured, and what else a reader of them has to know.
     """
 
     title: str
