@@ -234,6 +234,30 @@ def test_a_card_follows_the_measurements_and_figures(folder: Path) -> None:
     assert [result.metric_value for result in again.eval_results] == [78.0, 75.7, 62.5]
 
 
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+RECORDS = st.builds(Measurement, WORDS, WORDS, WORDS, WORDS, st.floats(0, 100), WORDS, WORDS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(records=st.lists(RECORDS, max_size=3))
+def test_any_measurements_come_into_the_card_and_back(records: list[Measurement]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_card(folder, entry_facts(ENTRY))
+        write_measurements(records, folder / MEASUREMENTS_FILE)
+        update_card(folder)
+        check_card(folder)
+        content = (folder / "README.md").read_text()
+        update_card(folder)
+        assert (folder / "README.md").read_text() == content
+        data: Any = ModelCard(content).data
+        measured = [result.metric_value for result in data.eval_results if result.source_url is None]
+        assert sorted(measured) == sorted(record.value for record in records)
+        rows = [line for line in content.partition("Measured here")[2].splitlines() if line.startswith("| ")]
+        assert len(rows) == (len(records) + 1 if records else 0)
+        assert all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
+
+
 def test_numbers_of_our_own_are_never_under_the_authors_name(folder: Path) -> None:
     write_measurements([ON_IMAGENET], folder / MEASUREMENTS_FILE)
     update_card(folder)

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -320,7 +320,16 @@ def _use_variables(name: str, pipeline_tag: str | None) -> dict[str, Any]:
 
 
 def _measured_variables(measurements: Sequence[Measurement], figures: Sequence[str]) -> dict[str, Any]:
-    return {"measurements": list(measurements), "figures": list(figures)}
+    rows = [{name: _cell(value) for name, value in asdict(row).items() if name != "command"} for row in measurements]
+    commands = dict.fromkeys("\n".join(row.command.splitlines()) for row in measurements)
+    return {"measurements": rows, "commands": list(commands), "figures": list(figures)}
+
+
+def _cell(value: str | float) -> str:
+    """Write a value so that it stays one cell of a Markdown table."""
+    if isinstance(value, str):
+        return " ".join(value.split()).replace("|", "\\|")
+    return str(round(value, 3))
 
 
 def _data(card: ModelCard) -> ModelCardData:
