@@ -9,6 +9,8 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from .command_line import report_errors
+from .data.repacking import repack
+from .data.shards import write_index
 from .evaluation.jobs import measure_knn, measure_linear_probe, save_features
 from .zoo.build import build_folder
 from .zoo.entry_cards import write_cards
@@ -22,6 +24,8 @@ _FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "knn": measure_knn,
     "linear-probe": measure_linear_probe,
     "features": save_features,
+    "index": write_index,
+    "repack": repack,
 }
 # What `esvit zoo` does beside listing.
 _ZOO_FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {"build": build_folder, "cards": write_cards}
@@ -36,6 +40,8 @@ _HELP = {
     "knn": "Classify test images by their nearest training images.",
     "linear-probe": "Train a linear classifier on frozen features.",
     "features": "Save a feature row for every image of a data set.",
+    "index": "Write the index of parquet or tar shards that pretraining streams.",
+    "repack": "Write a zip or TSV pack of the reference implementation as parquet shards.",
     "zoo": "List the checkpoints of the zoo, or build the Hub folder of one.",
 }
 

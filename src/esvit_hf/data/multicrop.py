@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from esvit_hf.data.color import FLOAT_ROWS, INTEGER_ROWS, ColorParameters, ColorPlan, ColorSample, pack_color_samples
 from esvit_hf.data.cropping import draw_crop_box, jpeg_reduction, reduce_box, write_crop
 from esvit_hf.data.decoding import UndecodableImageError, finish_image, open_image, upright_size
-from esvit_hf.data.sources import ImageSource
 from esvit_hf.data.views import ViewSpec, expand_views
 
 REPLACEMENT_ATTEMPTS = 20
@@ -131,6 +130,16 @@ class CropBatch:
         return replace(self, buffer=self.buffer.pin_memory())
 
 
+class EncodedImages(Protocol):
+    """Images by index, still encoded: an ImageSource or a StreamSource."""
+
+    def __len__(self) -> int: ...
+
+    def read_encoded(self, indices: Sequence[int]) -> list[object]:
+        """Fetch images as they are stored."""
+        ...
+
+
 class MultiCropDataset(Dataset[CropBatch]):
     """Random crops of the images of a source, by batches of (epoch, index) keys.
 
@@ -149,7 +158,7 @@ class MultiCropDataset(Dataset[CropBatch]):
     """
 
     def __init__(
-        self, source: ImageSource, views: Sequence[ViewSpec], seed: int, max_broken_fraction: float = 0.01
+        self, source: EncodedImages, views: Sequence[ViewSpec], seed: int, max_broken_fraction: float = 0.01
     ) -> None:
         if seed < 0:
             raise ValueError(f"seed is {seed}; set it to 0 or more")

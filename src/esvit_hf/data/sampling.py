@@ -1,6 +1,6 @@
 """Which images each process sees at which step: a pure function of the seed, so that runs split and resume exactly."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -76,18 +76,99 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return (self.total_steps - self.start_step) * self.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        current, order = -1, np.empty((0, 0), dtype=np.int64)
-        for step in range(self.start_step, self.total_steps):
-            epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-            if epoch != current:
-                current, order = epoch, self._own_order(epoch)
-            for micro_batch in range(self.accumulation):
-                row = order[step_in_epoch * self.accumulation + micro_batch]
-                yield [(epoch, index) for index in row.tolist()]
+        per_epoch = self.steps_per_epoch * self.accumulation
+        number, end = self.start_step * self.accumulation, self.total_steps * self.accumulation
+        while number < end:
+            epoch, first = divmod(number, per_epoch)
+            last = min(per_epoch, first + end - number)
+            for indices in self._micro_batches(epoch, first, last):
+                yield [(epoch, index) for index in indices.tolist()]
+            number += last - first
 
-    def _own_order(self, epoch: int) -> np.ndarray:
-        """Indices of this process in one epoch: (micro-batches, batch_size_per_process)."""
+    def _micro_batches(self, epoch: int, first: int, last: int) -> Iterable[np.ndarray]:
+        """Indices of this process's micro-batches `first` to `last` - 1 of an epoch, each (batch_size_per_process,)."""
         permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
         micro_batches = self.steps_per_epoch * self.accumulation
         used = permutation[: micro_batches * self.world_size * self.batch_size_per_process]
-        return used.reshape(micro_batches, self.world_size, self.batch_size_per_process)[:, self.rank]
+        return used.reshape(micro_batches, self.world_size, self.batch_size_per_process)[first:last, self.rank]
+
+
+class StreamSampler(EpochSampler):
+    """The same for images in shards, in an order in which every worker of a loader reads a part of the data of its own.
+
+    Every epoch permutes the chunks of the shards (row groups of parquet files) and puts them one after the other. Each
+    reader - there are `world_size` x `readers_per_process` - takes one stretch of this sequence, the same number of
+    images for all up to one micro-batch. It reads its stretch in blocks of about `shuffle_buffer` images and shuffles
+    each. Readers make micro-batches in turns, as the workers of a loader do, so that each worker is one reader. The
+    order is computed from the sizes of the chunks alone: a run that starts at a later step continues exactly, at once,
+    and reads one block again for each worker.
+
+    Args:
+        chunk_sizes: (chunks,) int64, images in each chunk; index 0 is the first image of the first chunk.
+        batch_size_per_process: images in one micro-batch of one process.
+        seed: of the permutations.
+        shuffle_buffer: images that a reader shuffles together; at least one micro-batch is taken.
+        readers_per_process: workers of the loader, 1 if it has none.
+        rank: of this process.
+        world_size: number of processes.
+        accumulation: micro-batches in one optimizer step.
+        start_step: optimizer steps that are done already.
+        total_steps: optimizer steps of the whole run, those done included.
+
+    Raises:
+        ValueError: a value is out of range, or one step needs more images than there are.
+    """
+
+    def __init__(
+        self,
+        chunk_sizes: np.ndarray,
+        batch_size_per_process: int,
+        seed: int,
+        *,
+        shuffle_buffer: int,
+        readers_per_process: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+        start_step: int = 0,
+        total_steps: int,
+    ) -> None:
+        for name, value in {"shuffle_buffer": shuffle_buffer, "readers_per_process": readers_per_process}.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; set it to 1 or more")
+        super().__init__(
+            int(chunk_sizes.sum()),
+            batch_size_per_process,
+            seed,
+            rank=rank,
+            world_size=world_size,
+            accumulation=accumulation,
+            start_step=start_step,
+            total_steps=total_steps,
+        )
+        self.chunk_sizes = chunk_sizes
+        self.num_readers = world_size * readers_per_process
+        self.batches_per_block = max(1, shuffle_buffer // batch_size_per_process)
+
+    def _micro_batches(self, epoch: int, first: int, last: int) -> Iterator[np.ndarray]:
+        order = np.random.default_rng([self.seed, epoch, 0, 0]).permutation(len(self.chunk_sizes))
+        sizes = self.chunk_sizes[order]
+        ends = np.cumsum(sizes)
+        # From a place in the permuted sequence to the index of the image, for each chunk.
+        shifts = (np.cumsum(self.chunk_sizes) - self.chunk_sizes)[order] - (ends - sizes)
+        for number in range(first, last):
+            places = self._places(epoch, number * self.world_size + self.rank)
+            yield places + shifts[np.searchsorted(ends, places, side="right")]
+
+    def _places(self, epoch: int, number: int) -> np.ndarray:
+        """Places in the epoch's sequence that a micro-batch takes, numbered over all processes."""
+        reader, turn = number % self.num_readers, number // self.num_readers
+        share, longer = divmod(self.steps_per_epoch * self.accumulation * self.world_size, self.num_readers)
+        first_batch = reader * share + min(reader, longer)
+        block, place = divmod(turn, self.batches_per_block)
+        skipped = block * self.batches_per_block
+        batches = min(self.batches_per_block, share + (reader < longer) - skipped)
+        size = self.batch_size_per_process
+        # The numbers in the seed differ from those of the permutation of the chunks: there the last one is 0.
+        shuffled = np.random.default_rng([self.seed, epoch, reader, block + 1]).permutation(batches * size)
+        return (first_batch + skipped) * size + shuffled[place * size : (place + 1) * size]

@@ -56,7 +56,7 @@ class ImageSource:
         if len(dataset) == 0:
             raise ValueError(f"{name} has no rows; choose another --split or data set")
         self._name = name
-        self.image_column = _find_image_column(dataset.features, image_column, name)
+        self.image_column = find_image_column(dataset.features, image_column, name)
         self.label_column = _find_label_column(dataset.features, label_column, name)
         self.labels: np.ndarray | None = None
         self.class_names: list[str] | None = None
@@ -75,6 +75,10 @@ class ImageSource:
         else:
             labels = f"labels '{self.label_column}' with {int(self.labels.max()) + 1} classes"
         return f"{self._name}: {len(self)} images in column '{self.image_column}', {labels}"
+
+    def describe(self, index: int) -> str:
+        """Name an image in messages."""
+        return f"image {index}"
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -173,7 +177,20 @@ def _can_hold_images(feature: object) -> bool:
     return not isinstance(feature, ClassLabel)
 
 
-def _find_image_column(features: Features, requested: str | None, name: str) -> str:
+def find_image_column(features: Features, requested: str | None, name: str) -> str:
+    """Find the column with the images.
+
+    Args:
+        features: type of each column.
+        requested: column that the user names.
+        name: what to call the data in messages.
+
+    Returns:
+        `requested`, or the only column that is of type image or has a usual name.
+
+    Raises:
+        ValueError: the column is missing, ambiguous or of another kind.
+    """
     columns = ", ".join(features)
     if requested is not None:
         if requested not in features:

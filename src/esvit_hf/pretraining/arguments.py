@@ -21,6 +21,9 @@ class PretrainingArguments:
         train_split: split to pretrain on; labels are never read for training.
         image_column: column with the images; found by its type if not given.
         label_column: column with the labels, for the online k-NN alone.
+        streaming: read parquet or tar shards, on disk or remote, while they are needed; `dataset` may then also be an
+            address, a pattern, or an index that `esvit index` wrote.
+        shuffle_buffer: with streaming, encoded images that each worker holds and shuffles together.
         max_broken_fraction: share of undecodable images above which the run stops.
         model: a model type to build from scratch (`esvit_swin`, `vit`, ...), or a folder or Hub name to start from.
         model_config: fields of the model's configuration.
@@ -79,6 +82,8 @@ class PretrainingArguments:
     train_split: str = "train"
     image_column: str | None = None
     label_column: str | None = None
+    streaming: bool = False
+    shuffle_buffer: int = 1024
     max_broken_fraction: float = 0.01
     model: str = "esvit_swin"
     model_config: dict[str, Any] = field(default_factory=dict)
@@ -133,7 +138,7 @@ class PretrainingArguments:
         positive = (
             "num_prototypes head_hidden_dim head_bottleneck_dim head_layers student_temperature teacher_temperature "
             "warmup_teacher_temperature num_epochs batch_size accumulation_steps learning_rate logging_steps "
-            "checkpoints_kept knn_neighbours eval_resize_ratio"
+            "checkpoints_kept knn_neighbours eval_resize_ratio shuffle_buffer"
         )
         for name in positive.split():
             self._require(getattr(self, name) > 0, name, "must be greater than 0")
@@ -155,6 +160,11 @@ class PretrainingArguments:
         )
         self._require(
             self.warmup_epochs <= self.num_epochs, "warmup_epochs", f"must not exceed num_epochs ({self.num_epochs})"
+        )
+        self._require(
+            not (self.streaming and self.knn_every_epochs),
+            "knn_every_epochs",
+            "must be 0 with streaming: true, as the online k-NN reads images by index",
         )
         self._require(any(view.teacher for view in self.views), "views", "need at least one with teacher: true")
         self._require(

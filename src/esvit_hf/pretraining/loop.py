@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from esvit_hf.data.color import augment
 from esvit_hf.data.multicrop import CropBatch, MultiCropDataset, make_multicrop_loader
-from esvit_hf.data.sampling import EpochSampler
 from esvit_hf.data.sources import ImageSource, load_image_source
+from esvit_hf.data.streaming import StreamSource, open_stream
 from esvit_hf.evaluation.features import extract_features, shared_labels
 from esvit_hf.evaluation.knn import knn_accuracy
 from esvit_hf.pretraining.arguments import PretrainingArguments
@@ -28,6 +28,7 @@ from esvit_hf.pretraining.checkpoint import Progress, find_checkpoint, save_chec
 from esvit_hf.pretraining.ema import set_teacher_mode
 from esvit_hf.pretraining.export import export_run, make_processor, recipe_yaml
 from esvit_hf.pretraining.monitor import CollapseMonitor, check_finite, teacher_entropy
+from esvit_hf.pretraining.order import ImageOrder
 from esvit_hf.pretraining.step import DistillationStep, LossValues, StepSchedules
 
 
@@ -123,9 +124,11 @@ class Pretraining:
             self.checkpoint: Path | None = find_checkpoint(arguments.output_dir)
         else:
             self.checkpoint = None
-        self.source = self.load_source(arguments.train_split)
+        self.source: ImageSource | StreamSource
+        self.source = self.open_stream() if arguments.streaming else self.load_source(arguments.train_split)
         self.knn_source = self.load_source(arguments.knn_split) if arguments.knn_every_epochs else None
         if self.knn_source is not None:
+            assert isinstance(self.source, ImageSource)
             shared_labels(self.source, self.knn_source)
         self.accelerator = make_accelerator(arguments)
         self.total_batch = arguments.batch_size * arguments.accumulation_steps * self.accelerator.num_processes
@@ -145,7 +148,8 @@ class Pretraining:
         schedules = StepSchedules.from_arguments(arguments, steps_per_epoch, self.total_batch)
         self.step = DistillationStep(arguments, parts, schedules, self.accelerator)
         self.progress = Progress()
-        self.accelerator.register_for_checkpointing(self.step.teacher, self.step.centres, self.progress)
+        self.order = ImageOrder(arguments, self.source, self.accelerator)
+        self.accelerator.register_for_checkpointing(self.step.teacher, self.step.centres, self.progress, self.order)
         set_seed(arguments.seed, device_specific=True)
         if self.checkpoint is not None:
             self.accelerator.load_state(str(self.checkpoint))
@@ -161,6 +165,16 @@ class Pretraining:
             config_name=self.arguments.dataset_config,
             image_column=self.arguments.image_column,
             label_column=self.arguments.label_column,
+        )
+
+    def open_stream(self) -> StreamSource:
+        """Open the recipe's shards."""
+        return open_stream(
+            self.arguments.dataset,
+            split=self.arguments.train_split,
+            config_name=self.arguments.dataset_config,
+            image_column=self.arguments.image_column,
+            shuffle_buffer=self.arguments.shuffle_buffer,
         )
 
     def run(self) -> PretrainingResult:
@@ -180,16 +194,7 @@ class Pretraining:
         )
         if self.progress.step == 0 and self.knn_source is not None:
             self.evaluate_knn()
-        sampler = EpochSampler(
-            len(self.source),
-            arguments.batch_size,
-            arguments.seed,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            accumulation=arguments.accumulation_steps,
-            start_step=self.progress.step,
-            total_steps=self.total_steps,
-        )
+        sampler = self.order.sampler(self.progress.step, self.total_steps)
         dataset = MultiCropDataset(self.source, arguments.views, arguments.seed, arguments.max_broken_fraction)
         loader = make_multicrop_loader(dataset, sampler, num_workers=arguments.num_workers)
         bar = tqdm(
@@ -250,7 +255,7 @@ class Pretraining:
         """Name the images of a batch that could not be decoded, and count them."""
         for index, reason in batch.broken:
             self.broken_images += 1
-            tqdm.write(f"image {index} cannot be decoded and is replaced by another: {reason}")
+            tqdm.write(f"{self.source.describe(index)} cannot be decoded and is replaced by another: {reason}")
 
     def mean(self, values: list[Tensor | None]) -> float | None:
         """Average a loss over micro-batches and processes; the one place that waits for the device."""
@@ -307,7 +312,7 @@ class Pretraining:
 
     def evaluate_knn(self) -> None:
         """Classify the k-NN split by the training split's labels with the teacher's features, and log it."""
-        assert self.knn_source is not None
+        assert self.knn_source is not None and isinstance(self.source, ImageSource)
         train, test = (
             extract_features(
                 self.step.teacher.backbone,
