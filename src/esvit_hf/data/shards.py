@@ -5,16 +5,19 @@ import io
 import json
 import re
 import tarfile
+import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 import numpy as np
 import pyarrow.parquet
-from datasets import Features, Value, load_dataset_builder
+from datasets import Features, Value, config, load_dataset_builder
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetsError
 from datasets.utils.file_utils import xopen
@@ -28,6 +31,7 @@ OPEN_SHARDS = 16
 KNOWN_FOOTERS = 256
 # What a file system reads ahead is read for nothing, as each chunk is read at once.
 READ_AHEAD_BYTES = 2**16
+NOT_THERE = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
 NUMBER_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -185,6 +189,8 @@ def index_shards(urls: Sequence[str]) -> list[list[tuple[int, int]]]:
     Raises:
         ValueError: a shard cannot be read.
     """
+    # What this process knows of an earlier data set may be out of date.
+    _footer.cache_clear()
     with ThreadPoolExecutor(OPEN_SHARDS) as pool:
         return list(pool.map(_index_shard, urls))
 
@@ -275,8 +281,18 @@ def _open(url: str, read_ahead: int = READ_AHEAD_BYTES) -> IO[bytes]:
     """Open a shard for reading at any place; lost connections are retried."""
     if "://" not in url:
         return Path(url).open("rb")
-    file: IO[bytes] = xopen(url, "rb", block_size=read_ahead)
-    return file
+    for _ in range(config.STREAMING_OPEN_MAX_RETRIES):
+        try:
+            file: IO[bytes] = xopen(url, "rb", block_size=read_ahead)
+            return file
+        except FileNotFoundError as error:
+            # To a web server's file system, every failure to ask for the size of a file is a missing file.
+            status = getattr(error.__cause__, "status", HTTPStatus.SERVICE_UNAVAILABLE)
+            if error.__cause__ is None or status in NOT_THERE:
+                raise
+            warnings.warn(f"{url} cannot be reached ({error.__cause__}), trying again", stacklevel=2)
+            time.sleep(config.STREAMING_OPEN_RETRY_INTERVAL)
+    raise ConnectionError(f"it cannot be reached after {config.STREAMING_OPEN_MAX_RETRIES} attempts")
 
 
 @functools.lru_cache(maxsize=KNOWN_FOOTERS)
