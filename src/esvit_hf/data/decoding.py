@@ -1,5 +1,6 @@
 """Any encoded or decoded image becomes a correct 8-bit RGB image, or an error that says what is wrong with it."""
 
+import functools
 import io
 import math
 import os
@@ -69,6 +70,8 @@ def open_image(value: object) -> Image.Image:
     try:
         image = _open(value)
         width, height = image.size
+        if width * height == 0:
+            raise UndecodableImageError(f"an image of {width} x {height} has no pixels")
         if width * height > MAX_PIXELS:
             raise UndecodableImageError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}")
         return image
@@ -87,9 +90,15 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
     Returns:
         (width, height) in pixels.
+
+    Raises:
+        UndecodableImageError: the EXIF data is damaged.
     """
     width, height = image.size
-    return (height, width) if _orientation(image) in SIDEWAYS_ORIENTATIONS else (width, height)
+    try:
+        return (height, width) if _orientation(image) in SIDEWAYS_ORIENTATIONS else (width, height)
+    except Exception as error:
+        raise UndecodableImageError(_one_line(error)) from error
 
 
 def finish_image(image: Image.Image, *, keep_grayscale: bool = False) -> Image.Image:
@@ -129,8 +138,15 @@ def _open(value: object) -> Image.Image:
     if isinstance(value, (str, os.PathLike)):
         value = Path(value).read_bytes()
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return Image.open(io.BytesIO(value))
+        return Image.open(io.BytesIO(value), formats=_readable_formats())
     return _image_from_array(np.asarray(value))
+
+
+@functools.cache
+def _readable_formats() -> tuple[str, ...]:
+    Image.init()
+    # To read PostScript, Pillow starts another program, which executes what is in the file.
+    return tuple(name for name in Image.OPEN if name != "EPS")
 
 
 def _orientation(image: Image.Image) -> int:
