@@ -148,6 +148,8 @@ def _open(value: object) -> Image.Image:
 
 @functools.cache
 def _readable_formats() -> tuple[str, ...]:
+    # The usual formats come first: some of the others recognise their files by trial alone.
+    Image.preinit()
     Image.init()
     # To read PostScript, Pillow starts another program, which executes what is in the file.
     return tuple(name for name in Image.OPEN if name != "EPS")

@@ -1,14 +1,17 @@
 """The recipe of a pretraining run: one typed dataclass, filled from a YAML file and the command line."""
 
+import math
 from argparse import ArgumentError
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
 from esvit_hf.data.views import ViewSpec, dino_views
+
+MAX_INTEGER = 2**31 - 1
 
 
 @dataclass
@@ -135,6 +138,14 @@ class PretrainingArguments:
     eval_resize_ratio: float = 256 / 224
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            self._require(value is not None or entry.default is None, entry.name, "must not be null")
+            self._require(value != "", entry.name, "must not be empty")
+            if isinstance(value, float):
+                self._require(math.isfinite(value), entry.name, "must be a finite number")
+            if isinstance(value, int):
+                self._require(value <= MAX_INTEGER, entry.name, f"must not exceed {MAX_INTEGER}")
         positive = (
             "num_prototypes head_hidden_dim head_bottleneck_dim head_layers student_temperature teacher_temperature "
             "warmup_teacher_temperature num_epochs batch_size accumulation_steps learning_rate logging_steps "
@@ -145,7 +156,7 @@ class PretrainingArguments:
         not_negative = (
             "view_weight region_weight region_start_epoch warmup_teacher_temperature_epochs min_learning_rate "
             "warmup_epochs weight_decay weight_decay_end clip_gradient freeze_last_layer_epochs num_workers "
-            "checkpointed_blocks checkpoint_steps knn_every_epochs"
+            "checkpointed_blocks checkpoint_steps knn_every_epochs seed"
         )
         for name in not_negative.split():
             self._require(getattr(self, name) >= 0, name, "must be 0 or greater")
@@ -157,6 +168,11 @@ class PretrainingArguments:
             self.region_start_epoch == 0 or self.view_weight > 0,
             "region_start_epoch",
             "needs a view loss for the epochs before it: give view_weight a value above 0",
+        )
+        self._require(
+            self.region_weight == 0 or self.region_start_epoch < self.num_epochs,
+            "region_start_epoch",
+            f"must be less than num_epochs ({self.num_epochs}), or region_weight 0",
         )
         self._require(
             self.warmup_epochs <= self.num_epochs, "warmup_epochs", f"must not exceed num_epochs ({self.num_epochs})"
@@ -210,6 +226,8 @@ def parse_arguments(command_line: Sequence[str]) -> PretrainingArguments:
     parser = argument_parser()
     try:
         namespace = parser.instantiate(parser.parse_args(words))
+    except OverflowError as error:
+        raise ValueError(f"a number in the recipe is too large ({error})") from error
     except ArgumentError as error:
         raise ValueError(" ".join(str(error).split())) from error
     del namespace["recipe"]
