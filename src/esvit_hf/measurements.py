@@ -59,7 +59,7 @@ def read_measurements(path: Path) -> list[Measurement]:
     names = {field.name for field in fields(Measurement)}
     try:
         records = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable list of measurements ({error}): write it again") from error
     if not isinstance(records, list) or any(not isinstance(record, dict) or set(record) != names for record in records):
         raise ValueError(f"{path} must be a list of records with the fields {', '.join(sorted(names))}: write it again")

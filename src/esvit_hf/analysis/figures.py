@@ -10,8 +10,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's `metrics.jsonl`."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Read the lines of a run's `metrics.jsonl`; one that was cut when the run ended by force is left out."""
+    lines = []
+    for line in path.read_text(errors="replace").split("\n"):
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
 
 
 def plot_training(metrics: Path, output: Path, num_prototypes: int) -> None:

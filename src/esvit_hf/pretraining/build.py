@@ -127,7 +127,9 @@ def load_heads(arguments: PretrainingArguments, student: DistillationNetwork, ce
         if head is None or task not in saved:
             continue
         expected = {name: list(value.shape) for name, value in head.state_dict().items()}
+        expected["centre"] = list(centres[task].get_buffer("centre").shape)
         found = {name: list(value.shape) for name, value in saved[task].state.items()}
+        found["centre"] = list(saved[task].centre.shape)
         if expected != found:
             differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
             raise ValueError(
