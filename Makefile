@@ -1,4 +1,4 @@
-.PHONY: demo test lint format types check bench cards clean
+.PHONY: demo test lint format types check audit bench soak test-oldest cards clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,8 +19,24 @@ test: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run
 
+soak: $(INSTALLED)
+	$(BIN)/python -m benchmarks.soak
+
 cards: $(INSTALLED)
 	$(BIN)/esvit zoo cards model_cards --readme README.md
+
+# The oldest version of every dependency that setup.cfg allows, in an environment of its own.
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	sed -n 's/^ *\([A-Za-z0-9_-]*\)\(\[.*\]\)\{0,1\}>=\([0-9.]*\)$$/\1==\3/p' setup.cfg > .venv-oldest/oldest.txt
+	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/oldest.txt --editable ".[dev,onnx,plots,tracking]"
+	.venv-oldest/bin/python -m pytest
+
+audit: $(INSTALLED)
+	$(BIN)/pip freeze --exclude-editable > $(VENV)/installed.txt
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --no-deps --disable-pip --requirement $(VENV)/installed.txt
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -36,4 +52,4 @@ format: $(INSTALLED)
 check: lint types test
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) .venv-oldest .venv-audit outputs

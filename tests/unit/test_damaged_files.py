@@ -135,6 +135,20 @@ def test_heads_of_another_shape_are_named(recipe: PretrainingArguments, change: 
     build_parts(recipe)
 
 
+def test_code_of_a_model_runs_only_with_leave(tmp_path: Path) -> None:
+    model, executed = tmp_path / "model", tmp_path / "executed"
+    model.mkdir()
+    classes = {"AutoConfig": "strange.StrangeConfig", "AutoModel": "strange.StrangeModel"}
+    (model / "config.json").write_text(json.dumps({"model_type": "strange", "auto_map": classes}))
+    (model / "strange.py").write_text(f"open({str(executed)!r}, 'w').close()\nraise RuntimeError('executed')\n")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        build_parts(PretrainingArguments("none", model=str(model)))
+    assert not executed.exists()
+    with pytest.raises(ValueError, match="executed"):
+        build_parts(PretrainingArguments("none", model=str(model), trust_remote_code=True))
+    assert executed.exists()
+
+
 def test_metrics_cut_at_any_byte(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "loss": 1.0 / step, "view_teacher_entropy": 1.0}) for step in range(1, 4)]
