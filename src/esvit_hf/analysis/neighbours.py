@@ -13,7 +13,7 @@ from ..data.sources import ImageSource
 from ..evaluation.features import Features
 from ..evaluation.knn import nearest_neighbours
 
-__all__ = ["Neighbour", "nearest_images", "view_feature"]
+__all__ = ["Neighbour", "class_name", "nearest_images", "view_feature"]
 
 
 @dataclass(frozen=True)

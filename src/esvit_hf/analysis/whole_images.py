@@ -49,7 +49,9 @@ class ImageRegions:
         """
         (x, y), (height, width) = point, self.image_size
         if not (0 <= x < width and 0 <= y < height):
-            raise ValueError(f"the point ({x:g}, {y:g}) is outside the image of {width} x {height} pixels: choose another")
+            raise ValueError(
+                f"the point ({x:g}, {y:g}) is outside the image of {width} x {height} pixels: choose another"
+            )
         return int(y * self.grid[0] / height), int(x * self.grid[1] / width)
 
     def centre(self, row: int, column: int) -> tuple[float, float]:
