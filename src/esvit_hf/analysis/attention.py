@@ -155,8 +155,8 @@ def query_attention(
         A map for each head.
 
     Raises:
-        ValueError: there are several images, the point lies outside, there is no such block, or the network reports no attention that is
-            understood.
+        ValueError: there are several images, the point lies outside, there is no such block, or the network reports no
+            attention that is understood.
     """
     if len(pixel_values) != 1:
         raise ValueError(f"pixel_values holds {len(pixel_values)} images: give one, (1, 3, H, W)")

@@ -57,7 +57,8 @@ class CorrespondenceResult:
     smallest_error: float
 
 
-class Matches(NamedTuple):
+@dataclass(frozen=True)
+class Matches:
     """The most similar region of the second view for every region of the first.
 
     Attributes:
@@ -132,7 +133,7 @@ def measure_correspondence(
         processor: image processor of transformers. "mirror" starts from its output; "crops" takes its size and colours
             and cuts the crops out of the whole image.
         protocol: "crops" or "mirror".
-        layer: index into the network's hidden states (see `RegionBackbone.hidden_regions`); None for the regions
+        layer: index into the network's hidden states (see `RegionBackbone.layer_regions`); None for the regions
             behind the last norm.
         grid: side of the grid to which the regions are resampled; if None, 7 for "crops" and the network's own grid
             for "mirror".
@@ -167,7 +168,7 @@ def measure_correspondence(
         for view in (pairs.first, pairs.second):
             pixel_values = input_format.normalise(view.to(accelerator.device, non_blocking=True))
             with accelerator.autocast():
-                maps.append(_regions(backbone, pixel_values, layer))
+                maps.append(backbone.layer_regions(pixel_values, layer))
         own_grid = maps[0][1]
         new_grid = own_grid if grid is None else (grid, grid)
         first, second = (resample_regions(regions, own_grid, new_grid) for regions, _ in maps)
@@ -198,13 +199,6 @@ class _Tally(NamedTuple):
     grid: tuple[int, int]
     matches: int
     sums: list[float]
-
-
-def _regions(backbone: RegionBackbone, pixel_values: Tensor, layer: int | None) -> tuple[Tensor, tuple[int, int]]:
-    if layer is not None:
-        return backbone.hidden_regions(pixel_values, layer)
-    features = backbone(pixel_values)
-    return features.regions, features.grid
 
 
 def _score(matches: Matches, pairs: ViewPairs, grid: tuple[int, int], *, most_similar: bool) -> list[_Tally]:
