@@ -15,6 +15,10 @@ __all__ = ["RegionPairs", "draw_correspondence", "find_correspondence"]
 _WIDTH = 6.3
 # Share of the first image's width between the images.
 _GAP = 0.06
+# Of the figure's width; the rest is the legend's.
+_IMAGES_SHARE = 0.84
+# More lines than this at one place are counted, not listed.
+_NUMBERS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -90,29 +94,41 @@ def draw_correspondence(first: Tensor, second: Tensor, pairs: RegionPairs) -> Pi
     zoom = height / second.shape[-2]
     left = width * (1 + _GAP)
     right = left + second.shape[-1] * zoom
-    with drawing(_WIDTH, _WIDTH * 0.86 * height / right + 0.1) as picture:
+    starts = [(x, y) for x, y in pairs.first.tolist()]
+    ends = [(left + x * zoom, y * zoom) for x, y in pairs.second.tolist()]
+    with drawing(_WIDTH, _WIDTH * _IMAGES_SHARE * height / right) as picture:
         from matplotlib.patheffects import withStroke
 
         axes = picture.figure.subplots()
         axes.set_axis_off()
+        axes.set_anchor("W")
         axes.imshow(first.permute(1, 2, 0), extent=(0, width, height, 0))
         axes.imshow(second.permute(1, 2, 0), extent=(left, right, height, 0))
-        casing = [withStroke(linewidth=3, foreground="white")]
-        for number, (start, end, similarity) in enumerate(
-            zip(pairs.first.tolist(), pairs.second.tolist(), pairs.similarity.tolist(), strict=True), start=1
-        ):
-            ends = (start[0], start[1]), (left + end[0] * zoom, end[1] * zoom)
-            (line,) = axes.plot(*zip(*ends, strict=True), path_effects=casing, label=f"{number}   {similarity:.3f}")
-            for place in ends:
-                axes.annotate(
-                    str(number),
-                    place,
-                    ha="center",
-                    va="center",
-                    fontsize=6,
-                    color="white",
-                    bbox={"boxstyle": "circle,pad=0.25", "facecolor": line.get_color(), "edgecolor": "white"},
-                )
+        colours = []
+        for number, similarity in enumerate(pairs.similarity.tolist()):
+            (line,) = axes.plot(
+                *zip(starts[number], ends[number], strict=True),
+                linestyle="-",
+                path_effects=[withStroke(linewidth=3, foreground="white")],
+                label=f"{number + 1}   {similarity:.3f}",
+            )
+            colours.append(line.get_color())
+        for place in dict.fromkeys(starts + ends):
+            numbers = [number for number, pair in enumerate(zip(starts, ends, strict=True)) if place in pair]
+            many = len(numbers) > _NUMBERS_SHOWN
+            axes.annotate(
+                f"{len(numbers)} lines" if many else ", ".join(str(number + 1) for number in numbers),
+                place,
+                ha="center",
+                va="center",
+                fontsize=6,
+                color="white",
+                bbox={
+                    "boxstyle": "round,pad=0.3,rounding_size=0.6",
+                    "facecolor": colours[numbers[0]] if len(numbers) == 1 else "black",
+                    "edgecolor": "white",
+                },
+            )
         axes.set(xlim=(0, right), ylim=(height, 0))
         axes.legend(title="cosine similarity", loc="center left", bbox_to_anchor=(1, 0.5), title_fontsize=8)
     return picture
