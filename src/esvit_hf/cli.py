@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
+from .analysis.jobs import save_attention, save_correspondence
 from .command_line import report_errors
 from .evaluation.jobs import measure_knn, measure_linear_probe, save_features
 from .zoo.folders import convert_to_file, convert_to_folder
@@ -19,6 +20,8 @@ _FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "knn": measure_knn,
     "linear-probe": measure_linear_probe,
     "features": save_features,
+    "correspond": save_correspondence,
+    "attention": save_attention,
 }
 _HELP = {
     "convert": "Turn a checkpoint of the reference implementation into a model folder, or the other way round.",
@@ -27,6 +30,8 @@ _HELP = {
     "knn": "Classify test images by their nearest training images.",
     "linear-probe": "Train a linear classifier on frozen features.",
     "features": "Save a feature row for every image of a data set.",
+    "correspond": "Draw the regions of two images that look most alike.",
+    "attention": "Draw where each attention head looks from a point of an image.",
 }
 
 
