@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from .command_line import report_errors
+from .evaluation.evaluate_job import evaluate
 from .evaluation.jobs import measure_knn, measure_linear_probe, save_features
 from .zoo.folders import convert_to_file, convert_to_folder
 
@@ -16,6 +17,7 @@ __all__ = ["main"]
 
 # Jobs whose command line is the signature of a function.
 _FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
+    "evaluate": evaluate,
     "knn": measure_knn,
     "linear-probe": measure_linear_probe,
     "features": save_features,
@@ -24,6 +26,7 @@ _HELP = {
     "convert": "Turn a checkpoint of the reference implementation into a model folder, or the other way round.",
     "export": "Write a network as an ONNX file and compare it with PyTorch.",
     "pretrain": "Pretrain a vision backbone: esvit pretrain RECIPE.yaml [--field value ...].",
+    "evaluate": "Evaluate a vision model with several protocols, and write a report with figures.",
     "knn": "Classify test images by their nearest training images.",
     "linear-probe": "Train a linear classifier on frozen features.",
     "features": "Save a feature row for every image of a data set.",

@@ -4,9 +4,19 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from esvit_hf.analysis.figures import Picture, drawing
+from esvit_hf.analysis.attention import AttentionEntropy
+from esvit_hf.analysis.correspondence import CorrespondenceResult
+from esvit_hf.analysis.figures import COLOURS, Picture, drawing
 
-__all__ = ["draw_accuracy_over_setting", "draw_confusion", "draw_few_shot", "draw_knn", "draw_probe"]
+__all__ = [
+    "draw_attention_entropy",
+    "draw_confusion",
+    "draw_correspondence",
+    "draw_few_shot",
+    "draw_knn",
+    "draw_logistic",
+    "draw_probe",
+]
 
 _NAMED_CLASSES = 40
 
@@ -83,24 +93,71 @@ def draw_few_shot(shots: Sequence[int], means: Sequence[float], spreads: Sequenc
     return picture
 
 
-def draw_accuracy_over_setting(shares: Mapping[float, float], chosen: float, *, setting: str, title: str) -> Picture:
-    """Draw held-out accuracy over a setting that spans orders of magnitude, and mark the value that was taken.
+def draw_logistic(validation: Mapping[float, float], chosen: float) -> Picture:
+    """Draw held-out accuracy over the L2 strengths of a logistic regression.
 
     Args:
-        shares: held-out score in [0, 1] for each value.
-        chosen: the value that was taken.
-        setting: name of the setting.
-        title: of the figure.
+        validation: held-out accuracy in [0, 1] for each strength.
+        chosen: the strength that was taken.
 
     Returns:
         The picture.
     """
     with drawing(3.2, 2.6) as picture:
         axes = picture.figure.subplots()
-        values = sorted(shares)
-        axes.plot(values, [100 * shares[value] for value in values], marker="o")
-        axes.plot(chosen, 100 * shares[chosen], "s", color="black", fillstyle="none", markersize=9)
-        axes.set(xscale="log", xlabel=setting, ylabel="held-out score (%)", title=title)
+        strengths = sorted(validation)
+        axes.plot(strengths, [100 * validation[strength] for strength in strengths], marker="o")
+        axes.plot(chosen, 100 * validation[chosen], "s", color="black", fillstyle="none", markersize=9)
+        axes.set(xscale="log", xlabel="L2 strength", ylabel="held-out top-1 (%)", title="Logistic regression: choice")
+    return picture
+
+
+def draw_correspondence(results: Sequence[CorrespondenceResult]) -> Picture:
+    """Draw accuracy in the true cell and within one cell of it, beside chance.
+
+    Args:
+        results: one a protocol.
+
+    Returns:
+        The picture.
+    """
+    with drawing(4.2, 2.6) as picture:
+        axes = picture.figure.subplots()
+        ticks: dict[int, str] = {}
+        for place, result in enumerate(results):
+            pairs = (
+                (result.accuracy, result.chance_accuracy, "true cell"),
+                (result.accuracy_within_one, result.chance_accuracy_within_one, "within one"),
+            )
+            for offset, (share, chance, name) in enumerate(pairs):
+                position = 3 * place + offset
+                ticks[position] = f"{result.protocol}\n{name}"
+                axes.bar(position, 100 * share, color=COLOURS[0])
+                axes.hlines(100 * chance, position - 0.45, position + 0.45, color=COLOURS[1])
+        axes.set(ylabel="accuracy (%)", ylim=(0, 100), title="Correspondence")
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.grid(False, axis="x")
+        axes.legend([axes.patches[0], axes.collections[0]], ["measured", "chance"])
+    return picture
+
+
+def draw_attention_entropy(heads: Sequence[AttentionEntropy]) -> Picture:
+    """Draw the entropy of every head over the blocks.
+
+    Args:
+        heads: one record a head.
+
+    Returns:
+        The picture.
+    """
+    with drawing(4.2, 2.6) as picture:
+        axes = picture.figure.subplots()
+        largest = {head.layer: head.largest for head in heads}
+        axes.plot([head.layer for head in heads], [head.entropy for head in heads], "o", alpha=0.7, label="head")
+        axes.plot(list(largest), list(largest.values()), "_", markersize=14, label="largest possible")
+        axes.set(xlabel="block", ylabel="entropy (bits)", ylim=(0, None), title="Attention entropy")
+        axes.set_xticks(list(largest))
+        axes.legend()
     return picture
 
 

@@ -8,14 +8,27 @@ import torch
 from torch import Tensor
 
 from esvit_hf.analysis.figures import Picture
-from esvit_hf.analysis.report_figures import draw_few_shot, draw_knn, draw_probe
+from esvit_hf.analysis.report_figures import draw_few_shot, draw_knn, draw_logistic, draw_probe
 from esvit_hf.evaluation.features import Features
 from esvit_hf.evaluation.few_shot import few_shot_accuracy
 from esvit_hf.evaluation.knn import knn_accuracy, knn_predictions
 from esvit_hf.evaluation.linear_probe import linear_probe
+from esvit_hf.evaluation.logistic import logistic_probe
+from esvit_hf.evaluation.scoring import score
 from esvit_hf.evaluation.splits import LabelledSplits
 
-__all__ = ["FrozenData", "Score", "TaskResult", "percent", "run_few_shot", "run_knn", "run_linear_probe"]
+__all__ = [
+    "FrozenData",
+    "Score",
+    "TaskResult",
+    "percent",
+    "run_few_shot",
+    "run_knn",
+    "run_linear_probe",
+    "run_logistic",
+]
+
+_LOGISTIC_METRICS = ("top_k_accuracy", "mean_per_class_accuracy")
 
 
 @dataclass(frozen=True)
@@ -165,6 +178,42 @@ def run_linear_probe(
         scores=[Score("top1", top1, protocol), Score("top5", top5, protocol), Score("mean_per_class", mean, protocol)],
         pictures={"linear_probe": draw_probe(result.history, (result.blocks, result.learning_rate))},
         predicted=result.ranked[:, 0],
+    )
+
+
+def run_logistic(data: FrozenData) -> TaskResult:
+    """Measure logistic regression, its strength chosen on held-out training images.
+
+    Args:
+        data: the features.
+
+    Returns:
+        Accuracies of the chosen strength, and what it was chosen by.
+    """
+    train, train_labels, test, test_labels = data.last_blocks(1)
+    result = logistic_probe(train, train_labels, test, seed=data.seed, device=data.device)
+    top1, mean = (percent(score(metric, result.scores, test_labels)) for metric in _LOGISTIC_METRICS)
+    protocol = (
+        f"logistic regression on the view feature, L2 strength {result.strength:.3g} chosen on a fifth of the training "
+        "images"
+    )
+    return TaskResult(
+        title="logistic regression",
+        protocol=(
+            "L2-regularised logistic regression on the view feature (L-BFGS, to convergence). The strength is the one "
+            "that is best on a held-out fifth of the training images; the last fit is on all of them."
+        ),
+        numbers={
+            "top1": top1,
+            "mean_per_class": mean,
+            "strength": result.strength,
+            "validation": [
+                {"strength": strength, "top1": percent(share)} for strength, share in sorted(result.validation.items())
+            ],
+        },
+        scores=[Score("top1", top1, protocol), Score("mean_per_class", mean, protocol)],
+        pictures={"logistic": draw_logistic(result.validation, result.strength)},
+        predicted=result.scores.argmax(dim=1),
     )
 
 
