@@ -155,7 +155,8 @@ def draw_attention_entropy(heads: Sequence[AttentionEntropy]) -> Picture:
         largest = {head.layer: head.largest for head in heads}
         axes.plot([head.layer for head in heads], [head.entropy for head in heads], "o", alpha=0.7, label="head")
         axes.plot(list(largest), list(largest.values()), "_", markersize=14, label="largest possible")
-        axes.set(xlabel="block", ylabel="entropy (bits)", ylim=(0, None), title="Attention entropy")
+        top = 1.1 * max(largest.values())
+        axes.set(xlabel="block", ylabel="entropy (bits)", ylim=(0, top), title="Attention entropy")
         axes.set_xticks(list(largest))
         axes.legend()
     return picture

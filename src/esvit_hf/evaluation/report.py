@@ -79,7 +79,8 @@ class Report:
         if self.notes:
             lines += ["", *(f"> {note}" for note in self.notes)]
         for result in self.results.values():
-            lines += ["", f"## {result.title[0].upper()}{result.title[1:]}", "", result.protocol]
+            title = result.title.capitalize() if result.title.islower() else result.title
+            lines += ["", f"## {title}", "", result.protocol]
             plain = {key: value for key, value in result.numbers.items() if not isinstance(value, list)}
             if plain:
                 lines += ["", *_table([{"": key, " ": value} for key, value in plain.items()])]
@@ -162,8 +163,9 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text.replace("|", "\\|")
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
 def _code(command: str) -> list[str]:

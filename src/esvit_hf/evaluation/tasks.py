@@ -233,16 +233,16 @@ def run_few_shot(data: FrozenData, *, shots: Sequence[int], draws: int) -> TaskR
         Score(
             f"top1_{result.shots}_shot",
             percent(result.mean),
-            f"nearest class mean (cosine) of {result.shots} images a class, mean of {draws} draws, standard deviation "
-            f"{100 * result.spread:.2f}",
+            f"nearest class mean (centred, cosine) of {result.shots} images a class, mean of {draws} draws, standard "
+            f"deviation {100 * result.spread:.2f}",
         )
         for result in results
     ]
     return TaskResult(
         title="few-shot",
         protocol=(
-            f"Nearest class mean (cosine of the view features) of a few training images a class, over {draws} random "
-            "draws; the spread is the standard deviation of a draw."
+            "Nearest class mean (cosine of the view features, centred on the labelled images) of a few training images "
+            f"a class, over {draws} random draws; the spread is the standard deviation of a draw."
         ),
         numbers={
             "accuracies": [
