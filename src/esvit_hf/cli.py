@@ -17,19 +17,19 @@ __all__ = ["main"]
 
 # Jobs whose command line is the signature of a function.
 _FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
-    "evaluate": evaluate,
     "knn": measure_knn,
     "linear-probe": measure_linear_probe,
     "features": save_features,
+    "evaluate": evaluate,
 }
 _HELP = {
     "convert": "Turn a checkpoint of the reference implementation into a model folder, or the other way round.",
     "export": "Write a network as an ONNX file and compare it with PyTorch.",
     "pretrain": "Pretrain a vision backbone: esvit pretrain RECIPE.yaml [--field value ...].",
-    "evaluate": "Evaluate a vision model with several protocols, and write a report with figures.",
     "knn": "Classify test images by their nearest training images.",
     "linear-probe": "Train a linear classifier on frozen features.",
     "features": "Save a feature row for every image of a data set.",
+    "evaluate": "Evaluate a vision model with several protocols, and write a report with figures.",
 }
 
 

@@ -96,9 +96,9 @@ def evaluate(
     """
     command = command_of("evaluate", evaluate, locals(), private=_PRIVATE)
     chosen = _read_tasks(tasks)
-    counts, temperatures, block_counts, rates, shot_counts = map(
-        _as_list, (k, temperature, blocks, learning_rates, shots)
-    )
+    counts, temperatures = _as_list("k", k), _as_list("temperature", temperature)
+    block_counts, rates = _as_list("blocks", blocks), _as_list("learning_rates", learning_rates)
+    shot_counts = _as_list("shots", shots)
     accelerator = Accelerator(mixed_precision=mixed_precision)
     splits = load_splits(
         dataset,
@@ -108,8 +108,8 @@ def evaluate(
         image_column=image_column,
         label_column=label_column,
     )
-    for count in counts if "knn" in chosen else ():
-        check_neighbours(count, len(splits.train))
+    if "knn" in chosen:
+        check_neighbours(max(counts), len(splits.train))
     if "few_shot" in chosen:
         check_images_per_class(splits.train_labels, max(shot_counts), splits.class_names)
     _prepare_folder(report)
@@ -161,8 +161,11 @@ def evaluate(
     return written.as_json()
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _as_list(name: str, value: Any) -> list[Any]:
+    values = value if isinstance(value, list) else [value]
+    if not values or min(values) <= 0:
+        raise ValueError(f"--{name} is {value}: give one value above 0 or more")
+    return values
 
 
 def _read_tasks(tasks: str) -> list[str]:
