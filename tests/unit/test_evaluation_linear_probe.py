@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from esvit_hf.evaluation.linear_probe import LinearProbeResult, _Training, held_out, linear_probe
+from esvit_hf.evaluation.linear_probe import LinearProbeResult, _held_out, _Training, linear_probe
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -110,12 +110,12 @@ def test_a_best_rate_at_the_edge_is_reported() -> None:
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.9])
 def test_the_held_out_part_is_stratified(fraction: float) -> None:
     labels = torch.tensor([0] * 100 + [1] * 40 + [2] * 7 + [3] + [5] * 2)[torch.randperm(150)]
-    mask = held_out(labels, fraction, seed=0)
+    mask = _held_out(labels, fraction, seed=0)
     for label, count in zip(*np.unique(labels.numpy(), return_counts=True), strict=True):
         held = int(mask[labels == label].sum())
         assert abs(held - fraction * count) <= 1
         assert held < count
-    assert not torch.equal(mask, held_out(labels, fraction, seed=1))
+    assert not torch.equal(mask, _held_out(labels, fraction, seed=1))
 
 
 GOOD: dict[str, Any] = {

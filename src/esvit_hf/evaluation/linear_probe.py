@@ -13,7 +13,7 @@ from tqdm import trange
 from esvit_hf.evaluation import RANKED_CLASSES, load_metric
 from esvit_hf.evaluation.features import check_matrices
 
-__all__ = ["LEARNING_RATES", "LinearProbeResult", "held_out", "linear_probe"]
+__all__ = ["LEARNING_RATES", "LinearProbeResult", "linear_probe"]
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 MOMENTUM = 0.9
@@ -93,11 +93,11 @@ def linear_probe(
         raise ValueError(f"validation_fraction is {validation_fraction}: choose a share between 0 and 1, such as 0.1")
     device = train_features.device if device is None else torch.device(device)
     features, labels = train_features.to(device, torch.float32), train_labels.to(device, torch.int64)
-    validated = held_out(train_labels.cpu(), validation_fraction, seed).to(device)
+    held_out = _held_out(train_labels.cpu(), validation_fraction, seed).to(device)
 
     training = _Training(rates, epochs, batch_size, seed)
-    classifiers = training.train(features[~validated], labels[~validated], int(labels.max()) + 1, "linear probe: rates")
-    validation = dict(zip(rates, classifiers.accuracies(features[validated], labels[validated]), strict=True))
+    classifiers = training.train(features[~held_out], labels[~held_out], int(labels.max()) + 1, "linear probe: rates")
+    validation = dict(zip(rates, classifiers.accuracies(features[held_out], labels[held_out]), strict=True))
     chosen = max(rates, key=lambda rate: validation[rate])
     if not any(classifiers.finite()):
         raise ValueError(
@@ -184,20 +184,8 @@ class _Training:
         return classifiers
 
 
-def held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Draw a share of every class to validate on; each class keeps at least one image for training.
-
-    Args:
-        labels: (N,) integer classes on the CPU.
-        fraction: the share, between 0 and 1.
-        seed: of the draw.
-
-    Returns:
-        (N,) true for images to validate on.
-
-    Raises:
-        ValueError: no class is large enough to give an image.
-    """
+def _held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Mask (N,) of a share of every class, drawn at random; each class keeps at least one image for training."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]
     grouped = labels[order]
@@ -209,8 +197,8 @@ def held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
     mask[order[picks]] = True
     if not mask.any():
         raise ValueError(
-            f"validation_fraction {fraction} of {len(labels)} training images leaves none to choose a setting by: "
-            "raise it or use more images"
+            f"validation_fraction {fraction} of {len(labels)} training images leaves none to choose the rate by: raise "
+            "it or use more images"
         )
     return mask
 
