@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -17,7 +19,7 @@ from esvit_hf.backbones import RegionBackbone
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.data.sources import ImageSource
 
-__all__ = ["Features", "check_matrices", "extract_features", "load_image_processor", "shared_labels"]
+__all__ = ["Features", "ReadableImages", "check_matrices", "extract_features", "load_image_processor", "shared_labels"]
 
 _BROKEN_SHOWN = 5
 
@@ -50,9 +52,22 @@ class Features:
         return Features(self.values[:, -sum(widths) :], self.labels, widths)
 
 
+class ReadableImages(Protocol):
+    """What features are extracted from: an `ImageSource`, or the same images changed."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """(images,) int64 class indices, None without labels."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> list[Image.Image | BrokenImage]:
+        """Fetch images by index, in mode RGB."""
+
+
 def extract_features(
     backbone: RegionBackbone,
-    source: ImageSource,
+    source: ReadableImages,
     processor: Callable[..., Any],
     *,
     blocks: int = 1,
@@ -204,7 +219,7 @@ class _Batch:
 class _PreprocessedImages(Dataset[_Batch]):
     """Reads and preprocesses a whole batch at once, in a worker."""
 
-    def __init__(self, source: ImageSource, processor: Callable[..., Any]):
+    def __init__(self, source: ReadableImages, processor: Callable[..., Any]):
         self.source = source
         self.processor = processor
 
@@ -234,7 +249,7 @@ def _unchanged(batch: Any) -> Any:
 
 def _collect(
     backbone: RegionBackbone,
-    source: ImageSource,
+    source: ReadableImages,
     processor: Callable[..., Any],
     blocks: int,
     batch_size: int,

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from esvit_hf.evaluation.features import check_matrices
-from esvit_hf.evaluation.linear_probe import _held_out
+from esvit_hf.evaluation.linear_probe import held_out
 from esvit_hf.evaluation.scoring import score
 
 __all__ = ["HALVINGS", "STRENGTHS", "LogisticResult", "logistic_probe"]
@@ -98,7 +98,7 @@ def logistic_probe(
     _check_labels("train", train, train_labels, multi_label)
     if validation is None:
         groups = torch.zeros(len(train), dtype=torch.int64) if multi_label else train_labels.cpu()
-        chosen_by = _held_out(groups, validation_fraction, seed)
+        chosen_by = held_out(groups, validation_fraction, seed)
         features, labels = train, train_labels
     else:
         check_matrices(train, validation[0])

@@ -268,6 +268,8 @@ class _Entry:
                 "sha256": digest,
             }
             index.write_text(json.dumps(record, indent=2) + "\n")
+            # safetensors writes files for their owner alone, but a folder may be shared.
+            data.chmod(index.stat().st_mode)
             data.replace(self.data(digest))
             index.replace(self.index)
         if replaced is not None and replaced != digest:

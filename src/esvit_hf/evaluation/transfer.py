@@ -16,6 +16,7 @@ from tqdm import tqdm
 from esvit_hf.evaluation.features import Features
 from esvit_hf.evaluation.logistic import HALVINGS, STRENGTHS, logistic_probe
 from esvit_hf.evaluation.scoring import score
+from esvit_hf.evaluation.splits import overlapping_images
 from esvit_hf.evaluation.store import FeatureStore, default_features_folder
 from esvit_hf.evaluation.transfer_data import TransferData, load_transfer_data
 from esvit_hf.evaluation.transfer_datasets import TRANSFER_DATASETS, TransferDataset
@@ -35,7 +36,7 @@ def measure_transfer(
     local: dict[str, str] = {},  # noqa: B006 - shown by --help, never changed
     validation_fraction: float = 0.2,
     seed: int = 0,
-    features: Path | None = None,
+    features_folder: Path | None = None,
     processor: str | None = None,
     trust_remote_code: bool = False,
     batch_size: int = 64,
@@ -55,7 +56,7 @@ def measure_transfer(
         local: local copies by name, as '{"CIFAR-10":"path"}'; others are looked for on the Hub.
         validation_fraction: held-out share of the training images where a data set has no validation images.
         seed: of the held-out draw.
-        features: folder that keeps features; ~/.cache/esvit_hf/features if not given.
+        features_folder: where features are kept; ~/.cache/esvit_hf/features if not given.
         processor: Hub name or folder whose image processor prepares the images; the models' own if not given.
         trust_remote_code: run code that the models' repositories ship.
         batch_size: images at once on each device while features are computed.
@@ -80,7 +81,7 @@ def measure_transfer(
     accelerator = Accelerator(mixed_precision=mixed_precision)
     stores = [
         FeatureStore(
-            features or default_features_folder(),
+            features_folder or default_features_folder(),
             model,
             processor=processor,
             trust_remote_code=trust_remote_code,
@@ -98,7 +99,15 @@ def measure_transfer(
     rows = [runner.measure(dataset, local.get(dataset.name)) for dataset in progress]
     if not accelerator.is_main_process:
         return None
-    write_report(rows, models, local, report)
+    options = {
+        "validation_fraction": (validation_fraction, 0.2),
+        "seed": (seed, 0),
+        "processor": (processor, None),
+        "trust_remote_code": (trust_remote_code, False),
+        "mixed_precision": (mixed_precision, "no"),
+    }
+    words = [word for name, (value, usual) in options.items() if value != usual for word in (f"--{name}", str(value))]
+    write_report(rows, models, local, report, words)
     return {"report": str(report), **summary(rows, models)}
 
 
@@ -176,6 +185,11 @@ class _Runner:
                 seed=self.seed,
                 device=self.stores[0].accelerator.device,
             )
+        complaints = {str(warning.message) for warning in caught}
+        for name, source in data.sources.items():
+            repeated = overlapping_images(source, data.sources["test"]) if name != "test" else []
+            if repeated:
+                complaints.add(f"{len(repeated)} test images are {name} images too")
         return TransferResult(
             value=100 * score(dataset.metric, result.scores, data.labels["test"]),
             strength=result.strength,
@@ -184,7 +198,7 @@ class _Runner:
             validation_images=None if validation is None else len(data.labels["validation"]),
             validation_fraction=self.validation_fraction if validation is None else None,
             test_images=len(data.labels["test"]),
-            warnings=sorted({str(warning.message) for warning in caught}),
+            warnings=sorted(complaints),
         )
 
     def _key(self, store: FeatureStore, dataset: TransferDataset, data: TransferData) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from esvit_hf.evaluation.report import public_name
 from esvit_hf.evaluation.transfer_datasets import METRIC_LABELS, TRANSFER_DATASETS, TransferDataset
 from esvit_hf.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
 
@@ -92,11 +93,17 @@ def display_names(models: Sequence[str]) -> list[str]:
     Returns:
         One name each, numbered if they are equal.
     """
-    names = [Path(model).resolve().name if Path(model).is_dir() else model for model in models]
+    names = [public_name(model) for model in models]
     return names if len(set(names)) == len(names) else [f"{name} ({index})" for index, name in enumerate(names, 1)]
 
 
-def write_report(rows: Sequence[TransferRow], models: Sequence[str], local: Mapping[str, str], folder: Path) -> None:
+def write_report(
+    rows: Sequence[TransferRow],
+    models: Sequence[str],
+    local: Mapping[str, str],
+    folder: Path,
+    options: Sequence[str] = (),
+) -> None:
     """Write `transfer.md`, `transfer.json` and, for each model, the measurements.
 
     Args:
@@ -104,6 +111,7 @@ def write_report(rows: Sequence[TransferRow], models: Sequence[str], local: Mapp
         models: one or two models.
         local: local copies by name of the data set.
         folder: where to write.
+        options: words of the command line that change the numbers.
     """
     (folder / "transfer.md").write_text(_markdown(rows, models))
     table = [
@@ -127,7 +135,7 @@ def write_report(rows: Sequence[TransferRow], models: Sequence[str], local: Mapp
                 metric=METRIC_LABELS[row.dataset.metric],
                 value=row.results[index].value,
                 protocol=_protocol(row.results[index]),
-                command=_command(model, row.dataset.name, local.get(row.dataset.name)),
+                command=_command(model, row.dataset.name, local.get(row.dataset.name), options),
             )
             for row in rows
             if row.status == "measured"
@@ -217,8 +225,8 @@ def _protocol(result: TransferResult) -> str:
     )
 
 
-def _command(model: str, dataset: str, path: str | None) -> str:
-    words = ["esvit", "transfer", model, "--datasets", dataset, "--report", "transfer"]
+def _command(model: str, dataset: str, path: str | None, options: Sequence[str]) -> str:
+    words = ["esvit", "transfer", model, "--report", "transfer", "--datasets", dataset]
     if path is not None:
-        words += ["--local", json.dumps({dataset: Path(path).resolve().name})]
-    return shlex.join(words)
+        words += ["--local", json.dumps({dataset: public_name(path)})]
+    return shlex.join([*words, *map(public_name, options)])
