@@ -19,9 +19,9 @@ __all__ = ["HALVINGS", "STRENGTHS", "LogisticResult", "logistic_probe"]
 STRENGTHS = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
 HALVINGS = 4
 MAX_ITERATIONS = 1000
-# In the coordinates of the optimizer the curvature is near 1, so the loss is within 1e-12 or so of its minimum.
-GRADIENT_TOLERANCE = 1e-6
-LOSS_TOLERANCE = 1e-14
+# Of the mean loss. It then ends within about 1e-8 of its minimum, as the tests compare with scikit-learn.
+GRADIENT_TOLERANCE = 1e-7
+LOSS_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,9 @@ class _Problem:
         optimizer.step(objective)
         weight = self.axes.T @ (parameters[:-1].detach() * scale)
         bias = parameters[-1].detach() * bias_scale - self.mean @ weight
-        iterations = optimizer.state[parameters]["n_iter"]
-        return _Classifier(weight, bias, self.classes, iterations < MAX_ITERATIONS)
+        done, bounds = optimizer.state[parameters], optimizer.param_groups[0]
+        converged = done["n_iter"] < bounds["max_iter"] and done["func_evals"] < bounds["max_eval"]
+        return _Classifier(weight, bias, self.classes, converged)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from esvit_hf.data.loading import load_dataset_split, local_split_names
 from esvit_hf.data.sources import USUAL_LABEL_COLUMNS, ImageSource
 from esvit_hf.evaluation.features import shared_labels
 from esvit_hf.evaluation.multi_label import read_multi_labels
+from esvit_hf.evaluation.splits import check_classes
 from esvit_hf.evaluation.transfer_datasets import TransferDataset
 
 __all__ = ["TransferData", "load_transfer_data"]
@@ -95,12 +95,7 @@ def _single_label(
     labels = {}
     for name in sources:
         labels["train"], labels[name] = shared_labels(sources["train"], sources[name])
-        absent = labels[name][~torch.isin(labels[name], labels["train"])].unique()
-        if len(absent):
-            raise ValueError(
-                f"{len(absent)} classes of the {name} images have no training image, for example class "
-                f"{int(absent[0])}: use a copy whose training images hold every class"
-            )
+        check_classes(labels["train"], labels[name], sources["train"].class_names)
     return sources, labels
 
 

@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass
 
-__all__ = ["TRANSFER_DATASETS", "TransferDataset"]
+__all__ = ["METRIC_LABELS", "TRANSFER_DATASETS", "TransferDataset"]
+
+METRIC_LABELS = {
+    "interpolated_mean_average_precision": "11-point mAP",
+    "mean_per_class_accuracy": "mean per class",
+    "roc_auc": "ROC AUC",
+    "top_k_accuracy": "accuracy",
+}
+"""What reports call the metrics."""
 
 
 @dataclass(frozen=True)
