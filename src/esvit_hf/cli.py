@@ -10,7 +10,9 @@ from jsonargparse import ArgumentParser
 
 from .analysis.jobs import save_attention, save_correspondence
 from .command_line import report_errors
+from .evaluation.evaluate_job import evaluate
 from .evaluation.jobs import measure_knn, measure_linear_probe, save_features
+from .evaluation.transfer import measure_transfer
 from .zoo.folders import convert_to_file, convert_to_folder
 
 __all__ = ["main"]
@@ -20,8 +22,10 @@ _FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "knn": measure_knn,
     "linear-probe": measure_linear_probe,
     "features": save_features,
+    "evaluate": evaluate,
     "correspond": save_correspondence,
     "attention": save_attention,
+    "transfer": measure_transfer,
 }
 _HELP = {
     "convert": "Turn a checkpoint of the reference implementation into a model folder, or the other way round.",
@@ -30,8 +34,10 @@ _HELP = {
     "knn": "Classify test images by their nearest training images.",
     "linear-probe": "Train a linear classifier on frozen features.",
     "features": "Save a feature row for every image of a data set.",
+    "evaluate": "Evaluate a vision model with several protocols, and write a report with figures.",
     "correspond": "Draw the regions of two images that look most alike.",
     "attention": "Draw where each attention head looks from a point of an image.",
+    "transfer": "Transfer one or two models to many data sets by logistic regression, and write a table.",
 }
 
 
@@ -64,7 +70,10 @@ def _parser() -> ArgumentParser:
     jobs = parser.add_subcommands(required=True, dest="job")
     for job, text in _HELP.items():
         job_parser = ArgumentParser(description=text, exit_on_error=False, allow_abbrev=False)
-        if job in _FUNCTIONS:
+        if job == "transfer":
+            job_parser.add_argument("models", nargs="+", type=str, help="one or two Hub names or folders of models")
+            job_parser.add_function_arguments(measure_transfer, as_group=False, skip={"models"})
+        elif job in _FUNCTIONS:
             job_parser.add_function_arguments(_FUNCTIONS[job], as_group=False, as_positional=True)
         elif job == "convert":
             _add_convert_arguments(job_parser)

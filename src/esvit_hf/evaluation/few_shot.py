@@ -48,10 +48,10 @@ def few_shot_accuracy(
 ) -> list[FewShotResult]:
     """Accuracy of the nearest class mean, learned from a few images a class, over every test image.
 
-    The classifier has no setting that would have to be chosen on images that are not there: features are L2-normalised,
-    a class is the mean of its images, and a test image belongs to the class of highest cosine similarity, the lower
-    class among equals. Draw i of every number of shots takes images in one random order, so that 5 shots contain the
-    image of 1 shot.
+    The classifier has no setting that would have to be chosen on images that are not there: the mean of the labelled
+    images is subtracted, features are L2-normalised, a class is the mean of its images, and a test image belongs to the
+    class of highest cosine similarity, the lower class among equals. A draw takes images in one random order, so that
+    5 shots contain the image of 1 shot.
 
     Args:
         train: (N, D) features.
@@ -71,7 +71,7 @@ def few_shot_accuracy(
             a training image, classes with fewer images than shots, or a setting below 1.
 
     Source:
-        Snell et al., Prototypical Networks (arXiv 1703.05175), with cosine similarity.
+        SimpleShot (arXiv 1911.04623), CL2N, with the mean of the labelled images in place of that of other classes.
     """
     check_matrices(train, test)
     counts = sorted(set(shots))
@@ -86,13 +86,14 @@ def few_shot_accuracy(
     generator = torch.Generator().manual_seed(seed)
     for _ in tqdm(range(draws), desc="few-shot", unit="draw", leave=False):
         chosen = _draw(train_labels.cpu(), classes, counts[-1], generator)
-        images = F.normalize(train[chosen.flatten().to(train.device)].to(device, torch.float32), dim=1)
-        images = images.unflatten(0, chosen.shape)
+        drawn = train[chosen.flatten().to(train.device)].to(device, torch.float32).unflatten(0, chosen.shape)
         for count in counts:
-            means = F.normalize(images[:, :count].mean(dim=1), dim=1)
+            centre = drawn[:, :count].mean(dim=(0, 1))
+            means = F.normalize(F.normalize(drawn[:, :count] - centre, dim=2).mean(dim=1), dim=1)
             predicted = torch.cat(
                 [
-                    (F.normalize(rows.to(device, torch.float32), dim=1) @ means.T).argmax(dim=1).cpu()
+                    # A test image's own length changes no rank.
+                    ((rows.to(device, torch.float32) - centre) @ means.T).argmax(dim=1).cpu()
                     for rows in test.split(_ROWS_AT_ONCE)
                 ]
             )

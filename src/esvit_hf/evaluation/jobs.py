@@ -143,8 +143,7 @@ def measure_knn(
         label_column=label_column,
     )
     counts = k if isinstance(k, list) else [k]
-    for count in counts:
-        check_neighbours(count, len(splits.train))
+    check_neighbours(max(counts, default=0), len(splits.train))
     backbone, image_processor = _load(model, processor, revision, trust_remote_code)
     train, test = (
         extract_features(

@@ -14,7 +14,7 @@ from esvit_hf.evaluation import RANKED_CLASSES, load_metric
 from esvit_hf.evaluation.features import check_matrices
 from esvit_hf.evaluation.splits import check_classes
 
-__all__ = ["LEARNING_RATES", "LinearProbeResult", "linear_probe"]
+__all__ = ["LEARNING_RATES", "LinearProbeResult", "held_out", "linear_probe"]
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 MOMENTUM = 0.9
@@ -115,20 +115,20 @@ def linear_probe(
         raise ValueError(f"validation_fraction is {validation_fraction}: choose a share between 0 and 1, such as 0.1")
     device = train_features.device if device is None else torch.device(device)
     features, labels = train_features.to(device, torch.float32), train_labels.to(device, torch.int64)
-    held_out = _held_out(train_labels.cpu(), validation_fraction, seed).to(device)
+    validated = held_out(train_labels.cpu(), validation_fraction, seed).to(device)
     schedule = _Schedule(epochs, batch_size, seed, int(labels.max()) + 1)
 
     compared = _Training(columns, rates, schedule, device)
     final = _Training(columns, rates, schedule, device)
     history: dict[tuple[int, float], list[float]] = {setting: [] for setting in compared.settings()}
-    rows, kept_labels = features[~held_out], labels[~held_out]
+    rows, kept_labels = features[~validated], labels[~validated]
     for epoch in trange(epochs, desc="linear probe", unit="epoch", leave=False, disable=not progress):
         if augmented is not None:
             changed = augmented(epoch).to(device, torch.float32)
             final.run_epoch(changed, labels)
-            rows = changed[~held_out]
+            rows = changed[~validated]
         compared.run_epoch(rows, kept_labels)
-        for setting, share in compared.accuracies(features[held_out], labels[held_out]).items():
+        for setting, share in compared.accuracies(features[validated], labels[validated]).items():
             history[setting].append(share)
     finite = compared.finite()
     chosen_blocks, chosen_rate = max(history, key=lambda setting: (history[setting][-1], finite[setting]))
@@ -269,8 +269,20 @@ def _columns(width: int, block_widths: Sequence[int] | None, blocks: Sequence[in
     return {count: sum(widths[-count:]) for count in counts}
 
 
-def _held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Mask (N,) of a share of every class, drawn at random; each class keeps at least one image for training."""
+def held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Draw a share of every class to validate on; each class keeps at least one image for training.
+
+    Args:
+        labels: (N,) integer classes on the CPU.
+        fraction: the share, between 0 and 1.
+        seed: of the draw.
+
+    Returns:
+        (N,) true for images to validate on.
+
+    Raises:
+        ValueError: no class is large enough to give an image.
+    """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]
     grouped = labels[order]
@@ -282,8 +294,8 @@ def _held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
     mask[order[picks]] = True
     if not mask.any():
         raise ValueError(
-            f"validation_fraction {fraction} of {len(labels)} training images leaves none to choose the rate by: raise "
-            "it or use more images"
+            f"validation_fraction {fraction} of {len(labels)} training images leaves none to choose a setting by: "
+            "raise it or use more images"
         )
     return mask
 

@@ -137,10 +137,7 @@ def overlapping_images(train: ImageSource, test: ImageSource) -> list[int]:
     Returns:
         Places in `test`, ascending. The same picture in another encoding is not found.
     """
-    progress: tqdm[None] = tqdm(
-        total=len(train) + len(test), desc="overlap of test and train", unit="image", leave=False
-    )
-    with progress:
+    with tqdm(total=len(train) + len(test), desc="overlap with training", unit="image", leave=False) as progress:
         known = set(_digests(train, progress))
         return [index for index, digest in enumerate(_digests(test, progress)) if digest in known]
 

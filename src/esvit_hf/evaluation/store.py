@@ -148,7 +148,7 @@ class FeatureStore:
         Raises:
             ValueError: as `extract_features`.
         """
-        entry = _Entry(self.folder, self._identity(source))
+        entry = _Entry(self.folder, self.identity(source))
         stored, fault = None, None
         try:
             stored = entry.read()
@@ -183,8 +183,18 @@ class FeatureStore:
         self.accelerator.wait_for_everyone()
         return features
 
-    def _identity(self, source: ImageSource) -> dict[str, Any]:
-        """All that decides the features, as JSON knows it."""
+    def identity(self, source: ImageSource) -> dict[str, Any]:
+        """Say all that decides the features of some images.
+
+        Args:
+            source: the images.
+
+        Returns:
+            Weights, data, transform and number format, as JSON knows them.
+
+        Raises:
+            ValueError: there is no model, or it has no image processor.
+        """
         return {
             "format": _FORMAT,
             "model_revision": self.model_revision,
@@ -258,6 +268,8 @@ class _Entry:
                 "sha256": digest,
             }
             index.write_text(json.dumps(record, indent=2) + "\n")
+            # safetensors writes files for their owner alone, but a folder may be shared.
+            data.chmod(index.stat().st_mode)
             data.replace(self.data(digest))
             index.replace(self.index)
         if replaced is not None and replaced != digest:
