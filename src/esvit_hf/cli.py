@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
-from .analysis.jobs import save_attention, save_correspondence
+from .analysis.jobs import save_attention, save_correspondence, save_neighbours
 from .command_line import report_errors
 from .evaluation.evaluate_job import evaluate
 from .evaluation.jobs import measure_knn, measure_linear_probe, save_features
 from .evaluation.transfer import measure_transfer
+from .page.job import show_page
 from .zoo.folders import convert_to_file, convert_to_folder
 
 __all__ = ["main"]
@@ -25,6 +26,8 @@ _FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "evaluate": evaluate,
     "correspond": save_correspondence,
     "attention": save_attention,
+    "neighbours": save_neighbours,
+    "demo": show_page,
     "transfer": measure_transfer,
 }
 _HELP = {
@@ -37,6 +40,8 @@ _HELP = {
     "evaluate": "Evaluate a vision model with several protocols, and write a report with figures.",
     "correspond": "Draw the regions of two images that look most alike.",
     "attention": "Draw where each attention head looks from a point of an image.",
+    "neighbours": "Draw the images of a data set that are most similar to an image.",
+    "demo": "Open a page to play with a vision model.",
     "transfer": "Transfer one or two models to many data sets by logistic regression, and write a table.",
 }
 

@@ -9,14 +9,18 @@ from PIL import Image
 
 from ..backbones import RegionBackbone, load_backbone
 from ..data.decoding import UndecodableImageError, decode_image
+from ..data.sources import load_image_source
 from ..evaluation.features import load_image_processor
+from ..evaluation.store import FeatureStore, default_features_folder
 from .attention import query_attention
 from .attention_figure import draw_attention
 from .correspondence_figure import draw_correspondence, find_correspondence
 from .figures import check_picture_path
 from .input_format import apply_processor, read_input_format, read_input_frame
+from .neighbours import nearest_images, view_feature
+from .region_figures import draw_neighbours
 
-__all__ = ["save_attention", "save_correspondence"]
+__all__ = ["save_attention", "save_correspondence", "save_neighbours"]
 
 
 def save_correspondence(
@@ -132,6 +136,80 @@ def save_attention(
     draw_attention(shown, attention, point).save(output)
     shares = attention.maps.sum(dim=(1, 2)).tolist()
     return {"output": str(output), "attention_on_image": [round(share, 4) for share in shares]}
+
+
+def save_neighbours(
+    model: str,
+    image: Path,
+    dataset: str,
+    *,
+    output: Path,
+    count: int = 9,
+    split: str = "train",
+    config_name: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    processor: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    batch_size: int = 64,
+    num_workers: int = 2,
+    features_folder: Path | None = None,
+) -> dict[str, Any]:
+    """Draw the images of a data set whose view features are most similar to those of an image.
+
+    Features of the data set are computed once and kept. The last line of the output is a JSON object with the places of
+    the images in the data set, their classes and the cosine similarities.
+
+    Args:
+        model: Hub name or folder of any vision model that AutoModel loads.
+        image: image file.
+        dataset: images to search: Hub name, folder of parquet files or images, or a parquet file.
+        output: picture to write, ending in .png or .pdf.
+        count: number of neighbours.
+        split: which images of the data set, for example train, test or train[:1000].
+        config_name: configuration of the data set, if it has several.
+        image_column: column with the images; found by its type if not given.
+        label_column: column with the labels; found by its type if not given.
+        processor: Hub name or folder whose image processor prepares the images; the model's own if not given.
+        revision: branch, tag or commit of the model.
+        trust_remote_code: run code that the model's repository ships.
+        batch_size: images at once.
+        num_workers: processes that decode images.
+        features_folder: where features of the data set are kept; ~/.cache/esvit_hf/features if not given.
+
+    Returns:
+        The file and the neighbours.
+
+    Raises:
+        ValueError: the model, its image processor, the data, the image or a setting does not work; the message names
+            the remedy.
+    """
+    check_picture_path(output)
+    picture = _read_image(image)
+    source = load_image_source(
+        dataset, split=split, config_name=config_name, image_column=image_column, label_column=label_column
+    )
+    if not 1 <= count <= len(source):
+        raise ValueError(f"--count is {count}: choose 1 to {len(source)}, the number of images in {dataset}")
+    store = FeatureStore(
+        features_folder or default_features_folder(),
+        model,
+        processor=processor,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+    features = store.features(source)
+    neighbours = nearest_images(view_feature(store.backbone, store.processor, picture), source, features, count)
+    draw_neighbours(picture, neighbours).save(output)
+    return {
+        "output": str(output),
+        "neighbours": [
+            {"index": found.index, "class": found.class_name, "cosine": round(found.cosine, 4)} for found in neighbours
+        ],
+    }
 
 
 def _load(

@@ -12,6 +12,7 @@ from ..backbones import RegionBackbone
 from ..data.sources import ImageSource
 from ..evaluation.features import Features
 from ..evaluation.knn import nearest_neighbours
+from .input_format import apply_processor
 
 __all__ = ["Neighbour", "class_name", "nearest_images", "view_feature"]
 
@@ -45,7 +46,7 @@ def view_feature(backbone: RegionBackbone, processor: Callable[..., Any], image:
     Returns:
         (C,) float32 on the CPU.
     """
-    pixel_values = processor(images=[image], return_tensors="pt")["pixel_values"].to(backbone.model.device)
+    pixel_values = apply_processor(processor, [image]).to(backbone.model.device)
     return backbone(pixel_values).pooled[0].float().cpu()
 
 

@@ -51,9 +51,9 @@ def draw_map(
     low, high = limits or (float(values.min()), float(values.max()))
     with drawing(*_panel_size(image.size, 1.1)) as picture:
         axes = picture.figure.subplots()
-        _show(axes, image)
+        _show(axes, image, pale=True)
         shown = axes.imshow(
-            values.numpy(), extent=(0, image.width, image.height, 0), cmap=COLOUR_MAP, vmin=low, vmax=high, alpha=0.65
+            values.numpy(), extent=(0, image.width, image.height, 0), cmap=COLOUR_MAP, vmin=low, vmax=high, alpha=0.75
         )
         picture.figure.colorbar(shown, ax=axes, label=label, shrink=0.8)
         if point is not None:
@@ -127,10 +127,12 @@ def _panel_size(image_size: tuple[int, int], beside: float) -> tuple[float, floa
     return width + beside, height + 0.4
 
 
-def _show(axes: "Axes", image: Image.Image) -> None:
-    shown = image.copy()
+def _show(axes: "Axes", image: Image.Image, *, pale: bool = False) -> None:
+    # Below a map the image is pale and grey, so that the colours stay what the scale says.
+    shown = image.convert("L") if pale else image.copy()
     shown.thumbnail((_LARGEST_PIXELS, _LARGEST_PIXELS))
-    axes.imshow(np.asarray(shown), extent=(0, image.width, image.height, 0))
+    lowest = -256 if pale else 0
+    axes.imshow(np.asarray(shown), cmap="gray", vmin=lowest, vmax=255, extent=(0, image.width, image.height, 0))
 
 
 def _frame(axes: "Axes", image: Image.Image) -> None:

@@ -29,8 +29,8 @@ class RegionMatch:
 def region_colours(images: Sequence[ImageRegions]) -> list[Tensor]:
     """Show the first three principal components of the regions' normalised features as red, green and blue.
 
-    All images share the components and their scale: regions of one colour resemble each other, within and across images.
-    Each component is stretched to [0, 1]; one that does not exist or does not vary is 0.5.
+    All images share the components and their scale: regions of one colour resemble each other, within and across
+    images. Each component is stretched to [0, 1]; one that does not exist or does not vary is 0.5.
 
     Args:
         images: at least one image; all features of one width.

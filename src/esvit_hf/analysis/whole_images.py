@@ -63,9 +63,9 @@ class ImageRegions:
 class WholeImages:
     """Turns images of any size into input of a network without cropping.
 
-    The processor of a model usually crops the centre, and what lies outside has no region. Here an image is resized as a
-    whole: its shorter side to the side that the processor gives, both sides rounded to whole regions. Regions divide the
-    image evenly, so that pixels of the image and regions belong together by a plain proportion.
+    The processor of a model usually crops the centre, and what lies outside has no region. Here an image is resized as
+    a whole: its shorter side to the side that the processor gives, both sides rounded to whole regions. Regions divide
+    the image evenly, so that pixels of the image and regions belong together by a plain proportion.
 
     Args:
         backbone: the network, in evaluation mode; it sees one grey image to measure how many pixels a region has.
@@ -80,7 +80,7 @@ class WholeImages:
         self._format = read_input_format(processor)
         height, width = self._format.size
         self._side = min(height, width)
-        _, (rows, columns) = self._run(torch.zeros(1, 3, height, width))
+        _, (rows, columns) = self._run(torch.zeros(1, 3, height, width, device=backbone.model.device))
         self._stride = (round(height / rows), round(width / columns))
 
     def input_size(self, image_size: tuple[int, int], *, detail: int = 1) -> tuple[int, int]:
@@ -100,6 +100,20 @@ class WholeImages:
         )
         return height, width
 
+    def resized(self, image: Image.Image, *, detail: int = 1) -> Tensor:
+        """Resize one image to the network's input.
+
+        Args:
+            image: RGB.
+            detail: as for `input_size`.
+
+        Returns:
+            (3, H, W) uint8.
+        """
+        height, width = self.input_size((image.height, image.width), detail=detail)
+        pixels = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
     def pixel_values(self, image: Image.Image, *, detail: int = 1) -> Tensor:
         """Prepare one image.
 
@@ -108,11 +122,9 @@ class WholeImages:
             detail: as for `input_size`.
 
         Returns:
-            (1, 3, H, W) normalised, on the CPU.
+            (1, 3, H, W) normalised, on the network's device.
         """
-        height, width = self.input_size((image.height, image.width), detail=detail)
-        resized = image.resize((width, height), Image.Resampling.BICUBIC)
-        return self._format.normalise(torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None])
+        return self._format.normalise(self.resized(image, detail=detail)[None].to(self.backbone.model.device))
 
     def regions(self, image: Image.Image, *, detail: int = 1) -> ImageRegions:
         """Compute the features of an image's regions.
@@ -134,7 +146,7 @@ class WholeImages:
     def _run(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Region features (N, C) and the grid of one image."""
         try:
-            output = self.backbone(pixel_values.to(self.backbone.model.device))
+            output = self.backbone(pixel_values)
         except (RuntimeError, AssertionError) as error:
             size = " x ".join(map(str, pixel_values.shape[-2:]))
             raise ValueError(

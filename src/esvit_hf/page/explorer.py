@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
-from torch import Tensor
 
 from ..analysis.attention import query_attention
+from ..analysis.correspondence_figure import draw_correspondence, find_correspondence
 from ..analysis.figures import Picture
 from ..analysis.neighbours import class_name, nearest_images, view_feature
 from ..analysis.region_figures import draw_colours, draw_map, draw_neighbours
@@ -23,7 +23,7 @@ __all__ = ["Explorer", "View"]
 
 MATCHES = 3
 NEIGHBOURS = 9
-EXAMPLES = 20
+EXAMPLES, EXAMPLES_OF_A_CLASS = 20, 2
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,22 @@ class Explorer:
             matches,
         )
 
+    def pairs(self, first: View, second: View) -> Image.Image:
+        """Join the regions of two images that look most alike by lines.
+
+        Args:
+            first: one view.
+            second: another view.
+
+        Returns:
+            The images with lines.
+        """
+        inputs = [self._whole_images.pixel_values(view.image, detail=view.detail) for view in (first, second)]
+        shown = [self._whole_images.resized(view.image, detail=view.detail) for view in (first, second)]
+        return rendered(
+            draw_correspondence(shown[0], shown[1], find_correspondence(self.backbone, inputs[0], inputs[1]))
+        )
+
     def attention(self, view: View, point: tuple[int, int], layer: int, head: int | None) -> Image.Image:
         """Show where the region at a point looks.
 
@@ -141,11 +157,11 @@ class Explorer:
         height, width = pixel_values.shape[-2:]
         x, y = _middle(point)
         place = x * width / view.image.width, y * height / view.image.height
-        maps = query_attention(self.backbone, pixel_values.to(self.backbone.model.device), place, layer).maps
+        maps = query_attention(self.backbone, pixel_values, place, layer).maps
         if head is not None and not 0 <= head < len(maps):
             raise ValueError(f"Block {layer + 1} has {len(maps)} heads: choose one of them.")
         values = maps.mean(dim=0) if head is None else maps[head]
-        return rendered(draw_map(view.image, values, label="attention", point=_middle(point)))
+        return rendered(draw_map(view.image, 100 * values, label="attention to a region (%)", point=_middle(point)))
 
     def colours(self, first: View, second: View) -> tuple[Image.Image, Image.Image]:
         """Show the principal components of the regions of both images in the same colours.
@@ -184,7 +200,7 @@ class Explorer:
         grey = self._whole_images.pixel_values(Image.new("RGB", (64, 64), "grey"))
         try:
             with torch.no_grad():
-                maps = self.backbone.attention_maps(grey.to(self.backbone.model.device))
+                maps = self.backbone.attention_maps(grey)
         except ValueError:
             # Networks without attention, such as ResNet: the page then says so in place of the maps.
             return []
@@ -204,17 +220,14 @@ def _middle(point: tuple[int, int]) -> tuple[float, float]:
 
 
 def _choose_examples(source: ImageSource) -> list[tuple[str, int]]:
-    """Labels and places of a few images, of as many classes as possible."""
-    places: Tensor = torch.arange(len(source))
-    if source.labels is not None:
-        labels = torch.from_numpy(source.labels)
-        # First all first images of a class, then all second ones, ...
-        turn = torch.zeros_like(labels)
-        for label in labels.unique():
-            turn[labels == label] = torch.arange(int((labels == label).sum()))
-        places = torch.argsort(turn * (int(labels.max()) + 1) + labels, stable=True)
-    examples = []
-    for number, place in enumerate(places[:EXAMPLES].tolist(), start=1):
-        name = class_name(source, place)
-        examples.append((f"{number}. {name}" if name else f"{number}. image {place}", place))
-    return examples
+    """Labels and places of a few images: two of each of the first classes, so that there are alike and unlike ones."""
+    if source.labels is None:
+        places = np.unique(np.linspace(0, len(source) - 1, EXAMPLES).astype(np.int64))
+    else:
+        classes = np.unique(source.labels)[: EXAMPLES // EXAMPLES_OF_A_CLASS]
+        places = np.concatenate([np.flatnonzero(source.labels == label)[:EXAMPLES_OF_A_CLASS] for label in classes])
+    names = [class_name(source, place) or f"image {place}" for place in places.tolist()]
+    return [
+        (f"{number}. {name}", place)
+        for number, (name, place) in enumerate(zip(names, places.tolist(), strict=True), start=1)
+    ]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from ..analysis.figures import COLOURS
 from ..data.decoding import UndecodableImageError, finish_image, open_image
 
 __all__ = ["MAX_UPLOAD_MEGABYTES", "MAX_UPLOAD_PIXELS", "marked_picture", "point_of_click", "read_upload"]
@@ -18,7 +19,7 @@ SMALLEST_SIDE = 16
 DISPLAY_SIDE = (384, 1024)
 """Smallest and largest longer side of a displayed picture, in pixels."""
 
-OUTLINE_COLOURS = ("black", "white")
+OUTLINE_COLOURS = ("white", COLOURS[1])
 
 
 def read_upload(path: str | Path) -> Image.Image:
