@@ -112,7 +112,7 @@ def draw_neighbours(query: Image.Image, neighbours: Sequence[Neighbour]) -> Pict
     columns = min(len(panels), _NEIGHBOURS_IN_A_ROW)
     rows = -(-len(panels) // columns)
     with drawing(columns * _NEIGHBOUR_SIDE, rows * (_NEIGHBOUR_SIDE + 0.35)) as picture:
-        grid = picture.figure.subplots(rows, columns, squeeze=False).flat
+        grid = picture.figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
             axes.set_axis_off()
         for axes, (image, title) in zip(grid, panels, strict=False):

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from .whole_images import ImageRegions
 
 __all__ = ["RegionMatch", "region_colours", "similar_regions", "similarity_map"]
+
+# Of normalised features in double precision; less is rounding.
+_SMALLEST_SPAN = 1e-9
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,13 @@ def region_colours(images: Sequence[ImageRegions]) -> list[Tensor]:
     Returns:
         (h, w, 3) in [0, 1] for each image.
     """
-    rows = F.normalize(torch.cat([image.features.flatten(0, 1) for image in images]), dim=1)
-    components = min(3, *rows.shape)
-    projected = torch.from_numpy(PCA(components, svd_solver="full").fit_transform(rows.double().numpy()))
+    rows = F.normalize(torch.cat([image.features.flatten(0, 1) for image in images]).double(), dim=1)
+    centred = rows - rows.mean(dim=0)
+    projected = centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:3].T
     low, span = projected.amin(dim=0), projected.amax(dim=0) - projected.amin(dim=0)
     colours = torch.full((len(rows), 3), 0.5)
-    varies = span > 1e-9
-    colours[:, :components][:, varies] = ((projected - low) / span)[:, varies].float()
+    for component in (span > _SMALLEST_SPAN).nonzero()[:, 0].tolist():
+        colours[:, component] = ((projected[:, component] - low[component]) / span[component]).float()
     parts = colours.split([image.grid[0] * image.grid[1] for image in images])
     return [part.view(*image.grid, 3) for part, image in zip(parts, images, strict=True)]
 

@@ -26,7 +26,7 @@ image 1, or set it with the sliders: the page compares its region with all other
 STYLE = """
 .gradio-container { width: 100% !important; max-width: 1100px !important; margin: 0 auto !important; }
 .image-container { padding-top: 30px; }
-.error { border: 2px solid #b00020; border-radius: 6px; padding: 10px 14px; color: #b00020; background: #fff2f4; }
+.refused { border: 2px solid #b00020; border-radius: 6px; padding: 10px 14px; color: #b00020; background: #fff2f4; }
 #picture-1 img { cursor: crosshair; }
 """
 # Uploads are removed after this many seconds.
@@ -124,7 +124,7 @@ class _Page:
 
     def _add_results(self) -> None:
         heads = self.explorer.heads
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Similar regions"):
                 self.words = gr.HTML(elem_id="words")
                 with gr.Row():
@@ -283,7 +283,7 @@ def _guarded(action: Callable[..., Update], message: gr.HTML) -> Callable[..., U
         try:
             return {message: "", **action(*values)}
         except ValueError as error:
-            return {message: f'<p role="alert" class="error">{html.escape(str(error))}</p>'}
+            return {message: f'<p role="alert" class="refused">{html.escape(str(error))}</p>'}
 
     return guarded
 
