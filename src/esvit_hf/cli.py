@@ -1,4 +1,4 @@
-"""The command `esvit`: convert and export models, pretrain them, evaluate their features."""
+"""The command `esvit`: convert, export and publish models, pretrain them, evaluate their features."""
 
 import json
 import sys
@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from .command_line import report_errors
 from .evaluation.jobs import measure_knn, measure_linear_probe, save_features
 from .zoo.folders import convert_to_file, convert_to_folder
+from .zoo.publish import push_folder
 
 __all__ = ["main"]
 
@@ -23,6 +24,7 @@ _FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
 _HELP = {
     "convert": "Turn a checkpoint of the reference implementation into a model folder, or the other way round.",
     "export": "Write a network as an ONNX file and compare it with PyTorch.",
+    "push": "Publish a model folder on the Hub, checked and in one commit.",
     "pretrain": "Pretrain a vision backbone: esvit pretrain RECIPE.yaml [--field value ...].",
     "knn": "Classify test images by their nearest training images.",
     "linear-probe": "Train a linear classifier on frozen features.",
@@ -45,7 +47,12 @@ def main(command_line: Sequence[str] | None = None) -> int:
         return _pretrain(words[1:])
     arguments = _parser().parse_args(words).as_dict()
     job = arguments["job"]
-    functions: dict[str, Callable[..., dict[str, Any] | None]] = {"convert": _convert, "export": _export, **_FUNCTIONS}
+    functions: dict[str, Callable[..., dict[str, Any] | None]] = {
+        "convert": _convert,
+        "export": _export,
+        "push": push_folder,
+        **_FUNCTIONS,
+    }
     result = functions[job](**arguments[job])
     if result is not None:
         print(json.dumps(result))
@@ -65,6 +72,8 @@ def _parser() -> ArgumentParser:
             _add_convert_arguments(job_parser)
         elif job == "export":
             job_parser.add_function_arguments(_export, as_group=False, as_positional=True)
+        elif job == "push":
+            _add_push_arguments(job_parser)
         jobs.add_subcommand(job, job_parser, help=text)
     return parser
 
@@ -87,6 +96,15 @@ def _add_convert_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--with-heads", action="store_true", help="heads and centres come along")
     parser.add_argument("--to-reference", action="store_true", help="write a checkpoint in the reference's layout")
+
+
+def _add_push_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="output of a run, a conversion, or save_pretrained")
+    parser.add_argument("repo_id", type=str, help="NAME/MODEL on the Hub; made if it does not exist")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--revision", type=str | None, help="branch to commit to, made if it does not exist")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing the branch")
+    parser.add_argument("--dry-run", action="store_true", help="build and check, and send nothing")
 
 
 def _convert(

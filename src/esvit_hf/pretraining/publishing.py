@@ -1,0 +1,161 @@
+"""A run on the Hub: pushes beside the training, the last one after it, and the resume point for another machine."""
+
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from tqdm import tqdm
+
+from esvit_hf.pretraining.arguments import PretrainingArguments
+from esvit_hf.pretraining.checkpoint import complete_checkpoints
+from esvit_hf.pretraining.portable_checkpoint import read_portable, write_portable
+from esvit_hf.zoo.hub_errors import explained
+from esvit_hf.zoo.publish import Publication, prepare_repository, publish, push_command
+
+__all__ = ["RunPublisher", "fetch_resume_point"]
+
+RESUME_FILE = "last-checkpoint/resume_point.safetensors"
+"""Where a repository holds the resume point of a run."""
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class RunPublisher:
+    """The pushes of one run, made by its main process.
+
+    Pushes of `every_save` and `checkpoint` run in a thread of huggingface_hub while training goes on. While one is
+    under way the next is left out: the one after it, or the last, brings what is newest. A push that fails is reported
+    and changes nothing else.
+
+    Args:
+        arguments: the recipe, with `hub_model_id`.
+
+    Raises:
+        ValueError: nobody is logged in or the rights do not suffice, before anything is trained.
+    """
+
+    def __init__(self, arguments: PretrainingArguments) -> None:
+        assert arguments.hub_model_id is not None
+        self.arguments = arguments
+        self.repo_id = arguments.hub_model_id
+        self.stage = arguments.output_dir / ".hub"
+        self.api = HfApi()
+        self.running: Future[None] | None = None
+        prepare_repository(self.repo_id, private=arguments.hub_private_repo)
+
+    def push_beside(self, step: int, export: Callable[[Path], None]) -> None:
+        """Push what there is after a step, in the background, if the strategy asks for it.
+
+        Args:
+            step: optimizer steps done; their checkpoint is saved.
+            export: writes the result so far to a folder; called at once.
+        """
+        if self.arguments.hub_strategy == "end":
+            return
+        if self.running is not None and not self.running.done():
+            tqdm.write(f"step {step} is not pushed: the push before it is still under way")
+            return
+        shutil.rmtree(self.stage, ignore_errors=True)
+        # The card's title is the folder's name.
+        model = self.stage / self.arguments.output_dir.resolve().name
+        model.mkdir(parents=True)
+        export(model)
+        shutil.copyfile(self.arguments.output_dir / METRICS_FILE, model / METRICS_FILE)
+        self._keep_checkpoint()
+        self.running = self.api.run_as_future(self._push, model, step)
+
+    def finish(self, step: int, *, interrupted: bool) -> None:
+        """Wait for the push under way, then push the result of the run; say how to do it by hand if that fails.
+
+        Args:
+            step: optimizer steps done.
+            interrupted: a signal ended the run; strategy `end` then has nothing to push.
+        """
+        try:
+            if self.running is not None:
+                self.running.result()
+            if interrupted and self.arguments.hub_strategy == "end":
+                self._say_how_to_push("the run was interrupted and is not pushed")
+                return
+            shutil.rmtree(self.stage, ignore_errors=True)
+            self._keep_checkpoint()
+            made = self._publish(self.arguments.output_dir, step, load=True)
+            tqdm.write(f"pushed to {made.url}, commit {made.commit}")
+        except (ValueError, OSError) as error:
+            self._say_how_to_push(f"the result could not be pushed: {error}")
+        except KeyboardInterrupt:
+            self._say_how_to_push("the push was interrupted")
+            raise
+        finally:
+            shutil.rmtree(self.stage, ignore_errors=True)
+
+    def _keep_checkpoint(self) -> None:
+        """Keep the newest checkpoint for the push: the run may remove its own in the meantime."""
+        checkpoints = complete_checkpoints(self.arguments.output_dir / "checkpoints")
+        if self.arguments.hub_strategy == "checkpoint" and checkpoints:
+            shutil.copytree(checkpoints[-1], self.stage / checkpoints[-1].name, copy_function=_link_or_copy)
+
+    def _push(self, model: Path, step: int) -> None:
+        try:
+            made = self._publish(model, step, load=False)
+            tqdm.write(f"step {step} is pushed to {made.url}, commit {made.commit}")
+        except (ValueError, OSError) as error:
+            tqdm.write(
+                f"step {step} could not be pushed: {error}; training goes on, and so does pushing at later saves"
+            )
+
+    def _publish(self, model: Path, step: int, *, load: bool) -> Publication:
+        resume_point = self.stage / Path(RESUME_FILE).name
+        kept = complete_checkpoints(self.stage)
+        if kept:
+            write_portable(kept[-1], resume_point)
+        return publish(
+            model,
+            self.repo_id,
+            private=self.arguments.hub_private_repo,
+            extra_files={RESUME_FILE: resume_point} if kept else {},
+            load=load,
+            message=f"Pretraining, step {step}",
+        )
+
+    def _say_how_to_push(self, reason: str) -> None:
+        command = push_command(self.arguments.output_dir, self.repo_id, private=self.arguments.hub_private_repo)
+        tqdm.write(f"{reason}; it is in {self.arguments.output_dir}, push it with: {command}")
+
+
+def fetch_resume_point(arguments: PretrainingArguments) -> None:
+    """Bring the resume point of a run from the Hub, unless this machine has one of its own.
+
+    Args:
+        arguments: the recipe.
+
+    Raises:
+        ValueError: the repository has none, is not readable, or what it has is no resume point.
+    """
+    folder = arguments.output_dir / "checkpoints"
+    if arguments.hub_model_id is None or complete_checkpoints(folder):
+        return
+    repo_id = arguments.hub_model_id
+    with explained(repo_id):
+        try:
+            resume_point = hf_hub_download(repo_id, RESUME_FILE)
+            metrics = hf_hub_download(repo_id, METRICS_FILE)
+        except EntryNotFoundError as error:
+            raise ValueError(
+                f"{repo_id} has no {RESUME_FILE} that can be reached: it is there after a run with --hub_strategy "
+                "checkpoint; start without --resume"
+            ) from error
+    read_portable(Path(resume_point), folder)
+    shutil.copyfile(metrics, arguments.output_dir / METRICS_FILE)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    # Files of a checkpoint are never changed, so a second name keeps them; not every file system has second names.
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
