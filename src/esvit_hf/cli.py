@@ -1,4 +1,4 @@
-"""The command `esvit`: convert, export and publish models, pretrain them, evaluate their features."""
+"""The command `esvit`: convert, export and publish models, list the zoo, pretrain, evaluate features."""
 
 import json
 import sys
@@ -10,7 +10,10 @@ from jsonargparse import ArgumentParser
 
 from .command_line import report_errors
 from .evaluation.jobs import measure_knn, measure_linear_probe, save_features
+from .zoo.build import build_folder
+from .zoo.entry_cards import write_cards
 from .zoo.folders import convert_to_file, convert_to_folder
+from .zoo.listing import list_entries
 from .zoo.publish import push_folder
 
 __all__ = ["main"]
@@ -21,6 +24,12 @@ _FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "linear-probe": measure_linear_probe,
     "features": save_features,
 }
+# What `esvit zoo` does beside listing.
+_ZOO_FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {"build": build_folder, "cards": write_cards}
+_ZOO_HELP = {
+    "build": "Turn a released checkpoint of the authors into a Hub folder.",
+    "cards": "Write the cards of all entries.",
+}
 _HELP = {
     "convert": "Turn a checkpoint of the reference implementation into a model folder, or the other way round.",
     "export": "Write a network as an ONNX file and compare it with PyTorch.",
@@ -29,6 +38,7 @@ _HELP = {
     "knn": "Classify test images by their nearest training images.",
     "linear-probe": "Train a linear classifier on frozen features.",
     "features": "Save a feature row for every image of a data set.",
+    "zoo": "List the checkpoints of the zoo, or build the Hub folder of one.",
 }
 
 
@@ -50,6 +60,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     functions: dict[str, Callable[..., dict[str, Any] | None]] = {
         "convert": _convert,
         "export": _export,
+        "zoo": _zoo,
         "push": push_folder,
         **_FUNCTIONS,
     }
@@ -72,9 +83,14 @@ def _parser() -> ArgumentParser:
             _add_convert_arguments(job_parser)
         elif job == "export":
             job_parser.add_function_arguments(_export, as_group=False, as_positional=True)
+        elif job == "zoo":
+            job_parser.add_function_arguments(list_entries, as_group=False, skip={"json"})
+            job_parser.add_argument("--json", action="store_true", help="one JSON object in place of a table")
         elif job == "push":
             _add_push_arguments(job_parser)
         jobs.add_subcommand(job, job_parser, help=text)
+        if job == "zoo":
+            _add_zoo_actions(job_parser)
     return parser
 
 
@@ -161,6 +177,20 @@ def _export(model: str, output: Path, *, image_size: int | list[int] | None = No
         "outputs": list(written.outputs),
         "largest_difference": written.largest_difference,
     }
+
+
+def _add_zoo_actions(parser: ArgumentParser) -> None:
+    actions = parser.add_subcommands(required=False, dest="action")
+    for action, text in _ZOO_HELP.items():
+        action_parser = ArgumentParser(description=text, exit_on_error=False, allow_abbrev=False)
+        action_parser.add_function_arguments(_ZOO_FUNCTIONS[action], as_group=False, as_positional=True)
+        actions.add_subcommand(action, action_parser, help=text)
+
+
+def _zoo(action: str | None = None, **arguments: Any) -> dict[str, Any] | None:
+    if action is None:
+        return list_entries(**arguments)
+    return _ZOO_FUNCTIONS[action](**arguments[action])
 
 
 def _pretrain(words: Sequence[str]) -> int:

@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModel
 from esvit_hf import EsvitSwinBackbone
 from esvit_hf.evaluation.jobs import measure_linear_probe
 from esvit_hf.pretraining import parse_arguments, pretrain
+from esvit_hf.zoo.cards import check_card
 
 ROOT = Path(__file__).parents[2]
 FASHION_MNIST = ROOT / "examples" / "data" / "fashion_mnist"
@@ -82,6 +83,8 @@ def test_a_run_leaves_a_loadable_teacher(tmp_path):
     assert [tuple(feature_map.shape[1:]) for feature_map in maps] == [(8, 8, 8), (16, 4, 4)]
     card = (tmp_path / "README.md").read_text()
     assert "AutoModel.from_pretrained" in card and "knn20_top1" in card and "embed_dim: 8" in card
+    assert str(tmp_path) not in card
+    check_card(tmp_path)
     repeated = parse_arguments([str(tmp_path / "recipe.yaml")])
     assert repeated.views == small_run(tmp_path).views
 

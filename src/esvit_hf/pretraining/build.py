@@ -32,13 +32,18 @@ class DistillationParts:
     centres: nn.ModuleDict
 
 
+def starts_from_scratch(arguments: PretrainingArguments) -> bool:
+    """Say whether the recipe's model is a type to build, not a folder or Hub name with weights."""
+    return arguments.model in CONFIG_MAPPING and not Path(arguments.model).exists()
+
+
 def build_backbone(arguments: PretrainingArguments) -> RegionBackbone:
     """Build the recipe's backbone: a model type with random weights, or a folder or Hub name with its weights.
 
     Raises:
         ValueError: if the name is neither, or a configuration field does not exist.
     """
-    if arguments.model not in CONFIG_MAPPING or Path(arguments.model).exists():
+    if not starts_from_scratch(arguments):
         return load_backbone(
             arguments.model,
             revision=arguments.revision,
@@ -92,8 +97,7 @@ def build_parts(arguments: PretrainingArguments) -> DistillationParts:
 
 def load_heads(arguments: PretrainingArguments, student: DistillationNetwork, centres: nn.ModuleDict) -> None:
     """Load heads and centres from the starting checkpoint: each task that it brings, completely."""
-    from_scratch = arguments.model in CONFIG_MAPPING and not Path(arguments.model).exists()
-    path = None if from_scratch else find_heads(arguments.model, arguments.revision)
+    path = None if starts_from_scratch(arguments) else find_heads(arguments.model, arguments.revision)
     if path is None:
         return
     saved = read_heads(path)
