@@ -1,4 +1,7 @@
-"""A Hub on this machine: a real HTTP server with the requests that huggingface_hub sends, and faults on demand."""
+"""A Hub on this machine: a real HTTP server with the requests that huggingface_hub sends, and faults on demand.
+
+Large files go through LFS as the client sends them when HF_HUB_DISABLE_XET is set; Xet has a protocol of its own.
+"""
 
 import base64
 import hashlib
@@ -191,7 +194,7 @@ class Handler(BaseHTTPRequestHandler):
             status, headers = refusal.status, {"X-Error-Message": str(refusal), **refusal.headers}
             if refusal.code:
                 headers["X-Error-Code"] = refusal.code
-            content = json.dumps({"error": str(refusal)}).encode()
+            content = json.dumps({"error": str(refusal), "url": self.server.url}).encode()
         if fault is not None and fault.cut == "answer":
             return self.hang_up()
         self.send_response(status)

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +28,7 @@ from esvit_hf.pretraining.checkpoint import Progress, find_checkpoint, save_chec
 from esvit_hf.pretraining.ema import set_teacher_mode
 from esvit_hf.pretraining.export import export_run, make_processor, recipe_yaml
 from esvit_hf.pretraining.monitor import CollapseMonitor, check_finite, teacher_entropy
+from esvit_hf.pretraining.publishing import RunPublisher, fetch_resume_point
 from esvit_hf.pretraining.step import DistillationStep, LossValues, StepSchedules
 
 
@@ -119,7 +120,11 @@ class Pretraining:
 
     def __init__(self, arguments: PretrainingArguments) -> None:
         self.arguments = arguments
+        self.accelerator = make_accelerator(arguments)
+        pushes = arguments.push_to_hub and self.accelerator.is_main_process
+        self.publisher = RunPublisher(arguments) if pushes else None
         if arguments.resume:
+            fetch_resume_point(arguments, self.accelerator)
             self.checkpoint: Path | None = find_checkpoint(arguments.output_dir)
         else:
             self.checkpoint = None
@@ -127,7 +132,6 @@ class Pretraining:
         self.knn_source = self.load_source(arguments.knn_split) if arguments.knn_every_epochs else None
         if self.knn_source is not None:
             shared_labels(self.source, self.knn_source)
-        self.accelerator = make_accelerator(arguments)
         self.total_batch = arguments.batch_size * arguments.accumulation_steps * self.accelerator.num_processes
         if self.total_batch > len(self.source):
             raise ValueError(
@@ -207,16 +211,11 @@ class Pretraining:
         interrupted = self.progress.step < self.total_steps
         self.save()
         if accelerator.is_main_process:
-            export_run(
-                arguments,
-                self.step.teacher,
-                self.step.centres,
-                steps=self.progress.step,
-                total_batch=self.total_batch,
-                metrics=self.log.last,
-            )
+            self.export(output)
         accelerator.wait_for_everyone()
         accelerator.end_training()
+        if self.publisher is not None:
+            self.publisher.finish(self.progress.step, interrupted=interrupted)
         return PretrainingResult(output, self.progress.step, interrupted, self.log.last)
 
     def train_step(self, batches: Iterator[CropBatch], bar: Any) -> None:
@@ -245,6 +244,19 @@ class Pretraining:
             self.evaluate_knn()
         if arguments.checkpoint_steps and self.progress.step % arguments.checkpoint_steps == 0:
             self.save()
+            if self.publisher is not None and self.progress.step < self.total_steps:
+                self.publisher.push_beside(self.progress.step, self.export)
+
+    def export(self, folder: Path) -> None:
+        """Write the teacher as it is now, with all that belongs to it, to a folder."""
+        export_run(
+            replace(self.arguments, output_dir=folder),
+            self.step.teacher,
+            self.step.centres,
+            steps=self.progress.step,
+            total_batch=self.total_batch,
+            metrics=self.log.last,
+        )
 
     def report_broken(self, batch: CropBatch) -> None:
         """Name the images of a batch that could not be decoded, and count them."""

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
+from accelerate import Accelerator
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.utils import disable_progress_bars
 from tqdm import tqdm
 
 from esvit_hf.pretraining.arguments import PretrainingArguments
@@ -45,6 +47,8 @@ class RunPublisher:
         self.stage = arguments.output_dir / ".hub"
         self.api = HfApi()
         self.running: Future[None] | None = None
+        # The bars of uploads would tear that of the training.
+        disable_progress_bars()
         prepare_repository(self.repo_id, private=arguments.hub_private_repo)
 
     def push_beside(self, step: int, export: Callable[[Path], None]) -> None:
@@ -127,19 +131,23 @@ class RunPublisher:
         tqdm.write(f"{reason}; it is in {self.arguments.output_dir}, push it with: {command}")
 
 
-def fetch_resume_point(arguments: PretrainingArguments) -> None:
-    """Bring the resume point of a run from the Hub, unless this machine has one of its own.
+def fetch_resume_point(arguments: PretrainingArguments, accelerator: Accelerator) -> None:
+    """Bring the resume point of a run from the Hub, unless there is one here; one process does it for all.
 
     Args:
         arguments: the recipe.
+        accelerator: the process's accelerator.
 
     Raises:
         ValueError: the repository has none, is not readable, or what it has is no resume point.
     """
     folder = arguments.output_dir / "checkpoints"
-    if arguments.hub_model_id is None or complete_checkpoints(folder):
-        return
-    repo_id = arguments.hub_model_id
+    if accelerator.is_main_process and arguments.hub_model_id is not None and not complete_checkpoints(folder):
+        _fetch(arguments.hub_model_id, folder)
+    accelerator.wait_for_everyone()
+
+
+def _fetch(repo_id: str, folder: Path) -> None:
     with explained(repo_id):
         try:
             resume_point = hf_hub_download(repo_id, RESUME_FILE)
@@ -150,7 +158,7 @@ def fetch_resume_point(arguments: PretrainingArguments) -> None:
                 "checkpoint; start without --resume"
             ) from error
     read_portable(Path(resume_point), folder)
-    shutil.copyfile(metrics, arguments.output_dir / METRICS_FILE)
+    shutil.copyfile(metrics, folder.parent / METRICS_FILE)
 
 
 def _link_or_copy(source: str, target: str) -> None:
