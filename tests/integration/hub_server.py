@@ -194,7 +194,7 @@ class Handler(BaseHTTPRequestHandler):
             status, headers = refusal.status, {"X-Error-Message": str(refusal), **refusal.headers}
             if refusal.code:
                 headers["X-Error-Code"] = refusal.code
-            content = json.dumps({"error": str(refusal), "url": self.server.url}).encode()
+            content = json.dumps({"error": str(refusal), "url": f"{self.server.url}/{OWNER}/taken"}).encode()
         if fault is not None and fault.cut == "answer":
             return self.hang_up()
         self.send_response(status)
@@ -303,9 +303,11 @@ def preupload(request: Handler, body: bytes, repo_id: str, revision: str) -> Ans
 
 
 def lfs_batch(request: Handler, body: bytes, repo_id: str) -> Answer:
-    request.repository(repo_id, write=True)
+    asked = json.loads(body)
+    # Without a branch it is for a pull request, which anyone may open.
+    request.repository(repo_id, write="ref" in asked)
     objects = []
-    for file in json.loads(body)["objects"]:
+    for file in asked["objects"]:
         answer: dict[str, Any] = {"oid": file["oid"], "size": file["size"]}
         if file["oid"] not in request.server.stored:
             answer["actions"] = {"upload": {"href": f"{request.server.url}/storage/{file['oid']}"}}
