@@ -5,6 +5,7 @@ the rest of their structure JSON; reading makes the same files again.
 """
 
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -63,7 +64,7 @@ def read_portable(path: Path, folder: Path) -> Path:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         name, structures = metadata["checkpoint"], json.loads(metadata["files"])
         contents = {file_name: _put_together(structure, tensors) for file_name, structure in structures.items()}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no readable resume point ({error!r}): start without --resume") from error
     # What comes from elsewhere must not choose where it is written.
     if not _CHECKPOINT_NAME.fullmatch(name) or not all(_FILE_NAME.fullmatch(file_name) for file_name in contents):
@@ -83,7 +84,10 @@ def _read(file: Path) -> Any:
         return load_file(file)
     if file.suffix == ".json":
         return json.loads(file.read_text())
-    return load(file, map_location="cpu", weights_only=True)
+    try:
+        return load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{file} holds more than tensors and plain values, or is damaged: it cannot travel") from error
 
 
 def _write(content: Any, file: Path) -> None:
