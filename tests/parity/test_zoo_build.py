@@ -129,12 +129,18 @@ def small_checkpoint(
 
 
 def test_a_folder_is_built_and_its_card_runs_elsewhere(
-    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / SMALL.name
     report = build(SMALL, small_checkpoint, folder, capsys)
     assert_is_the_record(SMALL, report, folder)
     assert_the_card_runs_elsewhere(folder)
+    # The card's other lines, with this package.
+    _, with_the_package = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"image": Image.open("image.png")}
+    exec(with_the_package, names)
+    assert torch.equal(names["outputs"].pooler_output, load_file("out.st")["pooled"])
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,18 @@
 """Model cards: generated, true to their records, accepted by the library, and refused when they are damaged."""
 
+import copy
 import re
 import shlex
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from transformers import CONFIG_MAPPING
 
@@ -152,7 +157,7 @@ def test_a_good_card_passes(folder: Path) -> None:
         ("    metrics:\n", "    extra: 1\n    metrics:\n", "model-index is not what the library writes"),
         ("---\ndatasets", "--\ndatasets", "does not start with metadata"),
         ("library_name: transformers", "library_name: [", "metadata of .* cannot be read"),
-        ("tags:\n", "extra: " + "x" * 60_000 + "\ntags:\n", "the metadata have 6.... bytes, more than 50000"),
+        ("tags:\n", "extra: " + "x" * 60_000 + "\ntags:\n", "the metadata of .* have 6.... bytes, more than 50000"),
         ("## Use", "![f](f.png)", "it shows f.png, which is not in the folder"),
         ("Nothing yet", "Much", "it does not say what measurements.json and the figures"),
     ],
@@ -169,8 +174,39 @@ def test_a_damaged_card_is_refused_in_one_line(folder: Path, old: str, new: str,
 def test_a_missing_card_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no readable card"):
         check_card(tmp_path)
-    with pytest.raises(ValueError, match="has no README.md"):
+    with pytest.raises(ValueError, match="is no readable card"):
         update_card(tmp_path)
+
+
+METADATA = ModelCard(str(make_card(entry_facts(ENTRY)))).data.to_dict()
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda values: st.lists(values, max_size=2) | st.dictionaries(st.text(max_size=8), values, max_size=2),
+    max_leaves=4,
+)
+
+
+def places_of(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """All places in nested metadata."""
+    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [path, *(place for key, value in inside for place in places_of(value, (*path, key)))]
+
+
+@settings(max_examples=100, deadline=None)
+@given(place=st.sampled_from(places_of(METADATA)[1:]), value=VALUES)
+def test_whatever_stands_in_the_metadata_is_passed_or_refused(place: tuple[Any, ...], value: Any) -> None:
+    metadata = copy.deepcopy(METADATA)
+    node: Any = metadata
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "README.md"
+        path.write_text(f"---\n{yaml.safe_dump(metadata)}---\n# Title\n", encoding="utf-8")
+        try:
+            check_card(Path(folder))
+        except ValueError as error:
+            assert "\n" not in str(error)
 
 
 def test_a_card_follows_the_measurements_and_figures(folder: Path) -> None:
@@ -189,10 +225,37 @@ def test_a_card_follows_the_measurements_and_figures(folder: Path) -> None:
     data: Any = ModelCard(text).data
     assert [result.metric_value for result in data.eval_results] == [78.0, 75.7, 61.25]
     assert [result.source_url is None for result in data.eval_results] == [False, False, True]
-    # Measured again: the old number goes.
-    write_measurements([replace(ON_OTHER_DATA, value=62.5)], folder / MEASUREMENTS_FILE)
+    # Measured again, on something else: the old number goes.
+    write_measurements([replace(ON_OTHER_DATA, dataset="user/fish", value=62.5)], folder / MEASUREMENTS_FILE)
     update_card(folder)
-    assert "61.25" not in (folder / "README.md").read_text()
+    text = (folder / "README.md").read_text()
+    assert "61.25" not in text and "user/birds, test" not in text
+    again: Any = ModelCard(text).data
+    assert [result.metric_value for result in again.eval_results] == [78.0, 75.7, 62.5]
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+RECORDS = st.builds(Measurement, WORDS, WORDS, WORDS, WORDS, st.floats(0, 100), WORDS, WORDS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(records=st.lists(RECORDS, max_size=3))
+def test_any_measurements_come_into_the_card_and_back(records: list[Measurement]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_card(folder, entry_facts(ENTRY))
+        write_measurements(records, folder / MEASUREMENTS_FILE)
+        update_card(folder)
+        check_card(folder)
+        content = (folder / "README.md").read_text()
+        update_card(folder)
+        assert (folder / "README.md").read_text() == content
+        data: Any = ModelCard(content).data
+        measured = [result.metric_value for result in data.eval_results if result.source_url is None]
+        assert sorted(measured) == sorted(record.value for record in records)
+        rows = [line for line in content.partition("Measured here")[2].splitlines() if line.startswith("| ")]
+        assert len(rows) == (len(records) + 1 if records else 0)
+        assert all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
 
 
 def test_numbers_of_our_own_are_never_under_the_authors_name(folder: Path) -> None:

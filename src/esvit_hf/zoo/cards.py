@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class CardFacts:
         has_heads: whether the heads of pretraining are in the folder.
         reported: numbers of others; the first are those of exactly these weights.
         reported_url: where they stand.
-        reported_remark: what else a reader of them has to know.
+        reported_remark: how they were measured, and what else a reader of them has to know.
     """
 
     title: str
@@ -163,9 +163,7 @@ def update_card(folder: Path, name: str | None = None) -> None:
         ValueError: there is no card of this package, or the measurements are unreadable.
     """
     path = folder / CARD_FILE
-    if not path.is_file():
-        raise ValueError(f"{folder} has no {CARD_FILE}: write the card of the model first")
-    card = ModelCard(path.read_text(encoding="utf-8"))
+    card, _ = _read_card(path)
     data = _data(card)
     text = replace_section(card.text, "measured", _measured_section(folder), path)
     if name is not None:
@@ -189,6 +187,14 @@ def check_card(folder: Path) -> None:
             or it differs from the folder's measurements.
     """
     path = folder / CARD_FILE
+    card, metadata = _read_card(path)
+    problems = [*_metadata_problems(metadata, _data(card)), *_text_problems(card.text, folder)]
+    if problems:
+        raise ValueError(f"{path}: {'; '.join(problems)}")
+
+
+def _read_card(path: Path) -> tuple[ModelCard, dict[str, Any]]:
+    """Read a card and, as they stand in the file, its metadata."""
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
@@ -196,16 +202,12 @@ def check_card(folder: Path) -> None:
     block = REGEX_YAML_BLOCK.search(content)
     if block is None:
         raise ValueError(f"{path} does not start with metadata between two lines of ---: write the card again")
-    try:
-        metadata = yaml.safe_load(block[2])
-        card = ModelCard(content)
-    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(f"the metadata of {path} cannot be read: {error}") from error
-    problems = [*_metadata_problems(metadata or {}, _data(card)), *_text_problems(card.text, folder)]
     if (size := len(block[2].encode())) > _LARGEST_METADATA:
-        problems.append(f"the metadata have {size} bytes, more than {_LARGEST_METADATA}")
-    if problems:
-        raise ValueError(f"{path}: {'; '.join(problems)}")
+        raise ValueError(f"the metadata of {path} have {size} bytes, more than {_LARGEST_METADATA}: shorten them")
+    try:
+        return ModelCard(content), yaml.safe_load(block[2]) or {}
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ValueError(f"the metadata of {path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _metadata_problems(metadata: Mapping[str, Any], data: ModelCardData) -> Iterator[str]:
@@ -241,7 +243,7 @@ def _result_problems(model_index: Any, data: ModelCardData) -> Iterator[str]:
     results = data.eval_results or []
     if not results:
         yield "model-index has no results"
-    elif eval_results_to_model_index(str(data.model_name), results) != model_index:
+    elif _model_index(data.model_name, results) != model_index:
         yield "model-index is not what the library writes for its results: names, sources or data sets are mixed up"
     for result in results:
         name = result.metric_name or result.metric_type
@@ -249,8 +251,16 @@ def _result_problems(model_index: Any, data: ModelCardData) -> Iterator[str]:
             yield f"the value of {name} is {result.metric_value!r}, not a number"
         if result.verified:
             yield f"{name} claims to be verified, which only the Hub can do"
-        if result.source_url is not None and not result.source_url.startswith(("https://", "http://")):
+        if result.source_url is not None and not str(result.source_url).startswith(("https://", "http://")):
             yield f"the source of {name} is {result.source_url!r}, not an address"
+
+
+def _model_index(name: str | None, results: list[EvalResult]) -> list[dict[str, Any]] | None:
+    try:
+        return eval_results_to_model_index(str(name), results)
+    except TypeError:
+        # A list where a word belongs: the results cannot even be told apart.
+        return None
 
 
 def _text_problems(text: str, folder: Path) -> Iterator[str]:
@@ -310,7 +320,16 @@ def _use_variables(name: str, pipeline_tag: str | None) -> dict[str, Any]:
 
 
 def _measured_variables(measurements: Sequence[Measurement], figures: Sequence[str]) -> dict[str, Any]:
-    return {"measurements": list(measurements), "figures": list(figures)}
+    rows = [{name: _cell(value) for name, value in asdict(row).items() if name != "command"} for row in measurements]
+    commands = dict.fromkeys("\n".join(row.command.splitlines()) for row in measurements)
+    return {"measurements": rows, "commands": list(commands), "figures": list(figures)}
+
+
+def _cell(value: str | float) -> str:
+    """Write a value so that it stays one cell of a Markdown table."""
+    if isinstance(value, str):
+        return " ".join(value.split()).replace("|", "\\|")
+    return str(round(value, 3))
 
 
 def _data(card: ModelCard) -> ModelCardData:

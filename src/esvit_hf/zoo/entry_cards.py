@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from .architectures import SWIN_TINY_W7
+from .architectures import RESNET_50, SWIN_TINY_W7
 from .cards import CardFacts, ReportedAccuracies, make_card, replace_section
 from .entries import AUTHORS_COMMIT, AUTHORS_REPOSITORY, ENTRIES, Release, ZooEntry
 from .training_data import IMAGENET_1K
@@ -15,6 +15,16 @@ __all__ = ["entry_facts", "released_table", "write_cards"]
 _AUTHORS_URL = f"https://github.com/{AUTHORS_REPOSITORY}/tree/{AUTHORS_COMMIT}"
 # The authors trained on 16 devices; their batch is 16 times that of the recipe's processes.
 _PROCESSES = 16
+# How the authors' code measures; for a ResNet it has no linear probe.
+_LINEAR_PROBE = (
+    "Linear probe: one linear layer on the frozen features of the last four blocks, 100 epochs of SGD with random "
+    "crops and flips, the learning rate chosen for each checkpoint."
+)
+_UNKNOWN_LINEAR_PROBE = "Linear probe: the authors' code has none for a ResNet, so that its details are not known."
+_KNN = (
+    "k-NN: votes of the most similar images by cosine, weighted by exp(similarity / 0.07), for 10, 20, 100 and 200 of "
+    "them. Test images: shorter side to 256 pixels, centre crop of 224."
+)
 # What the recipe of the paper's Swin-T says.
 _RECIPE_BATCH, _RECIPE_EPOCHS = 512, 300
 
@@ -38,7 +48,7 @@ def entry_facts(entry: ZooEntry) -> CardFacts:
     if release is None:
         remark = "The run, in this project's repository:"
     else:
-        remark = f"A run of esvit-hf with the same network, data and facts, in its repository, on {_PROCESSES} devices:"
+        remark = f"The same with esvit-hf, in its repository, on {_PROCESSES} devices:"
         summary += (
             f" The weights are those of the teacher in the authors' `{release.file}`, under the names that esvit-hf "
             "gives them: no value was changed."
@@ -60,7 +70,7 @@ def entry_facts(entry: ZooEntry) -> CardFacts:
         has_heads=True,
         reported=_reported(release),
         reported_url=_AUTHORS_URL if release else "",
-        reported_remark=_reported_remark(release),
+        reported_remark=_reported_remark(entry),
     )
 
 
@@ -108,12 +118,15 @@ def _reported(release: Release | None) -> list[ReportedAccuracies]:
     ]
 
 
-def _reported_remark(release: Release | None) -> str:
+def _reported_remark(entry: ZooEntry) -> str:
+    release = entry.release
     if release is None:
         return ""
-    linear = f", of the linear probe to epoch {release.linear_epoch}" if release.linear_epoch else ""
-    epochs = f"The authors' log of the k-NN number belongs to epoch {release.knn_epoch}{linear}, as their names say."
-    return f"{epochs} {release.remark}".strip()
+    linear = _UNKNOWN_LINEAR_PROBE if entry.architecture is RESNET_50 else _LINEAR_PROBE
+    epochs = f"The name of the authors' k-NN log says epoch {release.knn_epoch}"
+    if release.linear_epoch:
+        epochs += f", that of their log of the linear probe epoch {release.linear_epoch}"
+    return "\n\n".join([linear, _KNN, f"{epochs}. {release.remark}".strip()])
 
 
 def _license_remark(entry: ZooEntry) -> str:
