@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from esvit_hf.analysis.figures import plot_training
+from esvit_hf.analysis.training_curves import plot_training
 from esvit_hf.backbones import RegionBackbone, load_backbone
 from esvit_hf.command_line import report_errors
 from esvit_hf.data.sources import load_image_source
@@ -80,7 +80,7 @@ def main() -> int:
     networks = {"random network": build_backbone(arguments), "teacher": load_backbone(str(arguments.output_dir))}
     table = {name: evaluate(backbone, arguments) for name, backbone in networks.items()}
     figure = arguments.output_dir / "training.png"
-    plot_training(arguments.output_dir / "metrics.jsonl", figure, arguments.num_prototypes)
+    plot_training(arguments.output_dir / "metrics.jsonl", arguments.num_prototypes).save(figure)
     record(arguments, table["teacher"])
     print(f"\n{'top-1 on the test images (%)':<30}{f'k-NN (k = {NEIGHBOURS})':>16}{'linear probe':>16}")
     for name, row in table.items():

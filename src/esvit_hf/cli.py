@@ -8,8 +8,11 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
+from .analysis.jobs import save_attention, save_correspondence
 from .command_line import report_errors
+from .evaluation.evaluate_job import evaluate
 from .evaluation.jobs import measure_knn, measure_linear_probe, save_features
+from .evaluation.transfer import measure_transfer
 from .zoo.build import build_folder
 from .zoo.entry_cards import write_cards
 from .zoo.folders import convert_to_file, convert_to_folder
@@ -23,6 +26,10 @@ _FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "knn": measure_knn,
     "linear-probe": measure_linear_probe,
     "features": save_features,
+    "evaluate": evaluate,
+    "correspond": save_correspondence,
+    "attention": save_attention,
+    "transfer": measure_transfer,
 }
 # What `esvit zoo` does beside listing.
 _ZOO_FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {"build": build_folder, "cards": write_cards}
@@ -38,6 +45,10 @@ _HELP = {
     "knn": "Classify test images by their nearest training images.",
     "linear-probe": "Train a linear classifier on frozen features.",
     "features": "Save a feature row for every image of a data set.",
+    "evaluate": "Evaluate a vision model with several protocols, and write a report with figures.",
+    "correspond": "Draw the regions of two images that look most alike.",
+    "attention": "Draw where each attention head looks from a point of an image.",
+    "transfer": "Transfer one or two models to many data sets by logistic regression, and write a table.",
     "zoo": "List the checkpoints of the zoo, or build the Hub folder of one.",
 }
 
@@ -77,7 +88,10 @@ def _parser() -> ArgumentParser:
     jobs = parser.add_subcommands(required=True, dest="job")
     for job, text in _HELP.items():
         job_parser = ArgumentParser(description=text, exit_on_error=False, allow_abbrev=False)
-        if job in _FUNCTIONS:
+        if job == "transfer":
+            job_parser.add_argument("models", nargs="+", type=str, help="one or two Hub names or folders of models")
+            job_parser.add_function_arguments(measure_transfer, as_group=False, skip={"models"})
+        elif job in _FUNCTIONS:
             job_parser.add_function_arguments(_FUNCTIONS[job], as_group=False, as_positional=True)
         elif job == "convert":
             _add_convert_arguments(job_parser)

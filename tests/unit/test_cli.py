@@ -350,7 +350,9 @@ def test_wrong_words(words: list[str], message: str, call: Call) -> None:
     assert message in refused(call(*words))
 
 
-@pytest.mark.parametrize("job", [[], ["convert"], ["export"], ["knn"], ["linear-probe"], ["features"], ["pretrain"]])
+@pytest.mark.parametrize(
+    "job", [[], ["convert"], ["export"], ["knn"], ["linear-probe"], ["features"], ["evaluate"], ["pretrain"]]
+)
 def test_help(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*job, "--help"])
