@@ -10,7 +10,7 @@ from hub_server import READER_TOKEN, TOKEN, HubServer
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 
-from esvit_hf.cli import main
+from esvit_hf.cli import _parser, main
 from esvit_hf.zoo.fresh_process import check_loads
 from esvit_hf.zoo.publish import publish
 
@@ -71,6 +71,25 @@ def test_a_dry_run_sends_nothing(hub: HubServer, run_folder: Path, monkeypatch: 
     monkeypatch.delenv("HF_TOKEN")
     assert set(publish(run_folder, REPO, dry_run=True, load=False).files) == SENT
     assert hub.requests == []
+
+
+def test_small_files_travel_inside_the_commit(hub: HubServer, run_folder: Path) -> None:
+    hub.large_files = False
+    publish(run_folder, REPO, load=False)
+    assert set(hub.files(REPO)) == SENT and "lfs_batch" not in hub.routes()
+
+
+def test_words_of_the_command() -> None:
+    flags = ["--private", "--create-pr", "--dry-run", "--revision", "v1"]
+    given = _parser().parse_args(["push", "folder", REPO, *flags]).as_dict()["push"]
+    assert given == {
+        "folder": Path("folder"),
+        "repo_id": REPO,
+        "private": True,
+        "create_pr": True,
+        "dry_run": True,
+        "revision": "v1",
+    }
 
 
 @pytest.mark.parametrize("repo_id", ["model", "a/b/c", "someone/mod el", "someone/-x", "someone/x--y", "datasets/a/b"])
@@ -178,7 +197,9 @@ LASTING = [
     ("commit", {"status": 404}, "404.*name"),
     ("commit", {"status": 409}, "409.*wait a moment"),
     ("commit", {"status": 412}, "412.*in the meantime"),
-    ("commit", {"status": 429, "headers": {"Retry-After": "1"}}, "429.*wait 1 seconds"),
+    pytest.param(
+        "commit", {"status": 429, "headers": {"Retry-After": "1"}}, "429.*wait 1 seconds", marks=pytest.mark.slow
+    ),
     ("commit", {"status": 500}, "500.*in some minutes"),
     ("commit", {"cut": "request"}, "connection.*check the network"),
     pytest.param("preupload", {"status": 500}, "500.*in some minutes", marks=pytest.mark.slow),

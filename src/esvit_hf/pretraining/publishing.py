@@ -16,7 +16,7 @@ from esvit_hf.pretraining.arguments import PretrainingArguments
 from esvit_hf.pretraining.checkpoint import complete_checkpoints
 from esvit_hf.pretraining.portable_checkpoint import read_portable, write_portable
 from esvit_hf.zoo.hub_errors import explained
-from esvit_hf.zoo.publish import Publication, prepare_repository, publish, push_command
+from esvit_hf.zoo.publish import Publication, how_to_push, prepare_repository, publish
 
 __all__ = ["RunPublisher", "fetch_resume_point"]
 
@@ -127,8 +127,8 @@ class RunPublisher:
         )
 
     def _say_how_to_push(self, reason: str) -> None:
-        command = push_command(self.arguments.output_dir, self.repo_id, private=self.arguments.hub_private_repo)
-        tqdm.write(f"{reason}; it is in {self.arguments.output_dir}, push it with: {command}")
+        private = self.arguments.hub_private_repo
+        tqdm.write(f"{reason}; {how_to_push(self.arguments.output_dir, self.repo_id, private=private)}")
 
 
 def fetch_resume_point(arguments: PretrainingArguments, accelerator: Accelerator) -> None:

@@ -32,7 +32,7 @@ def explained(repo_id: str) -> Iterator[None]:
     try:
         yield
     # The library wraps failures of an upload in RuntimeError; its other errors are OSErrors or HTTPErrors.
-    except (HTTPError, OSError, RuntimeError, KeyError) as error:
+    except (HTTPError, OSError, RuntimeError) as error:
         raise ValueError(f"{repo_id}: {_explain(_root(error))}") from error
 
 

@@ -13,13 +13,24 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import build_hf_headers, http_backoff, validate_repo_id
+from tqdm import tqdm
 
 from .cards import CARD_FILE, check_card, update_card
 from .fresh_process import check_loads
 from .hub_errors import explained, may_pass, seconds_to_wait
 from .hub_folder import check_files, copy_for_hub
 
-__all__ = ["Publication", "check_repo_id", "prepare_repository", "publish", "push_command", "push_folder"]
+__all__ = [
+    "Publication",
+    "check_repo_id",
+    "check_target",
+    "how_to_push",
+    "prepare_repository",
+    "publish",
+    "push_command",
+    "push_folder",
+    "push_result",
+]
 
 # The library repeats every request of an upload but the last, the commit.
 _COMMIT_ATTEMPTS = 3
@@ -175,9 +186,47 @@ def _build(folder: Path, built: Path, repo_id: str, extra_files: Mapping[str, Pa
     return left_out
 
 
+def check_target(folder: Path | None, repo_id: str | None) -> str:
+    """Check that a program that shall publish its result has a folder for it, and a name.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: one of them is missing, or the name is not NAME/MODEL.
+    """
+    if folder is None or repo_id is None:
+        raise ValueError("push_to_hub needs an output_dir to publish and a hub_model_id, NAME/MODEL on the Hub")
+    check_repo_id(repo_id)
+    return repo_id
+
+
+def push_result(folder: Path, repo_id: str, *, private: bool = False) -> str | None:
+    """Publish what a program has made; if that fails, say how to do it by hand and let the program end well.
+
+    Args:
+        folder: result of the program.
+        repo_id: NAME/MODEL on the Hub.
+        private: whether the repository must be private.
+
+    Returns:
+        The address, None if it failed.
+    """
+    try:
+        return publish(folder, repo_id, private=private).url
+    except ValueError as error:
+        tqdm.write(f"the result could not be pushed: {error}; {how_to_push(folder, repo_id, private=private)}")
+        return None
+
+
 def push_command(folder: Path, repo_id: str, *, private: bool = False) -> str:
     """Return the command line that publishes a folder."""
     return shlex.join(["esvit", "push", str(folder), repo_id, *(["--private"] if private else [])])
+
+
+def how_to_push(folder: Path, repo_id: str, *, private: bool = False) -> str:
+    """Return where a result is that could not be pushed, and the command that does it."""
+    return f"it is in {folder}, push it with: {push_command(folder, repo_id, private=private)}"
 
 
 def _commit(
