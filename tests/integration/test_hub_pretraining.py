@@ -25,23 +25,38 @@ def pushed_run(output_dir: Path, strategy: str, *overrides: str):
     return small_run(output_dir, *hub_fields, *overrides)
 
 
-def test_another_machine_resumes_from_the_hub(
-    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_machine_resumes_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
     drop_path = ("--model_config.drop_path_rate", "0.3")
     pretrain(small_run(tmp_path / "whole", *drop_path))
-    first = pushed_run(tmp_path / "first", "checkpoint", *drop_path, "--checkpoint_steps", "2", "--max_steps", "4")
-    pretrain(first)
-    assert [commit.message for commit in hub.history(REPO)] == ["Pretraining, step 2", "Pretraining, step 4"]
+    # A machine that is lost right after a push.
+    first = pushed_run(tmp_path / "first", "checkpoint", *drop_path)
+    pretrain(small_run(first.output_dir, *drop_path, "--max_steps", "4"))
+    publisher = RunPublisher(first)
+    publisher.push_beside(4, export)
+    assert publisher.running is not None
+    publisher.running.result()
     assert {RESUME_FILE, HEADS_FILE, "model.safetensors", "metrics.jsonl"} <= set(hub.files(REPO))
     assert not [name for name in hub.files(REPO) if name.endswith((".bin", ".pkl", ".yaml"))]
-    assert not (tmp_path / "first" / ".hub").exists()
-    assert TOKEN not in repr(hub.files(REPO)) + (tmp_path / "first" / "recipe.yaml").read_text()
-    assert "step 2 is pushed to" in capsys.readouterr().out
     # Another machine: an empty folder, and the name of the repository.
     pretrain(small_run(tmp_path / "second", *drop_path, "--hub_model_id", REPO, "--resume", "true"))
     assert_equal_runs(tmp_path / "whole", tmp_path / "second")
     assert [line["step"] for line in read_metrics(tmp_path / "second")] == [2, 4, 6]
+
+
+@pytest.mark.slow
+def test_a_run_is_pushed_with_its_resume_point(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = ("--checkpoint_steps", "2", "--max_steps", "4")
+    pretrain(pushed_run(tmp_path / "first", "checkpoint", *fields))
+    assert [commit.message for commit in hub.history(REPO)] == ["Pretraining, step 2", "Pretraining, step 4"]
+    assert not (tmp_path / "first" / ".hub").exists()
+    assert TOKEN not in repr(hub.files(REPO)) + (tmp_path / "first" / "recipe.yaml").read_text()
+    said = capsys.readouterr().out
+    assert "step 2 is pushed to" in said and f"pushed to {hub.url}/{REPO}, commit" in said
+    pretrain(small_run(tmp_path / "second", "--hub_model_id", REPO, "--resume", "true"))
+    pretrain(small_run(tmp_path / "whole"))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "second")
 
 
 def test_there_is_nothing_to_resume_from(hub: HubServer, run_folder: Path, tmp_path: Path) -> None:
