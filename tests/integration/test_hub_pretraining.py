@@ -129,6 +129,20 @@ def test_a_failed_push_is_reported_and_the_next_one_works(
     assert [commit.message for commit in hub.history(REPO)] == ["Pretraining, step 2"]
 
 
+def test_a_full_disk_stops_the_push_alone(
+    hub: HubServer, publisher: RunPublisher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    publisher.push_beside(1, fail)
+    assert publisher.running is None
+    assert "step 1 could not be pushed: [Errno 28] No space left on device" in capsys.readouterr().out
+    publisher.push_beside(2, export)
+    publisher.running.result()
+    assert [commit.message for commit in hub.history(REPO)] == ["Pretraining, step 2"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [{"status": 500}, {"cut": "request"}, {"status": 403}])
 def test_a_run_ends_normally_while_the_hub_fails(

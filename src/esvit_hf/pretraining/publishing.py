@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils import disable_progress_bars
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from esvit_hf.pretraining.arguments import PretrainingArguments
@@ -63,13 +64,17 @@ class RunPublisher:
         if self.running is not None and not self.running.done():
             tqdm.write(f"step {step} is not pushed: the push before it is still under way")
             return
-        shutil.rmtree(self.stage, ignore_errors=True)
         # The card's title is the folder's name.
         model = self.stage / self.arguments.output_dir.resolve().name
-        model.mkdir(parents=True)
-        export(model)
-        shutil.copyfile(self.arguments.output_dir / METRICS_FILE, model / METRICS_FILE)
-        self._keep_checkpoint()
+        try:
+            shutil.rmtree(self.stage, ignore_errors=True)
+            model.mkdir(parents=True)
+            export(model)
+            shutil.copyfile(self.arguments.output_dir / METRICS_FILE, model / METRICS_FILE)
+            self._keep_checkpoint()
+        except (OSError, SafetensorError) as error:
+            self._report_failure(step, error)
+            return
         self.running = self.api.run_as_future(self._push, model, step)
 
     def finish(self, step: int, *, interrupted: bool) -> None:
@@ -89,7 +94,7 @@ class RunPublisher:
             self._keep_checkpoint()
             made = self._publish(self.arguments.output_dir, step, load=True)
             tqdm.write(f"pushed to {made.url}, commit {made.commit}")
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, SafetensorError) as error:
             self._say_how_to_push(f"the result could not be pushed: {error}")
         except KeyboardInterrupt:
             self._say_how_to_push("the push was interrupted")
@@ -101,20 +106,22 @@ class RunPublisher:
         """Keep the newest checkpoint for the push: the run may remove its own in the meantime."""
         checkpoints = complete_checkpoints(self.arguments.output_dir / "checkpoints")
         if self.arguments.hub_strategy == "checkpoint" and checkpoints:
-            shutil.copytree(checkpoints[-1], self.stage / checkpoints[-1].name, copy_function=_link_or_copy)
+            kept = self.stage / "checkpoints" / checkpoints[-1].name
+            shutil.copytree(checkpoints[-1], kept, copy_function=_link_or_copy)
 
     def _push(self, model: Path, step: int) -> None:
         try:
             made = self._publish(model, step, load=False)
             tqdm.write(f"step {step} is pushed to {made.url}, commit {made.commit}")
-        except (ValueError, OSError) as error:
-            tqdm.write(
-                f"step {step} could not be pushed: {error}; training goes on, and so does pushing at later saves"
-            )
+        except (ValueError, OSError, SafetensorError) as error:
+            self._report_failure(step, error)
+
+    def _report_failure(self, step: int, error: Exception) -> None:
+        tqdm.write(f"step {step} could not be pushed: {error}; training goes on, later saves are pushed again")
 
     def _publish(self, model: Path, step: int, *, load: bool) -> Publication:
         resume_point = self.stage / Path(RESUME_FILE).name
-        kept = complete_checkpoints(self.stage)
+        kept = complete_checkpoints(self.stage / "checkpoints")
         if kept:
             write_portable(kept[-1], resume_point)
         return publish(
