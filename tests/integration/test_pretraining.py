@@ -116,7 +116,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
             ("--clip_mode", "global", "--accumulation_steps", "2", "--head_batch_norm", "true"),
             {"view_loss", "region_loss"},
         ),
-        (("--mixed_precision", "bf16", "--gradient_checkpointing", "true"), {"view_loss", "region_loss"}),
+        (("--mixed_precision", "bf16", "--checkpointed_blocks", "2"), {"view_loss", "region_loss"}),
         (("--views", '[{"count": 2, "size": 32, "scale": [0.5, 1.0], "teacher": true}]'), {"view_loss", "region_loss"}),
     ],
 )
@@ -184,6 +184,7 @@ def test_any_network_pretrains_and_is_probed(tmp_path, model):
         (("--model", "no/such/model"), "no/such/model"),
         (("--view_weight", "0", "--region_weight", "0"), "view_weight"),
         (("--batch_size", "0"), "batch_size"),
+        (("--checkpointed_blocks", "4"), "has 3 blocks"),
         (("--learning_rates", "1"), "learning_rates"),
         (("--learning_rat", "1"), "learning_rat"),
         (("--batch_size", "many"), "batch_size"),
