@@ -75,7 +75,7 @@ def main() -> int:
     arguments = parse_arguments([str(RECIPE), *sys.argv[1:]])
     result = pretrain(arguments)
     if result.interrupted:
-        return 130
+        return 128 + result.signal
     set_seed(arguments.seed)
     networks = {"random network": build_backbone(arguments), "teacher": load_backbone(str(arguments.output_dir))}
     table = {name: evaluate(backbone, arguments) for name, backbone in networks.items()}

@@ -61,7 +61,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
         command_line: words after `esvit`; those of the process if None.
 
     Returns:
-        Exit code: 0, 2 after an error that the user can correct, 130 after an interruption.
+        Exit code: 0, 2 after an error that the user can correct, 128 + signal after a stop by SIGINT (130) or
+        SIGTERM (143).
     """
     words = list(sys.argv[1:] if command_line is None else command_line)
     if words[:1] == ["pretrain"]:
@@ -213,7 +214,7 @@ def _pretrain(words: Sequence[str]) -> int:
     result = pretrain(parse_arguments(words))
     if result.interrupted:
         print(f"stopped at step {result.steps}; continue with the same command and --resume true")
-        return 130
+        return 128 + result.signal
     print(f"done: {result.output_dir} holds the teacher, load it with AutoModel.from_pretrained")
     return 0
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from esvit_hf.pretraining.checkpoint import find_damage, write_manifest
 from esvit_hf.pretraining.portable_checkpoint import _put_together, _take_apart, read_portable, write_portable
 
 NAME = "step-000000007"
@@ -54,6 +55,7 @@ def checkpoint(tmp_path: Path) -> Path:
     }
     torch.save(states, folder / "random_states_0.pkl")
     (folder / "extra.json").write_text(json.dumps({"loss": float("nan"), "names": ["a", 1, None]}))
+    write_manifest(folder)
     return folder
 
 
@@ -62,6 +64,7 @@ def test_a_checkpoint_comes_back_as_it_was(checkpoint: Path, tmp_path: Path) -> 
     made = read_portable(tmp_path / "point.safetensors", tmp_path / "elsewhere")
     assert made == tmp_path / "elsewhere" / NAME
     assert {path.name for path in made.iterdir()} == {path.name for path in checkpoint.iterdir()}
+    assert find_damage(made) is None
     assert [path.name for path in made.parent.iterdir()] == [NAME]
     for name in ("optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl"):
         assert equal(*(load(folder / name, weights_only=True) for folder in (checkpoint, made))), name

@@ -31,6 +31,13 @@ def build_optimizer(module: nn.Module) -> torch.optim.AdamW:
 
 
 @torch.no_grad()
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Return the norm of all gradients together, a scalar tensor."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+@torch.no_grad()
 def clip_each_gradient(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scale down each parameter's own gradient to a norm of at most `max_norm`, as the reference does.
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from esvit_hf.pretraining.checkpoint import PARTIAL
+from esvit_hf.pretraining.checkpoint import MANIFEST, PARTIAL, write_manifest
 
 __all__ = ["read_portable", "write_portable"]
 
@@ -39,6 +39,9 @@ def write_portable(checkpoint: Path, path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     structures = {}
     for file in sorted(checkpoint.iterdir()):
+        # The files made again have other bytes, and get a manifest of their own.
+        if file.name == MANIFEST:
+            continue
         if file.is_dir():
             raise ValueError(f"{file} is a folder: checkpoints of plain files travel, those of sharded training do not")
         structures[file.name] = _take_apart(_read(file), file.name, tensors)
@@ -75,6 +78,7 @@ def read_portable(path: Path, folder: Path) -> Path:
     partial.mkdir(parents=True)
     for file_name, content in contents.items():
         _write(content, partial / file_name)
+    write_manifest(partial)
     partial.rename(final)
     return final
 
