@@ -40,7 +40,6 @@ _ZOO_HELP = {
 _HELP = {
     "convert": "Turn a checkpoint of the reference implementation into a model folder, or the other way round.",
     "export": "Write a network as an ONNX file and compare it with PyTorch.",
-    "push": "Publish a model folder on the Hub, checked and in one commit.",
     "pretrain": "Pretrain a vision backbone: esvit pretrain RECIPE.yaml [--field value ...].",
     "knn": "Classify test images by their nearest training images.",
     "linear-probe": "Train a linear classifier on frozen features.",
@@ -50,6 +49,7 @@ _HELP = {
     "attention": "Draw where each attention head looks from a point of an image.",
     "transfer": "Transfer one or two models to many data sets by logistic regression, and write a table.",
     "zoo": "List the checkpoints of the zoo, or build the Hub folder of one.",
+    "push": "Publish a model folder on the Hub, checked and in one commit.",
 }
 
 
