@@ -9,6 +9,18 @@ import torch
 from torch import Tensor, distributed
 
 
+def leave_signals_to_the_run(worker: int) -> None:
+    """Let a data-loading worker live on after a signal to the whole group, so that the step in hand can end.
+
+    Workers end when their process tells them to, or when it is gone.
+
+    Args:
+        worker: index of the worker, as a DataLoader gives it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StopRequest:
     """Collects SIGINT and SIGTERM instead of dying, so that a run can save a checkpoint first.
 

@@ -31,7 +31,7 @@ from esvit_hf.pretraining.checkpoint import (
 )
 from esvit_hf.pretraining.ema import set_teacher_mode
 from esvit_hf.pretraining.export import export_run, make_processor, recipe_yaml
-from esvit_hf.pretraining.interruption import StopRequest
+from esvit_hf.pretraining.interruption import StopRequest, leave_signals_to_the_run
 from esvit_hf.pretraining.metrics_log import MetricsLog
 from esvit_hf.pretraining.monitor import RunMonitor, check_finite
 from esvit_hf.pretraining.publishing import RunPublisher, fetch_resume_point
@@ -168,6 +168,7 @@ class Pretraining:
         )
         dataset = MultiCropDataset(self.source, arguments.views, arguments.seed, arguments.max_broken_fraction)
         loader = make_multicrop_loader(dataset, sampler, num_workers=arguments.num_workers)
+        loader.worker_init_fn = leave_signals_to_the_run
         bar = tqdm(
             total=self.total_steps * self.total_batch,
             initial=self.progress.step * self.total_batch,
