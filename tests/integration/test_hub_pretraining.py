@@ -1,6 +1,9 @@
 """Runs on the Hub: pushes beside training that stall and break nothing, and resuming on another machine."""
 
+import os
 import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +12,7 @@ from hub_server import OWNER, TOKEN, HubServer
 from huggingface_hub import constants
 from safetensors.torch import load_file
 from small_networks import export_small_run
-from test_pretraining import assert_equal_runs, read_metrics, small_run
+from test_pretraining import assert_equal_runs, command, read_metrics, small_run
 
 from esvit_hf.cli import main
 from esvit_hf.heads_file import HEADS_FILE
@@ -141,6 +144,37 @@ def test_a_full_disk_stops_the_push_alone(
     publisher.push_beside(2, export)
     publisher.running.result()
     assert [commit.message for commit in hub.history(REPO)] == ["Pretraining, step 2"]
+
+
+def test_an_interrupted_run_says_how_to_push_it(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publisher = RunPublisher(pushed_run(tmp_path / "run", "end"))
+    publisher.push_beside(1, export)
+    publisher.finish(1, interrupted=True)
+    assert push_command(tmp_path / "run", REPO) in capsys.readouterr().out
+    assert hub.history(REPO) == [] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_one_of_two_processes_pushes_and_both_resume(hub: HubServer, tmp_path: Path) -> None:
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+    def run(output: str, *fields: str) -> None:
+        sizes = ("--batch_size", "8", "--num_workers", "0", "--mixed_precision", "no", "--logging_steps", "1")
+        words = command(tmp_path / output, *sizes, *fields)
+        subprocess.run(launcher + words, env=environment, check=True, capture_output=True, timeout=200)
+
+    pushes = ("--push_to_hub", "true", "--hub_model_id", REPO, "--hub_strategy", "checkpoint")
+    run("whole", "--max_steps", "4")
+    run("first", "--max_steps", "2", *pushes)
+    assert [commit.message for commit in hub.history(REPO)] == ["Pretraining, step 2"]
+    assert hub.routes().count("create") == 2  # before training, and before the commit
+    run("second", "--max_steps", "4", "--hub_model_id", REPO, "--resume", "true")
+    assert_equal_runs(tmp_path / "whole", tmp_path / "second")
 
 
 @pytest.mark.slow

@@ -248,8 +248,12 @@ def _commit(
         except (HTTPError, RuntimeError) as error:
             if attempt == attempts or not may_pass(error):
                 raise
-            if (seconds := seconds_to_wait(error)) is not None:
+            seconds = seconds_to_wait(error)
+            pause = f" after {seconds} seconds, as the Hub asks" if seconds else ""
+            tqdm.write(f"{repo_id}: the commit has failed and is repeated{pause}")
+            if seconds is not None:
                 time.sleep(seconds)
             else:
+                # The library's own way to wait until the Hub answers again.
                 http_backoff("GET", f"{api.endpoint}/api/models/{repo_id}", headers=build_hf_headers())
         attempt += 1
