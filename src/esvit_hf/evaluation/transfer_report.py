@@ -100,7 +100,7 @@ def display_names(models: Sequence[str]) -> list[str]:
 def write_report(
     rows: Sequence[TransferRow],
     models: Sequence[str],
-    local: Mapping[str, str],
+    local_copies: Mapping[str, str],
     folder: Path,
     options: Sequence[str] = (),
 ) -> None:
@@ -109,7 +109,7 @@ def write_report(
     Args:
         rows: the table.
         models: one or two models.
-        local: local copies by name of the data set.
+        local_copies: local copies by name of the data set.
         folder: where to write.
         options: words of the command line that change the numbers.
     """
@@ -135,7 +135,7 @@ def write_report(
                 metric=METRIC_LABELS[row.dataset.metric],
                 value=row.results[index].value,
                 protocol=_protocol(row.results[index]),
-                command=_command(model, row.dataset.name, local.get(row.dataset.name), options),
+                command=_command(model, row.dataset.name, local_copies.get(row.dataset.name), options),
             )
             for row in rows
             if row.status == "measured"
@@ -228,5 +228,5 @@ def _protocol(result: TransferResult) -> str:
 def _command(model: str, dataset: str, path: str | None, options: Sequence[str]) -> str:
     words = ["esvit", "transfer", model, "--report", "transfer", "--datasets", dataset]
     if path is not None:
-        words += ["--local", json.dumps({dataset: public_name(path)})]
+        words += ["--local_copies", json.dumps({dataset: public_name(path)})]
     return shlex.join([*words, *map(public_name, options)])
