@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Value
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 from transfer_copies import CLASSES, save_copies, save_model, single_label
@@ -250,6 +251,17 @@ def test_images_of_one_class_are_refused_before_any_work(tmp_path: Path, models:
         split.to_parquet(tmp_path / f"{name}-0.parquet")
     with pytest.raises(ValueError, match="all training images have class 'class 0'"):
         load_transfer_data(BY_NAME["DTD"], str(tmp_path))
+
+
+def test_labels_that_are_not_found(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        single_label(20, 0).cast_column("label", Value("int64")).rename_column("label", "kind").to_parquet(
+            tmp_path / f"{name}-0.parquet"
+        )
+    with pytest.raises(ValueError, match="has the columns image, kind: the one with the classes must be called"):
+        load_transfer_data(BY_NAME["DTD"], str(tmp_path))
+    with pytest.raises(ValueError, match="has the columns image, kind: the one with lists of classes must be called"):
+        load_transfer_data(BY_NAME["VOC 2007"], str(tmp_path))
 
 
 def test_image_folders_and_a_class_without_training_images(tmp_path: Path) -> None:

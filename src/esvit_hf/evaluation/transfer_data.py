@@ -99,6 +99,9 @@ def _single_label(
         )
         for name, split in rows.items()
     }
+    if any(source.labels is None for source in sources.values()):
+        found = ", ".join(rows["train"].column_names)
+        raise ValueError(f"{place} has the columns {found}: the one with the classes must be called 'label'")
     labels = {}
     for name in sources:
         labels["train"], labels[name] = shared_labels(sources["train"], sources[name])

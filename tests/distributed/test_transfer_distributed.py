@@ -1,0 +1,61 @@
+"""Transfer on two processes gives the table of one process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
+from transfer_copies import save_copies, save_model
+
+from esvit_hf.evaluation.transfer import measure_transfer
+
+
+def work(folder: Path) -> None:
+    """What each process runs: every metric, and a data set that is not there."""
+    copies = {
+        "CIFAR-10": str(folder / "copies" / "cifar"),
+        "Hateful Memes": str(folder / "copies" / "memes"),
+        "VOC 2007": str(folder / "copies" / "voc"),
+    }
+    report = folder / f"report-{os.environ.get('WORLD_SIZE', '1')}"
+    result = measure_transfer(
+        [str(folder / "model")],
+        report=report,
+        datasets=[*copies, "UCF101 frames"],
+        local_copies=copies,
+        features_folder=report / "features",
+        batch_size=8,
+        num_workers=0,
+    )
+    assert (result is None) == (os.environ.get("RANK", "0") != "0")
+
+
+@pytest.mark.distributed
+@pytest.mark.filterwarnings("ignore:the best L2 strength", "ignore:the last fit")
+def test_two_processes_give_the_table_of_one(tmp_path: Path) -> None:
+    save_copies(tmp_path / "copies")
+    save_model(tmp_path / "model")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        work(tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    for name in ("transfer.json", "transfer.md", "measurements.json"):
+        expected = (tmp_path / "report-1" / name).read_text()
+        assert "VOC 2007" in expected
+        assert (tmp_path / "report-2" / name).read_text() == expected
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
