@@ -199,12 +199,13 @@ class RegionBackbone(nn.Module):
         rows = [self._layout.pool(_normalised(state, norm)) for state in hidden_states[-count:-1]]
         return [*rows, self._read(output, pixel_values).pooled]
 
-    def hidden_regions(self, pixel_values: Tensor, layer: int) -> tuple[Tensor, tuple[int, int]]:
-        """Regions of an intermediate layer, as the network reports it: not normalised.
+    def layer_regions(self, pixel_values: Tensor, layer: int | None = None) -> tuple[Tensor, tuple[int, int]]:
+        """Regions of any layer.
 
         Args:
             pixel_values: (B, 3, H, W) normalised images.
-            layer: index into the network's `hidden_states`: 0 for the patch embeddings, -1 for the last.
+            layer: index into the network's `hidden_states`, which are not normalised: 0 for the patch embeddings, -1
+                for the last; None for the regions of `forward`, behind the last norm.
 
         Returns:
             Regions (B, N, C), row-major, without class, register or global tokens, and their grid (h, w).
@@ -212,6 +213,9 @@ class RegionBackbone(nn.Module):
         Raises:
             ValueError: the network has no such layer, or its tokens form no grid.
         """
+        if layer is None:
+            features = self(pixel_values)
+            return features.regions, features.grid
         height, width = pixel_values.shape[-2:]
         hidden_states = self._run(pixel_values, output_hidden_states=True).hidden_states or ()
         if not -len(hidden_states) <= layer < len(hidden_states):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
+from .analysis.jobs import save_attention, save_correspondence
 from .command_line import report_errors
 from .evaluation.evaluate_job import evaluate
 from .evaluation.jobs import measure_knn, measure_linear_probe, save_features
@@ -22,6 +23,8 @@ _FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "linear-probe": measure_linear_probe,
     "features": save_features,
     "evaluate": evaluate,
+    "correspond": save_correspondence,
+    "attention": save_attention,
     "transfer": measure_transfer,
 }
 _HELP = {
@@ -32,6 +35,8 @@ _HELP = {
     "linear-probe": "Train a linear classifier on frozen features.",
     "features": "Save a feature row for every image of a data set.",
     "evaluate": "Evaluate a vision model with several protocols, and write a report with figures.",
+    "correspond": "Draw the regions of two images that look most alike.",
+    "attention": "Draw where each attention head looks from a point of an image.",
     "transfer": "Transfer one or two models to many data sets by logistic regression, and write a table.",
 }
 

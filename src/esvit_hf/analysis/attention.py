@@ -72,7 +72,8 @@ def attention_entropy(probabilities: Tensor, layout: AttentionLayout, batch: int
     rows = torch.special.entr(probabilities.double()).sum(dim=3) / math.log(2)
     rows = rows.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
     counted = (layout.queries >= layout.num_global_tokens).flatten()
-    largest = layout.reachable.flatten()[counted].double().log2().mean()
+    reachable = layout.allowed.sum(dim=2).expand_as(layout.queries)
+    largest = reachable.flatten()[counted].double().log2().mean()
     return rows[:, :, counted.to(rows.device)].mean(dim=2), largest
 
 
@@ -155,8 +156,8 @@ def query_attention(
         A map for each head.
 
     Raises:
-        ValueError: there are several images, the point lies outside, there is no such block, or the network reports no attention that is
-            understood.
+        ValueError: there are several images, the point lies outside, there is no such block, or the network reports no
+            attention that is understood.
     """
     if len(pixel_values) != 1:
         raise ValueError(f"pixel_values holds {len(pixel_values)} images: give one, (1, 3, H, W)")
@@ -180,9 +181,11 @@ def query_attention(
     token = layout.num_global_tokens + region[0] * columns + region[1]
     ((window, row),) = (layout.queries == token).nonzero().tolist()
     attention = probabilities[window, :, row].float().cpu()
-    keys = layout.keys[window]
+    keys, allowed = layout.keys[window], layout.allowed.expand(-1, layout.queries.shape[1], -1)[window, row]
+    # What a mask forbids keeps a trace of probability where the mask is not infinite.
+    shown = allowed & (keys >= 0)
     tokens = torch.zeros(len(attention), layout.num_global_tokens + rows * columns)
-    tokens[:, keys[keys >= 0]] = attention[:, keys >= 0]
+    tokens[:, keys[shown]] = attention[:, shown]
     maps_of_heads = tokens[:, layout.num_global_tokens :].unflatten(1, layout.grid)
     return QueryAttention(maps_of_heads, region, layout.stride)
 

@@ -17,7 +17,15 @@ from .input_format import read_input_format
 from .per_image import measure_images
 from .view_pairs import Protocol, ViewPairs, make_view_pairs
 
-__all__ = ["CorrespondenceResult", "Matches", "match_regions", "measure_correspondence", "resample_regions"]
+__all__ = [
+    "CorrespondenceResult",
+    "Matches",
+    "Tally",
+    "match_regions",
+    "measure_correspondence",
+    "resample_regions",
+    "score_matches",
+]
 
 # The networks compared have 7 x 7 regions at the paper's input size, or more.
 _EQUAL_GRID = 7
@@ -57,7 +65,8 @@ class CorrespondenceResult:
     smallest_error: float
 
 
-class Matches(NamedTuple):
+@dataclass(frozen=True)
+class Matches:
     """The most similar region of the second view for every region of the first.
 
     Attributes:
@@ -80,7 +89,7 @@ def match_regions(first: Tensor, second: Tensor) -> Matches:
         The matches.
 
     Source:
-        EsViT, the matching in the region loss (equation 2) and in the analysis of correspondences.
+        EsViT, the matching of regions in L_R and in the analysis of correspondences.
     """
     first, second = (F.normalize(regions.float(), dim=-1) for regions in (first, second))
     similarity, index = (first @ second.transpose(1, 2)).max(dim=2)
@@ -103,6 +112,72 @@ def resample_regions(regions: Tensor, grid: tuple[int, int], new_grid: tuple[int
     maps = regions.float().transpose(1, 2).unflatten(2, grid)
     maps = F.interpolate(maps, new_grid, mode="bilinear", antialias=True, align_corners=False)
     return maps.flatten(2).transpose(1, 2)
+
+
+class Tally(NamedTuple):
+    """Scores of one image, summed over its matches.
+
+    Attributes:
+        grid: (h, w) of the regions.
+        matches: number of matches that were scored.
+        sums: of what `CorrespondenceResult` lists from `accuracy` on, in its order.
+    """
+
+    grid: tuple[int, int]
+    matches: int
+    sums: list[float]
+
+
+def score_matches(
+    matches: Matches, pairs: ViewPairs, grid: tuple[int, int], *, most_similar: int | None = None
+) -> list[Tally]:
+    """Compare matches with the places that are known.
+
+    Args:
+        matches: between the regions of the first and those of the second views, both on `grid`.
+        pairs: the views.
+        grid: (h, w).
+        most_similar: score the most similar pairs of an image, this many of those that the second view shows; None for
+            all of these.
+
+    Returns:
+        One tally an image.
+
+    Raises:
+        ValueError: similarities are not finite.
+    """
+    cells, view_size = torch.tensor(grid), torch.tensor(pairs.first.shape[-2:])
+    corners = torch.cartesian_prod(*(torch.arange(side) for side in grid))
+    centres = (corners + 0.5) / cells.double()
+    all_places = pairs.to_second(centres)
+    scored = ((all_places >= 0) & (all_places < 1)).all(dim=2)
+    similarity, all_matched = matches.similarity.cpu(), matches.index.cpu()
+    if not torch.isfinite(similarity).all():
+        raise ValueError("regions are not finite: check the weights, and try mixed precision 'no' or 'bf16'")
+    if most_similar is not None:
+        visible = similarity.where(scored, -torch.inf)
+        best = visible.topk(min(most_similar, visible.shape[1]), dim=1).indices
+        scored &= torch.zeros_like(scored).scatter(1, best, True)
+
+    tallies = []
+    for image, chosen in enumerate(scored):
+        places, matched = all_places[image, chosen], all_matched[image, chosen, None]
+        true_cells = (places * cells).floor().long()
+        # (K, M): from the true place of every scored region of the first view to every cell of the second.
+        distance = ((centres - places[:, None]) * view_size).square().sum(dim=2).sqrt()
+        away = (corners - true_cells[:, None]).abs().amax(dim=2)
+        matched_distance, matched_away = distance.gather(1, matched), away.gather(1, matched)
+        columns = [
+            matched_away == 0,
+            matched_away <= 1,
+            matched_distance,
+            (away == 0).double().mean(dim=1),
+            (away <= 1).double().mean(dim=1),
+            distance.mean(dim=1),
+            distance.amin(dim=1),
+        ]
+        tallies.append(Tally(grid, len(places), [float(column.sum()) for column in columns]))
+    return tallies
 
 
 def measure_correspondence(
@@ -132,7 +207,7 @@ def measure_correspondence(
         processor: image processor of transformers. "mirror" starts from its output; "crops" takes its size and colours
             and cuts the crops out of the whole image.
         protocol: "crops" or "mirror".
-        layer: index into the network's hidden states (see `RegionBackbone.hidden_regions`); None for the regions
+        layer: index into the network's hidden states (see `RegionBackbone.layer_regions`); None for the regions
             behind the last norm.
         grid: side of the grid to which the regions are resampled; if None, 7 for "crops" and the network's own grid
             for "mirror".
@@ -162,16 +237,17 @@ def measure_correspondence(
         make_view_pairs, protocol=protocol, processor=processor, input_format=input_format, seed=seed
     )
 
-    def measure(pairs: ViewPairs) -> list[_Tally]:
+    def measure(pairs: ViewPairs) -> list[Tally]:
         maps = []
         for view in (pairs.first, pairs.second):
             pixel_values = input_format.normalise(view.to(accelerator.device, non_blocking=True))
             with accelerator.autocast():
-                maps.append(_regions(backbone, pixel_values, layer))
+                maps.append(backbone.layer_regions(pixel_values, layer))
         own_grid = maps[0][1]
         new_grid = own_grid if grid is None else (grid, grid)
         first, second = (resample_regions(regions, own_grid, new_grid) for regions, _ in maps)
-        return _score(match_regions(first, second), pairs, new_grid, most_similar=protocol == "mirror")
+        most_similar = _MOST_SIMILAR if protocol == "mirror" else None
+        return score_matches(match_regions(first, second), pairs, new_grid, most_similar=most_similar)
 
     was_training = backbone.training
     backbone.to(accelerator.device).eval()
@@ -190,53 +266,3 @@ def measure_correspondence(
     matches = sum(tally.matches for tally in tallies)
     means = [math.fsum(column) / matches for column in zip(*(tally.sums for tally in tallies), strict=True)]
     return CorrespondenceResult(protocol, layer, tallies[0].grid, len(tallies), matches, *means)
-
-
-class _Tally(NamedTuple):
-    """Scores of one image, summed over its matches in the order of `CorrespondenceResult`."""
-
-    grid: tuple[int, int]
-    matches: int
-    sums: list[float]
-
-
-def _regions(backbone: RegionBackbone, pixel_values: Tensor, layer: int | None) -> tuple[Tensor, tuple[int, int]]:
-    if layer is not None:
-        return backbone.hidden_regions(pixel_values, layer)
-    features = backbone(pixel_values)
-    return features.regions, features.grid
-
-
-def _score(matches: Matches, pairs: ViewPairs, grid: tuple[int, int], *, most_similar: bool) -> list[_Tally]:
-    """Compare matches between equal grids of two views with the places that are known."""
-    cells, view_size = torch.tensor(grid), torch.tensor(pairs.first.shape[-2:])
-    corners = torch.cartesian_prod(*(torch.arange(side) for side in grid))
-    centres = (corners + 0.5) / cells.double()
-    all_places = pairs.to_second(centres)
-    scored = ((all_places >= 0) & (all_places < 1)).all(dim=2)
-    similarity, all_matched = matches.similarity.cpu(), matches.index.cpu()
-    if not torch.isfinite(similarity).all():
-        raise ValueError("regions are not finite: check the weights, and try mixed precision 'no' or 'bf16'")
-    if most_similar:
-        best = similarity.topk(min(_MOST_SIMILAR, similarity.shape[1]), dim=1).indices
-        scored &= torch.zeros_like(scored).scatter(1, best, True)
-
-    tallies = []
-    for image, chosen in enumerate(scored):
-        places, matched = all_places[image, chosen], all_matched[image, chosen, None]
-        true_cells = (places * cells).floor().long()
-        # (K, M): from the true place of every scored region of the first view to every cell of the second.
-        distance = ((centres - places[:, None]) * view_size).square().sum(dim=2).sqrt()
-        away = (corners - true_cells[:, None]).abs().amax(dim=2)
-        matched_distance, matched_away = distance.gather(1, matched), away.gather(1, matched)
-        columns = [
-            matched_away == 0,
-            matched_away <= 1,
-            matched_distance,
-            (away == 0).double().mean(dim=1),
-            (away <= 1).double().mean(dim=1),
-            distance.mean(dim=1),
-            distance.amin(dim=1),
-        ]
-        tallies.append(_Tally(grid, len(places), [float(column.sum()) for column in columns]))
-    return tallies

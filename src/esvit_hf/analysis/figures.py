@@ -1,5 +1,6 @@
 """The one look of all figures: legible in print and for the colour-blind."""
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ COLOUR_MAP = "cividis"
 
 FORMATS = (".png", ".pdf")
 
+_INSTALL_HINT = "figures need matplotlib: pip install 'esvit-hf[plots]'"
+
 _LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
-_STYLE: dict[str, Any] = {
+# Typed loosely: the names of matplotlib's settings are a closed list of its own.
+_STYLE: Any = {
     "font.family": "sans-serif",
     # Comes with matplotlib, so that a figure looks the same on every machine.
     "font.sans-serif": ["DejaVu Sans"],
@@ -81,16 +85,18 @@ class Picture:
 
 
 def check_picture_path(path: Path) -> None:
-    """Check the name of a picture before it is computed.
+    """Check that a picture can be drawn and saved, before anything is computed for it.
 
     Args:
         path: file to write.
 
     Raises:
-        ValueError: it does not end in one of `FORMATS`.
+        ValueError: it does not end in one of `FORMATS`, or matplotlib is missing.
     """
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"the picture {str(path)!r} must end in {' or '.join(FORMATS)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(_INSTALL_HINT)
 
 
 @contextmanager
@@ -114,7 +120,7 @@ def drawing(width: float, height: float) -> Iterator[Picture]:
         from cycler import cycler
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'esvit-hf[plots]'") from error
+        raise ImportError(_INSTALL_HINT) from error
     lines = cycler(color=COLOURS) + cycler(linestyle=_LINE_STYLES)
     with matplotlib.rc_context({**_STYLE, "axes.prop_cycle": lines}):
         yield Picture(Figure(figsize=(width, height)))

@@ -1,6 +1,6 @@
 """What an image processor does to size, colours and places, measured on images made for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,11 +70,15 @@ class InputFrame:
     scale: tuple[float, float]
     size: tuple[int, int]
 
-    def to_input(self, x: float, y: float) -> tuple[float, float] | None:
-        """Place of a point of the image in the input, None if the processor cut it off."""
-        place = (x - self.offset[0]) / self.scale[0], (y - self.offset[1]) / self.scale[1]
-        inside = 0 <= place[0] < self.size[0] and 0 <= place[1] < self.size[1]
-        return place if inside else None
+    def to_input(self, point: tuple[float, float]) -> tuple[float, float] | None:
+        """Place (x, y) in the input of a point of the image; None if the processor cut it off."""
+        x, y = ((place - start) / step for place, start, step in zip(point, self.offset, self.scale, strict=True))
+        return (x, y) if 0 <= x < self.size[0] and 0 <= y < self.size[1] else None
+
+    def to_image(self, point: Sequence[float]) -> list[float]:
+        """Place [x, y] in the image of a point of the input, to a tenth of a pixel."""
+        places = zip(point, self.offset, self.scale, strict=True)
+        return [round(start + step * place, 1) for place, start, step in places]
 
 
 def apply_processor(processor: Callable[..., Any], images: list[Image.Image]) -> Tensor:

@@ -21,7 +21,8 @@ Protocol = Literal["crops", "mirror"]
 
 # Share of the image's area in a crop: that of the paper's global views.
 _CROP_SCALE = (0.4, 1.0)
-_UNCHANGED_COLOURS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+# Leaves colours in 0..255 where the augmentation would normalise them.
+_NO_SHIFT, _NO_SCALE = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def make_view_pairs(
 def _mirror(first: Tensor, generators: Sequence[random.Random]) -> ViewPairs:
     colours = ViewSpec(count=1, size=1, scale=(1, 1), blur_probability=0, jitter_probability=1, gray_probability=1)
     parameters = pack_color_samples([colours.draw_color(generator) for generator in generators])
-    second = augment(first.flip(-1), parameters, **_UNCHANGED_COLOURS)
+    second = augment(first.flip(-1), parameters, mean=_NO_SHIFT, std=_NO_SCALE)
     scale, offset = torch.tensor([[1.0, -1.0], [0.0, 1.0]], dtype=torch.float64).expand(len(first), 2, 2).unbind(1)
     return ViewPairs(first, second, scale, offset)
 

@@ -51,8 +51,8 @@ class AttentionLayout:
         num_global_tokens: G, tokens in front of the grid.
         queries: (windows, Q) int64 token of every row of probabilities; -1 if the row belongs to none.
         keys: (windows, K) int64 token of every column; -1 for padding.
-        reachable: (windows, Q) int64 number of keys that are not masked for the query. Padding counts where the network
-            attends to it.
+        allowed: (windows, Q, K), or (windows, 1, K) for all queries alike, whether a query may attend to a key. It may
+            to padding where the network does not mask it.
     """
 
     grid: tuple[int, int]
@@ -60,7 +60,7 @@ class AttentionLayout:
     num_global_tokens: int
     queries: Tensor
     keys: Tensor
-    reachable: Tensor
+    allowed: Tensor
 
 
 def full_attention_layout(grid: tuple[int, int], stride: tuple[int, int], num_global_tokens: int) -> AttentionLayout:
@@ -75,7 +75,8 @@ def full_attention_layout(grid: tuple[int, int], stride: tuple[int, int], num_gl
         The layout of (B, heads, G + h * w, G + h * w) probabilities.
     """
     tokens = torch.arange(num_global_tokens + grid[0] * grid[1])[None]
-    return AttentionLayout(grid, stride, num_global_tokens, tokens, tokens, torch.full_like(tokens, tokens.shape[1]))
+    allowed = torch.ones(1, 1, tokens.shape[1], dtype=torch.bool)
+    return AttentionLayout(grid, stride, num_global_tokens, tokens, tokens, allowed)
 
 
 def window_attention_layout(
@@ -99,8 +100,7 @@ def window_attention_layout(
     tokens = (rows * width + columns).masked_fill((rows >= height) | (columns >= width), -1)
     sides = (rows < shift) * 2 + (columns < shift)
     tokens, sides = (entries.flatten(2).flatten(0, 1) for entries in (tokens, sides))
-    reachable = (sides[:, :, None] == sides[:, None, :]).sum(dim=2)
-    return AttentionLayout(grid, stride, 0, tokens, tokens, reachable)
+    return AttentionLayout(grid, stride, 0, tokens, tokens, allowed=sides[:, :, None] == sides[:, None, :])
 
 
 class StochasticDepth(nn.Module):

@@ -322,10 +322,9 @@ class EsvitVilSparseAttention(EsvitVilAttention):
         queries = torch.full_like(tables.queries, -1)
         queries[tables.places] = torch.arange(len(tables.places)) + self.num_global_tokens
         queries = queries.view(-1, self.window**2)
-        inside = tables.mask[:, 0] == 0
-        reachable = inside.sum(dim=1, keepdim=True).expand_as(queries)
-        keys = tables.keys.masked_fill(~inside, -1)
-        return AttentionLayout(grid, stride, self.num_global_tokens, queries, keys, reachable)
+        allowed = tables.mask == 0
+        keys = tables.keys.masked_fill(~allowed[:, 0], -1)
+        return AttentionLayout(grid, stride, self.num_global_tokens, queries, keys, allowed)
 
     def _draw_keys(self, device: torch.device) -> Tensor | None:
         """Choose the columns of the key tables that this call attends to; None means all."""
