@@ -1,6 +1,7 @@
 """Transfer from local copies to the table, on real networks, against scikit-learn."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch
 from datasets import Value
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
-from transfer_copies import CLASSES, save_copies, save_model, single_label
+from transfer_copies import CLASSES, save_copies, save_model, save_parquet, single_label
 
 from esvit_hf.backbones import load_backbone
 from esvit_hf.cli import main
+from esvit_hf.data.loading import load_dataset_split
 from esvit_hf.evaluation import transfer
 from esvit_hf.evaluation.features import extract_features, load_image_processor
+from esvit_hf.evaluation.logistic import logistic_probe
 from esvit_hf.evaluation.transfer import measure_transfer
 from esvit_hf.evaluation.transfer_data import load_transfer_data
 from esvit_hf.evaluation.transfer_datasets import TRANSFER_DATASETS
@@ -23,6 +26,15 @@ from esvit_hf.measurements import read_measurements
 
 pytestmark = pytest.mark.filterwarnings("ignore:the best L2 strength", "ignore:the last fit")
 BY_NAME = {dataset.name: dataset for dataset in TRANSFER_DATASETS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_search() -> Iterator[None]:
+    """Fewer fits than the protocol has; the search itself is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer, "STRENGTHS", (0.01, 1.0, 100.0))
+        patch.setattr(transfer, "HALVINGS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +101,22 @@ def test_numbers_are_those_of_scikit_learn(
     assert result["value"] == pytest.approx(100 * value, abs=1e-9)
     assert result["test_images"] == len(expected)
     assert result["train_images"] + (result["validation_images"] or 0) == len(labels)
+    # The search is by the data set's own metric, on images that are not tested.
+    validation = None
+    if result["validation_images"]:
+        validation = torch.from_numpy(features["validation"]), data.labels["validation"]
+    again = logistic_probe(
+        torch.from_numpy(features["train"]),
+        data.labels["train"],
+        torch.from_numpy(features["test"]),
+        strengths=transfer.STRENGTHS,
+        halvings=transfer.HALVINGS,
+        metric=BY_NAME[name].metric,
+        validation=validation,
+    )
+    assert result["strength"] == again.strength
+    assert result["validation_value"] == 100 * again.validation[again.strength]
+    assert (result["validation_images"] is not None) == (name in ("DTD", "FER 2013"))
 
 
 def test_multi_label(measured: tuple[Path, dict[str, Any]]) -> None:
@@ -159,6 +187,15 @@ def test_finished_data_sets_are_not_measured_again(
     other = {**copies, "CIFAR-10": copies["DTD"]}
     again(measured, models[:1], other, datasets="CIFAR-10")
     assert len(calls) == 3
+    # The same images, other labels.
+    again(measured, models[:1], copies, datasets="VOC 2007")
+    assert len(calls) == 3
+    changed = {split: load_dataset_split(copies["VOC 2007"], split=split) for split in ("train", "test")}
+    for split, rows in changed.items():
+        changed[split] = rows.map(lambda row: {"npy": [1 - abs(value) for value in row["npy"]]})
+    other = {"VOC 2007": save_parquet(tmp_path / "changed", **changed)}
+    again(measured, models[:1], other, datasets="VOC 2007")
+    assert len(calls) == 4
     for path in (measured[0] / "report" / "results").glob("cifar-10-*.json"):
         path.write_text("{")
     with pytest.warns(UserWarning, match="is damaged.*CIFAR-10 is measured again"):

@@ -178,6 +178,8 @@ class _Runner:
                 features["train"].values,
                 data.labels["train"],
                 features["test"].values,
+                strengths=STRENGTHS,
+                halvings=HALVINGS,
                 validation=validation,
                 validation_fraction=self.validation_fraction,
                 multi_label=dataset.multi_label,
