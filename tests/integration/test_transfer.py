@@ -154,6 +154,10 @@ def test_measurements(measured: tuple[Path, dict[str, Any]], copies: dict[str, s
         assert [record.dataset for record in records] == list(copies)
         assert [record.value for record in records] == [row(report, name)["results"][index]["value"] for name in copies]
         assert all(str(folder) not in record.command for record in records)
+    command = report["command"]
+    assert command.startswith('esvit transfer wide narrow --report transfer --datasets \'["CIFAR-10", "DTD", ')
+    assert command in (folder / "report" / "transfer.md").read_text()
+    assert [revision.split(":")[0] for revision in report["revisions"]] == ["sha256", "sha256"]
     assert "esvit transfer narrow --report transfer --datasets CIFAR-10 --local_copies" in records[0].command
 
 
@@ -223,6 +227,9 @@ def test_an_interrupted_run_goes_on(
     assert len(calls) == 3
     assert result is not None
     assert result["measured"] == ["DTD", "CIFAR-10"]
+    (tmp_path / "report" / "measurements-2.json").write_text("of an earlier run with two models")
+    measure_transfer(models[:1], **arguments)
+    assert not (tmp_path / "report" / "measurements-2.json").exists()
 
 
 def test_what_cannot_be_measured_is_named(

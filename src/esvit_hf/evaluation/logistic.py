@@ -85,7 +85,7 @@ def logistic_probe(
             training images have, or a setting out of range.
 
     Source:
-        CLIP (arXiv 2103.00020) appendix A.3; EsViT section 4.2.
+        CLIP (arXiv 2103.00020) appendix A.3, which EsViT follows for its 18 transfer data sets.
     """
     tried = sorted(set(strengths))
     if not tried or not tried[0] > 0 or not math.isfinite(tried[-1]) or halvings < 0:
@@ -98,12 +98,17 @@ def logistic_probe(
     _check_labels("train", train, train_labels, multi_label)
     if validation is None:
         groups = torch.zeros(len(train), dtype=torch.int64) if multi_label else train_labels.cpu()
-        chosen_by = held_out(groups, validation_fraction, seed)
+        is_validation = held_out(groups, validation_fraction, seed)
         features, labels = train, train_labels
     else:
         check_matrices(train, validation[0])
         _check_labels("validation", *validation, multi_label)
-        chosen_by = torch.arange(len(train) + len(validation[0])) >= len(train)
+        if multi_label and validation[1].shape[1] != train_labels.shape[1]:
+            raise ValueError(
+                f"validation labels have {validation[1].shape[1]} columns, train labels {train_labels.shape[1]}: pass "
+                "one column a class in both"
+            )
+        is_validation = torch.arange(len(train) + len(validation[0])) >= len(train)
         features = torch.cat([train, validation[0].to(train.device)])
         labels = torch.cat([train_labels, validation[1].to(train_labels)])
     _check_classes(labels, multi_label)
@@ -112,17 +117,17 @@ def logistic_probe(
     device = features.device if device is None else torch.device(device)
     # Metal has no float64.
     device = torch.device("cpu") if device.type == "mps" else device
-    features, labels, chosen_by = features.to(device, torch.float64), labels.to(device), chosen_by.to(device)
+    features, labels, is_validation = features.to(device, torch.float64), labels.to(device), is_validation.to(device)
     classes = labels.shape[1] if multi_label else int(labels.max()) + 1
     targets = labels if multi_label or classes > 2 else labels[:, None]
-    fitted = _Problem(features[~chosen_by], targets[~chosen_by], classes)
+    fitted = _Problem(features[~is_validation], targets[~is_validation], classes)
     values: dict[float, float] = {}
     with tqdm(desc="logistic regression", unit="fit", leave=False) as progress:
         for step in range(halvings + 1):
             for strength in tried:
                 if strength not in values:
-                    scores = fitted.fit(strength).scores(features[chosen_by])
-                    values[strength] = score(metric, scores, labels[chosen_by])
+                    scores = fitted.fit(strength).scores(features[is_validation])
+                    values[strength] = score(metric, scores, labels[is_validation])
                     progress.update()
             best = _best(values)
             if step < halvings:

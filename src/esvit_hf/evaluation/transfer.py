@@ -92,8 +92,8 @@ def measure_transfer(
         for model in models
     ]
     for store in stores:
-        # Both raise for a model that cannot be used, before anything is computed.
-        store.model_revision, store.processor  # noqa: B018
+        # A model that cannot be used is an error of the whole run, not of one data set.
+        store.processor, store.backbone  # noqa: B018
     runner = _Runner(stores, report / "results", validation_fraction, seed)
     progress = tqdm(chosen, desc="transfer", unit="data set", disable=not accelerator.is_main_process)
     rows = [runner.measure(dataset, local_copies.get(dataset.name)) for dataset in progress]
@@ -107,7 +107,7 @@ def measure_transfer(
         "mixed_precision": (mixed_precision, "no"),
     }
     words = [word for name, (value, usual) in options.items() if value != usual for word in (f"--{name}", str(value))]
-    write_report(rows, models, local_copies, report, words)
+    write_report(rows, models, [store.model_revision for store in stores], local_copies, report, words)
     return {"report": str(report), **summary(rows, models)}
 
 
