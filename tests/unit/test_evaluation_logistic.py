@@ -65,7 +65,7 @@ def test_two_classes_are_one_sigmoid(strength: float) -> None:
 @given(
     images=st.integers(6, 40),
     width=st.integers(1, 60),
-    classes=st.integers(2, 4),
+    classes=st.integers(3, 5),
     exponent=st.floats(-2, 3),
     seed=st.integers(0, 2**16),
 )
