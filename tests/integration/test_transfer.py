@@ -261,6 +261,7 @@ def test_what_cannot_be_measured_is_named(
     page = (tmp_path / "report" / "transfer.md").read_text()
     assert "| Hateful Memes | ROC AUC | failed |" in page
     assert "test images are train images too" in page
+    assert str(tmp_path) not in page
 
 
 @pytest.mark.parametrize(

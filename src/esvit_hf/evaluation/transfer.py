@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from esvit_hf.evaluation.features import Features
 from esvit_hf.evaluation.logistic import HALVINGS, STRENGTHS, logistic_probe
+from esvit_hf.evaluation.report import public_name
 from esvit_hf.evaluation.scoring import score
 from esvit_hf.evaluation.splits import overlapping_images
 from esvit_hf.evaluation.store import FeatureStore, default_features_folder
@@ -137,7 +138,7 @@ class _Runner:
         try:
             data = load_transfer_data(dataset, path)
         except ValueError as error:
-            reason = " ".join(str(error).split())
+            reason = _public(error, path)
         # A data set that one process misses is missing for all: they compute together.
         reason = next(filter(None, gather_object([reason])), "")
         if data is None or reason:
@@ -147,7 +148,7 @@ class _Runner:
         try:
             results = self._results(dataset, data)
         except ValueError as error:
-            return TransferRow(dataset, status="failed", remarks=[" ".join(str(error).split()), *remarks])
+            return TransferRow(dataset, status="failed", remarks=[_public(error, path), *remarks])
         return TransferRow(dataset, status="measured", remarks=remarks, results=results)
 
     def _results(self, dataset: TransferDataset, data: TransferData) -> list[TransferResult]:
@@ -236,6 +237,14 @@ class _Runner:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps({"key": key, "result": asdict(result)}, indent=2) + "\n")
         partial.replace(path)
+
+
+def _public(error: ValueError, path: str | None) -> str:
+    """The message in one line, without the folders of a local copy: the report may be published."""
+    message = " ".join(str(error).split())
+    if path is None:
+        return message
+    return message.replace(str(Path(path).expanduser()), public_name(path)).replace(path, public_name(path))
 
 
 def _choose(datasets: list[str] | str, local_copies: Mapping[str, str]) -> list[TransferDataset]:
