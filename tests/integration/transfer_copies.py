@@ -70,3 +70,13 @@ def save_copies(folder: Path) -> dict[str, str]:
         ),
         "VOC 2007": save_parquet(folder / "voc", train=multi_label(80, 11), test=multi_label(40, 12)),
     }
+
+
+def with_broken_image(rows: Dataset, index: int) -> Dataset:
+    """The same rows, one of them without a readable image."""
+    encoded = rows.cast_column("image", Image(decode=False))
+    changed = encoded.map(
+        lambda row, at: {"image": {"bytes": b"broken", "path": None} if at == index else row["image"]},
+        with_indices=True,
+    )
+    return changed.cast(encoded.features)
