@@ -1,5 +1,6 @@
 """Fixtures of whole programs: a Hub on this machine, and a folder to put there."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,13 +26,19 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         yield server
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    """What a pretraining run leaves, with by-products, without the run."""
-    folder = tmp_path / "small_run"
+@pytest.fixture(scope="session")
+def exported_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a pretraining run leaves, with by-products, without the run; not to be changed."""
+    folder = tmp_path_factory.mktemp("exported") / "small_run"
     export_small_run("esvit_swin", folder)
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     (folder / "recipe.yaml").write_text(f"output_dir: {folder}\n")
     (folder / "checkpoints" / "step-000000001").mkdir(parents=True)
     (folder / "checkpoints" / "step-000000001" / "optimizer.bin").write_bytes(b"pickle")
     return folder
+
+
+@pytest.fixture
+def run_folder(exported_run: Path, tmp_path: Path) -> Path:
+    """A copy of that folder."""
+    return Path(shutil.copytree(exported_run, tmp_path / "small_run"))
