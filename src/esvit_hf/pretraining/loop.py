@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, is_tensorboard_available, set_seed
+from accelerate.utils import (
+    DistributedType,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    is_tensorboard_available,
+    set_seed,
+)
 from torch import Tensor
 from tqdm import tqdm
 
+from accelerate import Accelerator
 from esvit_hf.data.color import augment
 from esvit_hf.data.multicrop import CropBatch, MultiCropDataset, make_multicrop_loader
 from esvit_hf.data.sampling import EpochSampler
@@ -63,12 +69,30 @@ class PretrainingResult:
         return self.signal != 0
 
 
+def check_engine(kind: DistributedType) -> None:
+    """Refuse what takes optimizer steps of its own.
+
+    Raises:
+        ValueError: for DeepSpeed and Megatron-LM.
+    """
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"{kind.value} takes the optimizer step inside the backward pass, where the clipping of each gradient, the "
+            "frozen prototypes and the schedules of this recipe cannot reach: launch with "
+            "examples/accelerate/fsdp2_zero2.yaml, which shards the same state"
+        )
+
+
 def make_accelerator(arguments: PretrainingArguments) -> Accelerator:
-    """Start Accelerate with the recipe's precision and trackers."""
+    """Start Accelerate with the recipe's precision and trackers.
+
+    Raises:
+        ValueError: if it was launched with an engine that does not fit.
+    """
     trackers = [name for name in arguments.trackers if name != "auto"]
     if "auto" in arguments.trackers and is_tensorboard_available():
         trackers.append("tensorboard")
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
         log_with=trackers or None,
         project_config=ProjectConfiguration(
@@ -76,6 +100,8 @@ def make_accelerator(arguments: PretrainingArguments) -> Accelerator:
         ),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
     )
+    check_engine(accelerator.distributed_type)
+    return accelerator
 
 
 class Pretraining:

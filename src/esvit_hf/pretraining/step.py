@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
+from accelerate import Accelerator
 from esvit_hf.pretraining.arguments import PretrainingArguments
 from esvit_hf.pretraining.batch_norm import synchronise_batch_norms
 from esvit_hf.pretraining.build import DistillationParts
@@ -17,7 +19,13 @@ from esvit_hf.pretraining.heads import ProjectionHead
 from esvit_hf.pretraining.losses import region_loss, view_loss
 from esvit_hf.pretraining.model import DistillationNetwork, DistillationOutput
 from esvit_hf.pretraining.monitor import match_diversity, output_spread, teacher_entropy
-from esvit_hf.pretraining.optim import build_optimizer, clip_all_gradients, clip_each_gradient, gradient_norm
+from esvit_hf.pretraining.optim import (
+    build_optimizer,
+    clip_all_gradients,
+    clip_each_gradient,
+    forget_replaced_parameters,
+    gradient_norm,
+)
 from esvit_hf.pretraining.schedules import Schedule, cosine_schedule, linear_schedule
 
 MONITORED_IMAGES = 8
@@ -108,6 +116,10 @@ class DistillationStep:
             parts.student.backbone.compile()
             self.teacher.backbone.compile()
         self.wrapped_student, self.optimizer = accelerator.prepare(parts.student, build_optimizer(parts.student))
+        if isinstance(self.wrapped_student, FSDPModule):
+            # The losses take the prototypes after the forward pass; in the root's shards they would be gone by then.
+            self.wrapped_student.set_reshard_after_forward(False, recurse=False)
+            forget_replaced_parameters(self.optimizer)
         self.student: DistillationNetwork = accelerator.unwrap_model(self.wrapped_student)
         self.wrapped_student.train()
         self.teacher_output: DistillationOutput | None = None
@@ -238,7 +250,7 @@ class DistillationStep:
                 head = self.teacher_head(task)
                 self.centre(task).update_centre(head.prototype_direction, head.prototype_gain)
         update_teacher(self.teacher.parameters(), self.student.parameters(), self.schedules.teacher_momentum(step))
-        return norm
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def teacher_signals(self, step: int) -> dict[str, Tensor]:
         """Describe the teacher's outputs of the last micro-batch by numbers that tell a collapse.
