@@ -1,4 +1,4 @@
-.PHONY: demo test lint format types check bench clean
+.PHONY: demo test lint format types check bench cards clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,6 +18,9 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run
+
+cards: $(INSTALLED)
+	$(BIN)/esvit zoo cards model_cards --readme README.md
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The command `esvit`: convert and export models, pretrain them, evaluate their features."""
+"""The command `esvit`: convert and export models, list the zoo, pretrain networks, evaluate their features."""
 
 import json
 import sys
@@ -13,7 +13,10 @@ from .command_line import report_errors
 from .evaluation.evaluate_job import evaluate
 from .evaluation.jobs import measure_knn, measure_linear_probe, save_features
 from .evaluation.transfer import measure_transfer
+from .zoo.build import build_folder
+from .zoo.entry_cards import write_cards
 from .zoo.folders import convert_to_file, convert_to_folder
+from .zoo.listing import list_entries
 
 __all__ = ["main"]
 
@@ -27,6 +30,12 @@ _FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "attention": save_attention,
     "transfer": measure_transfer,
 }
+# What `esvit zoo` does beside listing.
+_ZOO_FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {"build": build_folder, "cards": write_cards}
+_ZOO_HELP = {
+    "build": "Turn a released checkpoint of the authors into a Hub folder.",
+    "cards": "Write the cards of all entries.",
+}
 _HELP = {
     "convert": "Turn a checkpoint of the reference implementation into a model folder, or the other way round.",
     "export": "Write a network as an ONNX file and compare it with PyTorch.",
@@ -38,6 +47,7 @@ _HELP = {
     "correspond": "Draw the regions of two images that look most alike.",
     "attention": "Draw where each attention head looks from a point of an image.",
     "transfer": "Transfer one or two models to many data sets by logistic regression, and write a table.",
+    "zoo": "List the checkpoints of the zoo, or build the Hub folder of one.",
 }
 
 
@@ -56,7 +66,12 @@ def main(command_line: Sequence[str] | None = None) -> int:
         return _pretrain(words[1:])
     arguments = _parser().parse_args(words).as_dict()
     job = arguments["job"]
-    functions: dict[str, Callable[..., dict[str, Any] | None]] = {"convert": _convert, "export": _export, **_FUNCTIONS}
+    functions: dict[str, Callable[..., dict[str, Any] | None]] = {
+        "convert": _convert,
+        "export": _export,
+        "zoo": _zoo,
+        **_FUNCTIONS,
+    }
     result = functions[job](**arguments[job])
     if result is not None:
         print(json.dumps(result))
@@ -79,7 +94,12 @@ def _parser() -> ArgumentParser:
             _add_convert_arguments(job_parser)
         elif job == "export":
             job_parser.add_function_arguments(_export, as_group=False, as_positional=True)
+        elif job == "zoo":
+            job_parser.add_function_arguments(list_entries, as_group=False, skip={"json"})
+            job_parser.add_argument("--json", action="store_true", help="one JSON object in place of a table")
         jobs.add_subcommand(job, job_parser, help=text)
+        if job == "zoo":
+            _add_zoo_actions(job_parser)
     return parser
 
 
@@ -157,6 +177,20 @@ def _export(model: str, output: Path, *, image_size: int | list[int] | None = No
         "outputs": list(written.outputs),
         "largest_difference": written.largest_difference,
     }
+
+
+def _add_zoo_actions(parser: ArgumentParser) -> None:
+    actions = parser.add_subcommands(required=False, dest="action")
+    for action, text in _ZOO_HELP.items():
+        action_parser = ArgumentParser(description=text, exit_on_error=False, allow_abbrev=False)
+        action_parser.add_function_arguments(_ZOO_FUNCTIONS[action], as_group=False, as_positional=True)
+        actions.add_subcommand(action, action_parser, help=text)
+
+
+def _zoo(action: str | None = None, **arguments: Any) -> dict[str, Any] | None:
+    if action is None:
+        return list_entries(**arguments)
+    return _ZOO_FUNCTIONS[action](**arguments[action])
 
 
 def _pretrain(words: Sequence[str]) -> int:

@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModel
 from esvit_hf import EsvitSwinBackbone
 from esvit_hf.evaluation.jobs import measure_linear_probe
 from esvit_hf.pretraining import parse_arguments, pretrain
+from esvit_hf.zoo.cards import check_card
 
 ROOT = Path(__file__).parents[2]
 FASHION_MNIST = ROOT / "examples" / "data" / "fashion_mnist"
@@ -82,6 +83,8 @@ def test_a_run_leaves_a_loadable_teacher(tmp_path):
     assert [tuple(feature_map.shape[1:]) for feature_map in maps] == [(8, 8, 8), (16, 4, 4)]
     card = (tmp_path / "README.md").read_text()
     assert "AutoModel.from_pretrained" in card and "knn20_top1" in card and "embed_dim: 8" in card
+    assert str(tmp_path) not in card
+    check_card(tmp_path)
     repeated = parse_arguments([str(tmp_path / "recipe.yaml")])
     assert repeated.views == small_run(tmp_path).views
 
@@ -113,7 +116,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
             ("--clip_mode", "global", "--accumulation_steps", "2", "--head_batch_norm", "true"),
             {"view_loss", "region_loss"},
         ),
-        (("--mixed_precision", "bf16", "--gradient_checkpointing", "true"), {"view_loss", "region_loss"}),
+        (("--mixed_precision", "bf16", "--checkpointed_blocks", "2"), {"view_loss", "region_loss"}),
         (("--views", '[{"count": 2, "size": 32, "scale": [0.5, 1.0], "teacher": true}]'), {"view_loss", "region_loss"}),
     ],
 )
@@ -181,6 +184,7 @@ def test_any_network_pretrains_and_is_probed(tmp_path, model):
         (("--model", "no/such/model"), "no/such/model"),
         (("--view_weight", "0", "--region_weight", "0"), "view_weight"),
         (("--batch_size", "0"), "batch_size"),
+        (("--checkpointed_blocks", "4"), "has 3 blocks"),
         (("--learning_rates", "1"), "learning_rates"),
         (("--learning_rat", "1"), "learning_rat"),
         (("--batch_size", "many"), "batch_size"),

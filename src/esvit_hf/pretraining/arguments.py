@@ -57,7 +57,8 @@ class PretrainingArguments:
         freeze_last_layer_epochs: epochs during which the prototypes stay as they are.
         mixed_precision: autocast dtype; losses, centres and the teacher's average stay float32.
         compile: compile the student's and the teacher's backbone with torch.compile (needs a C++ compiler).
-        gradient_checkpointing: trade compute for memory in the student's backbone.
+        checkpointed_blocks: blocks of the student, from the first on, that the backward pass computes again instead of
+            keeping what they computed: the first blocks of a multi-stage network hold the most memory.
         num_workers: data-loading processes of each training process.
         seed: seed of weights, order and crops.
         output_dir: folder of the run.
@@ -114,7 +115,7 @@ class PretrainingArguments:
     freeze_last_layer_epochs: int = 1
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     compile: bool = False
-    gradient_checkpointing: bool = False
+    checkpointed_blocks: int = 0
     num_workers: int = 8
     seed: int = 0
     output_dir: Path = Path("outputs/pretraining")
@@ -139,7 +140,7 @@ class PretrainingArguments:
         not_negative = (
             "view_weight region_weight region_start_epoch warmup_teacher_temperature_epochs min_learning_rate "
             "warmup_epochs weight_decay weight_decay_end clip_gradient freeze_last_layer_epochs num_workers "
-            "checkpoint_steps knn_every_epochs"
+            "checkpointed_blocks checkpoint_steps knn_every_epochs"
         )
         for name in not_negative.split():
             self._require(getattr(self, name) >= 0, name, "must be 0 or greater")
