@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from accelerate import Accelerator
 from esvit_hf.data.views import ViewSpec
 from esvit_hf.models.modeling_esvit_swin import EsvitSwinBlock
 from esvit_hf.pretraining import PretrainingArguments

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import (
     DistributedType,
     InitProcessGroupKwargs,
@@ -18,7 +19,6 @@ from accelerate.utils import (
 from torch import Tensor
 from tqdm import tqdm
 
-from accelerate import Accelerator
 from esvit_hf.data.color import augment
 from esvit_hf.data.multicrop import CropBatch, MultiCropDataset, make_multicrop_loader
 from esvit_hf.data.sampling import EpochSampler

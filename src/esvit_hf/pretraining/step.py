@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from accelerate import Accelerator
 from esvit_hf.pretraining.arguments import PretrainingArguments
 from esvit_hf.pretraining.batch_norm import synchronise_batch_norms
 from esvit_hf.pretraining.build import DistillationParts
