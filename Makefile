@@ -1,4 +1,4 @@
-.PHONY: demo test test-browser lint format types check bench cards clean
+.PHONY: demo test test-browser lint format types check bench cards chaos clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,6 +17,7 @@ $(DEMO_INSTALLED): $(INSTALLED)
 	touch $@
 
 demo: $(INSTALLED)
+	rm -rf outputs/demo/checkpoints
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)
@@ -30,6 +31,9 @@ bench: $(INSTALLED)
 
 cards: $(INSTALLED)
 	$(BIN)/esvit zoo cards model_cards --readme README.md
+
+chaos: $(INSTALLED)
+	$(BIN)/python -m benchmarks.chaos
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

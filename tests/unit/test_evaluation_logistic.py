@@ -65,7 +65,7 @@ def test_two_classes_are_one_sigmoid(strength: float) -> None:
 @given(
     images=st.integers(6, 40),
     width=st.integers(1, 60),
-    classes=st.integers(2, 4),
+    classes=st.integers(3, 5),
     exponent=st.floats(-2, 3),
     seed=st.integers(0, 2**16),
 )
@@ -212,6 +212,10 @@ ROWS = torch.eye(4, dtype=torch.int64)
         ({"multi_label": True, "train_labels": ROWS * 0 + torch.tensor([1, 0, 0, 1])}, "4 classes are present"),
         ({"validation": (torch.eye(3), torch.arange(3))}, r"\(4, 4\).*\(3, 3\)"),
         ({"validation": (torch.eye(4), torch.ones(4))}, "validation features have labels"),
+        (
+            {"multi_label": True, "train_labels": ROWS, "validation": (torch.eye(4), ROWS[:, :3])},
+            "validation labels have 3 columns, train labels 4",
+        ),
         ({"strengths": ()}, "above 0"),
         ({"strengths": (1.0, 0.0)}, "above 0"),
         ({"strengths": (1.0, float("inf"))}, "finite"),

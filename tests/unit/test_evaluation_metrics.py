@@ -129,12 +129,15 @@ def test_roc_auc_needs_both_classes(references: list[int]) -> None:
 
 
 def test_scores_are_handed_to_each_metric() -> None:
-    scores = torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.0, 2.0], [0.0, -2.0]])
+    scores = torch.tensor([[1.0, 2.0], [1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
     labels = torch.tensor([1, 1, 0, 0])
     assert score("top_k_accuracy", scores, labels) == 0.5
     assert score("mean_per_class_accuracy", scores, torch.tensor([1, 0, 0, 0])) == pytest.approx((1 + 2 / 3) / 2)
-    assert score("roc_auc", scores, labels) == roc_auc_score(labels, scores[:, 1])
+    # The margins are 1, -1, 2 and -2.
+    assert score("roc_auc", scores, torch.tensor([1, 0, 1, 0])) == 1.0
+    assert score("roc_auc", scores, labels) == roc_auc_score(labels, scores[:, 1] - scores[:, 0]) == 0.5
     rows = torch.tensor([[1, 1], [0, 1], [0, 0], [0, 0]])
+    scores = torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.0, 2.0], [0.0, -2.0]])
     expected = (plain_eleven_points(scores[:, 1].numpy(), rows[:, 1].numpy()) + 0.25) / 2
     assert score("interpolated_mean_average_precision", scores, rows) == pytest.approx(expected)
 

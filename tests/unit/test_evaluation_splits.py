@@ -57,7 +57,10 @@ def test_a_class_absent_from_train(tmp_path: Path) -> None:
 def test_several_labels_an_image(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path, split, [[0, 1], [1]], [Value("int64")])
-    with pytest.raises(ValueError, match="column 'label'.*set --label_column to a column of integers or strings"):
+    with pytest.raises(
+        ValueError,
+        match="column 'label'.*several labels an image, not one; set --label_column to a column of integers or strings",
+    ):
         load(tmp_path)
 
 

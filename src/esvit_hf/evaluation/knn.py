@@ -10,7 +10,7 @@ from esvit_hf.evaluation import RANKED_CLASSES, load_metric
 from esvit_hf.evaluation.features import check_matrices
 from esvit_hf.models.modeling_esvit_linear import multiply_transposed
 
-__all__ = ["check_neighbours", "knn_accuracy", "knn_predictions", "nearest_neighbours"]
+__all__ = ["check_neighbours", "knn_accuracy", "knn_predictions", "nearest_neighbours", "ranked_accuracy"]
 
 DEFAULT_BLOCK_BYTES = 512 * 2**20
 _GROUP_SIZE = 16
@@ -54,14 +54,22 @@ def knn_accuracy(
     ranked = knn_predictions(
         train, train_labels, test, k=k, temperature=temperature, block_bytes=block_bytes, device=device
     )
-    metric = load_metric("top_k_accuracy")
-    references = test_labels.tolist()
-    accuracies = {}
-    for setting, predictions in ranked.items():
-        inputs = {"predictions": predictions.tolist(), "references": references}
-        top1, top5 = (metric.compute(**inputs, k=count)["top_k_accuracy"] for count in (1, RANKED_CLASSES))
-        accuracies[setting] = (top1, top5)
-    return accuracies
+    return {setting: ranked_accuracy(predictions, test_labels) for setting, predictions in ranked.items()}
+
+
+def ranked_accuracy(predictions: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Top-1 and top-5 accuracy of ranked classes.
+
+    Args:
+        predictions: (M, 5) classes from the most to the least likely, -1 where no class is left.
+        labels: (M,) integer classes.
+
+    Returns:
+        Both, in [0, 1].
+    """
+    metric, inputs = load_metric("top_k_accuracy"), {"predictions": predictions.tolist(), "references": labels.tolist()}
+    top1, top5 = (metric.compute(**inputs, k=count)["top_k_accuracy"] for count in (1, RANKED_CLASSES))
+    return top1, top5
 
 
 def knn_predictions(

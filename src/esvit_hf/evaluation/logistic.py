@@ -85,7 +85,7 @@ def logistic_probe(
             training images have, or a setting out of range.
 
     Source:
-        CLIP (arXiv 2103.00020) appendix A.3; EsViT section 4.2.
+        CLIP (arXiv 2103.00020) appendix A.3, which EsViT follows for its 18 transfer data sets.
     """
     tried = sorted(set(strengths))
     if not tried or not tried[0] > 0 or not math.isfinite(tried[-1]) or halvings < 0:
@@ -98,12 +98,17 @@ def logistic_probe(
     _check_labels("train", train, train_labels, multi_label)
     if validation is None:
         groups = torch.zeros(len(train), dtype=torch.int64) if multi_label else train_labels.cpu()
-        chosen_by = held_out(groups, validation_fraction, seed)
+        is_validation = held_out(groups, validation_fraction, seed)
         features, labels = train, train_labels
     else:
         check_matrices(train, validation[0])
         _check_labels("validation", *validation, multi_label)
-        chosen_by = torch.arange(len(train) + len(validation[0])) >= len(train)
+        if multi_label and validation[1].shape[1] != train_labels.shape[1]:
+            raise ValueError(
+                f"validation labels have {validation[1].shape[1]} columns, train labels {train_labels.shape[1]}: pass "
+                "one column a class in both"
+            )
+        is_validation = torch.arange(len(train) + len(validation[0])) >= len(train)
         features = torch.cat([train, validation[0].to(train.device)])
         labels = torch.cat([train_labels, validation[1].to(train_labels)])
     _check_classes(labels, multi_label)
@@ -112,31 +117,41 @@ def logistic_probe(
     device = features.device if device is None else torch.device(device)
     # Metal has no float64.
     device = torch.device("cpu") if device.type == "mps" else device
-    features, labels, chosen_by = features.to(device, torch.float64), labels.to(device), chosen_by.to(device)
+    features, labels, is_validation = features.to(device, torch.float64), labels.to(device), is_validation.to(device)
     classes = labels.shape[1] if multi_label else int(labels.max()) + 1
-    targets = labels if multi_label or classes > 2 else labels[:, None]
-    fitted = _Problem(features[~chosen_by], targets[~chosen_by], classes)
-    values: dict[float, float] = {}
-    with tqdm(desc="logistic regression", unit="fit", leave=False) as progress:
-        for step in range(halvings + 1):
-            for strength in tried:
-                if strength not in values:
-                    scores = fitted.fit(strength).scores(features[chosen_by])
-                    values[strength] = score(metric, scores, labels[chosen_by])
-                    progress.update()
-            best = _best(values)
-            if step < halvings:
-                tried = _with_midpoints(sorted(values), best)
-        if len(values) > 1 and best in (min(values), max(values)):
-            warnings.warn(
-                f"the best L2 strength, {best:g}, is at the edge of those tried: widen strengths", stacklevel=2
-            )
-        classifier = _Problem(features, targets, classes).fit(best)
+    values = _search(features, labels, is_validation, classes, tried, halvings, metric)
+    best = _best(values)
+    if len(values) > 1 and best in (min(values), max(values)):
+        warnings.warn(f"the best L2 strength, {best:g}, is at the edge of those tried: widen strengths", stacklevel=2)
+    classifier = _Problem(features, labels, classes).fit(best)
     if not classifier.converged:
         warnings.warn(
             f"the last fit, with L2 strength {best:g}, did not converge in {MAX_ITERATIONS} iterations", stacklevel=2
         )
-    return LogisticResult(classifier.scores(test.to(device, torch.float64)).cpu(), best, dict(sorted(values.items())))
+    return LogisticResult(classifier.scores(test.to(device, torch.float64)).cpu(), best, values)
+
+
+def _search(
+    features: Tensor,
+    labels: Tensor,
+    is_validation: Tensor,
+    classes: int,
+    strengths: list[float],
+    halvings: int,
+    metric: str,
+) -> dict[float, float]:
+    """Value on the validation images of each strength tried, in ascending order of strength."""
+    problem = _Problem(features[~is_validation], labels[~is_validation], classes)
+    rows, expected = features[is_validation], labels[is_validation]
+    values: dict[float, float] = {}
+    fits = len(strengths) + 2 * halvings
+    with tqdm(total=fits, desc="logistic regression", unit="fit", leave=False) as progress:
+        for step in range(halvings + 1):
+            for strength in _with_midpoints(sorted(values), _best(values)) if step else strengths:
+                if strength not in values:
+                    values[strength] = score(metric, problem.fit(strength).scores(rows), expected)
+                    progress.update()
+    return dict(sorted(values.items()))
 
 
 @dataclass(frozen=True)
@@ -162,12 +177,13 @@ class _Problem:
 
     Args:
         features: (N, D) float64.
-        targets: (N,) classes for softmax, or (N, K) of 1, 0 and -1 (not counted) for sigmoids.
+        labels: (N,) classes, or (N, C) of 1, 0 and -1 (not counted).
         classes: C, of which a part of the data may lack some.
     """
 
-    def __init__(self, features: Tensor, targets: Tensor, classes: int) -> None:
-        self.targets = targets
+    def __init__(self, features: Tensor, labels: Tensor, classes: int) -> None:
+        # Columns stand for sigmoids; of two classes one is enough.
+        self.targets = labels[:, None] if labels.ndim == 1 and classes == 2 else labels
         self.classes = classes
         self.mean = features.mean(dim=0)
         centred = features - self.mean
@@ -210,7 +226,7 @@ class _Problem:
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy of logits (N, K) and targets as of `_Problem`."""
+    """Summed cross-entropy of logits (N, K): of a softmax for targets (N,), of sigmoids for targets (N, K)."""
     if targets.ndim == 1:
         return F.cross_entropy(logits, targets, reduction="sum")
     counted = (targets >= 0).to(logits)

@@ -11,7 +11,7 @@ from esvit_hf.analysis.figures import Picture
 from esvit_hf.analysis.report_figures import draw_few_shot, draw_knn, draw_logistic, draw_probe
 from esvit_hf.evaluation.features import Features
 from esvit_hf.evaluation.few_shot import few_shot_accuracy
-from esvit_hf.evaluation.knn import knn_accuracy, knn_predictions
+from esvit_hf.evaluation.knn import knn_predictions, ranked_accuracy
 from esvit_hf.evaluation.linear_probe import linear_probe
 from esvit_hf.evaluation.logistic import logistic_probe
 from esvit_hf.evaluation.scoring import score
@@ -107,15 +107,15 @@ def run_knn(data: FrozenData, *, k: Sequence[int], temperature: Sequence[float])
     Returns:
         Top-1 and top-5 for each.
     """
-    inputs = data.last_blocks(1)
-    accuracies = knn_accuracy(*inputs, k=k, temperature=temperature, device=data.device)
+    train, train_labels, test, test_labels = data.last_blocks(1)
+    ranked = knn_predictions(train, train_labels, test, k=k, temperature=temperature, device=data.device)
+    accuracies = {setting: ranked_accuracy(predictions, test_labels) for setting, predictions in ranked.items()}
     rows, scores = [], []
     for (count, value), shares in accuracies.items():
         top1, top5 = map(percent, shares)
         rows.append({"k": count, "temperature": value, "top1": top1, "top5": top5})
         protocol = f"weighted k-NN on the view feature, k = {count}, T = {value:g}"
         scores += [Score("top1", top1, protocol), Score("top5", top5, protocol)]
-    ranked = knn_predictions(*inputs[:3], k=k[:1], temperature=temperature[:1], device=data.device)
     return TaskResult(
         title="k-NN",
         protocol=(

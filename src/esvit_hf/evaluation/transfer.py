@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from esvit_hf.evaluation.features import Features
 from esvit_hf.evaluation.logistic import HALVINGS, STRENGTHS, logistic_probe
+from esvit_hf.evaluation.report import public_name
 from esvit_hf.evaluation.scoring import score
 from esvit_hf.evaluation.splits import overlapping_images
 from esvit_hf.evaluation.store import FeatureStore, default_features_folder
@@ -33,7 +34,7 @@ def measure_transfer(
     *,
     report: Path,
     datasets: list[str] | str = "all",
-    local: dict[str, str] = {},  # noqa: B006 - shown by --help, never changed
+    local_copies: dict[str, str] = {},  # noqa: B006 - shown by --help, never changed
     validation_fraction: float = 0.2,
     seed: int = 0,
     features_folder: Path | None = None,
@@ -53,7 +54,7 @@ def measure_transfer(
         models: one or two Hub names or folders of vision models that AutoModel loads.
         report: folder for transfer.md, transfer.json and measurements.json.
         datasets: all, one name, or several as '["CIFAR-10","MNIST"]'.
-        local: local copies by name, as '{"CIFAR-10":"path"}'; others are looked for on the Hub.
+        local_copies: local copies by name, as '{"CIFAR-10":"path"}'; others are looked for on the Hub.
         validation_fraction: held-out share of the training images where a data set has no validation images.
         seed: of the held-out draw.
         features_folder: where features are kept; ~/.cache/esvit_hf/features if not given.
@@ -69,7 +70,7 @@ def measure_transfer(
     Raises:
         ValueError: a model, a name, a path or a setting does not work; the message names the remedy.
     """
-    chosen = _choose(datasets, local)
+    chosen = _choose(datasets, local_copies)
     if not 1 <= len(models) <= 2:
         raise ValueError(f"{len(models)} models are given: name one, or two to compare")
     if not 0 < validation_fraction < 1:
@@ -92,11 +93,11 @@ def measure_transfer(
         for model in models
     ]
     for store in stores:
-        # Both raise for a model that cannot be used, before anything is computed.
-        store.model_revision, store.processor  # noqa: B018
+        # A model that cannot be used is an error of the whole run, not of one data set.
+        store.processor, store.backbone  # noqa: B018
     runner = _Runner(stores, report / "results", validation_fraction, seed)
     progress = tqdm(chosen, desc="transfer", unit="data set", disable=not accelerator.is_main_process)
-    rows = [runner.measure(dataset, local.get(dataset.name)) for dataset in progress]
+    rows = [runner.measure(dataset, local_copies.get(dataset.name)) for dataset in progress]
     if not accelerator.is_main_process:
         return None
     options = {
@@ -107,7 +108,7 @@ def measure_transfer(
         "mixed_precision": (mixed_precision, "no"),
     }
     words = [word for name, (value, usual) in options.items() if value != usual for word in (f"--{name}", str(value))]
-    write_report(rows, models, local, report, words)
+    write_report(rows, models, [store.model_revision for store in stores], local_copies, report, words)
     return {"report": str(report), **summary(rows, models)}
 
 
@@ -137,7 +138,7 @@ class _Runner:
         try:
             data = load_transfer_data(dataset, path)
         except ValueError as error:
-            reason = " ".join(str(error).split())
+            reason = _public(error, path)
         # A data set that one process misses is missing for all: they compute together.
         reason = next(filter(None, gather_object([reason])), "")
         if data is None or reason:
@@ -147,7 +148,7 @@ class _Runner:
         try:
             results = self._results(dataset, data)
         except ValueError as error:
-            return TransferRow(dataset, status="failed", remarks=[" ".join(str(error).split()), *remarks])
+            return TransferRow(dataset, status="failed", remarks=[_public(error, path), *remarks])
         return TransferRow(dataset, status="measured", remarks=remarks, results=results)
 
     def _results(self, dataset: TransferDataset, data: TransferData) -> list[TransferResult]:
@@ -178,6 +179,8 @@ class _Runner:
                 features["train"].values,
                 data.labels["train"],
                 features["test"].values,
+                strengths=STRENGTHS,
+                halvings=HALVINGS,
                 validation=validation,
                 validation_fraction=self.validation_fraction,
                 multi_label=dataset.multi_label,
@@ -236,16 +239,24 @@ class _Runner:
         partial.replace(path)
 
 
-def _choose(datasets: list[str] | str, local: Mapping[str, str]) -> list[TransferDataset]:
+def _public(error: ValueError, path: str | None) -> str:
+    """The message in one line, without the folders of a local copy: the report may be published."""
+    message = " ".join(str(error).split())
+    if path is None:
+        return message
+    return message.replace(str(Path(path).expanduser()), public_name(path)).replace(path, public_name(path))
+
+
+def _choose(datasets: list[str] | str, local_copies: Mapping[str, str]) -> list[TransferDataset]:
     known = {dataset.name: dataset for dataset in TRANSFER_DATASETS}
     names = list(known) if datasets == "all" else [datasets] if isinstance(datasets, str) else datasets
-    for option, given in (("--datasets", names), ("--local", local)):
+    for option, given in (("--datasets", names), ("--local_copies", local_copies)):
         unknown = [name for name in given if name not in known]
         if unknown:
             raise ValueError(f"{option} names {unknown[0]!r}: choose all, or from {', '.join(known)}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"--datasets names {names}: name at least one, and none twice")
-    for name, path in local.items():
+    for name, path in local_copies.items():
         if not Path(path).expanduser().exists():
-            raise ValueError(f"--local gives {path} for {name}, which does not exist: correct the path")
+            raise ValueError(f"--local_copies gives {path} for {name}, which does not exist: correct the path")
     return [known[name] for name in names]

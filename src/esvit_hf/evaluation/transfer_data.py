@@ -57,16 +57,23 @@ def load_transfer_data(dataset: TransferDataset, path: str | None = None) -> Tra
         ValueError: there is no copy, it lacks a split or a column, or a class to be tested has no training image.
     """
     if path is None and dataset.hub_name is None:
-        raise ValueError(f"{dataset.note}")
+        raise ValueError(dataset.note)
     place, config_name = (dataset.hub_name or "", dataset.config_name) if path is None else (path, None)
     splits = {"train": dataset.train_split, "validation": dataset.validation_split, "test": dataset.test_split}
     if path is not None:
         splits = _local_splits(dataset, Path(path).expanduser())
-    rows = {
-        name: load_dataset_split(place, split=split, config_name=config_name)
-        for name, split in splits.items()
-        if split is not None
-    }
+    try:
+        rows = {
+            name: load_dataset_split(place, split=split, config_name=config_name)
+            for name, split in splits.items()
+            if split is not None
+        }
+    except ValueError as error:
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        where = "from the Hub" if path is None else "from the local copy"
+        raise ValueError(
+            f"{place} cannot be loaded {where} ({reason}): give a local copy that has the splits"
+        ) from error
     sources, labels = (_multi_label if dataset.multi_label else _single_label)(dataset, rows, place)
     return TransferData(
         sources, labels, _size_remarks(dataset, {name: len(source) for name, source in sources.items()})
@@ -92,6 +99,9 @@ def _single_label(
         )
         for name, split in rows.items()
     }
+    if any(source.labels is None for source in sources.values()):
+        found = ", ".join(rows["train"].column_names)
+        raise ValueError(f"{place} has the columns {found}: the one with the classes must be called 'label'")
     labels = {}
     for name in sources:
         labels["train"], labels[name] = shared_labels(sources["train"], sources[name])

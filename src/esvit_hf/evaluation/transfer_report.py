@@ -100,7 +100,8 @@ def display_names(models: Sequence[str]) -> list[str]:
 def write_report(
     rows: Sequence[TransferRow],
     models: Sequence[str],
-    local: Mapping[str, str],
+    revisions: Sequence[str],
+    local_copies: Mapping[str, str],
     folder: Path,
     options: Sequence[str] = (),
 ) -> None:
@@ -109,11 +110,13 @@ def write_report(
     Args:
         rows: the table.
         models: one or two models.
-        local: local copies by name of the data set.
+        revisions: commit or digest of the weights of each.
+        local_copies: local copies by name of the data set.
         folder: where to write.
         options: words of the command line that change the numbers.
     """
-    (folder / "transfer.md").write_text(_markdown(rows, models))
+    command = _command(models, [row.dataset.name for row in rows], local_copies, options)
+    (folder / "transfer.md").write_text(f"{_markdown(rows, models)}\n```bash\n{command}\n```\n")
     table = [
         {
             "dataset": row.dataset.name,
@@ -124,9 +127,13 @@ def write_report(
         }
         for row in rows
     ]
-    (folder / "transfer.json").write_text(json.dumps({**summary(rows, models), "table": table}, indent=2) + "\n")
-    for index, model in enumerate(display_names(models)):
-        name = MEASUREMENTS_FILE if index == 0 else MEASUREMENTS_FILE.replace(".", f"-{index + 1}.")
+    record = {**summary(rows, models), "revisions": list(revisions), "command": command, "table": table}
+    (folder / "transfer.json").write_text(json.dumps(record, indent=2) + "\n")
+    files = (MEASUREMENTS_FILE, MEASUREMENTS_FILE.replace(".", "-2."))
+    for file in files[len(models) :]:
+        # Of an earlier run that compared two models.
+        (folder / file).unlink(missing_ok=True)
+    for index, (model, file) in enumerate(zip(models, files, strict=False)):
         measurements = [
             Measurement(
                 task="transfer",
@@ -135,12 +142,12 @@ def write_report(
                 metric=METRIC_LABELS[row.dataset.metric],
                 value=row.results[index].value,
                 protocol=_protocol(row.results[index]),
-                command=_command(model, row.dataset.name, local.get(row.dataset.name), options),
+                command=_command([model], [row.dataset.name], local_copies, options),
             )
             for row in rows
             if row.status == "measured"
         ]
-        write_measurements(measurements, folder / name)
+        write_measurements(measurements, folder / file)
 
 
 def datasets_table() -> str:
@@ -225,8 +232,13 @@ def _protocol(result: TransferResult) -> str:
     )
 
 
-def _command(model: str, dataset: str, path: str | None, options: Sequence[str]) -> str:
-    words = ["esvit", "transfer", model, "--report", "transfer", "--datasets", dataset]
-    if path is not None:
-        words += ["--local", json.dumps({dataset: public_name(path)})]
-    return shlex.join([*words, *map(public_name, options)])
+def _command(
+    models: Sequence[str], datasets: Sequence[str], local_copies: Mapping[str, str], options: Sequence[str]
+) -> str:
+    """Write the command line that gives the numbers, without folders of a machine."""
+    names = datasets[0] if len(datasets) == 1 else json.dumps(datasets)
+    words = ["esvit", "transfer", *models, "--report", "transfer", *options]
+    if len(datasets) < len(TRANSFER_DATASETS):
+        words += ["--datasets", names]
+    copies = {name: public_name(local_copies[name]) for name in datasets if name in local_copies}
+    return shlex.join([*map(public_name, words), *(["--local_copies", json.dumps(copies)] if copies else [])])
