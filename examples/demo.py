@@ -1,6 +1,7 @@
 """Pretrain a small Swin on real images, then compare it with its own random start: `make demo`."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from esvit_hf.data.sources import load_image_source
 from esvit_hf.evaluation.features import extract_features, shared_labels
 from esvit_hf.evaluation.knn import knn_accuracy
 from esvit_hf.evaluation.linear_probe import linear_probe
+from esvit_hf.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
 from esvit_hf.pretraining import PretrainingArguments, parse_arguments, pretrain
 from esvit_hf.pretraining.build import build_backbone
-from esvit_hf.pretraining.export import make_processor
+from esvit_hf.pretraining.checkpoint import complete_checkpoints
+from esvit_hf.pretraining.export import dataset_name, make_processor
+from esvit_hf.zoo.cards import update_card
 
 RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 NEIGHBOURS = 20
@@ -46,18 +50,42 @@ def evaluate(backbone: RegionBackbone, arguments: PretrainingArguments) -> dict[
     return {"knn": next(iter(knn.values()))[0], "linear": probe.top1}
 
 
+def record(arguments: PretrainingArguments, row: dict[str, float]) -> None:
+    """Put the teacher's numbers and figure into its folder's card."""
+    # A card names no folders of this machine.
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = shlex.join(["python", "examples/demo.py", *words])
+    write_measurements(
+        [
+            Measurement(
+                task, dataset_name(arguments), arguments.knn_split, "top1", round(100 * row[name], 2), protocol, command
+            )
+            for task, name, protocol in (
+                ("k-NN", "knn", f"k = {NEIGHBOURS}, T = 0.07"),
+                ("linear probe", "linear", "view feature, 100 epochs"),
+            )
+        ],
+        arguments.output_dir / MEASUREMENTS_FILE,
+    )
+    update_card(arguments.output_dir)
+
+
 @report_errors
 def main() -> int:
     """Train, evaluate, print the table and write the figure."""
     arguments = parse_arguments([str(RECIPE), *sys.argv[1:]])
+    if complete_checkpoints(arguments.output_dir / "checkpoints"):
+        print(f"{arguments.output_dir} holds a demo: it goes on from there (make clean starts anew)")
+        arguments.resume = True
     result = pretrain(arguments)
     if result.interrupted:
-        return 130
+        return 128 + result.signal
     set_seed(arguments.seed)
     networks = {"random network": build_backbone(arguments), "teacher": load_backbone(str(arguments.output_dir))}
     table = {name: evaluate(backbone, arguments) for name, backbone in networks.items()}
     figure = arguments.output_dir / "training.png"
     plot_training(arguments.output_dir / "metrics.jsonl", arguments.num_prototypes).save(figure)
+    record(arguments, table["teacher"])
     print(f"\n{'top-1 on the test images (%)':<30}{f'k-NN (k = {NEIGHBOURS})':>16}{'linear probe':>16}")
     for name, row in table.items():
         print(f"{name:<30}{100 * row['knn']:>16.1f}{100 * row['linear']:>16.1f}")

@@ -153,10 +153,6 @@ class RegionBackbone(nn.Module):
     def pooled_blocks(self, pixel_values: Tensor, count: int) -> Tensor:
         """View features of the last `count` blocks, concatenated from the earliest to the last: the linear-probe input.
 
-        The networks of this project follow the paper's rule for their family. For any other network a block is an entry
-        of its `hidden_states` after the first (stages, for many hierarchical networks): class tokens are taken, maps
-        averaged, after the network's final norm where its width fits. The last block's part is the view feature.
-
         Args:
             pixel_values: (B, 3, H, W) normalised images.
             count: number of blocks.
@@ -170,6 +166,25 @@ class RegionBackbone(nn.Module):
         Source:
             EsViT section 4.1 and DINO appendix F.2: features of the last four blocks for small networks.
         """
+        return torch.cat(self.block_features(pixel_values, count), dim=1)
+
+    def block_features(self, pixel_values: Tensor, count: int) -> list[Tensor]:
+        """View features of the last `count` blocks, one by one.
+
+        The networks of this project follow the paper's rule for their family. For any other network a block is an entry
+        of its `hidden_states` after the first (stages, for many hierarchical networks): class tokens are taken, maps
+        averaged, after the network's final norm where its width fits. The last block's part is the view feature.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised images.
+            count: number of blocks.
+
+        Returns:
+            One (B, C_l) for each block, from the earliest to the last.
+
+        Raises:
+            ValueError: `count` is not between 1 and the number of blocks.
+        """
         if count < 1:
             raise ValueError(f"count is {count}: ask for at least one block")
         output = self._run(pixel_values, output_hidden_states=True)
@@ -177,12 +192,12 @@ class RegionBackbone(nn.Module):
         if isinstance(self.model, _RegionModel):
             rows = self.model.pool_hidden_states(hidden_states)
             self._check_count(count, len(rows))
-            return torch.cat(rows[-count:], dim=1)
+            return rows[-count:]
         self._check_count(count, len(hidden_states or ()) - 1)
         assert self._layout is not None
         norm = self.model.get_submodule(self._final_norm) if self._final_norm else None
         rows = [self._layout.pool(_normalised(state, norm)) for state in hidden_states[-count:-1]]
-        return torch.cat([*rows, self._read(output, pixel_values).pooled], dim=1)
+        return [*rows, self._read(output, pixel_values).pooled]
 
     def layer_regions(self, pixel_values: Tensor, layer: int | None = None) -> tuple[Tensor, tuple[int, int]]:
         """Regions of any layer.

@@ -1,9 +1,6 @@
 """Conversion through the command line: golden networks, all released architectures, and the way back."""
 
-import argparse
 import json
-import math
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from full_size import full_size_checkpoint
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from esvit_hf import convert_checkpoint
@@ -234,42 +231,6 @@ def test_heads_of_any_depth_go_there_and_back(
     head.load_state_dict(read_heads(tmp_path / "again" / HEADS_FILE)["region"].state)
 
 
-def position_index(shape: list[int], golden_vil: Mapping[str, Tensor]) -> Tensor:
-    """Indices that the reference stores: computed for windows, taken from a golden for ViL."""
-    for key, tensor in golden_vil.items():
-        if key.endswith("relative_position_index") and list(tensor.shape) == shape:
-            return tensor
-    window = math.isqrt(shape[0])
-    places = torch.cartesian_prod(torch.arange(window), torch.arange(window))
-    offsets = places[:, None] - places[None] + window - 1
-    return offsets[..., 0] * (2 * window - 1) + offsets[..., 1]
-
-
-def full_size_checkpoint(
-    manifest: Mapping[str, Any], golden: Callable[[str], Any], *, with_heads: bool
-) -> dict[str, Any]:
-    """Tensors of the shapes of a manifest, each full of a number of its own; constants take no space in a file."""
-    vil = read_reference_checkpoint(golden("vil_view_region").checkpoint)["teacher"]
-    networks: dict[str, dict[str, Tensor]] = {}
-    for network in ("student", "teacher"):
-        networks[network] = {}
-        for number, (key, (shape, dtype)) in enumerate(manifest[network].items()):
-            if re.match(r"(module\.)?head", key) and not with_heads:
-                continue
-            if re.search(r"relative_position_index|rel_pos_idx", key):
-                is_vil = manifest["spec"]["family"] == "vil"
-                networks[network][key] = position_index(shape, vil if is_vil else {})
-            else:
-                # ViL stores these twice.
-                number = list(manifest[network]).index(key.replace("_global.", ".")) if "_global." in key else number
-                networks[network][key] = torch.full((1,) * len(shape), number, dtype=getattr(torch, dtype)).expand(
-                    shape
-                )
-    prototypes = manifest["spec"]["head"]["out_dim"]
-    centres = {"center": torch.full((1, prototypes), 0.25), "center_grid": torch.full((1, prototypes), 0.5)}
-    return {**networks, "dino_loss": centres if with_heads else {}, "args": argparse.Namespace(arch="any")}
-
-
 @pytest.mark.parametrize(
     "name", [*DEFAULT_MANIFESTS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_MANIFESTS)]
 )
@@ -323,6 +284,8 @@ def test_a_converted_checkpoint_continues_pretraining(
         assert torch.equal(head.prototype_direction, direction)
         assert torch.equal(parts.centres[task].get_buffer("centre"), reference["dino_loss"][centre][0])
     assert main(["pretrain", *words]) == 0
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| start | weights of `model` |" in card and str(tmp_path) not in card
     before, after = (load_file(path / HEADS_FILE) for path in (folder, tmp_path / "run"))
     assert before.keys() == after.keys()
     # One step of a slow average: near the start, and not the start.

@@ -25,6 +25,9 @@ _AUTO_CLASSES = {
     "AutoBackbone": "Backbone",
 }
 
+_CPU_BLOCK_TOKENS = 4096
+"""Tokens that a perceptron maps at once on CPU where nothing is kept for a backward pass."""
+
 
 @dataclass(frozen=True)
 class StageOutput:
@@ -173,7 +176,13 @@ class MultilayerPerceptron(nn.Module):
         Returns:
             (..., C).
         """
-        return self.contract(self.activation(self.expand(tokens)))
+        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if tokens.device.type != "cpu" or torch.is_grad_enabled() or tracing:
+            return self.contract(self.activation(self.expand(tokens)))
+        # What the backward pass does not need stays in the cache: fresh pages for it cost as much as the products do.
+        blocks = tokens.flatten(0, -2).split(_CPU_BLOCK_TOKENS)
+        mapped = [self.contract(self.activation(self.expand(block))) for block in blocks]
+        return (mapped[0] if len(mapped) == 1 else torch.cat(mapped)).view(tokens.shape)
 
 
 class EsvitPreTrainedModel(PreTrainedModel):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from esvit_hf.data.views import ViewSpec, dino_views
+from esvit_hf.zoo.publish import check_repo_id
 
 
 @dataclass
@@ -57,7 +58,8 @@ class PretrainingArguments:
         freeze_last_layer_epochs: epochs during which the prototypes stay as they are.
         mixed_precision: autocast dtype; losses, centres and the teacher's average stay float32.
         compile: compile the student's and the teacher's backbone with torch.compile (needs a C++ compiler).
-        gradient_checkpointing: trade compute for memory in the student's backbone.
+        checkpointed_blocks: blocks of the student, from the first on, that the backward pass computes again instead of
+            keeping what they computed: the first blocks of a multi-stage network hold the most memory.
         num_workers: data-loading processes of each training process.
         seed: seed of weights, order and crops.
         output_dir: folder of the run.
@@ -69,6 +71,11 @@ class PretrainingArguments:
         knn_every_epochs: epochs between two online k-NN evaluations of the teacher; 0 turns them off.
         knn_split: split whose images are classified by the training split's labels.
         knn_neighbours: number of neighbours of the online k-NN.
+        push_to_hub: publish the result on the Hub, with the login of huggingface_hub or HF_TOKEN.
+        hub_model_id: NAME/MODEL to publish; `resume` looks there for a resume point if the output folder has none.
+        hub_private_repo: make the repository private.
+        hub_strategy: publish at the `end`, at `every_save` of a checkpoint, or at every save together with the resume
+            point (`checkpoint`); publishing at saves runs beside the training.
         eval_resize_ratio: shorter side of an evaluation image over its centre crop; the crop is as large as the
             largest view.
     """
@@ -114,7 +121,7 @@ class PretrainingArguments:
     freeze_last_layer_epochs: int = 1
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     compile: bool = False
-    gradient_checkpointing: bool = False
+    checkpointed_blocks: int = 0
     num_workers: int = 8
     seed: int = 0
     output_dir: Path = Path("outputs/pretraining")
@@ -126,6 +133,10 @@ class PretrainingArguments:
     knn_every_epochs: int = 0
     knn_split: str = "test"
     knn_neighbours: int = 20
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool = False
+    hub_strategy: Literal["end", "every_save", "checkpoint"] = "end"
     eval_resize_ratio: float = 256 / 224
 
     def __post_init__(self) -> None:
@@ -139,7 +150,7 @@ class PretrainingArguments:
         not_negative = (
             "view_weight region_weight region_start_epoch warmup_teacher_temperature_epochs min_learning_rate "
             "warmup_epochs weight_decay weight_decay_end clip_gradient freeze_last_layer_epochs num_workers "
-            "checkpoint_steps knn_every_epochs"
+            "checkpointed_blocks checkpoint_steps knn_every_epochs"
         )
         for name in not_negative.split():
             self._require(getattr(self, name) >= 0, name, "must be 0 or greater")
@@ -159,6 +170,13 @@ class PretrainingArguments:
         self._require(
             sum(view.count for view in self.views) > 1, "views", "need at least two crops of an image to compare"
         )
+        self._require(
+            not self.push_to_hub or self.hub_model_id is not None,
+            "hub_model_id",
+            "must name the model to publish",
+        )
+        if self.hub_model_id is not None:
+            check_repo_id(self.hub_model_id)
 
     def _require(self, condition: bool, name: str, rule: str) -> None:
         if not condition:

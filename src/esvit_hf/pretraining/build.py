@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from esvit_hf.backbones import RegionBackbone, load_backbone
 from esvit_hf.heads_file import SavedHead, find_heads, read_heads
@@ -32,13 +33,18 @@ class DistillationParts:
     centres: nn.ModuleDict
 
 
+def starts_from_scratch(arguments: PretrainingArguments) -> bool:
+    """Say whether the recipe's model is a type to build, not a folder or Hub name with weights."""
+    return arguments.model in CONFIG_MAPPING and not Path(arguments.model).exists()
+
+
 def build_backbone(arguments: PretrainingArguments) -> RegionBackbone:
     """Build the recipe's backbone: a model type with random weights, or a folder or Hub name with its weights.
 
     Raises:
         ValueError: if the name is neither, or a configuration field does not exist.
     """
-    if arguments.model not in CONFIG_MAPPING or Path(arguments.model).exists():
+    if not starts_from_scratch(arguments):
         return load_backbone(
             arguments.model,
             revision=arguments.revision,
@@ -85,15 +91,35 @@ def build_parts(arguments: PretrainingArguments) -> DistillationParts:
     load_heads(arguments, student, centres)
     teacher = copy.deepcopy(student)
     set_teacher_mode(teacher)
-    if arguments.gradient_checkpointing:
-        backbone.model.gradient_checkpointing_enable()
+    if arguments.checkpointed_blocks:
+        checkpoint_blocks(backbone.model, arguments.checkpointed_blocks)
     return DistillationParts(student, teacher, centres)
+
+
+def checkpoint_blocks(model: PreTrainedModel, count: int) -> None:
+    """Compute the first blocks again in the backward pass instead of keeping what they computed (arXiv 1604.06174).
+
+    Args:
+        model: network of transformers.
+        count: number of blocks.
+
+    Raises:
+        ValueError: if the network has fewer blocks that can be computed again.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if count > len(blocks):
+        raise ValueError(
+            f"checkpointed_blocks is {count}, but {type(model).__name__} has {len(blocks)} blocks that can be computed "
+            "again: lower it"
+        )
+    model.gradient_checkpointing_enable()
+    for block in blocks[count:]:
+        block.gradient_checkpointing = False
 
 
 def load_heads(arguments: PretrainingArguments, student: DistillationNetwork, centres: nn.ModuleDict) -> None:
     """Load heads and centres from the starting checkpoint: each task that it brings, completely."""
-    from_scratch = arguments.model in CONFIG_MAPPING and not Path(arguments.model).exists()
-    path = None if from_scratch else find_heads(arguments.model, arguments.revision)
+    path = None if starts_from_scratch(arguments) else find_heads(arguments.model, arguments.revision)
     if path is None:
         return
     saved = read_heads(path)

@@ -5,48 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
 from esvit_hf.heads_file import HEADS_FILE, write_heads
+from esvit_hf.measurements import MEASUREMENTS_FILE
 from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
 from esvit_hf.pretraining.arguments import PretrainingArguments
-from esvit_hf.pretraining.build import saved_heads
+from esvit_hf.pretraining.build import saved_heads, starts_from_scratch
 from esvit_hf.pretraining.model import DistillationNetwork
-
-CARD_TEMPLATE = """---
-{{ card_data }}
----
-
-# {{ title }}
-
-A {{ model_type }} network ({{ parameters }} parameters) pretrained without labels by self-distillation
-([EsViT](https://arxiv.org/abs/2106.09785)){{ tasks }}, with esvit-hf.
-
-```python
-import esvit_hf
-from transformers import AutoImageProcessor, AutoModel
-
-processor = AutoImageProcessor.from_pretrained("{{ name }}")
-model = AutoModel.from_pretrained("{{ name }}").eval()
-features = model(**processor(image, return_tensors="pt")).pooler_output
-```
-
-## Training
-
-{{ steps }} optimizer steps on `{{ dataset }}`, {{ total_batch }} images a step.
-
-{% if metrics %}Measured during this run (`metrics.jsonl`):
-
-| | |
-|---|---|
-{% for key, value in metrics.items() %}| {{ key }} | {{ value }} |
-{% endfor %}{% endif %}
-The recipe:
-
-```yaml
-{{ recipe }}```
-"""
+from esvit_hf.zoo.cards import CardFacts, write_card
+from esvit_hf.zoo.training_data import find_training_data
 
 
 def recipe_yaml(arguments: PretrainingArguments) -> str:
@@ -62,8 +30,12 @@ def recipe_yaml(arguments: PretrainingArguments) -> str:
 
 def dataset_name(arguments: PretrainingArguments) -> str:
     """Return the data set's name without the folders of this machine."""
-    path = Path(arguments.dataset)
-    return path.resolve().name if path.exists() else arguments.dataset
+    return _public_name(arguments.dataset)
+
+
+def _public_name(name_or_path: str) -> str:
+    path = Path(name_or_path)
+    return path.resolve().name if path.exists() else name_or_path
 
 
 def make_processor(arguments: PretrainingArguments) -> EsvitImageProcessor:
@@ -99,23 +71,48 @@ def export_run(
     model.save_pretrained(output)
     make_processor(arguments).save_pretrained(output)
     write_heads(saved_heads(teacher, centres), output / HEADS_FILE)
-    tasks = [name for name, head in (("view loss", teacher.view_head), ("region loss", teacher.region_head)) if head]
-    card = ModelCard.from_template(
-        ModelCardData(
-            library_name="transformers",
-            pipeline_tag="image-feature-extraction",
-            tags=["self-supervised-learning", "esvit", "arxiv:2106.09785"],
+    # Numbers of an earlier teacher in the same folder are not this one's.
+    (output / MEASUREMENTS_FILE).unlink(missing_ok=True)
+    write_card(output, _run_facts(arguments, teacher, steps=steps, total_batch=total_batch, metrics=metrics))
+
+
+def _run_facts(
+    arguments: PretrainingArguments,
+    teacher: DistillationNetwork,
+    *,
+    steps: int,
+    total_batch: int,
+    metrics: dict[str, Any],
+) -> CardFacts:
+    model, name, dataset = teacher.backbone.model, arguments.output_dir.resolve().name, dataset_name(arguments)
+    start = _public_name(arguments.model)
+    losses = [f"the {task} loss" for task in ("view", "region") if getattr(teacher, f"{task}_head") is not None]
+    known = find_training_data(dataset)
+    if known is not None:
+        datasets = [known.hub_id] if known.hub_id else []
+    else:
+        datasets = [] if Path(arguments.dataset).exists() else [dataset]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return CardFacts(
+        title=name,
+        name=name,
+        summary=(
+            f"A network of type `{model.config.model_type}` with {parameters:,} parameters, pretrained without labels "
+            f"on `{dataset}` with {' and '.join(losses)} of [EsViT](https://arxiv.org/abs/2106.09785), by esvit-hf."
         ),
-        template_str=CARD_TEMPLATE,
-        title=output.name,
-        name=output.name,
         model_type=model.config.model_type,
-        parameters=f"{sum(parameter.numel() for parameter in model.parameters()):,}",
-        tasks=f" with the {' and the '.join(tasks)}",
-        steps=steps,
-        dataset=dataset_name(arguments),
-        total_batch=total_batch,
-        metrics=metrics,
-        recipe=recipe_yaml(replace(arguments, dataset=dataset_name(arguments), output_dir=Path(output.name))),
+        limits=known.limits if known else f"What the network knows comes from the pictures of `{dataset}`.",
+        training={
+            "start": "random weights" if starts_from_scratch(arguments) else f"weights of `{start}`",
+            "data": f"`{dataset}`",
+            "optimizer steps": steps,
+            "images of a step": total_batch,
+        },
+        command="esvit pretrain recipe.yaml",
+        command_remark="The run, with the recipe below, which is in this folder as well:",
+        datasets=datasets,
+        base_model=None if starts_from_scratch(arguments) or Path(arguments.model).exists() else start,
+        recipe=recipe_yaml(replace(arguments, dataset=dataset, model=start, output_dir=Path(name))),
+        during_run=metrics,
+        has_heads=True,
     )
-    card.save(output / "README.md")

@@ -92,6 +92,14 @@ def split_reference_state_dict(state: Mapping[str, Tensor], *, arch: str | None 
     return _split(state, _find_rule(state, arch))[:3]
 
 
+def _find_weights(checkpoint: Mapping[str, Any], path: str | Path, weights: str) -> State:
+    if weights not in checkpoint:
+        there = ", ".join(name for name in ("student", "teacher") if name in checkpoint)
+        raise ValueError(f"{str(path)!r} holds no {weights!r} weights, only: {there}.")
+    state: State = checkpoint[weights]
+    return state
+
+
 def _find_rule(state: Mapping[str, Tensor], arch: str | None) -> NetworkRule:
     known = ", ".join(rule.name for rule in NETWORK_RULES)
     if arch is not None:
@@ -189,6 +197,23 @@ def convert_checkpoint(
     return model_from_checkpoint(read_reference_checkpoint(path), path, weights, arch, config_fields)
 
 
+def find_family(checkpoint: Mapping[str, Any], path: str | Path, weights: Literal["teacher", "student"]) -> str:
+    """Recognise the network of a checkpoint that is read already.
+
+    Args:
+        checkpoint: What `read_reference_checkpoint` returns.
+        path: Where it was read, for errors.
+        weights: Which network of the file.
+
+    Returns:
+        Name of its rule.
+
+    Raises:
+        ValueError: If the file does not hold these weights, or they are of no known network.
+    """
+    return _find_rule(_find_weights(checkpoint, path, weights), None).name
+
+
 def model_from_checkpoint(
     checkpoint: Mapping[str, Any],
     path: str | Path,
@@ -211,10 +236,7 @@ def model_from_checkpoint(
     Raises:
         ValueError: As in `convert_checkpoint`.
     """
-    if weights not in checkpoint:
-        there = ", ".join(name for name in ("student", "teacher") if name in checkpoint)
-        raise ValueError(f"{str(path)!r} holds no {weights!r} weights, only: {there}.")
-    rule = _find_rule(checkpoint[weights], arch)
+    rule = _find_rule(_find_weights(checkpoint, path, weights), arch)
     backbone, _, _, recomputed = _split(checkpoint[weights], rule)
     try:
         config = rule.infer_config(backbone, config_fields)

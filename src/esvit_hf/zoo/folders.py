@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..heads_file import HEADS_FILE, SavedHead, write_heads
 from ..models.configuration_esvit_common import as_pair
@@ -18,7 +18,15 @@ from ..models.image_processing_esvit import EsvitImageProcessor
 from .convert import model_from_checkpoint, read_reference_checkpoint, split_reference_state_dict
 from .reference_export import convert_to_reference
 
-__all__ = ["convert_to_file", "convert_to_folder"]
+__all__ = [
+    "check_free",
+    "convert_to_file",
+    "convert_to_folder",
+    "load_model",
+    "read_reference_heads",
+    "write_model",
+    "written_whole",
+]
 
 # Where the reference keeps the centre of each task.
 _CENTRES = {"view": "center", "region": "center_grid"}
@@ -54,27 +62,66 @@ def convert_to_folder(
     Raises:
         ValueError: If the file cannot be converted, a field does not exist, or the folder is not free.
     """
-    output, fields = Path(output), dict(config_fields or {})
-    _check_free(output)
+    output = Path(output)
+    check_free(output)
     checkpoint = read_reference_checkpoint(checkpoint_file)
-    try:
-        model = model_from_checkpoint(checkpoint, checkpoint_file, weights, arch, fields)
-    except StrictDataclassError as error:
-        raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
-    _check_fields(model.config, fields)
-    heads = _read_heads(checkpoint, checkpoint_file, weights, arch) if with_heads else {}
-    with _written_whole(output) as folder:
-        folder.mkdir()
-        model.save_pretrained(folder)
-        _make_processor(model.config).save_pretrained(folder)
-        if heads:
-            write_heads(heads, folder / HEADS_FILE)
+    model = load_model(checkpoint, checkpoint_file, weights, arch, config_fields or {})
+    heads = read_reference_heads(checkpoint, checkpoint_file, weights, arch) if with_heads else {}
+    if with_heads and not heads:
+        raise ValueError(f"{str(checkpoint_file)!r} has no heads: convert it without.")
+    with written_whole(output) as folder:
+        write_model(model, heads, folder)
     return {
         "output": str(output),
         "model_type": model.config.model_type,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "heads": list(heads),
     }
+
+
+def load_model(
+    checkpoint: Mapping[str, Any],
+    path: str | Path,
+    weights: Literal["teacher", "student"],
+    arch: str | None,
+    config_fields: Mapping[str, Any],
+) -> PreTrainedModel:
+    """Build the backbone of a checkpoint that is read already.
+
+    Args:
+        checkpoint: What `read_reference_checkpoint` returns.
+        path: Where it was read, for errors.
+        weights: Which network of the file.
+        arch: Family of the backbone; recognised from the names if None.
+        config_fields: Configuration fields that win over the inferred ones.
+
+    Returns:
+        The base model in eval mode.
+
+    Raises:
+        ValueError: If the file cannot be converted or a field does not exist.
+    """
+    try:
+        model = model_from_checkpoint(checkpoint, path, weights, arch, dict(config_fields))
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
+    _check_fields(model.config, config_fields)
+    return model
+
+
+def write_model(model: PreTrainedModel, heads: Mapping[str, SavedHead], folder: Path) -> None:
+    """Write a new folder with a model, its image processor and its heads.
+
+    Args:
+        model: Base model.
+        heads: By task; no file is written if there are none.
+        folder: Folder to make.
+    """
+    folder.mkdir()
+    model.save_pretrained(folder)
+    _make_processor(model.config).save_pretrained(folder)
+    if heads:
+        write_heads(heads, folder / HEADS_FILE)
 
 
 def convert_to_file(name_or_path: str, output: str | Path, *, with_heads: bool = False) -> dict[str, Any]:
@@ -92,15 +139,23 @@ def convert_to_file(name_or_path: str, output: str | Path, *, with_heads: bool =
         ValueError: If the reference has no such network, heads are asked for and not there, or the file exists.
     """
     output = Path(output)
-    _check_free(output)
+    check_free(output)
     checkpoint = convert_to_reference(name_or_path, with_heads=with_heads)
-    with _written_whole(output) as file:
+    with written_whole(output) as file:
         torch.save(checkpoint, file)
     tasks = [task for task, centre in _CENTRES.items() if centre in checkpoint["dino_loss"]]
     return {"output": str(output), "tensors": len(checkpoint["teacher"]), "heads": tasks}
 
 
-def _check_free(output: Path) -> None:
+def check_free(output: Path) -> None:
+    """Check that nothing would be overwritten.
+
+    Args:
+        output: File or folder to write.
+
+    Raises:
+        ValueError: If it exists and is not an empty folder.
+    """
     if output.is_dir() and not any(output.iterdir()):
         return
     if output.exists() or output.is_symlink():
@@ -108,8 +163,18 @@ def _check_free(output: Path) -> None:
 
 
 @contextmanager
-def _written_whole(output: Path) -> Iterator[Path]:
-    """Give a path to write to, and move what is there to its place if nothing goes wrong."""
+def written_whole(output: Path) -> Iterator[Path]:
+    """Give a path to write to, and move what is there to its place if nothing goes wrong.
+
+    Args:
+        output: File or folder to write; `check_free` has passed.
+
+    Yields:
+        A path of the same name beside it.
+
+    Raises:
+        ValueError: If the place cannot be written to.
+    """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         # Beside its place: a move within one file system takes no time and cannot fail half-way.
@@ -133,9 +198,23 @@ def _check_fields(config: PreTrainedConfig, given: Mapping[str, Any]) -> None:
         raise ValueError(f"{type(config).__name__} has no field {', '.join(unknown)}: its fields are {sorted(known)}.")
 
 
-def _read_heads(
+def read_reference_heads(
     checkpoint: Mapping[str, Any], path: str | Path, weights: str, arch: str | None
 ) -> dict[str, SavedHead]:
+    """Take the heads and their centres out of a checkpoint that is read already.
+
+    Args:
+        checkpoint: What `read_reference_checkpoint` returns.
+        path: Where it was read, for errors.
+        weights: Which network of the file.
+        arch: Family of the backbone; recognised from the names if None.
+
+    Returns:
+        The heads by task, empty if there are none.
+
+    Raises:
+        ValueError: If a head is damaged or has no centre that fits.
+    """
     _, view, region = split_reference_state_dict(checkpoint[weights], arch=arch)
     centres = checkpoint.get("dino_loss", {})
     heads = {}
@@ -150,8 +229,6 @@ def _read_heads(
                 "convert it without heads."
             )
         heads[task] = SavedHead(state, centre.flatten())
-    if not heads:
-        raise ValueError(f"{str(path)!r} has no heads: convert it without.")
     return heads
 
 

@@ -1,0 +1,145 @@
+"""The networks of the zoo: their configuration, and what of it a checkpoint's tensors show."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "CVT_TINY_W7",
+    "RESNET_50",
+    "SWIN_BASE_W7",
+    "SWIN_BASE_W14",
+    "SWIN_DEMO",
+    "SWIN_SMALL_W7",
+    "SWIN_SMALL_W14",
+    "SWIN_TINY_W7",
+    "SWIN_TINY_W14",
+    "VIL_2262_W7",
+    "Architecture",
+]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network, up to its weights.
+
+    Attributes:
+        title: its name in the paper's tables.
+        family: name of the converter's rule for it.
+        model_type: of its configuration.
+        window: side of the attention windows in tokens, None without windows.
+        parameters: of the base model.
+        shape: configuration fields that the tensors of a checkpoint show.
+        untraced: configuration fields that leave no trace in them.
+    """
+
+    title: str
+    family: str
+    model_type: str
+    window: int | None
+    parameters: int
+    shape: Mapping[str, Any]
+    untraced: Mapping[str, Any]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All configuration fields, lists as lists."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in {**self.shape, **self.untraced}.items()
+        }
+
+
+def _swin(
+    title: str, window: int, parameters: int, *, embed_dim: int, third_depth: int, heads: int, drop_path_rate: float
+) -> Architecture:
+    return Architecture(
+        title=title,
+        family="swin",
+        model_type="esvit_swin",
+        window=window,
+        parameters=parameters,
+        shape={
+            "embed_dim": embed_dim,
+            "depths": (2, 2, third_depth, 2),
+            "num_heads": (heads, 2 * heads, 4 * heads, 8 * heads),
+            "patch_size": 4,
+            "window_size": window,
+        },
+        untraced={"image_size": 224, "drop_path_rate": drop_path_rate},
+    )
+
+
+_TINY: dict[str, Any] = {"embed_dim": 96, "third_depth": 6, "heads": 3, "drop_path_rate": 0.1}
+_SMALL: dict[str, Any] = {"embed_dim": 96, "third_depth": 18, "heads": 3, "drop_path_rate": 0.2}
+_BASE: dict[str, Any] = {"embed_dim": 128, "third_depth": 18, "heads": 4, "drop_path_rate": 0.2}
+
+SWIN_TINY_W7 = _swin("Swin-T", 7, 27_519_354, **_TINY)
+SWIN_TINY_W14 = _swin("Swin-T", 14, 27_569_754, **_TINY)
+SWIN_SMALL_W7 = _swin("Swin-S", 7, 48_837_258, **_SMALL)
+SWIN_SMALL_W14 = _swin("Swin-S", 14, 48_968_298, **_SMALL)
+SWIN_BASE_W7 = _swin("Swin-B", 7, 86_743_224, **_BASE)
+SWIN_BASE_W14 = _swin("Swin-B", 14, 86_917_944, **_BASE)
+
+VIL_2262_W7 = Architecture(
+    title="ViL",
+    family="vil",
+    model_type="esvit_vil",
+    window=7,
+    parameters=27_569_352,
+    shape={
+        "image_size": 224,
+        "hidden_sizes": (96, 192, 384, 768),
+        "depths": (2, 2, 6, 2),
+        "num_heads": (3, 6, 12, 24),
+        "patch_sizes": (4, 2, 2, 2),
+        "window_size": 7,
+        "sparse_stages": (True, True, False, False),
+        "num_global_tokens": (1, 1, 1, 0),
+    },
+    untraced={"drop_path_rate": 0.1},
+)
+CVT_TINY_W7 = Architecture(
+    title="CvT",
+    family="cvt",
+    model_type="esvit_cvt",
+    window=7,
+    parameters=29_303_616,
+    shape={
+        "hidden_sizes": (64, 192, 384, 768),
+        "depths": (2, 2, 6, 2),
+        "patch_sizes": (7, 3, 3, 3),
+        "qkv_kernel_sizes": (3, 3, 3, 3),
+    },
+    untraced={
+        "image_size": 224,
+        "num_heads": (1, 3, 6, 12),
+        "patch_strides": (4, 2, 2, 2),
+        "patch_padding": (2, 1, 1, 1),
+        "window_size": (7, 7, 7, 7),
+        "drop_path_rate": 0.1,
+    },
+)
+RESNET_50 = Architecture(
+    title="ResNet-50",
+    family="resnet",
+    model_type="resnet",
+    window=None,
+    parameters=23_508_032,
+    shape={
+        "embedding_size": 64,
+        "hidden_sizes": (256, 512, 1024, 2048),
+        "depths": (3, 4, 6, 3),
+        "layer_type": "bottleneck",
+    },
+    untraced={},
+)
+SWIN_DEMO = Architecture(
+    title="Swin (2 stages)",
+    family="swin",
+    model_type="esvit_swin",
+    window=4,
+    parameters=302_268,
+    shape={"embed_dim": 48, "depths": (2, 2), "num_heads": (2, 4), "patch_size": 4, "window_size": 4},
+    untraced={"image_size": 32, "drop_path_rate": 0.0},
+)

@@ -1,0 +1,35 @@
+"""What a recipe builds, where the pretraining tests do not look."""
+
+import copy
+
+import pytest
+import torch
+from transformers import ResNetConfig, ResNetModel
+
+from esvit_hf import EsvitSwinConfig, EsvitSwinModel
+from esvit_hf.pretraining.build import checkpoint_blocks
+
+
+def test_the_first_blocks_alone_are_computed_again():
+    torch.manual_seed(0)
+    config = EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4)
+    plain = EsvitSwinModel(config).train()
+    checkpointed = copy.deepcopy(plain)
+    checkpoint_blocks(checkpointed, 2)
+    runs = {"plain": [0, 0, 0], "checkpointed": [0, 0, 0]}
+    for name, model in (("plain", plain), ("checkpointed", checkpointed)):
+        blocks = [module for module in model.modules() if type(module).__name__ == "EsvitSwinBlock"]
+        for number, block in enumerate(blocks):
+            block.attention.register_forward_hook(
+                lambda *_, name=name, number=number: runs[name].__setitem__(number, runs[name][number] + 1)
+            )
+        model(torch.ones(1, 3, 32, 32)).last_hidden_state.square().sum().backward()
+    assert runs == {"plain": [1, 1, 1], "checkpointed": [2, 2, 1]}
+    for expected, found in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+
+
+def test_a_network_without_such_blocks_is_refused():
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+    with pytest.raises(ValueError, match="checkpointed_blocks is 1, but ResNetModel has 0 blocks"):
+        checkpoint_blocks(ResNetModel(config), 1)
