@@ -1,4 +1,4 @@
-.PHONY: demo test lint format types check bench cards clean
+.PHONY: demo test lint format types check bench cards chaos clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,6 +11,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	touch $@
 
 demo: $(INSTALLED)
+	rm -rf outputs/demo/checkpoints
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)
@@ -21,6 +22,9 @@ bench: $(INSTALLED)
 
 cards: $(INSTALLED)
 	$(BIN)/esvit zoo cards model_cards --readme README.md
+
+chaos: $(INSTALLED)
+	$(BIN)/python -m benchmarks.chaos
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

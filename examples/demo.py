@@ -18,6 +18,7 @@ from esvit_hf.evaluation.linear_probe import linear_probe
 from esvit_hf.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
 from esvit_hf.pretraining import PretrainingArguments, parse_arguments, pretrain
 from esvit_hf.pretraining.build import build_backbone
+from esvit_hf.pretraining.checkpoint import complete_checkpoints
 from esvit_hf.pretraining.export import dataset_name, make_processor
 from esvit_hf.zoo.cards import update_card
 
@@ -73,9 +74,12 @@ def record(arguments: PretrainingArguments, row: dict[str, float]) -> None:
 def main() -> int:
     """Train, evaluate, print the table and write the figure."""
     arguments = parse_arguments([str(RECIPE), *sys.argv[1:]])
+    if complete_checkpoints(arguments.output_dir / "checkpoints"):
+        print(f"{arguments.output_dir} holds a demo: it goes on from there (make clean starts anew)")
+        arguments.resume = True
     result = pretrain(arguments)
     if result.interrupted:
-        return 130
+        return 128 + result.signal
     set_seed(arguments.seed)
     networks = {"random network": build_backbone(arguments), "teacher": load_backbone(str(arguments.output_dir))}
     table = {name: evaluate(backbone, arguments) for name, backbone in networks.items()}

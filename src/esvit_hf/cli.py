@@ -1,4 +1,4 @@
-"""The command `esvit`: convert and export models, list the zoo, pretrain networks, evaluate their features."""
+"""The command `esvit`: convert, export and publish models, list the zoo, pretrain, evaluate features."""
 
 import json
 import sys
@@ -17,6 +17,7 @@ from .zoo.build import build_folder
 from .zoo.entry_cards import write_cards
 from .zoo.folders import convert_to_file, convert_to_folder
 from .zoo.listing import list_entries
+from .zoo.publish import push_folder
 
 __all__ = ["main"]
 
@@ -48,6 +49,7 @@ _HELP = {
     "attention": "Draw where each attention head looks from a point of an image.",
     "transfer": "Transfer one or two models to many data sets by logistic regression, and write a table.",
     "zoo": "List the checkpoints of the zoo, or build the Hub folder of one.",
+    "push": "Publish a model folder on the Hub, checked and in one commit.",
 }
 
 
@@ -59,7 +61,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
         command_line: words after `esvit`; those of the process if None.
 
     Returns:
-        Exit code: 0, 2 after an error that the user can correct, 130 after an interruption.
+        Exit code: 0, 2 after an error that the user can correct, 128 + signal after a stop by SIGINT (130) or
+        SIGTERM (143).
     """
     words = list(sys.argv[1:] if command_line is None else command_line)
     if words[:1] == ["pretrain"]:
@@ -70,6 +73,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
         "convert": _convert,
         "export": _export,
         "zoo": _zoo,
+        "push": push_folder,
         **_FUNCTIONS,
     }
     result = functions[job](**arguments[job])
@@ -97,6 +101,8 @@ def _parser() -> ArgumentParser:
         elif job == "zoo":
             job_parser.add_function_arguments(list_entries, as_group=False, skip={"json"})
             job_parser.add_argument("--json", action="store_true", help="one JSON object in place of a table")
+        elif job == "push":
+            _add_push_arguments(job_parser)
         jobs.add_subcommand(job, job_parser, help=text)
         if job == "zoo":
             _add_zoo_actions(job_parser)
@@ -121,6 +127,15 @@ def _add_convert_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--with-heads", action="store_true", help="heads and centres come along")
     parser.add_argument("--to-reference", action="store_true", help="write a checkpoint in the reference's layout")
+
+
+def _add_push_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="output of a run, a conversion, or save_pretrained")
+    parser.add_argument("repo_id", type=str, help="NAME/MODEL on the Hub; made if it does not exist")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--revision", type=str | None, help="branch to commit to, made if it does not exist")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing the branch")
+    parser.add_argument("--dry-run", action="store_true", help="build and check, and send nothing")
 
 
 def _convert(
@@ -199,7 +214,7 @@ def _pretrain(words: Sequence[str]) -> int:
     result = pretrain(parse_arguments(words))
     if result.interrupted:
         print(f"stopped at step {result.steps}; continue with the same command and --resume true")
-        return 130
+        return 128 + result.signal
     print(f"done: {result.output_dir} holds the teacher, load it with AutoModel.from_pretrained")
     return 0
 

@@ -92,13 +92,12 @@ def test_a_run_leaves_a_loadable_teacher(tmp_path):
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     drop_path = ("--model_config.drop_path_rate", "0.3")
     pretrain(small_run(tmp_path / "whole", *drop_path))
-    pretrain(small_run(tmp_path / "parts", *drop_path, "--max_steps", "3"))
+    pretrain(small_run(tmp_path / "parts", *drop_path, "--max_steps", "4"))
     pretrain(small_run(tmp_path / "parts", *drop_path, "--resume", "true"))
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
     numbers = [
         {name: value for name, value in line.items() if name != "images_per_second"}
         for line in read_metrics(tmp_path / "parts")
-        if line["step"] != 3
     ]
     expected = [
         {name: value for name, value in line.items() if name != "images_per_second"}
@@ -218,10 +217,11 @@ def test_an_unlabelled_folder_with_a_broken_file(tmp_path, capsys):
 
 def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
     diverging = ("--learning_rate", "1e30", "--warmup_epochs", "0", "--logging_steps", "1", "--checkpoint_steps", "1")
-    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+    with pytest.raises(FloatingPointError, match="lower learning_rate.*there is no good checkpoint"):
         pretrain(small_run(tmp_path, *diverging))
     lines = read_metrics(tmp_path)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    # Its weights are finite, but no loss was finite with them.
     assert kept and kept[-1] == f"step-{lines[-1]['step'] - 1:09d}"
 
 

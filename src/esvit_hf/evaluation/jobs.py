@@ -9,9 +9,12 @@ from safetensors.torch import save_file
 
 from ..backbones import RegionBackbone, load_backbone
 from ..data.sources import load_image_source
+from ..zoo.publish import check_target, prepare_repository, push_result
+from .classifier_card import write_classifier_card
 from .features import extract_features, load_image_processor
 from .knn import check_neighbours, knn_accuracy
 from .linear_probe import LEARNING_RATES, linear_probe
+from .probe_classifier import check_probe_fits, save_probe
 from .random_crops import AugmentedFeatures
 from .splits import load_splits
 
@@ -196,6 +199,10 @@ def measure_linear_probe(
     probe_batch_size: int = 256,
     validation_fraction: float = 0.1,
     seed: int = 0,
+    output_dir: Path | None = None,
+    push_to_hub: bool = False,
+    hub_model_id: str | None = None,
+    hub_private_repo: bool = False,
     processor: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -226,6 +233,10 @@ def measure_linear_probe(
         probe_batch_size: features a step of the probe.
         validation_fraction: held-out share of the training images.
         seed: of the probe's initialisation, split, order and crops.
+        output_dir: new folder for network and probe as one classifier; with `blocks` 1, for networks of this package.
+        push_to_hub: publish that folder on the Hub, with the login of huggingface_hub or HF_TOKEN.
+        hub_model_id: NAME/MODEL to publish.
+        hub_private_repo: make the repository private.
         processor: Hub name or folder whose image processor prepares the images; the model's own if not given.
         revision: branch, tag or commit of the model.
         trust_remote_code: run code that the model's repository ships.
@@ -251,6 +262,12 @@ def measure_linear_probe(
     counts = blocks if isinstance(blocks, list) else [blocks]
     options: dict[str, Any] = {"blocks": max(counts), "batch_size": batch_size, "num_workers": num_workers}
     backbone, image_processor = _load(model, processor, revision, trust_remote_code)
+    if output_dir is not None:
+        check_probe_fits(backbone.model, counts, output_dir)
+    if push_to_hub:
+        repo_id = check_target(output_dir, hub_model_id)
+        if accelerator.is_main_process:
+            prepare_repository(repo_id, private=hub_private_repo)
     augmented = None
     if augment:
         augmented = AugmentedFeatures(
@@ -281,14 +298,33 @@ def measure_linear_probe(
     )
     if not accelerator.is_main_process:
         return None
+    shares = {"top1": result.top1, "top5": result.top5, "mean_per_class": result.mean_per_class}
+    accuracies = {name: round(100 * share, 3) for name, share in shares.items()}
+    saved: dict[str, Any] = {}
+    if output_dir is not None:
+        protocol = f"one linear layer on the view feature, {epochs} epochs of SGD at rate {result.learning_rate:g}"
+        config = save_probe(output_dir, backbone.model, image_processor, result, splits.class_names)
+        write_classifier_card(
+            output_dir,
+            config,
+            accuracies,
+            source=model,
+            task="linear probe",
+            dataset=dataset,
+            split=test_split,
+            protocol=protocol,
+            command=["esvit", "linear-probe", model, dataset, "--test_split", test_split, "--blocks", "1"],
+        )
+        saved["output_dir"] = str(output_dir)
+    if push_to_hub and output_dir is not None:
+        saved["pushed_to"] = push_result(output_dir, repo_id, private=hub_private_repo)
     return {
         "model": model,
         "dataset": dataset,
         "train_images": len(train.values),
         "test_images": len(test.values),
-        "top1": round(100 * result.top1, 3),
-        "top5": round(100 * result.top5, 3),
-        "mean_per_class": round(100 * result.mean_per_class, 3),
+        **accuracies,
+        **saved,
         "blocks": result.blocks,
         "learning_rate": result.learning_rate,
         "validation": [

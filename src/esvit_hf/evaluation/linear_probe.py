@@ -35,6 +35,8 @@ class LinearProbeResult:
         learning_rate: the chosen rate, for a batch of 256.
         history: top-1 on the held-out part of the training images after each epoch, for each (blocks, rate).
         ranked: int64 (M, 5), the best classes of each test image, -1 where there are fewer.
+        weight: (C, D) of the tested classifier, on the CPU.
+        bias: (C,) of the tested classifier, on the CPU.
     """
 
     top1: float
@@ -44,6 +46,8 @@ class LinearProbeResult:
     learning_rate: float
     history: dict[tuple[int, float], list[float]]
     ranked: Tensor = field(compare=False, repr=False)
+    weight: Tensor = field(compare=False, repr=False)
+    bias: Tensor = field(compare=False, repr=False)
 
     @property
     def validation(self) -> dict[tuple[int, float], float]:
@@ -152,7 +156,8 @@ def linear_probe(
         for k in (1, RANKED_CLASSES)
     )
     mean = per_class.compute(predictions=ranked[:, 0].numpy(), references=references)["mean_per_class_accuracy"]
-    return LinearProbeResult(top1, top5, mean, chosen_blocks, chosen_rate, history, ranked)
+    weight, bias = final.parameters(chosen_blocks, chosen_rate)
+    return LinearProbeResult(top1, top5, mean, chosen_blocks, chosen_rate, history, ranked, weight, bias)
 
 
 @dataclass(frozen=True)
@@ -244,6 +249,11 @@ class _Training:
     def finite(self) -> dict[tuple[int, float], bool]:
         finite = [value for each in self.classifiers.values() for value in each.finite()]
         return dict(zip(self.settings(), finite, strict=True))
+
+    def parameters(self, count: int, rate: float) -> tuple[Tensor, Tensor]:
+        """Weight (C, D) and bias (C,) of one classifier, on the CPU."""
+        classifiers, place = self.classifiers[count], self.rates.index(rate)
+        return classifiers.weight[:, place].T.cpu(), classifiers.bias[place].cpu()
 
     def ranked_classes(self, features: Tensor, count: int, rate: float) -> Tensor:
         """Best 5 classes (M, 5) of one classifier, -1 where there are fewer, on the CPU."""
