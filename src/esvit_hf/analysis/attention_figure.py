@@ -37,7 +37,7 @@ def draw_attention(image: Tensor, attention: QueryAttention, point: tuple[float,
     across = min(heads + 1, max(_FEWEST_COLUMNS, math.ceil(math.sqrt(heads + 1))), _MOST_COLUMNS)
     down = math.ceil((heads + 1) / across)
     side = _WIDTH / max(across, _FEWEST_COLUMNS)
-    percent = 100 * attention.maps
+    percent, grey = 100 * attention.maps, image.float().mean(dim=0).numpy()
     bottom, right = rows * attention.stride[0], columns * attention.stride[1]
     with drawing(across * side, down * (side * height / width + _TITLE) + _SCALE) as picture:
         from matplotlib.patheffects import withStroke
@@ -47,13 +47,13 @@ def draw_attention(image: Tensor, attention: QueryAttention, point: tuple[float,
         for axes in grid.flat:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-        grid.flat[0].imshow(image.permute(1, 2, 0), extent=(0, width, height, 0))
+        grid.flat[0].imshow(image.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
         grid.flat[0].set_title("query")
         for head, axes in enumerate(grid.flat[1 : heads + 1]):
             # Pale, so that the colours of the map stay what the scale says.
-            axes.imshow(image.float().mean(dim=0), cmap="gray", vmin=-256, vmax=255, extent=(0, width, height, 0))
+            axes.imshow(grey, cmap="gray", vmin=-256, vmax=255, extent=(0, width, height, 0))
             heat = axes.imshow(
-                torch.where(percent[head] > 0, percent[head], torch.nan),
+                torch.where(percent[head] > 0, percent[head], torch.nan).numpy(),
                 vmin=0,
                 vmax=float(percent.max()),
                 alpha=0.75,

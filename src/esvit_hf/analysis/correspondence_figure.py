@@ -102,8 +102,8 @@ def draw_correspondence(first: Tensor, second: Tensor, pairs: RegionPairs) -> Pi
         axes = picture.figure.subplots()
         axes.set_axis_off()
         axes.set_anchor("W")
-        axes.imshow(first.permute(1, 2, 0), extent=(0, width, height, 0))
-        axes.imshow(second.permute(1, 2, 0), extent=(left, right, height, 0))
+        axes.imshow(first.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
+        axes.imshow(second.permute(1, 2, 0).numpy(), extent=(left, right, height, 0))
         colours = []
         for number, similarity in enumerate(pairs.similarity.tolist()):
             (line,) = axes.plot(

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,7 +130,10 @@ def _open(value: object) -> Image.Image:
     if isinstance(value, (str, os.PathLike)):
         value = Path(value).read_bytes()
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return Image.open(io.BytesIO(value))
+        with warnings.catch_warnings():
+            # Pillow warns where the caller refuses.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(value))
     return _image_from_array(np.asarray(value))
 
 
