@@ -210,7 +210,7 @@ def test_block_and_head(open_page: Callable[..., Chrome]) -> None:
     second = wait_for_change(browser, "attention", mean)
     choose(browser, block, "1")
     wait_for_change(browser, "attention", second)
-    assert head.get_attribute("value") == "mean of all heads"
+    wait(browser, lambda: head.get_attribute("value") == "mean of all heads")
     head.click()
     # The first block has one head.
     assert len(browser.find_elements(By.CSS_SELECTOR, "[role=option]")) == 2

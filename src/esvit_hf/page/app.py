@@ -99,7 +99,9 @@ class _Page:
                         self._add_image(number)
             with gr.Row():
                 self.x, self.y = (
-                    gr.Slider(0, 1, 0, step=1, label=f"Point {axis}", buttons=[], min_width=260, elem_id=axis[0])
+                    gr.Slider(
+                        0, 1, 0, step=1, precision=0, label=f"Point {axis}", buttons=[], min_width=260, elem_id=axis[0]
+                    )
                     for axis in ("x, pixels from the left", "y, pixels from the top")
                 )
                 self.detail = gr.Radio(
@@ -109,7 +111,7 @@ class _Page:
             self._connect()
 
     def _add_image(self, number: int) -> None:
-        self.views.append(gr.State(time_to_live=KEPT_SECONDS))
+        self.views.append(gr.State())
         hint = "click a point" if number == 1 else "compared with image 1"
         self.pictures.append(_picture(f"Image {number}: {hint}", f"picture-{number}"))
         self.choices.append(gr.Dropdown(self.labels, label=f"Example for image {number}", elem_id=f"example-{number}"))
@@ -160,13 +162,14 @@ class _Page:
             "show_progress": "minimal",
         }
         self.blocks.load(_guarded(self._start, self.message), controls, **options)
-        self.pictures[0].select(_guarded(self._click, self.message), controls, **options)
+        self.pictures[0].select(_guarded(self._click, self.message), self.views[:1], **options)
         for index in (0, 1):
             choose, upload = (functools.partial(action, index) for action in (self._choose, self._upload))
             self.choices[index].input(_guarded(choose, self.message), [self.choices[index], *controls], **options)
             self.uploads[index].upload(_guarded(upload, self.message), [self.uploads[index], *controls], **options)
         for slider in (self.x, self.y):
-            slider.input(_guarded(self._point, self.message), controls, trigger_mode="always_last", **options)
+            # Not only input: what is typed outside the image is corrected when the field is left.
+            slider.change(_guarded(self._point, self.message), controls, trigger_mode="always_last", **options)
         self.detail.input(_guarded(self._refine, self.message), controls, **options)
         self.layer.input(_guarded(self._change_layer, self.message), controls, **options)
         self.head.input(_guarded(self._attend, self.message), controls, **options)
@@ -206,19 +209,10 @@ class _Page:
         views = [self.explorer.view(view.image, DETAILS[detail]) for view in (first, second)]
         return self._show(views[0], views[1], (x, y), layer, head)
 
-    def _click(
-        self,
-        event: gr.SelectData,
-        first: View,
-        second: View,
-        x: int,
-        y: int,
-        detail: str,
-        layer: str | None,
-        head: str,
-    ) -> Update:
-        point = point_of_click((event.index[0], event.index[1]), first.image.size)
-        return {self.x: point[0], self.y: point[1], **self._show_point(first, second, point, layer, head)}
+    def _click(self, event: gr.SelectData, first: View) -> Update:
+        # What shows the point follows the sliders.
+        x, y = point_of_click((event.index[0], event.index[1]), first.image.size)
+        return {self.x: x, self.y: y}
 
     def _point(self, first: View, second: View, x: int, y: int, detail: str, layer: str | None, head: str) -> Update:
         return self._show_point(first, second, (x, y), layer, head)
