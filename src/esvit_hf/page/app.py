@@ -162,14 +162,14 @@ class _Page:
             "show_progress": "minimal",
         }
         self.blocks.load(_guarded(self._start, self.message), controls, **options)
-        self.pictures[0].select(_guarded(self._click, self.message), self.views[:1], **options)
+        self.pictures[0].select(_guarded(self._click, self.message), controls, **options)
         for index in (0, 1):
             choose, upload = (functools.partial(action, index) for action in (self._choose, self._upload))
             self.choices[index].input(_guarded(choose, self.message), [self.choices[index], *controls], **options)
             self.uploads[index].upload(_guarded(upload, self.message), [self.uploads[index], *controls], **options)
         for slider in (self.x, self.y):
-            # Not only input: what is typed outside the image is corrected when the field is left.
-            slider.change(_guarded(self._point, self.message), controls, trigger_mode="always_last", **options)
+            # No change event: it would follow every click and draw all again.
+            slider.input(_guarded(self._point, self.message), controls, trigger_mode="always_last", **options)
         self.detail.input(_guarded(self._refine, self.message), controls, **options)
         self.layer.input(_guarded(self._change_layer, self.message), controls, **options)
         self.head.input(_guarded(self._attend, self.message), controls, **options)
@@ -209,10 +209,19 @@ class _Page:
         views = [self.explorer.view(view.image, DETAILS[detail]) for view in (first, second)]
         return self._show(views[0], views[1], (x, y), layer, head)
 
-    def _click(self, event: gr.SelectData, first: View) -> Update:
-        # What shows the point follows the sliders.
-        x, y = point_of_click((event.index[0], event.index[1]), first.image.size)
-        return {self.x: x, self.y: y}
+    def _click(
+        self,
+        event: gr.SelectData,
+        first: View,
+        second: View,
+        x: int,
+        y: int,
+        detail: str,
+        layer: str | None,
+        head: str,
+    ) -> Update:
+        point = point_of_click((event.index[0], event.index[1]), first.image.size)
+        return {self.x: point[0], self.y: point[1], **self._show_point(first, second, point, layer, head)}
 
     def _point(self, first: View, second: View, x: int, y: int, detail: str, layer: str | None, head: str) -> Update:
         return self._show_point(first, second, (x, y), layer, head)
