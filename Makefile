@@ -11,7 +11,6 @@ $(INSTALLED): setup.cfg pyproject.toml
 	touch $@
 
 demo: $(INSTALLED)
-	rm -rf outputs/demo/checkpoints
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)
