@@ -17,7 +17,6 @@ $(DEMO_INSTALLED): $(INSTALLED)
 	touch $@
 
 demo: $(INSTALLED)
-	rm -rf outputs/demo/checkpoints
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,29 @@ def command(output_dir: Path, steps: int, *, resume: bool) -> list[str]:
     return words + [word for name, value in fields.items() for word in (f"--{name}", str(value))]
 
 
-def run_until(output_dir: Path, steps: int, log: Path, kill_at: float | None, mid_save: bool) -> dict[str, Any]:
-    """Start or continue the run; kill it some seconds after its first sign of life, or let it end.
+@dataclass(frozen=True)
+class Kill:
+    """When to kill a run.
+
+    Attributes:
+        step: not before this step has been logged since the start.
+        delay: seconds after that.
+        while_saving: wait on until a checkpoint is being written.
+    """
+
+    step: float
+    delay: float
+    while_saving: bool
+
+
+def run_until(output_dir: Path, steps: int, log: Path, kill: Kill | None = None) -> dict[str, Any]:
+    """Start or continue the run; kill it, or let it end.
 
     Args:
         output_dir: folder of the run.
         steps: optimizer steps of the whole run.
         log: file for what it prints.
-        kill_at: seconds; None lets it end.
-        mid_save: after those seconds, wait until a checkpoint is being written.
+        kill: when to kill it; None lets it end.
 
     Returns:
         Where the kill met the run, or that it ended.
@@ -67,31 +82,45 @@ def run_until(output_dir: Path, steps: int, log: Path, kill_at: float | None, mi
         RuntimeError: if the run ends by itself with an error.
     """
     resume = (output_dir / "recipe.yaml").exists()
-    metrics = output_dir / "metrics.jsonl"
-    before = metrics.stat().st_mtime_ns if metrics.exists() else 0
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = time.time_ns()
     with log.open("a") as output:
         process = subprocess.Popen(
             command(output_dir, steps, resume=resume), stdout=output, stderr=output, env=environment
         )
-        while process.poll() is None and kill_at is not None:
-            if metrics.exists() and metrics.stat().st_mtime_ns > before:
-                time.sleep(kill_at)
-                break
-            time.sleep(0.01)
-        while process.poll() is None and mid_save and not any((output_dir / "checkpoints").glob("*.partial/*")):
-            time.sleep(0.0005)
-        if kill_at is not None:
+        if kill is not None:
+            while process.poll() is None and not has_logged(output_dir, kill.step, started):
+                time.sleep(0.01)
+            time.sleep(kill.delay)
+            while process.poll() is None and kill.while_saving and not is_saving(output_dir, started):
+                time.sleep(0.0005)
             process.send_signal(signal.SIGKILL)
         code = process.wait()
     if code not in (0, -signal.SIGKILL):
         raise RuntimeError(f"the run ended with {code}:\n{log.read_text()[-2000:]}")
-    checkpoints = sorted(path.name for path in (output_dir / "checkpoints").glob("step-*"))
+    lines = read_metrics(output_dir)
     return {
         "ended": code == 0,
-        "step": read_metrics(output_dir)[-1]["step"] if read_metrics(output_dir) else 0,
-        "half_written": [name for name in checkpoints if name.endswith(".partial")],
+        "step": lines[-1]["step"] if lines else 0,
+        "while_saving": is_saving(output_dir, started),
     }
+
+
+def has_logged(output_dir: Path, step: float, since: int) -> bool:
+    """Tell whether a run has written a line of this step or a later one since a time in nanoseconds."""
+    metrics = output_dir / "metrics.jsonl"
+    if not metrics.exists() or metrics.stat().st_mtime_ns < since:
+        return False
+    lines = read_metrics(output_dir)
+    return bool(lines) and lines[-1]["step"] >= step
+
+
+def is_saving(output_dir: Path, since: int) -> bool:
+    """Tell whether half a checkpoint lies there that is newer than a time in nanoseconds."""
+    try:
+        return any(path.stat().st_mtime_ns > since for path in (output_dir / "checkpoints").glob("*.partial/*"))
+    except FileNotFoundError:
+        return False
 
 
 def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
@@ -134,7 +163,7 @@ def plot_kills(kills: list[dict[str, Any]], steps: int, output: Path) -> None:
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     for label, mark, half in (("in training", "o", False), ("while saving", "s", True)):
-        chosen = [(number, kill["step"]) for number, kill in enumerate(kills, 1) if bool(kill["half_written"]) is half]
+        chosen = [(number, kill["step"]) for number, kill in enumerate(kills, 1) if kill["while_saving"] is half]
         if chosen:
             axes.plot(*zip(*chosen, strict=True), mark, label=f"killed {label}")
     axes.set(xlabel="kill", ylabel="step of the last line logged", ylim=(0, steps + 2))
@@ -158,14 +187,16 @@ def survive(kills: int, steps: int, seed: int, folder: Path) -> dict[str, Any]:
     generator = random.Random(seed)
     met = []
     for number in tqdm(range(kills), unit="kill"):
-        # Late enough to come forward, early enough that the run does not end before its last kill.
-        delay = generator.uniform(0.0, 0.6)
-        kill = run_until(folder / "killed", steps, folder / "killed.log", delay, mid_save=number % 2 == 1)
-        met.append(kill)
-        if kill["ended"]:
+        kill = Kill(
+            step=(number + generator.random()) * steps / (kills + 1),
+            delay=generator.uniform(0.0, 0.3),
+            while_saving=number % 2 == 1,
+        )
+        met.append(run_until(folder / "killed", steps, folder / "killed.log", kill))
+        if met[-1]["ended"]:
             raise RuntimeError(f"the run ended before kill {number + 1} of {kills}: raise steps")
-    run_until(folder / "killed", steps, folder / "killed.log", None, mid_save=False)
-    run_until(folder / "whole", steps, folder / "whole.log", None, mid_save=False)
+    run_until(folder / "killed", steps, folder / "killed.log")
+    run_until(folder / "whole", steps, folder / "whole.log")
     whole, killed = final_state(folder / "whole"), final_state(folder / "killed")
     return {"kills": met, "compared": len(whole), "differences": differences(whole, killed)}
 
@@ -183,7 +214,7 @@ def chaos(kills: int = 20, steps: int = 240, seed: int = 0) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "chaos.json").write_text(json.dumps(report, indent=2) + "\n")
     plot_kills(report["kills"], steps, RESULTS / "chaos.png")
-    half = sum(bool(kill["half_written"]) for kill in report["kills"])
+    half = sum(kill["while_saving"] for kill in report["kills"])
     print(
         f"{kills} kills, {half} of them while a checkpoint was being written; {report['compared']} files and tensors "
         f"compared with the undisturbed run, {len(report['differences'])} differ {report['differences'][:5]}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.chaos import differences, final_state
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -22,13 +23,16 @@ NETWORKS = {
 }
 
 
-def words(output_dir, model, batch_size, accumulation_steps):
+NETWORKS["random"] = NETWORKS["esvit_swin"] | {"drop_path_rate": 0.3}
+
+
+def words(output_dir, network, batch_size, accumulation_steps, *overrides):
     """The command line of a run; 101 images are three steps of 32 and five left over, so epochs end within it."""
     fields = {
         "dataset": ROOT / "examples" / "data" / "fashion_mnist",
         "train_split": "train[:101]",
-        "model": model,
-        "model_config": json.dumps(NETWORKS[model]),
+        "model": "esvit_swin" if network == "random" else network,
+        "model_config": json.dumps(NETWORKS[network]),
         "num_prototypes": 32,
         "head_hidden_dim": 16,
         "head_bottleneck_dim": 8,
@@ -44,22 +48,25 @@ def words(output_dir, model, batch_size, accumulation_steps):
         "output_dir": output_dir,
     }
     recipe = str(ROOT / "examples" / "recipes" / "demo.yaml")
-    return [recipe, *(word for name, value in fields.items() for word in (f"--{name}", str(value)))]
+    return [recipe, *(word for name, value in fields.items() for word in (f"--{name}", str(value))), *overrides]
 
 
 RUNS = {
-    1: {
-        "swin_32": ("esvit_swin", 32, 1),
-        "swin_4x8": ("esvit_swin", 8, 4),
-        "cvt_32": ("esvit_cvt", 32, 1),
-        "resnet_32": ("resnet", 32, 1),
-    },
-    2: {
-        "swin_2x16": ("esvit_swin", 16, 1),
-        "swin_2x2x8": ("esvit_swin", 8, 2),
-        "cvt_2x16": ("esvit_cvt", 16, 1),
-        "resnet_2x16": ("resnet", 16, 1),
-    },
+    1: [
+        ("swin_32", "esvit_swin", 32, 1),
+        ("swin_4x8", "esvit_swin", 8, 4),
+        ("cvt_32", "esvit_cvt", 32, 1),
+        ("resnet_32", "resnet", 32, 1),
+    ],
+    2: [
+        ("swin_2x16", "esvit_swin", 16, 1),
+        ("swin_2x2x8", "esvit_swin", 8, 2),
+        ("cvt_2x16", "esvit_cvt", 16, 1),
+        ("resnet_2x16", "resnet", 16, 1),
+        ("random_whole", "random", 16, 1),
+        ("random_parts", "random", 16, 1, "--max_steps", "4"),
+        ("random_parts", "random", 16, 1, "--resume", "true"),
+    ],
 }
 
 
@@ -70,7 +77,7 @@ def runs(tmp_path_factory):
     launchers[2] += ["--nproc_per_node", "2"]
     for processes, wanted in RUNS.items():
         plan = folder / f"{processes}.json"
-        plan.write_text(json.dumps([words(folder / name, *settings) for name, settings in wanted.items()]))
+        plan.write_text(json.dumps([words(folder / name, *settings) for name, *settings in wanted]))
         environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*launchers[processes], PROGRAM, str(plan)], env=environment, capture_output=True, text=True, timeout=200
@@ -106,3 +113,8 @@ def test_runs_are_equal_however_they_are_spread(runs, one, other):
             torch.testing.assert_close(right[name], tensor, rtol=0, atol=1e-5, msg=lambda text, name=name: name + text)
             compared += 1
     assert compared > 60
+
+
+@pytest.mark.distributed
+def test_two_processes_resume_exactly(runs):
+    assert differences(final_state(runs / "random_whole"), final_state(runs / "random_parts")) == []

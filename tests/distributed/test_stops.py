@@ -1,6 +1,5 @@
 """Signals and deaths: all processes of a run stop at one step, or end in bounded time."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,7 +8,10 @@ import time
 
 import psutil
 import pytest
-from benchmarks.chaos import command, differences, final_state
+from benchmarks.chaos import command
+from transformers import AutoModel
+
+import esvit_hf  # noqa: F401
 
 STEPS = 400
 
@@ -52,6 +54,7 @@ def test_a_signal_to_the_whole_group_saves_first(tmp_path, number, code):
     assert process.returncode == code, output
     assert "--resume true" in output and "Traceback" not in output
     assert len(checkpoints(tmp_path)) == 1
+    assert AutoModel.from_pretrained(tmp_path) is not None
 
 
 @pytest.mark.distributed
@@ -73,19 +76,3 @@ def test_the_death_of_one_process_ends_the_job(tmp_path):
     assert process.returncode != 0
     assert "Signal 9 (SIGKILL) received" in output
     assert not ranks[0].is_running() or ranks[0].status() == psutil.STATUS_ZOMBIE
-
-
-@pytest.mark.distributed
-def test_two_processes_resume_exactly(tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-
-    def run(name, steps, resume):
-        words = command(tmp_path / name, steps, resume=resume)[1:]
-        subprocess.run([*launcher, *words], env=environment, check=True, capture_output=True, timeout=100)
-
-    run("whole", 10, resume=False)
-    run("parts", 4, resume=False)
-    run("parts", 10, resume=True)
-    assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "parts")) == []
-    assert json.loads((tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 10

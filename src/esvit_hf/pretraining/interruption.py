@@ -12,13 +12,13 @@ from torch import Tensor, distributed
 def leave_signals_to_the_run(worker: int) -> None:
     """Let a data-loading worker live on after a signal to the whole group, so that the step in hand can end.
 
-    Workers end when their process tells them to, or when it is gone.
+    A second SIGTERM ends it: its process sends two to a worker that is left over when it ends with an error.
 
     Args:
         worker: index of the worker, as a DataLoader gives it.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 class StopRequest:
