@@ -1,13 +1,19 @@
-.PHONY: demo test lint format types check audit bench soak test-oldest cards clean
+.PHONY: demo test test-browser test-oldest lint format types check audit bench soak cards chaos clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEMO_INSTALLED := $(VENV)/.installed-demo
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable ".[dev,onnx,plots,tracking]"
+	touch $@
+
+# Apart from the rest, because gradio holds Pillow and others back.
+$(DEMO_INSTALLED): $(INSTALLED)
+	$(BIN)/pip install --quiet --editable ".[demo]"
 	touch $@
 
 demo: $(INSTALLED)
@@ -15,6 +21,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-browser: $(DEMO_INSTALLED)
+	$(BIN)/python -m pytest -m browser
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run
@@ -24,6 +33,9 @@ soak: $(INSTALLED)
 
 cards: $(INSTALLED)
 	$(BIN)/esvit zoo cards model_cards --readme README.md
+
+chaos: $(INSTALLED)
+	$(BIN)/python -m benchmarks.chaos
 
 # The oldest version of every dependency that setup.cfg allows, in an environment of its own.
 test-oldest:

@@ -25,7 +25,7 @@ from benchmarks.run import RESULTS, describe_machine
 SETTLED = 1 / 3
 """Share of the run that is not judged: caches fill, and the allocator finds its size."""
 MEMORY_GROWTH, MEMORY_NOISE, SPEED_LOSS = 0.02, 8.0, 0.1
-"""What counts as flat and as steady from the first third of the judged time to its last: shares, and MiB of fragments."""
+"""What counts as flat and as steady, from the first third of the judged time to its last: shares, and MiB."""
 SPEED = "images_per_second"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from esvit_hf.analysis.figures import plot_training
+from esvit_hf.analysis.training_curves import plot_training
 from esvit_hf.backbones import RegionBackbone, load_backbone
 from esvit_hf.command_line import report_errors
 from esvit_hf.data.sources import load_image_source
@@ -18,6 +18,7 @@ from esvit_hf.evaluation.linear_probe import linear_probe
 from esvit_hf.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
 from esvit_hf.pretraining import PretrainingArguments, parse_arguments, pretrain
 from esvit_hf.pretraining.build import build_backbone
+from esvit_hf.pretraining.checkpoint import complete_checkpoints
 from esvit_hf.pretraining.export import dataset_name, make_processor
 from esvit_hf.zoo.cards import update_card
 
@@ -73,14 +74,17 @@ def record(arguments: PretrainingArguments, row: dict[str, float]) -> None:
 def main() -> int:
     """Train, evaluate, print the table and write the figure."""
     arguments = parse_arguments([str(RECIPE), *sys.argv[1:]])
+    if complete_checkpoints(arguments.output_dir / "checkpoints"):
+        print(f"{arguments.output_dir} holds a demo: it goes on from there (make clean starts anew)")
+        arguments.resume = True
     result = pretrain(arguments)
     if result.interrupted:
-        return 130
+        return 128 + result.signal
     set_seed(arguments.seed)
     networks = {"random network": build_backbone(arguments), "teacher": load_backbone(str(arguments.output_dir))}
     table = {name: evaluate(backbone, arguments) for name, backbone in networks.items()}
     figure = arguments.output_dir / "training.png"
-    plot_training(arguments.output_dir / "metrics.jsonl", figure, arguments.num_prototypes)
+    plot_training(arguments.output_dir / "metrics.jsonl", arguments.num_prototypes).save(figure)
     record(arguments, table["teacher"])
     print(f"\n{'top-1 on the test images (%)':<30}{f'k-NN (k = {NEIGHBOURS})':>16}{'linear probe':>16}")
     for name, row in table.items():

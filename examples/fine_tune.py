@@ -16,7 +16,9 @@ from esvit_hf.data.cropping import draw_crop_box
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.data.sources import ImageSource, load_image_source
 from esvit_hf.evaluation import load_metric
+from esvit_hf.evaluation.classifier_card import write_classifier_card
 from esvit_hf.evaluation.features import load_image_processor, shared_labels
+from esvit_hf.zoo.publish import check_target, prepare_repository, push_result
 
 
 class LabelledImages(Dataset[dict[str, Any]]):
@@ -77,6 +79,9 @@ def main(
     bf16: bool = False,
     num_workers: int = 2,
     seed: int = 0,
+    push_to_hub: bool = False,
+    hub_model_id: str | None = None,
+    hub_private_repo: bool = False,
 ) -> dict[str, Any] | None:
     """Fine-tune all weights of a vision model on labelled images; the last line of the output is one JSON object.
 
@@ -95,7 +100,11 @@ def main(
         bf16: train in bfloat16 mixed precision.
         num_workers: processes that decode images, for each device.
         seed: of new weights, order and crops.
+        push_to_hub: publish the classifier on the Hub, with the login of huggingface_hub or HF_TOKEN.
+        hub_model_id: NAME/MODEL to publish.
+        hub_private_repo: make the repository private.
     """
+    repo_id = check_target(output_dir, hub_model_id) if push_to_hub else None
     train, test = (
         load_image_source(dataset, split=split, image_column=image_column, label_column=label_column)
         for split in (train_split, test_split)
@@ -120,6 +129,8 @@ def main(
         save_strategy="no",
         report_to="none",
     )
+    if repo_id is not None and arguments.process_index == 0:
+        prepare_repository(repo_id, private=hub_private_repo)
     set_seed(seed)
     processor: Any = load_image_processor(model)
     numbers = {name: number for number, name in enumerate(names)}
@@ -141,8 +152,23 @@ def main(
     results = trainer.evaluate()
     trainer.save_model()
     accuracies = {name: results[f"eval_{name}"] for name in ("top1", "mean_per_class")}
+    if not trainer.is_world_process_zero():
+        return None
+    write_classifier_card(
+        output_dir,
+        classifier.config,
+        accuracies,
+        source=model,
+        task="fine-tuning",
+        dataset=dataset,
+        split=test_split,
+        protocol=f"{epochs:g} epochs of AdamW at rate {learning_rate:g}, {batch_size} images a step of each device",
+        command=["python", "examples/fine_tune.py", model, dataset, "--epochs", f"{epochs:g}"],
+    )
     report = {"model": model, "dataset": dataset, "output_dir": str(output_dir), "train_loss": loss, **accuracies}
-    return report if trainer.is_world_process_zero() else None
+    if repo_id is not None:
+        report["pushed_to"] = push_result(output_dir, repo_id, private=hub_private_repo)
+    return report
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from .models.modeling_esvit_common import AttentionLayout, full_attention_layout
+
 __all__ = ["BackboneFeatures", "RegionBackbone", "load_backbone"]
 
 
@@ -37,6 +39,8 @@ class _RegionModel(Protocol):
     def region_grid(self, height: int, width: int) -> tuple[int, int]: ...
 
     def pool_hidden_states(self, hidden_states: Sequence[Tensor]) -> list[Tensor]: ...
+
+    def attention_layouts(self, height: int, width: int) -> list[AttentionLayout]: ...
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,18 @@ class _TokenLayout:
 
     def read(self, last_hidden_state: Tensor, height: int, width: int) -> BackboneFeatures:
         count = last_hidden_state.shape[1] - self.prefix
-        for grid in _possible_grids(height, width, self.stride):
-            if grid[0] * grid[1] == count:
-                regions = last_hidden_state[:, self.prefix :]
-                return BackboneFeatures(regions, self.pool(last_hidden_state), grid)
-        raise ValueError(
-            f"the network turned {height} x {width} pixels into {count} regions, which form no grid of stride "
-            f"{self.stride[0]} x {self.stride[1]}: use an input size that is a multiple of the stride"
-        )
+        grid = self.grid(count, height, width)
+        if grid is None:
+            raise ValueError(
+                f"the network turned {height} x {width} pixels into {count} regions, which form no grid of stride "
+                f"{self.stride[0]} x {self.stride[1]}: use an input size that is a multiple of the stride"
+            )
+        return BackboneFeatures(last_hidden_state[:, self.prefix :], self.pool(last_hidden_state), grid)
+
+    def grid(self, count: int, height: int, width: int) -> tuple[int, int] | None:
+        """Grid of a number of regions of an image of height x width pixels; None if they form none."""
+        grids = _possible_grids(height, width, self.stride)
+        return next((grid for grid in grids if grid[0] * grid[1] == count), None)
 
     def pool(self, hidden_state: Tensor) -> Tensor:
         if self.prefix and hidden_state.ndim == 3:
@@ -145,10 +153,6 @@ class RegionBackbone(nn.Module):
     def pooled_blocks(self, pixel_values: Tensor, count: int) -> Tensor:
         """View features of the last `count` blocks, concatenated from the earliest to the last: the linear-probe input.
 
-        The networks of this project follow the paper's rule for their family. For any other network a block is an entry
-        of its `hidden_states` after the first (stages, for many hierarchical networks): class tokens are taken, maps
-        averaged, after the network's final norm where its width fits. The last block's part is the view feature.
-
         Args:
             pixel_values: (B, 3, H, W) normalised images.
             count: number of blocks.
@@ -162,6 +166,25 @@ class RegionBackbone(nn.Module):
         Source:
             EsViT section 4.1 and DINO appendix F.2: features of the last four blocks for small networks.
         """
+        return torch.cat(self.block_features(pixel_values, count), dim=1)
+
+    def block_features(self, pixel_values: Tensor, count: int) -> list[Tensor]:
+        """View features of the last `count` blocks, one by one.
+
+        The networks of this project follow the paper's rule for their family. For any other network a block is an entry
+        of its `hidden_states` after the first (stages, for many hierarchical networks): class tokens are taken, maps
+        averaged, after the network's final norm where its width fits. The last block's part is the view feature.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised images.
+            count: number of blocks.
+
+        Returns:
+            One (B, C_l) for each block, from the earliest to the last.
+
+        Raises:
+            ValueError: `count` is not between 1 and the number of blocks.
+        """
         if count < 1:
             raise ValueError(f"count is {count}: ask for at least one block")
         output = self._run(pixel_values, output_hidden_states=True)
@@ -169,12 +192,98 @@ class RegionBackbone(nn.Module):
         if isinstance(self.model, _RegionModel):
             rows = self.model.pool_hidden_states(hidden_states)
             self._check_count(count, len(rows))
-            return torch.cat(rows[-count:], dim=1)
+            return rows[-count:]
         self._check_count(count, len(hidden_states or ()) - 1)
         assert self._layout is not None
         norm = self.model.get_submodule(self._final_norm) if self._final_norm else None
         rows = [self._layout.pool(_normalised(state, norm)) for state in hidden_states[-count:-1]]
-        return torch.cat([*rows, self._read(output, pixel_values).pooled], dim=1)
+        return [*rows, self._read(output, pixel_values).pooled]
+
+    def layer_regions(self, pixel_values: Tensor, layer: int | None = None) -> tuple[Tensor, tuple[int, int]]:
+        """Regions of any layer.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised images.
+            layer: index into the network's `hidden_states`, which are not normalised: 0 for the patch embeddings, -1
+                for the last; None for the regions of `forward`, behind the last norm.
+
+        Returns:
+            Regions (B, N, C), row-major, without class, register or global tokens, and their grid (h, w).
+
+        Raises:
+            ValueError: the network has no such layer, or its tokens form no grid.
+        """
+        if layer is None:
+            features = self(pixel_values)
+            return features.regions, features.grid
+        height, width = pixel_values.shape[-2:]
+        hidden_states = self._run(pixel_values, output_hidden_states=True).hidden_states or ()
+        if not -len(hidden_states) <= layer < len(hidden_states):
+            raise ValueError(
+                f"layer {layer} asked for, {type(self.model).__name__} reports {len(hidden_states)} hidden states: "
+                f"choose 0 to {len(hidden_states) - 1}, or count from the end with -1"
+            )
+        state = hidden_states[layer]
+        if isinstance(self.model, _RegionModel):
+            layouts = self.model.attention_layouts(height, width)
+            layout = [layouts[0], *layouts][layer]
+            return state[:, layout.num_global_tokens :], layout.grid
+        if state.ndim == 4:
+            channels_last = isinstance(self._layout, _MapLayout) and self._layout.channels_last
+            features = _MapLayout(channels_last).read(state, height, width)
+            return features.regions, features.grid
+        prefix = self._layout.prefix if isinstance(self._layout, _TokenLayout) else 0
+        name, stride = type(self.model).__name__, _first_stride(self.model)
+        found = _token_layout(state.shape[1] - prefix, (height, width), stride, name)
+        features = _TokenLayout(found.stride, prefix).read(state, height, width)
+        return features.regions, features.grid
+
+    def attention_maps(self, pixel_values: Tensor) -> list[tuple[Tensor, AttentionLayout]]:
+        """Attention probabilities of every block.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised images.
+
+        Returns:
+            For each block (B * windows, heads, Q, K) probabilities, and which tokens their rows and columns belong to.
+
+        Raises:
+            ValueError: the network has no attention, or one whose layout is unknown.
+        """
+        height, width = pixel_values.shape[-2:]
+        if isinstance(self.model, _RegionModel):
+            attentions = self._run(pixel_values, output_attentions=True).attentions
+            return list(zip(attentions, self.model.attention_layouts(height, width), strict=True))
+        name, layout = type(self.model).__name__, self._layout
+        remedy = "choose a network of this project or a plain vision transformer such as ViT, DeiT or DINOv2"
+        attentions = self._foreign_attentions(pixel_values, remedy)
+        if not attentions or not isinstance(layout, _TokenLayout):
+            raise ValueError(f"{name} reports no attention between tokens of a grid: {remedy}")
+        maps = []
+        for block, probabilities in enumerate(attentions):
+            shape = tuple(probabilities.shape) if isinstance(probabilities, Tensor) else ()
+            grid = layout.grid(shape[-1] - layout.prefix, height, width) if len(shape) == 4 else None
+            if grid is None or shape[0] != len(pixel_values) or shape[2] != shape[3]:
+                raise ValueError(
+                    f"block {block} of {name} reports attention of shape {shape}, which is not from all tokens to all: "
+                    f"{remedy}"
+                )
+            maps.append((probabilities, full_attention_layout(grid, layout.stride, layout.prefix)))
+        return maps
+
+    def _foreign_attentions(self, pixel_values: Tensor, remedy: str) -> Sequence[Any]:
+        """Attentions of a network that is not of this project, computed step by step: fused kernels have none."""
+        implementation = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        try:
+            output = self._run(pixel_values, output_attentions=True)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{type(self.model).__name__} reports no attention probabilities ({_one_line(error)}): {remedy}"
+            ) from error
+        finally:
+            self.model.set_attn_implementation(implementation)
+        return getattr(output, "attentions", None) or ()
 
     def _check_count(self, count: int, available: int) -> None:
         if count > max(available, 1):

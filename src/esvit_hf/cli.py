@@ -1,4 +1,4 @@
-"""The command `esvit`: convert and export models, list the zoo, pretrain networks, evaluate their features."""
+"""The command `esvit`: convert, export and publish models, list the zoo, pretrain, evaluate features."""
 
 import json
 import sys
@@ -8,14 +8,19 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
+from .analysis.jobs import save_attention, save_correspondence, save_neighbours
 from .command_line import report_errors
 from .data.repacking import repack
 from .data.shards import write_index
+from .evaluation.evaluate_job import evaluate
 from .evaluation.jobs import measure_knn, measure_linear_probe, save_features
+from .evaluation.transfer import measure_transfer
+from .page.job import show_page
 from .zoo.build import build_folder
 from .zoo.entry_cards import write_cards
 from .zoo.folders import convert_to_file, convert_to_folder
 from .zoo.listing import list_entries
+from .zoo.publish import push_folder
 
 __all__ = ["main"]
 
@@ -26,6 +31,12 @@ _FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "features": save_features,
     "index": write_index,
     "repack": repack,
+    "evaluate": evaluate,
+    "correspond": save_correspondence,
+    "attention": save_attention,
+    "neighbours": save_neighbours,
+    "demo": show_page,
+    "transfer": measure_transfer,
 }
 # What `esvit zoo` does beside listing.
 _ZOO_FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {"build": build_folder, "cards": write_cards}
@@ -42,7 +53,14 @@ _HELP = {
     "features": "Save a feature row for every image of a data set.",
     "index": "Write the index of parquet or tar shards that pretraining streams.",
     "repack": "Write a zip or TSV pack of the reference implementation as parquet shards.",
+    "evaluate": "Evaluate a vision model with several protocols, and write a report with figures.",
+    "correspond": "Draw the regions of two images that look most alike.",
+    "attention": "Draw where each attention head looks from a point of an image.",
+    "neighbours": "Draw the images of a data set that are most similar to an image.",
+    "demo": "Open a page to play with a vision model.",
+    "transfer": "Transfer one or two models to many data sets by logistic regression, and write a table.",
     "zoo": "List the checkpoints of the zoo, or build the Hub folder of one.",
+    "push": "Publish a model folder on the Hub, checked and in one commit.",
 }
 
 
@@ -54,7 +72,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
         command_line: words after `esvit`; those of the process if None.
 
     Returns:
-        Exit code: 0, 2 after an error that the user can correct, 130 after an interruption.
+        Exit code: 0, 2 after an error that the user can correct, 128 + signal after a stop by SIGINT (130) or
+        SIGTERM (143).
     """
     words = list(sys.argv[1:] if command_line is None else command_line)
     if words[:1] == ["pretrain"]:
@@ -65,6 +84,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
         "convert": _convert,
         "export": _export,
         "zoo": _zoo,
+        "push": push_folder,
         **_FUNCTIONS,
     }
     result = functions[job](**arguments[job])
@@ -80,7 +100,10 @@ def _parser() -> ArgumentParser:
     jobs = parser.add_subcommands(required=True, dest="job")
     for job, text in _HELP.items():
         job_parser = ArgumentParser(description=text, exit_on_error=False, allow_abbrev=False)
-        if job in _FUNCTIONS:
+        if job == "transfer":
+            job_parser.add_argument("models", nargs="+", type=str, help="one or two Hub names or folders of models")
+            job_parser.add_function_arguments(measure_transfer, as_group=False, skip={"models"})
+        elif job in _FUNCTIONS:
             job_parser.add_function_arguments(_FUNCTIONS[job], as_group=False, as_positional=True)
         elif job == "convert":
             _add_convert_arguments(job_parser)
@@ -89,6 +112,8 @@ def _parser() -> ArgumentParser:
         elif job == "zoo":
             job_parser.add_function_arguments(list_entries, as_group=False, skip={"json"})
             job_parser.add_argument("--json", action="store_true", help="one JSON object in place of a table")
+        elif job == "push":
+            _add_push_arguments(job_parser)
         jobs.add_subcommand(job, job_parser, help=text)
         if job == "zoo":
             _add_zoo_actions(job_parser)
@@ -113,6 +138,15 @@ def _add_convert_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--with-heads", action="store_true", help="heads and centres come along")
     parser.add_argument("--to-reference", action="store_true", help="write a checkpoint in the reference's layout")
+
+
+def _add_push_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="output of a run, a conversion, or save_pretrained")
+    parser.add_argument("repo_id", type=str, help="NAME/MODEL on the Hub; made if it does not exist")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--revision", type=str | None, help="branch to commit to, made if it does not exist")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing the branch")
+    parser.add_argument("--dry-run", action="store_true", help="build and check, and send nothing")
 
 
 def _convert(
@@ -191,7 +225,7 @@ def _pretrain(words: Sequence[str]) -> int:
     result = pretrain(parse_arguments(words))
     if result.interrupted:
         print(f"stopped at step {result.steps}; continue with the same command and --resume true")
-        return 130
+        return 128 + result.signal
     print(f"done: {result.output_dir} holds the teacher, load it with AutoModel.from_pretrained")
     return 0
 

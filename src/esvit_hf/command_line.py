@@ -19,15 +19,15 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
         main: program that returns its exit code.
 
     Returns:
-        The same program; it returns 2 after a ValueError, a wrong argument or a loss that is not finite, and 130 after
-        Ctrl-C. Other exceptions are faults of the program and pass.
+        The same program; it returns 2 after a ValueError, a wrong argument, a run that diverged, or a file that cannot
+        be read or written (a full disk), and 130 after Ctrl-C. Other exceptions are faults of the program and pass.
     """
 
     @functools.wraps(main)
     def guarded(*args: Any, **kwargs: Any) -> int:
         try:
             return main(*args, **kwargs)
-        except (ValueError, FloatingPointError, ArgumentError) as error:
+        except (ValueError, FloatingPointError, OSError, ArgumentError) as error:
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             return 2
         except KeyboardInterrupt:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -40,14 +40,25 @@ def find_heads(name_or_path: str, revision: str | None = None) -> Path | None:
 
     Returns:
         Its path on this machine, None if the model brings no heads.
+
+    Raises:
+        ValueError: the Hub cannot be asked, and the cache does not know either.
     """
     folder = Path(name_or_path)
     if folder.is_dir():
         return folder / HEADS_FILE if (folder / HEADS_FILE).is_file() else None
     try:
         return Path(hf_hub_download(name_or_path, HEADS_FILE, revision=revision))
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:
         return None
+    except (HTTPError, LocalEntryNotFoundError) as error:
+        # The cache notes what the Hub does not have, with an object of its own.
+        if try_to_load_from_cache(name_or_path, HEADS_FILE, revision=revision) is _CACHED_NO_EXIST:
+            return None
+        raise ValueError(
+            f"whether {name_or_path!r} brings {HEADS_FILE} is not known without the Hub: run once with a connection, "
+            f"or `hf download {name_or_path}` and give the folder that it names"
+        ) from error
 
 
 def write_heads(heads: Mapping[str, SavedHead], path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small_networks import SMALL_NETWORKS
+from small_networks import SMALL_NETWORKS, export_small_run
 from transformers import (
     CONFIG_MAPPING,
     AutoBackbone,
@@ -21,9 +21,6 @@ from transformers import (
 )
 
 import esvit_hf
-from esvit_hf.pretraining import parse_arguments
-from esvit_hf.pretraining.build import build_parts
-from esvit_hf.pretraining.export import export_run
 
 AUTO_CLASSES = {
     "AutoConfig": AutoConfig,
@@ -91,19 +88,6 @@ def run_without_the_package(root, *arguments):
     assert done.returncode == 0, done.stderr
 
 
-def export_a_run(config, output):
-    """What a pretraining run leaves, without the run."""
-    arguments = parse_arguments(
-        [
-            *("--dataset", "unused", "--model", config.model_type, "--output_dir", str(output)),
-            *("--model_config", json.dumps(SMALL_NETWORKS[config.model_type] | {"image_size": 32})),
-            *("--num_prototypes", "16", "--head_hidden_dim", "8", "--head_bottleneck_dim", "4"),
-        ]
-    )
-    parts = build_parts(arguments)
-    export_run(arguments, parts.teacher, parts.centres, steps=0, total_batch=1, metrics={})
-
-
 @pytest.fixture(scope="module")
 def travelled(tmp_path_factory):
     """Folder with everything saved here, outputs computed here and outputs computed by the other process."""
@@ -123,7 +107,7 @@ def travelled(tmp_path_factory):
         for kind, module in (("model", model), ("classifier", classifier), ("backbone", backbone)):
             module.save_pretrained(root / name / kind)
         processor.save_pretrained(root / name / "model")
-        export_a_run(config, root / name / "pretrained")
+        export_small_run(name, root / name / "pretrained")
         pretrained = AutoModel.from_pretrained(root / name / "pretrained").eval()
         with torch.no_grad():
             regions = model(**pixels)

@@ -1,11 +1,8 @@
 """Real runs on real images: what they leave behind, that they resume exactly, and what they refuse."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -92,13 +89,12 @@ def test_a_run_leaves_a_loadable_teacher(tmp_path):
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     drop_path = ("--model_config.drop_path_rate", "0.3")
     pretrain(small_run(tmp_path / "whole", *drop_path))
-    pretrain(small_run(tmp_path / "parts", *drop_path, "--max_steps", "3"))
+    pretrain(small_run(tmp_path / "parts", *drop_path, "--max_steps", "4"))
     pretrain(small_run(tmp_path / "parts", *drop_path, "--resume", "true"))
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
     numbers = [
         {name: value for name, value in line.items() if name != "images_per_second"}
         for line in read_metrics(tmp_path / "parts")
-        if line["step"] != 3
     ]
     expected = [
         {name: value for name, value in line.items() if name != "images_per_second"}
@@ -218,10 +214,11 @@ def test_an_unlabelled_folder_with_a_broken_file(tmp_path, capsys):
 
 def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
     diverging = ("--learning_rate", "1e30", "--warmup_epochs", "0", "--logging_steps", "1", "--checkpoint_steps", "1")
-    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+    with pytest.raises(FloatingPointError, match="lower learning_rate.*there is no good checkpoint"):
         pretrain(small_run(tmp_path, *diverging))
     lines = read_metrics(tmp_path)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    # Its weights are finite, but no loss was finite with them.
     assert kept and kept[-1] == f"step-{lines[-1]['step'] - 1:09d}"
 
 
@@ -238,51 +235,9 @@ def command(output_dir, *overrides):
     ]
 
 
-def test_interrupt_saves_and_says_how_to_continue(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, *command(tmp_path, "--logging_steps", "1")], stdout=subprocess.PIPE, text=True
-    )
-    metrics = tmp_path / "metrics.jsonl"
-    deadline = time.monotonic() + 100
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert "--resume" in output
-    assert AutoModel.from_pretrained(tmp_path) is not None
-    assert list((tmp_path / "checkpoints").glob("step-*"))
-
-
 def test_a_wrong_key_is_a_line_not_a_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, *command(tmp_path, "--batchsize", "3")], capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 2
     assert "batchsize" in done.stderr and "Traceback" not in done.stderr
-
-
-@pytest.mark.distributed
-def test_two_processes_equal_one(tmp_path):
-    fixed = (
-        "--model_config.drop_path_rate",
-        "0",
-        "--mixed_precision",
-        "no",
-        "--max_steps",
-        "4",
-        "--logging_steps",
-        "1",
-        "--num_workers",
-        "0",
-    )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    two = command(tmp_path / "two", *fixed, "--batch_size", "8")
-    subprocess.run(launcher + two, env=environment, check=True, capture_output=True, timeout=100)
-    pretrain(parse_arguments(command(tmp_path / "one", *fixed)[1:]))
-    left, right = networks(tmp_path / "one"), networks(tmp_path / "two")
-    for name in left:
-        torch.testing.assert_close(left[name], right[name], rtol=1e-3, atol=1e-5)
-    for one, other in zip(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two"), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)

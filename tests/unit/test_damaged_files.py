@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from esvit_hf.analysis.figures import plot_training, read_metrics
+from esvit_hf.analysis.training_curves import plot_training, read_metrics
 from esvit_hf.heads_file import HEADS_FILE, SavedHead, read_heads, write_heads
 from esvit_hf.measurements import read_measurements
 from esvit_hf.pretraining.arguments import PretrainingArguments

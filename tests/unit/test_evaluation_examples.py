@@ -87,7 +87,8 @@ def test_linear_probe(call: Call, model: str, dataset: str) -> None:
     assert code == 0
     numbers = last_line(output)
     assert (numbers["top1"], numbers["top5"], numbers["mean_per_class"]) == (100.0, 100.0, 100.0)
-    assert set(numbers["validation_top1"]) == {"0.1", "1.0"}
+    assert [(row["blocks"], row["learning_rate"]) for row in numbers["validation"]] == [(2, 0.1), (2, 1.0)]
+    assert numbers["blocks"] == 2
     assert numbers["test_images"] == 6
 
 
@@ -105,13 +106,13 @@ def test_extract_features(call: Call, model: str, dataset: str, tmp_path: Path) 
     ("name", "arguments", "message"),
     [
         ("knn", ("{model}", "/no/such/data"), "/no/such/data"),
-        ("knn", ("/no/such/model", "{dataset}"), "/no/such/model"),
+        ("knn", ("/no/such/model", "{dataset}", "--k=1"), "/no/such/model"),
         ("knn", ("{model}", "{dataset}", "--image_column=picture"), "'picture'.*image, label"),
         ("knn", ("{model}", "{dataset}", "--test_split=dev"), "dev"),
         ("knn", ("{model}", "{dataset}", "--k=x"), "k"),
         ("knn", ("{model}", "{dataset}", "--neighbours=3"), "--neighbours"),
         ("knn", ("{model}",), "dataset"),
-        ("knn", ("{model}", "{dataset}", "--processor={dataset}"), "--processor"),
+        ("knn", ("{model}", "{dataset}", "--k=1", "--processor={dataset}"), "--processor"),
         ("knn", ("{model}", "{dataset}", "--num_workers=0"), "k is 200, the training set has 40"),
         ("linear_probe", ("{model}", "{dataset}", "--blocks=9", "--num_workers=0"), "9 blocks"),
         ("extract_features", ("{model}", "{dataset}", "--output=features.npy"), "safetensors"),

@@ -12,7 +12,6 @@ from torch import nn
 
 from esvit_hf.pretraining.ema import set_teacher_mode, update_teacher
 from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.pretraining.monitor import CollapseMonitor, check_finite, teacher_entropy
 from esvit_hf.pretraining.optim import build_optimizer, clip_all_gradients, clip_each_gradient
 from esvit_hf.pretraining.schedules import cosine_schedule, linear_schedule
 
@@ -83,28 +82,3 @@ def test_prototypes_have_their_gain_as_length():
     head.prototype_gain.data.uniform_(0.5, 2.0)
     torch.testing.assert_close(head.prototypes().norm(dim=1, keepdim=True), head.prototype_gain)
     torch.testing.assert_close(head(torch.randn(2, 7, 4)).norm(dim=-1), torch.ones(2, 7))
-
-
-def test_entropy_of_uniform_and_of_constant_targets():
-    prototypes, centre = torch.eye(8), torch.zeros(8)
-    single, mean = teacher_entropy(torch.zeros(5, 8), prototypes, centre, 0.1)
-    torch.testing.assert_close(torch.stack([single, mean]), torch.full((2,), math.log(8)))
-    single, mean = teacher_entropy(torch.eye(8)[:1].expand(5, 8) * 100, prototypes, centre, 0.1)
-    torch.testing.assert_close(torch.stack([single, mean]), torch.zeros(2))
-
-
-def test_monitor_names_each_collapse_once():
-    monitor = CollapseMonitor(8, patience=2)
-    assert monitor.update(math.log(8), math.log(8), 1) is None
-    with pytest.warns(UserWarning, match="uniform.*teacher_temperature"):
-        assert monitor.update(math.log(8), math.log(8), 2)
-    assert monitor.update(math.log(8), math.log(8), 3) is None
-    monitor.update(0.0, 0.0, 4)
-    with pytest.warns(UserWarning, match="same target"):
-        assert monitor.update(0.0, 0.0, 5)
-
-
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_the_run(loss):
-    with pytest.raises(FloatingPointError, match="learning_rate"):
-        check_finite(loss, 3)

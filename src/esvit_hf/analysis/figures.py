@@ -1,70 +1,126 @@
-"""Figures with one consistent look, legible in print and for the colour-blind."""
+"""The one look of all figures: legible in print and for the colour-blind."""
 
-import json
-import math
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-"""Okabe and Ito's palette."""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["COLOURS", "COLOUR_MAP", "FORMATS", "Picture", "check_picture_path", "drawing"]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette without its yellow, which white paper swallows."""
+
+COLOUR_MAP = "cividis"
+"""Dark to light for values: the same order for every kind of colour vision, and in grey."""
+
+FORMATS = (".png", ".pdf")
+
+_INSTALL_HINT = "figures need matplotlib: pip install 'esvit-hf[plots]'"
+
+_LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+
+# Typed loosely: the names of matplotlib's settings are a closed list of its own.
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    # Comes with matplotlib, so that a figure looks the same on every machine.
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "image.cmap": COLOUR_MAP,
+    "image.interpolation": "nearest",
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 150,
+    "savefig.dpi": 200,
+    # Type 42 keeps the text of a PDF searchable.
+    "pdf.fonttype": 42,
+}
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's `metrics.jsonl`; one that was cut when the run ended by force is left out."""
-    lines = []
-    for line in path.read_text(errors="replace").split("\n"):
+@dataclass(frozen=True)
+class Picture:
+    """A finished figure.
+
+    Attributes:
+        figure: matplotlib's figure, without a window or global state.
+    """
+
+    figure: "Figure"
+
+    def save(self, path: Path) -> None:
+        """Write the figure, making the folders above it.
+
+        Args:
+            path: file that ends in .png or .pdf.
+
+        Raises:
+            ValueError: another ending, or the file cannot be written.
+        """
+        check_picture_path(path)
+        import matplotlib
+
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with matplotlib.rc_context(_STYLE):
+                self.figure.savefig(path)
+        except OSError as error:
+            raise ValueError(f"cannot write {path} ({error.strerror}): choose another file") from error
 
 
-def plot_training(metrics: Path, output: Path, num_prototypes: int) -> None:
-    """Draw loss, teacher entropy and k-NN accuracy over the steps of a run.
+def check_picture_path(path: Path) -> None:
+    """Check that a picture can be drawn and saved, before anything is computed for it.
 
     Args:
-        metrics: the run's `metrics.jsonl`.
-        output: image file; its suffix decides the format.
-        num_prototypes: number of prototypes K, for the largest possible entropy.
+        path: file to write.
+
+    Raises:
+        ValueError: it does not end in one of `FORMATS`, or matplotlib is missing.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"the picture {str(path)!r} must end in {' or '.join(FORMATS)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(_INSTALL_HINT)
+
+
+@contextmanager
+def drawing(width: float, height: float) -> Iterator[Picture]:
+    """Draw in the project's look: what is added to the figure inside the `with` block follows it.
+
+    Lines take `COLOURS` in order, each with a dash pattern of its own.
+
+    Args:
+        width: inches; a page of text is 6.3 wide.
+        height: inches.
+
+    Yields:
+        An empty picture.
 
     Raises:
         ImportError: without matplotlib.
     """
     try:
+        import matplotlib
+        from cycler import cycler
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'esvit-hf[plots]'") from error
-    lines = read_metrics(metrics)
-
-    def series(name: str) -> tuple[list[int], list[float]]:
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        return [step for step, _ in points], [value for _, value in points]
-
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    loss_axes, entropy_axes, knn_axes = figure.subplots(1, 3)
-    for colour, (name, label) in zip(
-        COLOURS, (("loss", "total"), ("view_loss", "view"), ("region_loss", "region")), strict=False
-    ):
-        loss_axes.plot(*series(name), color=colour, label=label, linewidth=1)
-    loss_axes.set(xlabel="step", ylabel="loss (nats)", title="Loss")
-    for colour, (name, label) in zip(
-        COLOURS,
-        (("view_teacher_entropy", "one target"), ("view_mean_target_entropy", "mean target")),
-        strict=False,
-    ):
-        entropy_axes.plot(*series(name), color=colour, label=label, linewidth=1)
-    entropy_axes.axhline(math.log(num_prototypes), color="0.5", linestyle=":", label="uniform")
-    entropy_axes.set(xlabel="step", ylabel="entropy (nats)", title="Teacher entropy", ylim=(0, None))
-    knn = next((name for line in lines for name in line if name.startswith("knn")), None)
-    if knn is not None:
-        steps, accuracy = series(knn)
-        knn_axes.plot(steps, [100 * value for value in accuracy], color=COLOURS[0], marker="o", markersize=3)
-    knn_axes.set(xlabel="step", ylabel="top-1 (%)", title="k-NN of the teacher")
-    for axes in (loss_axes, entropy_axes):
-        axes.legend(frameon=False)
-    for axes in (loss_axes, entropy_axes, knn_axes):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=150)
+        raise ImportError(_INSTALL_HINT) from error
+    lines = cycler(color=COLOURS) + cycler(linestyle=_LINE_STYLES)
+    with matplotlib.rc_context({**_STYLE, "axes.prop_cycle": lines}):
+        yield Picture(Figure(figsize=(width, height)))

@@ -97,9 +97,8 @@ def write_crop(pixels: Tensor, box: CropBox, flip: bool, output: Tensor) -> None
         pixels: (1, C, H, W) uint8 with C = 1 (grayscale) or 3, best as a view of interleaved (H, W, C) memory.
         box: what to crop.
         flip: mirror left and right.
-        output: (3, size, size) uint8, overwritten; a grayscale crop is repeated.
+        output: (3, height, width) uint8, overwritten; a grayscale crop is repeated.
     """
-    size = output.shape[-1]
     region = pixels[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
-    resized = F.interpolate(region, (size, size), mode="bicubic", antialias=True)[0]
+    resized = F.interpolate(region, output.shape[-2:], mode="bicubic", antialias=True)[0]
     output.copy_(resized.flip(-1) if flip else resized)

@@ -1,11 +1,12 @@
 """Find a data set by name or path: what a user types becomes one split of ``datasets.Dataset``, or a one-line error."""
 
 import glob
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, get_dataset_split_names, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 from PIL import Image
 
@@ -42,6 +43,31 @@ def load_dataset_split(name_or_path: str, *, split: str, config_name: str | None
     return _load(name_or_path, f"'{name_or_path}' (not a path here, so taken as a name on the Hub)", split, config_name)
 
 
+def local_split_names(path: Path) -> list[str]:
+    """Name the splits of a data set on disk.
+
+    Args:
+        path: a folder of parquet files, one parquet file, a folder that ``save_to_disk`` wrote, or a folder of images.
+
+    Returns:
+        The names that :func:`load_dataset_split` knows.
+
+    Raises:
+        ValueError: the folder cannot be read as a data set.
+    """
+    if (path / "dataset_dict.json").is_file():
+        return list(json.loads((path / "dataset_dict.json").read_text())["splits"])
+    if path.is_file() or (path / "state.json").is_file():
+        return ["train"]
+    if not _is_described(path):
+        return [name for name, root in _split_roots(path).items() if _has_image(root)]
+    try:
+        return list(get_dataset_split_names(str(path)))
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path} cannot be read as a data set ({reason}); check the path") from error
+
+
 def _load_parquet_file(path: Path, split: str) -> Dataset:
     if path.suffix != ".parquet":
         raise ValueError(f"{path} is a file but no parquet file; give a .parquet file or a folder")
@@ -56,8 +82,7 @@ def _load_parquet_file(path: Path, split: str) -> Dataset:
 def _load_folder(path: Path, split: str, config_name: str | None) -> Dataset:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _load_saved(path, split)
-    # A README may map files to splits and configurations; datasets knows how to read it.
-    if next(path.glob("**/*.parquet"), None) is not None or any(path.glob("metadata.*")):
+    if _is_described(path):
         return _load(str(path), str(path), split, config_name)
     roots = _split_roots(path)
     if not any(_has_image(root) for root in roots.values()):
@@ -66,6 +91,11 @@ def _load_folder(path: Path, split: str, config_name: str | None) -> Dataset:
     data_files = {name: f"{glob.escape(str(root))}/**" for name, root in roots.items() if _has_image(root)}
     has_classes = not any(next(_images_in(root), None) for root in roots.values())
     return _load("imagefolder", str(path), split, None, data_files=data_files, drop_labels=not has_classes)
+
+
+def _is_described(path: Path) -> bool:
+    """Tell whether datasets finds the splits by itself: a README may map files to splits and configurations."""
+    return next(path.glob("**/*.parquet"), None) is not None or any(path.glob("metadata.*"))
 
 
 def _load_saved(path: Path, split: str) -> Dataset:

@@ -17,6 +17,7 @@ from esvit_hf.data.loading import load_dataset_split
 USUAL_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 USUAL_LABEL_COLUMNS = ("label", "labels")
 FINGERPRINT_IMAGES = 64
+LIST_TYPES = ("List", "LargeList")
 LABEL_TYPES = re.compile(r"u?int\d+|bool|(large_)?string")
 
 
@@ -228,9 +229,9 @@ def _read_labels(dataset: Dataset, column: str, name: str) -> tuple[np.ndarray |
     feature = dataset.features[column]
     kind = feature.dtype if isinstance(feature, (ClassLabel, Value)) else type(feature).__name__
     if not LABEL_TYPES.fullmatch(kind):
+        found = "several labels an image, not one" if kind in LIST_TYPES else f"{kind}, no class labels"
         raise ValueError(
-            f"column '{column}' of {name} holds {kind}, no class labels; "
-            f"set --label_column to a column of integers or strings"
+            f"column '{column}' of {name} holds {found}; set --label_column to a column of integers or strings"
         )
     values = dataset.select_columns([column]).with_format("arrow")[:].column(0)
     if values.null_count:

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -17,7 +19,7 @@ from esvit_hf.backbones import RegionBackbone
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.data.sources import ImageSource
 
-__all__ = ["Features", "check_matrices", "extract_features", "load_image_processor", "shared_labels"]
+__all__ = ["Features", "ReadableImages", "check_matrices", "extract_features", "load_image_processor", "shared_labels"]
 
 _BROKEN_SHOWN = 5
 
@@ -29,15 +31,43 @@ class Features:
     Attributes:
         values: (N, D) float32 on the CPU.
         labels: (N,) int64 on the CPU, None without labels.
+        block_widths: columns of each block in `values`, from the earliest block to the last; their sum is D.
     """
 
     values: Tensor
     labels: Tensor | None
+    block_widths: tuple[int, ...]
+
+    def last_blocks(self, count: int) -> "Features":
+        """Features of fewer blocks.
+
+        Args:
+            count: number of last blocks, from 1 to those that were extracted.
+
+        Returns:
+            The same images, `values` being a view of the blocks' columns.
+        """
+        assert 1 <= count <= len(self.block_widths), (count, self.block_widths)
+        widths = self.block_widths[-count:]
+        return Features(self.values[:, -sum(widths) :], self.labels, widths)
+
+
+class ReadableImages(Protocol):
+    """What features are extracted from: an `ImageSource`, or the same images changed."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """(images,) int64 class indices, None without labels."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> list[Image.Image | BrokenImage]:
+        """Fetch images by index, in mode RGB."""
 
 
 def extract_features(
     backbone: RegionBackbone,
-    source: ImageSource,
+    source: ReadableImages,
     processor: Callable[..., Any],
     *,
     blocks: int = 1,
@@ -74,7 +104,9 @@ def extract_features(
     was_training = backbone.training
     backbone.to(accelerator.device).eval()
     try:
-        values, broken = _collect(backbone, source, processor, blocks, batch_size, num_workers, accelerator)
+        values, block_widths, broken = _collect(
+            backbone, source, processor, blocks, batch_size, num_workers, accelerator
+        )
     finally:
         backbone.train(was_training)
     if broken:
@@ -91,7 +123,7 @@ def extract_features(
             "check the weights, and try mixed precision 'no' or 'bf16'"
         )
     labels = None if source.labels is None else torch.from_numpy(source.labels).long()
-    return Features(values, labels)
+    return Features(values, labels, block_widths)
 
 
 def load_image_processor(
@@ -187,7 +219,7 @@ class _Batch:
 class _PreprocessedImages(Dataset[_Batch]):
     """Reads and preprocesses a whole batch at once, in a worker."""
 
-    def __init__(self, source: ImageSource, processor: Callable[..., Any]):
+    def __init__(self, source: ReadableImages, processor: Callable[..., Any]):
         self.source = source
         self.processor = processor
 
@@ -217,14 +249,14 @@ def _unchanged(batch: Any) -> Any:
 
 def _collect(
     backbone: RegionBackbone,
-    source: ImageSource,
+    source: ReadableImages,
     processor: Callable[..., Any],
     blocks: int,
     batch_size: int,
     num_workers: int,
     accelerator: Accelerator,
-) -> tuple[Tensor, Sequence[BrokenImage]]:
-    """Features (N, D) by image index, and the images without one."""
+) -> tuple[Tensor, tuple[int, ...], Sequence[BrokenImage]]:
+    """Features (N, D) by image index, the width of each block, and the images without a feature."""
     processes, rank = accelerator.num_processes, accelerator.process_index
     batches = [list(range(start, min(start + batch_size, len(source)))) for start in range(0, len(source), batch_size)]
     loader = iter(
@@ -237,6 +269,7 @@ def _collect(
         )
     )
     values: Tensor | None = None
+    block_widths: tuple[int, ...] = ()
     filled = torch.zeros(len(source), dtype=torch.bool)
     broken: list[BrokenImage] = []
     progress = tqdm(
@@ -254,10 +287,11 @@ def _collect(
                     pixel_values = batch.pixel_values.to(accelerator.device, non_blocking=True)
                     with accelerator.autocast():
                         if blocks == 1:
-                            features = backbone(pixel_values).pooled
+                            parts = [backbone(pixel_values).pooled]
                         else:
-                            features = backbone.pooled_blocks(pixel_values, blocks)
-                    rows, indices = features.float(), batch.indices
+                            parts = backbone.block_features(pixel_values, blocks)
+                    block_widths = tuple(part.shape[1] for part in parts)
+                    rows, indices = torch.cat(parts, dim=1).float(), batch.indices
             if processes > 1:
                 rows, indices = _gather_rows(rows, indices, batch_size, accelerator)
             if not len(rows):
@@ -269,8 +303,10 @@ def _collect(
             progress.update(len(rows))
     if processes > 1:
         broken = sorted(gather_object(broken), key=lambda image: image.index)
+        # A process without images of its own learns the widths from the others.
+        block_widths = max(gather_object([block_widths]), key=len)
     assert int(filled.sum()) + len(broken) == len(source), "an image has neither a feature nor a fault"
-    return (torch.empty(len(source), 0) if values is None else values), broken
+    return (torch.empty(len(source), 0) if values is None else values), block_widths, broken
 
 
 def _gather_rows(rows: Tensor, indices: Tensor, batch_size: int, accelerator: Accelerator) -> tuple[Tensor, Tensor]:

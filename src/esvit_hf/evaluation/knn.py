@@ -10,7 +10,7 @@ from esvit_hf.evaluation import RANKED_CLASSES, load_metric
 from esvit_hf.evaluation.features import check_matrices
 from esvit_hf.models.modeling_esvit_linear import multiply_transposed
 
-__all__ = ["knn_accuracy", "knn_predictions", "nearest_neighbours"]
+__all__ = ["check_neighbours", "knn_accuracy", "knn_predictions", "nearest_neighbours", "ranked_accuracy"]
 
 DEFAULT_BLOCK_BYTES = 512 * 2**20
 _GROUP_SIZE = 16
@@ -54,14 +54,22 @@ def knn_accuracy(
     ranked = knn_predictions(
         train, train_labels, test, k=k, temperature=temperature, block_bytes=block_bytes, device=device
     )
-    metric = load_metric("top_k_accuracy")
-    references = test_labels.tolist()
-    accuracies = {}
-    for setting, predictions in ranked.items():
-        inputs = {"predictions": predictions.tolist(), "references": references}
-        top1, top5 = (metric.compute(**inputs, k=count)["top_k_accuracy"] for count in (1, RANKED_CLASSES))
-        accuracies[setting] = (top1, top5)
-    return accuracies
+    return {setting: ranked_accuracy(predictions, test_labels) for setting, predictions in ranked.items()}
+
+
+def ranked_accuracy(predictions: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Top-1 and top-5 accuracy of ranked classes.
+
+    Args:
+        predictions: (M, 5) classes from the most to the least likely, -1 where no class is left.
+        labels: (M,) integer classes.
+
+    Returns:
+        Both, in [0, 1].
+    """
+    metric, inputs = load_metric("top_k_accuracy"), {"predictions": predictions.tolist(), "references": labels.tolist()}
+    top1, top5 = (metric.compute(**inputs, k=count)["top_k_accuracy"] for count in (1, RANKED_CLASSES))
+    return top1, top5
 
 
 def knn_predictions(
@@ -156,8 +164,7 @@ def nearest_neighbours(
         ValueError: features that are no two finite matrices of one width, or k outside 1..N.
     """
     check_matrices(train, test)
-    if not 1 <= k <= len(train):
-        raise ValueError(f"k is {k}, the training set has {len(train)} rows: choose k from 1 to {len(train)}")
+    check_neighbours(k, len(train))
     device = train.device if device is None else torch.device(device)
     width = train.shape[1]
     columns = max(1, min(len(train), block_bytes // (2 * 4 * width)))
@@ -182,6 +189,20 @@ def nearest_neighbours(
             best_indices[selection, :kept] = indices[:, :kept]
         found = kept
     return best, best_indices
+
+
+def check_neighbours(k: int, images: int) -> None:
+    """Check that there are k neighbours.
+
+    Args:
+        k: number of neighbours.
+        images: number of training images.
+
+    Raises:
+        ValueError: k is outside 1..images.
+    """
+    if not 1 <= k <= images:
+        raise ValueError(f"k is {k}, the training set has {images} rows: choose k from 1 to {images}")
 
 
 def _normalised(features: Tensor, device: torch.device) -> Tensor:

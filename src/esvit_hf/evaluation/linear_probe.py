@@ -1,9 +1,9 @@
-"""Linear classification of frozen features: several learning rates trained at once, the best one tested."""
+"""Linear classification of frozen features: many settings trained at once, the best one tested."""
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,9 @@ from tqdm import trange
 
 from esvit_hf.evaluation import RANKED_CLASSES, load_metric
 from esvit_hf.evaluation.features import check_matrices
+from esvit_hf.evaluation.splits import check_classes
 
-__all__ = ["LEARNING_RATES", "LinearProbeResult", "linear_probe"]
+__all__ = ["LEARNING_RATES", "LinearProbeResult", "held_out", "linear_probe"]
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 MOMENTUM = 0.9
@@ -30,15 +31,28 @@ class LinearProbeResult:
         top1: accuracy on the test images.
         top5: share of test images whose class is among the 5 best; 1 where there are at most 5 classes.
         mean_per_class: accuracy averaged over the classes of the test images.
+        blocks: the chosen number of last blocks.
         learning_rate: the chosen rate, for a batch of 256.
-        validation: top-1 of each rate on the held-out part of the training images, 0 for a rate that diverged.
+        history: top-1 on the held-out part of the training images after each epoch, for each (blocks, rate).
+        ranked: int64 (M, 5), the best classes of each test image, -1 where there are fewer.
+        weight: (C, D) of the tested classifier, on the CPU.
+        bias: (C,) of the tested classifier, on the CPU.
     """
 
     top1: float
     top5: float
     mean_per_class: float
+    blocks: int
     learning_rate: float
-    validation: dict[float, float]
+    history: dict[tuple[int, float], list[float]]
+    ranked: Tensor = field(compare=False, repr=False)
+    weight: Tensor = field(compare=False, repr=False)
+    bias: Tensor = field(compare=False, repr=False)
+
+    @property
+    def validation(self) -> dict[tuple[int, float], float]:
+        """Top-1 on the held-out part after the last epoch, for each (blocks, rate); 0 for a rate that diverged."""
+        return {setting: shares[-1] for setting, shares in self.history.items()}
 
 
 def linear_probe(
@@ -47,34 +61,45 @@ def linear_probe(
     test_features: Tensor,
     test_labels: Tensor,
     *,
+    block_widths: Sequence[int] | None = None,
+    blocks: Sequence[int] = (1,),
     learning_rates: Sequence[float] = LEARNING_RATES,
     epochs: int = 100,
     batch_size: int = 256,
     validation_fraction: float = 0.1,
     seed: int = 0,
     device: torch.device | str | None = None,
+    augmented: Callable[[int], Tensor] | None = None,
+    progress: bool = True,
 ) -> LinearProbeResult:
-    """Train linear classifiers on features computed once, and test the best.
+    """Train linear classifiers on frozen features, and test the best.
 
-    All learning rates start from one initialisation and see the same batches. The rate that is best on a held-out part
-    of the training images, stratified by class, is trained again on all of them and tested once. The optimizer is the
-    paper's: SGD with momentum 0.9, no weight decay, rate * batch / 256 on a cosine over the epochs. Features enter as
-    they are, not standardised. Unlike the paper, images are not augmented, because features are computed once.
+    A classifier for each number of last blocks and each learning rate is trained; all start from one initialisation and
+    see the same batches. The one that is best on a held-out part of the training images, stratified by class, is
+    trained again on all of them and tested once. The optimizer is the paper's: SGD with momentum 0.9, no weight decay,
+    rate * batch / 256 on a cosine over the epochs. Features enter as they are, not standardised. The paper augments the
+    images, so that their features are new in every epoch: pass `augmented` for that.
 
     Args:
         train_features: (N, D).
         train_labels: (N,) integer classes from 0 up.
         test_features: (M, D).
         test_labels: (M,) integer classes.
+        block_widths: columns of each block, from the earliest to the last; by default all columns are one block.
+        blocks: numbers of last blocks to try.
         learning_rates: rates to try, for a batch of 256.
         epochs: passes over the training images.
         batch_size: images a step.
         validation_fraction: held-out share of the training images, between 0 and 1.
         seed: of initialisation, split and order.
         device: where to train; all features are moved there. By default where `train_features` lies.
+        augmented: features (N, D) of augmented training images for an epoch, counted from 0. The final classifiers are
+            then trained beside those that are compared, so that it is called once an epoch. `train_features`, of the
+            images as they are, still serve the comparison.
+        progress: show a progress bar.
 
     Returns:
-        Test accuracies, the chosen rate, and the validation accuracy of each.
+        Test accuracies, the chosen setting, and the validation accuracies of each.
 
     Raises:
         ValueError: shapes that do not fit, features that are not finite, fewer than two classes, test classes without a
@@ -84,6 +109,7 @@ def linear_probe(
         EsViT section 4.1 and appendix; DINO (arXiv 2104.14294) section 4.1.
     """
     _check(train_features, train_labels, test_features, test_labels)
+    columns = _columns(train_features.shape[1], block_widths, blocks)
     rates = sorted(set(learning_rates))
     if not rates or not rates[0] > 0 or epochs < 1 or batch_size < 1:
         raise ValueError(
@@ -93,24 +119,36 @@ def linear_probe(
         raise ValueError(f"validation_fraction is {validation_fraction}: choose a share between 0 and 1, such as 0.1")
     device = train_features.device if device is None else torch.device(device)
     features, labels = train_features.to(device, torch.float32), train_labels.to(device, torch.int64)
-    held_out = _held_out(train_labels.cpu(), validation_fraction, seed).to(device)
+    validated = held_out(train_labels.cpu(), validation_fraction, seed).to(device)
+    schedule = _Schedule(epochs, batch_size, seed, int(labels.max()) + 1)
 
-    training = _Training(rates, epochs, batch_size, seed)
-    classifiers = training.train(features[~held_out], labels[~held_out], int(labels.max()) + 1, "linear probe: rates")
-    validation = dict(zip(rates, classifiers.accuracies(features[held_out], labels[held_out]), strict=True))
-    chosen = max(rates, key=lambda rate: validation[rate])
-    if not any(classifiers.finite()):
+    compared = _Training(columns, rates, schedule, device)
+    final = _Training(columns, rates, schedule, device)
+    history: dict[tuple[int, float], list[float]] = {setting: [] for setting in compared.settings()}
+    rows, kept_labels = features[~validated], labels[~validated]
+    for epoch in trange(epochs, desc="linear probe", unit="epoch", leave=False, disable=not progress):
+        if augmented is not None:
+            changed = augmented(epoch).to(device, torch.float32)
+            final.run_epoch(changed, labels)
+            rows = changed[~validated]
+        compared.run_epoch(rows, kept_labels)
+        for setting, share in compared.accuracies(features[validated], labels[validated]).items():
+            history[setting].append(share)
+    finite = compared.finite()
+    chosen_blocks, chosen_rate = max(history, key=lambda setting: (history[setting][-1], finite[setting]))
+    if not any(finite.values()):
         raise ValueError(
             f"every learning rate of {rates} diverged: try smaller ones, or check the scale of the features"
         )
-    if len(rates) > 1 and chosen in (rates[0], rates[-1]):
+    if len(rates) > 1 and chosen_rate in (rates[0], rates[-1]):
         warnings.warn(
-            f"the best learning rate, {chosen}, is at the edge of those tried: widen learning_rates", stacklevel=2
+            f"the best learning rate, {chosen_rate}, is at the edge of those tried: widen learning_rates", stacklevel=2
         )
-
-    training = _Training([chosen], epochs, batch_size, seed)
-    classifier = training.train(features, labels, int(labels.max()) + 1, "linear probe: best rate")
-    ranked = classifier.ranked_classes(test_features.to(device, torch.float32))
+    if augmented is None:
+        final = _Training({chosen_blocks: columns[chosen_blocks]}, [chosen_rate], schedule, device)
+        for _ in trange(epochs, desc="linear probe, chosen", unit="epoch", leave=False, disable=not progress):
+            final.run_epoch(features, labels)
+    ranked = final.ranked_classes(test_features.to(device, torch.float32), chosen_blocks, chosen_rate)
     references = test_labels.cpu().numpy()
     top_k, per_class = load_metric("top_k_accuracy"), load_metric("mean_per_class_accuracy")
     top1, top5 = (
@@ -118,19 +156,44 @@ def linear_probe(
         for k in (1, RANKED_CLASSES)
     )
     mean = per_class.compute(predictions=ranked[:, 0].numpy(), references=references)["mean_per_class_accuracy"]
-    return LinearProbeResult(top1, top5, mean, chosen, validation)
+    weight, bias = final.parameters(chosen_blocks, chosen_rate)
+    return LinearProbeResult(top1, top5, mean, chosen_blocks, chosen_rate, history, ranked, weight, bias)
 
 
 @dataclass(frozen=True)
-class _LinearClassifiers:
-    """Classifiers for R rates: weight (D, R, C) and bias (R, C)."""
+class _Schedule:
+    """How long classifiers are trained, in which steps, and between how many classes."""
 
-    weight: Tensor
-    bias: Tensor
+    epochs: int
+    batch_size: int
+    seed: int
+    classes: int
+
+
+class _LinearClassifiers:
+    """Classifiers of R rates on the last D columns: weight (D, R, C), bias (R, C), and their momentum."""
+
+    def __init__(self, start: Tensor, rates: int, device: torch.device) -> None:
+        self.weight = start.repeat(1, rates, 1).to(device)
+        self.bias = self.weight.new_zeros(rates, start.shape[2])
+        self._weight_momentum, self._bias_momentum = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Logits (B, R, C) of features (B, D)."""
-        return (features @ self.weight.flatten(1)).unflatten(1, self.bias.shape) + self.bias
+        """Logits (B, R, C) of features (B, D or more)."""
+        used = features[:, -len(self.weight) :]
+        return (used @ self.weight.flatten(1)).unflatten(1, self.bias.shape) + self.bias
+
+    def step(self, features: Tensor, labels: Tensor, rates: Tensor) -> None:
+        """One step of SGD with rates (R, 1)."""
+        # Softmax minus one-hot is the gradient of the cross-entropy; written out, all rates share two products.
+        gradient = torch.softmax(self.logits(features), dim=2)
+        gradient[torch.arange(len(labels), device=features.device), :, labels] -= 1
+        gradient /= len(labels)
+        used = features[:, -len(self.weight) :]
+        self._weight_momentum.mul_(MOMENTUM).add_((used.T @ gradient.flatten(1)).view_as(self.weight))
+        self._bias_momentum.mul_(MOMENTUM).add_(gradient.sum(dim=0))
+        self.weight.addcmul_(self._weight_momentum, rates, value=-1)
+        self.bias.addcmul_(self._bias_momentum, rates, value=-1)
 
     def finite(self) -> list[bool]:
         finite: list[bool] = (self.weight.isfinite().all(dim=2).all(dim=0) & self.bias.isfinite().all(dim=1)).tolist()
@@ -143,49 +206,93 @@ class _LinearClassifiers:
         shares: list[float] = (hits.double() / len(labels)).tolist()
         return [share if finite else 0.0 for share, finite in zip(shares, self.finite(), strict=True)]
 
-    def ranked_classes(self, features: Tensor) -> Tensor:
-        """Best 5 classes (M, 5) of the only classifier, -1 where there are fewer, on the CPU."""
-        count = min(RANKED_CLASSES, self.bias.shape[1])
-        ranked = [self.logits(rows)[:, 0].topk(count, dim=1).indices.cpu() for rows in features.split(_ROWS_AT_ONCE)]
-        return F.pad(torch.cat(ranked), (0, RANKED_CLASSES - count), value=-1)
 
-
-@dataclass(frozen=True)
 class _Training:
-    """How the classifiers are trained."""
+    """One classifier for each number of blocks and each rate, trained together epoch by epoch.
 
-    rates: list[float]
-    epochs: int
-    batch_size: int
-    seed: int
+    Args:
+        columns: how many last columns of the features each number of blocks takes.
+        rates: learning rates.
+        schedule: epochs, steps and classes.
+        device: where to train.
+    """
 
-    def train(self, features: Tensor, labels: Tensor, classes: int, description: str) -> _LinearClassifiers:
-        """Train one classifier a rate on features (N, D) and labels (N,)."""
-        generator = torch.Generator().manual_seed(self.seed)
-        start = torch.randn(features.shape[1], 1, classes, generator=generator) * WEIGHT_STD
-        weight = start.repeat(1, len(self.rates), 1).to(features.device)
-        bias = weight.new_zeros(len(self.rates), classes)
-        classifiers = _LinearClassifiers(weight, bias)
-        weight_momentum, bias_momentum = torch.zeros_like(weight), torch.zeros_like(bias)
-        peaks = torch.tensor(self.rates, device=features.device)[:, None] * (self.batch_size / REFERENCE_BATCH)
-        for epoch in trange(self.epochs, desc=description, unit="epoch", leave=False):
-            steps = peaks * (0.5 * (1 + math.cos(math.pi * epoch / self.epochs)))
-            order = torch.randperm(len(labels), generator=generator).to(features.device)
-            for batch in order.split(self.batch_size):
-                rows = features[batch]
-                # Softmax minus one-hot is the gradient of the cross-entropy; written out, all rates share two products.
-                gradient = torch.softmax(classifiers.logits(rows), dim=2)
-                gradient[torch.arange(len(batch), device=features.device), :, labels[batch]] -= 1
-                gradient /= len(batch)
-                weight_momentum.mul_(MOMENTUM).add_((rows.T @ gradient.flatten(1)).view_as(weight))
-                bias_momentum.mul_(MOMENTUM).add_(gradient.sum(dim=0))
-                weight.addcmul_(weight_momentum, steps, value=-1)
-                bias.addcmul_(bias_momentum, steps, value=-1)
-        return classifiers
+    def __init__(
+        self, columns: Mapping[int, int], rates: Sequence[float], schedule: _Schedule, device: torch.device
+    ) -> None:
+        self.rates, self.schedule = rates, schedule
+        self.generator = torch.Generator().manual_seed(schedule.seed)
+        start = torch.randn(max(columns.values()), 1, schedule.classes, generator=self.generator) * WEIGHT_STD
+        self.classifiers = {
+            count: _LinearClassifiers(start[-width:], len(rates), device) for count, width in columns.items()
+        }
+        self.peaks = torch.tensor(rates, device=device)[:, None] * (schedule.batch_size / REFERENCE_BATCH)
+        self.epoch = 0
+
+    def settings(self) -> list[tuple[int, float]]:
+        return [(count, rate) for count in self.classifiers for rate in self.rates]
+
+    def run_epoch(self, features: Tensor, labels: Tensor) -> None:
+        """Pass once over features (N, D) and labels (N,) in a random order."""
+        rates = self.peaks * (0.5 * (1 + math.cos(math.pi * self.epoch / self.schedule.epochs)))
+        order = torch.randperm(len(labels), generator=self.generator).to(features.device)
+        for batch in order.split(self.schedule.batch_size):
+            rows, expected = features[batch], labels[batch]
+            for classifiers in self.classifiers.values():
+                classifiers.step(rows, expected, rates)
+        self.epoch += 1
+
+    def accuracies(self, features: Tensor, labels: Tensor) -> dict[tuple[int, float], float]:
+        shares = [share for each in self.classifiers.values() for share in each.accuracies(features, labels)]
+        return dict(zip(self.settings(), shares, strict=True))
+
+    def finite(self) -> dict[tuple[int, float], bool]:
+        finite = [value for each in self.classifiers.values() for value in each.finite()]
+        return dict(zip(self.settings(), finite, strict=True))
+
+    def parameters(self, count: int, rate: float) -> tuple[Tensor, Tensor]:
+        """Weight (C, D) and bias (C,) of one classifier, on the CPU."""
+        classifiers, place = self.classifiers[count], self.rates.index(rate)
+        return classifiers.weight[:, place].T.cpu(), classifiers.bias[place].cpu()
+
+    def ranked_classes(self, features: Tensor, count: int, rate: float) -> Tensor:
+        """Best 5 classes (M, 5) of one classifier, -1 where there are fewer, on the CPU."""
+        classifiers, place = self.classifiers[count], self.rates.index(rate)
+        best = min(RANKED_CLASSES, self.schedule.classes)
+        ranked = [
+            classifiers.logits(rows)[:, place].topk(best, dim=1).indices.cpu() for rows in features.split(_ROWS_AT_ONCE)
+        ]
+        return F.pad(torch.cat(ranked), (0, RANKED_CLASSES - best), value=-1)
 
 
-def _held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Mask (N,) of a share of every class, drawn at random; each class keeps at least one image for training."""
+def _columns(width: int, block_widths: Sequence[int] | None, blocks: Sequence[int]) -> dict[int, int]:
+    """Number of last columns for each number of blocks."""
+    widths = [width] if block_widths is None else list(block_widths)
+    if sum(widths) != width or min(widths) < 1:
+        raise ValueError(f"block_widths are {widths} and the features have {width} columns: both must agree")
+    counts = sorted(set(blocks))
+    if not counts or counts[0] < 1 or counts[-1] > len(widths):
+        raise ValueError(
+            f"blocks are {list(blocks)} and the features hold {len(widths)} blocks: give at least one number from 1 to "
+            f"{len(widths)}"
+        )
+    return {count: sum(widths[-count:]) for count in counts}
+
+
+def held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Draw a share of every class to validate on; each class keeps at least one image for training.
+
+    Args:
+        labels: (N,) integer classes on the CPU.
+        fraction: the share, between 0 and 1.
+        seed: of the draw.
+
+    Returns:
+        (N,) true for images to validate on.
+
+    Raises:
+        ValueError: no class is large enough to give an image.
+    """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]
     grouped = labels[order]
@@ -197,8 +304,8 @@ def _held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
     mask[order[picks]] = True
     if not mask.any():
         raise ValueError(
-            f"validation_fraction {fraction} of {len(labels)} training images leaves none to choose the rate by: raise "
-            "it or use more images"
+            f"validation_fraction {fraction} of {len(labels)} training images leaves none to choose a setting by: "
+            "raise it or use more images"
         )
     return mask
 
@@ -211,13 +318,4 @@ def _check(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tenso
                 f"{len(features)} {name} features have labels of shape {tuple(labels.shape)}, type {labels.dtype}: "
                 "pass one integer from 0 up for each"
             )
-    known = train_labels.unique()
-    if len(known) < 2:
-        raise ValueError(f"all training images have class {int(known[0])}: a classifier needs two classes or more")
-    absent = test_labels.unique()
-    absent = absent[~torch.isin(absent, known.to(absent.device))]
-    if len(absent):
-        raise ValueError(
-            f"{len(absent)} test classes have no training image, for example class {int(absent[0])}: use a training "
-            "split that holds every class, or drop those test images"
-        )
+    check_classes(train_labels, test_labels)

@@ -42,6 +42,70 @@ class StageOutput:
     grid: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class AttentionLayout:
+    """Which tokens the attention probabilities of a block belong to.
+
+    The number of a token is its place in the block's hidden state: global tokens first, then the grid row-major.
+
+    Attributes:
+        grid: (h, w) of the tokens.
+        stride: Pixels of the image from one token to the next, vertically and horizontally.
+        num_global_tokens: G, tokens in front of the grid.
+        queries: (windows, Q) int64 token of every row of probabilities; -1 if the row belongs to none.
+        keys: (windows, K) int64 token of every column; -1 for padding.
+        allowed: (windows, Q, K), or (windows, 1, K) for all queries alike, whether a query may attend to a key. It may
+            to padding where the network does not mask it.
+    """
+
+    grid: tuple[int, int]
+    stride: tuple[int, int]
+    num_global_tokens: int
+    queries: Tensor
+    keys: Tensor
+    allowed: Tensor
+
+
+def full_attention_layout(grid: tuple[int, int], stride: tuple[int, int], num_global_tokens: int) -> AttentionLayout:
+    """Describe attention of all tokens to all tokens.
+
+    Args:
+        grid: (h, w) of the tokens.
+        stride: Pixels from one token to the next, vertically and horizontally.
+        num_global_tokens: G, tokens in front of the grid.
+
+    Returns:
+        The layout of (B, heads, G + h * w, G + h * w) probabilities.
+    """
+    tokens = torch.arange(num_global_tokens + grid[0] * grid[1])[None]
+    allowed = torch.ones(1, 1, tokens.shape[1], dtype=torch.bool)
+    return AttentionLayout(grid, stride, num_global_tokens, tokens, tokens, allowed)
+
+
+def window_attention_layout(
+    grid: tuple[int, int], stride: tuple[int, int], window: int, shift: int = 0
+) -> AttentionLayout:
+    """Describe attention inside square windows of a map that is padded at the bottom and the right, then rolled.
+
+    Args:
+        grid: (h, w) of the tokens.
+        stride: Pixels from one token to the next, vertically and horizontally.
+        window: Side of the window in tokens, w.
+        shift: Tokens by which the padded map is rolled up and to the left. What only the roll brought together is
+            masked.
+
+    Returns:
+        The layout of (B * windows, heads, w^2, w^2) probabilities, windows row by row.
+    """
+    height, width = grid
+    rows = torch.arange(height + -height % window).roll(-shift).view(-1, 1, window, 1)
+    columns = torch.arange(width + -width % window).roll(-shift).view(1, -1, 1, window)
+    tokens = (rows * width + columns).masked_fill((rows >= height) | (columns >= width), -1)
+    sides = (rows < shift) * 2 + (columns < shift)
+    tokens, sides = (entries.flatten(2).flatten(0, 1) for entries in (tokens, sides))
+    return AttentionLayout(grid, stride, 0, tokens, tokens, allowed=sides[:, :, None] == sides[:, None, :])
+
+
 class StochasticDepth(nn.Module):
     """Drop a residual branch for whole images during training (arXiv 1603.09382).
 
@@ -215,6 +279,20 @@ class EsvitBaseModel(EsvitPreTrainedModel):
         """
         raise NotImplementedError
 
+    def attention_layouts(self, height: int, width: int) -> list[AttentionLayout]:
+        """Say which tokens `attentions` belong to for images of a size, in evaluation mode.
+
+        The layout of a block also describes its hidden state: global tokens, then the grid.
+
+        Args:
+            height: Image height in pixels.
+            width: Image width in pixels.
+
+        Returns:
+            One layout for each block.
+        """
+        raise NotImplementedError
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
@@ -227,7 +305,7 @@ class EsvitBaseModel(EsvitPreTrainedModel):
         Returns:
             `last_hidden_state` (B, N, C): regions, row-major, after the last norm. `pooler_output` (B, C): view
             feature. `hidden_states`: patch embeddings, then the output of every block (B, N_l, C_l), before
-            downsampling and not normalised. `attentions`: probabilities of every block.
+            downsampling and not normalised. `attentions`: probabilities of every block (see `attention_layouts`).
 
         Raises:
             ValueError: If the images have the wrong number of channels or are too small.

@@ -1,5 +1,6 @@
 """Convolutional vision transformer (CvT) as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv 2103.15808)."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_esvit_cvt import EsvitCvtConfig
 from .modeling_esvit_common import (
+    AttentionLayout,
     EsvitBackboneMixin,
     EsvitBaseModel,
     EsvitForImageClassification,
@@ -22,6 +24,7 @@ from .modeling_esvit_common import (
     StageOutput,
     StochasticDepth,
     stochastic_depth_rates,
+    window_attention_layout,
 )
 from .modeling_esvit_linear import EsvitLinear
 
@@ -368,6 +371,15 @@ class EsvitCvtModel(EsvitBaseModel, EsvitCvtPreTrainedModel):
     def region_grid(self, height: int, width: int) -> tuple[int, int]:
         """Grid of the regions for images of a size in pixels (see the base class)."""
         return self.config.token_grids(height, width)[-1]
+
+    def attention_layouts(self, height: int, width: int) -> list[AttentionLayout]:
+        """Say which tokens `attentions` belong to (see the base class)."""
+        stride, layouts = 1, []
+        for stage, grid in enumerate(self.config.token_grids(height, width)):
+            stride *= math.prod(shape.stride for shape in self.config.embedding_convolutions[stage])
+            layout = window_attention_layout(grid, (stride, stride), min(self.config.window_size[stage], *grid))
+            layouts += [layout] * self.config.depths[stage]
+        return layouts
 
 
 class EsvitCvtForImageClassification(EsvitForImageClassification, EsvitCvtPreTrainedModel):

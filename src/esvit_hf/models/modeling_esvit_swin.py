@@ -14,6 +14,7 @@ from transformers.utils.output_capturing import OutputRecorder
 from .configuration_esvit_common import as_pair
 from .configuration_esvit_swin import EsvitSwinConfig
 from .modeling_esvit_common import (
+    AttentionLayout,
     EsvitBackboneMixin,
     EsvitBaseModel,
     EsvitForImageClassification,
@@ -22,6 +23,7 @@ from .modeling_esvit_common import (
     StageOutput,
     StochasticDepth,
     stochastic_depth_rates,
+    window_attention_layout,
 )
 from .modeling_esvit_linear import EsvitLinear
 
@@ -488,6 +490,17 @@ class EsvitSwinModel(EsvitBaseModel, EsvitSwinPreTrainedModel):
         for _ in range(len(self.config.depths) - 1):
             grid = ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
         return grid
+
+    def attention_layouts(self, height: int, width: int) -> list[AttentionLayout]:
+        """Say which tokens `attentions` belong to (see the base class)."""
+        stride = self.embeddings.patch_size
+        grid = (height // stride[0], width // stride[1])
+        layouts = []
+        for stage in cast("list[EsvitSwinStage]", self.stages):
+            for block in cast("list[EsvitSwinBlock]", stage.blocks):
+                layouts.append(window_attention_layout(grid, stride, block.attention.window, block.attention.shift))
+            grid, stride = ((grid[0] + 1) // 2, (grid[1] + 1) // 2), (2 * stride[0], 2 * stride[1])
+        return layouts
 
 
 class EsvitSwinForImageClassification(EsvitForImageClassification, EsvitSwinPreTrainedModel):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_esvit_vil import EsvitVilConfig
 from .modeling_esvit_common import (
+    AttentionLayout,
     EsvitBackboneMixin,
     EsvitBaseModel,
     EsvitForImageClassification,
@@ -24,6 +25,7 @@ from .modeling_esvit_common import (
     MultilayerPerceptron,
     StageOutput,
     StochasticDepth,
+    full_attention_layout,
     stochastic_depth_rates,
 )
 from .modeling_esvit_linear import EsvitLinear
@@ -216,6 +218,18 @@ class EsvitVilAttention(nn.Module):
         """Compute the content of `relative_position_index`."""
         raise NotImplementedError
 
+    def layout(self, grid: tuple[int, int], stride: tuple[int, int]) -> AttentionLayout:
+        """Say which tokens the probabilities belong to, in evaluation mode.
+
+        Args:
+            grid: (h, w) of the tokens.
+            stride: Pixels of the image from one token to the next, vertically and horizontally.
+
+        Returns:
+            The layout.
+        """
+        raise NotImplementedError
+
     def gather_bias(self, queries: int) -> Tensor:
         """Read the bias table.
 
@@ -301,6 +315,16 @@ class EsvitVilSparseAttention(EsvitVilAttention):
     def build_position_index(self) -> Tensor:
         """Compute the content of `relative_position_index`: (w^2 * 9 w^2,)."""
         return chunk_position_index(self.window)
+
+    def layout(self, grid: tuple[int, int], stride: tuple[int, int]) -> AttentionLayout:
+        """Say which tokens the probabilities belong to, chunk by chunk (see the base class)."""
+        tables = chunk_tables(grid, self.window, self.num_global_tokens, torch.float32, torch.device("cpu"))
+        queries = torch.full_like(tables.queries, -1)
+        queries[tables.places] = torch.arange(len(tables.places)) + self.num_global_tokens
+        queries = queries.view(-1, self.window**2)
+        allowed = tables.mask == 0
+        keys = tables.keys.masked_fill(~allowed[:, 0], -1)
+        return AttentionLayout(grid, stride, self.num_global_tokens, queries, keys, allowed)
 
     def _draw_keys(self, device: torch.device) -> Tensor | None:
         """Choose the columns of the key tables that this call attends to; None means all."""
@@ -389,6 +413,10 @@ class EsvitVilFullAttention(EsvitVilAttention):
     def build_position_index(self) -> Tensor:
         """Compute the content of `relative_position_index`: (N^2,) for the grid at `image_size`."""
         return grid_position_index(self.grid)
+
+    def layout(self, grid: tuple[int, int], stride: tuple[int, int]) -> AttentionLayout:
+        """Say which tokens the probabilities belong to (see the base class)."""
+        return full_attention_layout(grid, stride, self.num_global_tokens)
 
     def relative_position_bias(self, grid: tuple[int, int]) -> Tensor:
         """Bias between the tokens of a grid.
@@ -669,6 +697,15 @@ class EsvitVilModel(EsvitBaseModel, EsvitVilPreTrainedModel):
         for patch in self.config.patch_sizes:
             height, width = height // patch, width // patch
         return height, width
+
+    def attention_layouts(self, height: int, width: int) -> list[AttentionLayout]:
+        """Say which tokens `attentions` belong to (see the base class)."""
+        stride, layouts = 1, []
+        for stage, patch in zip(cast("list[EsvitVilStage]", self.stages), self.config.patch_sizes, strict=True):
+            height, width, stride = height // patch, width // patch, stride * patch
+            for block in cast("list[EsvitVilBlock]", stage.blocks):
+                layouts.append(block.attention.layout((height, width), (stride, stride)))
+        return layouts
 
     def pool_hidden_states(self, hidden_states: Sequence[Tensor | None]) -> list[Tensor]:
         """Reduce the output of every block to one feature an image (see the base class).

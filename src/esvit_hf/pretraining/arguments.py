@@ -10,6 +10,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from esvit_hf.data.views import ViewSpec, dino_views
+from esvit_hf.zoo.publish import check_repo_id
 
 MAX_INTEGER = 2**31 - 1
 
@@ -76,6 +77,11 @@ class PretrainingArguments:
         knn_every_epochs: epochs between two online k-NN evaluations of the teacher; 0 turns them off.
         knn_split: split whose images are classified by the training split's labels.
         knn_neighbours: number of neighbours of the online k-NN.
+        push_to_hub: publish the result on the Hub, with the login of huggingface_hub or HF_TOKEN.
+        hub_model_id: NAME/MODEL to publish; `resume` looks there for a resume point if the output folder has none.
+        hub_private_repo: make the repository private.
+        hub_strategy: publish at the `end`, at `every_save` of a checkpoint, or at every save together with the resume
+            point (`checkpoint`); publishing at saves runs beside the training.
         eval_resize_ratio: shorter side of an evaluation image over its centre crop; the crop is as large as the
             largest view.
     """
@@ -135,6 +141,10 @@ class PretrainingArguments:
     knn_every_epochs: int = 0
     knn_split: str = "test"
     knn_neighbours: int = 20
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool = False
+    hub_strategy: Literal["end", "every_save", "checkpoint"] = "end"
     eval_resize_ratio: float = 256 / 224
 
     def __post_init__(self) -> None:
@@ -186,6 +196,13 @@ class PretrainingArguments:
         self._require(
             sum(view.count for view in self.views) > 1, "views", "need at least two crops of an image to compare"
         )
+        self._require(
+            not self.push_to_hub or self.hub_model_id is not None,
+            "hub_model_id",
+            "must name the model to publish",
+        )
+        if self.hub_model_id is not None:
+            check_repo_id(self.hub_model_id)
 
     def _require(self, condition: bool, name: str, rule: str) -> None:
         if not condition:

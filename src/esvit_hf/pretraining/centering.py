@@ -19,8 +19,9 @@ class TeacherCentre(nn.Module):
     def __init__(self, num_prototypes: int, bottleneck_dim: int, momentum: float = 0.9) -> None:
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("centre", torch.zeros(num_prototypes))
-        self.register_buffer("pending_sum", torch.zeros(bottleneck_dim), persistent=False)
+        self.register_buffer("centre", torch.zeros(num_prototypes, dtype=torch.float32))
+        pending = torch.zeros(bottleneck_dim, dtype=torch.float32)
+        self.register_buffer("pending_sum", pending, persistent=False)
         self.register_buffer("pending_batches", torch.zeros(()), persistent=False)
         self.centre: Tensor
         self.pending_sum: Tensor

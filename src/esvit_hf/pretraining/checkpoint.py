@@ -1,56 +1,181 @@
-"""Resume points of a run: complete or absent."""
+"""Resume points of a run: complete or absent, and with a manifest that tells whether one was damaged since."""
 
+import hashlib
+import json
+import os
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 
 PARTIAL = ".partial"
+MANIFEST = "manifest.json"
+RECIPE = "recipe.yaml"
+BLOCK_BYTES = 2**20
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written."""
 
 
 class Progress:
-    """Number of optimizer steps done, saved and restored with a checkpoint."""
+    """Where a run stands; saved and restored with a checkpoint.
 
-    def __init__(self) -> None:
+    Args:
+        total_batch: images of an optimizer step over all processes and micro-batches.
+        num_processes: processes of the run.
+
+    Attributes:
+        step: optimizer steps done.
+        broken_images: images replaced so far because they could not be decoded.
+    """
+
+    def __init__(self, total_batch: int, num_processes: int) -> None:
+        self.total_batch = total_batch
+        self.num_processes = num_processes
         self.step = 0
+        self.broken_images = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state to save."""
-        return {"step": self.step}
+        return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved state."""
-        self.step = state["step"]
+        """Restore a saved state.
+
+        Raises:
+            ValueError: if the checkpoint's steps are not those of this run.
+        """
+        if state["total_batch"] != self.total_batch:
+            raise ValueError(
+                f"resume: the checkpoint counts steps of {state['total_batch']} images, this run would take "
+                f"{self.total_batch}: set batch_size and accumulation_steps so that batch_size x accumulation_steps x "
+                f"processes ({self.num_processes}) is {state['total_batch']}"
+            )
+        if state["num_processes"] != self.num_processes:
+            warnings.warn(
+                f"the checkpoint was written by {state['num_processes']} processes and this run has "
+                f"{self.num_processes}: stochastic depth draws other random numbers than the run would have drawn",
+                stacklevel=2,
+            )
+        self.step, self.broken_images = state["step"], state["broken_images"]
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, kept: int) -> Path:
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, kept: int | None) -> Path:
     """Write everything that a run needs to go on, aside and then by a rename; prune older checkpoints.
 
     Args:
         accelerator: holds student, optimizer, random states and the registered teacher, centres and progress.
         folder: folder of all checkpoints.
         step: optimizer steps done.
-        kept: checkpoints kept.
+        kept: checkpoints kept, this one included; None keeps all.
 
     Returns:
         The folder of the checkpoint.
+
+    Raises:
+        CheckpointError: if it cannot be written; older checkpoints stay as they are.
     """
-    final = folder / f"step-{step:09d}"
-    partial = folder / f"{final.name}{PARTIAL}"
-    if accelerator.is_main_process and partial.exists():
-        shutil.rmtree(partial)
+    final = folder / checkpoint_name(step)
+    aside = final.with_suffix(PARTIAL)
+    if accelerator.is_main_process:
+        for left_over in folder.glob(f"*{PARTIAL}"):
+            shutil.rmtree(left_over)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    with _named_failure(aside):
+        accelerator.save_state(str(aside))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        for old in complete_checkpoints(folder)[:-kept]:
-            shutil.rmtree(old)
+        with _named_failure(aside):
+            write_manifest(aside)
+            for path in (*aside.rglob("*"), aside):
+                flush_to_disk(path)
+            if final.exists():
+                shutil.rmtree(final)
+            aside.rename(final)
+            flush_to_disk(folder)
+        older = [path for path in complete_checkpoints(folder) if path.name < final.name]
+        for path in older[: max(0, len(older) + 1 - kept)] if kept else []:
+            _remove(path)
     accelerator.wait_for_everyone()
     return final
+
+
+@contextmanager
+def _named_failure(aside: Path) -> Iterator[None]:
+    """Say in one line why a checkpoint cannot be written, and give back the space that its parts take."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        complete = complete_checkpoints(aside.parent)
+        last = f"the last complete one is {complete[-1]}" if complete else "there is no older one"
+        raise CheckpointError(
+            f"checkpoint {aside.stem} cannot be written to {aside.parent} ({str(error).splitlines()[0]}); {last}: make "
+            "room there (checkpoints_kept) or give another output_dir, and continue with --resume true"
+        ) from error
+
+
+def _remove(checkpoint: Path) -> None:
+    # Killed half-way it must not look complete.
+    aside = checkpoint.with_suffix(PARTIAL)
+    checkpoint.rename(aside)
+    shutil.rmtree(aside)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, would survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(folder: Path) -> None:
+    """List the files of a checkpoint with their sizes and digests in the checkpoint itself."""
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """Compare a checkpoint with its manifest; return what is wrong with it, or None."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return f"{MANIFEST} is missing or cannot be read"
+    for name, facts in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != facts["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
+        if _digest(path) != facts["sha256"]:
+            return f"the content of {name} has changed"
+    return None
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the name of the folder of a step; names sort as steps do."""
+    return f"step-{step:09d}"
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -58,16 +183,66 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.suffix != PARTIAL)
 
 
-def find_checkpoint(output_dir: Path) -> Path:
-    """Return the newest complete checkpoint of a run.
+def find_checkpoint(output_dir: Path) -> Path | None:
+    """Return the newest complete and undamaged checkpoint of a run; damaged ones are named in a warning.
+
+    Args:
+        output_dir: folder of the run.
+
+    Returns:
+        The folder of the checkpoint; None if the run ended before its first one.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no run, or no checkpoint of it can be used.
     """
-    checkpoints = complete_checkpoints(output_dir / "checkpoints")
-    if not checkpoints:
+    folder = output_dir / "checkpoints"
+    damage = None
+    for checkpoint in reversed(complete_checkpoints(folder)):
+        damage = find_damage(checkpoint)
+        if damage is None:
+            return checkpoint
+        warnings.warn(f"{checkpoint} is damaged and is not used: {damage}", stacklevel=2)
+    if damage is not None:
         raise ValueError(
-            f"resume: {output_dir / 'checkpoints'} holds no complete checkpoint; start without --resume, "
-            "or set output_dir to the folder of the run to continue"
+            f"resume: every checkpoint in {folder} is damaged ({damage}): restore one from a copy, or remove them to "
+            "start again at step 0"
         )
-    return checkpoints[-1]
+    if (output_dir / RECIPE).is_file():
+        return None
+    raise ValueError(
+        f"resume: {folder} holds no complete checkpoint; start without --resume, "
+        "or set output_dir to the folder of the run to continue"
+    )
+
+
+def choose_checkpoint(accelerator: Accelerator, output_dir: Path, *, resume: bool) -> Path | None:
+    """Decide in one process for all of them where a run starts.
+
+    Args:
+        accelerator: the process's accelerator.
+        output_dir: folder of the run.
+        resume: continue from the newest checkpoint.
+
+    Returns:
+        The checkpoint to load; None for a start at step 0.
+
+    Raises:
+        ValueError: as `find_checkpoint` does, or if a new run would mix its checkpoints with those of another one.
+    """
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            if resume:
+                found[0] = find_checkpoint(output_dir)
+            elif complete_checkpoints(output_dir / "checkpoints"):
+                raise ValueError(
+                    f"output_dir {output_dir} holds the checkpoints of a run: continue it with --resume true, give "
+                    f"another output_dir, or remove {output_dir / 'checkpoints'}"
+                )
+        except ValueError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    checkpoint, problem = found
+    if problem is not None:
+        raise ValueError(problem)
+    return checkpoint

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 @torch.no_grad()
@@ -17,7 +18,12 @@ def update_teacher(teacher: Iterable[nn.Parameter], student: Iterable[nn.Paramet
     """
     targets: list[Tensor] = list(teacher)
     sources: list[Tensor] = list(student)
-    torch._foreach_lerp_(targets, sources, 1 - momentum)
+    if any(isinstance(source, DTensor) for source in sources):
+        # A student in shards: the teacher is whole in every process, and one parameter at a time is put together.
+        for target, source in zip(targets, sources, strict=True):
+            target.lerp_(source.full_tensor() if isinstance(source, DTensor) else source, 1 - momentum)
+    else:
+        torch._foreach_lerp_(targets, sources, 1 - momentum)
 
 
 def set_teacher_mode(teacher: nn.Module) -> None:

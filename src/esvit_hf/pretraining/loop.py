@@ -1,18 +1,21 @@
 """The pretraining loop: data in, metrics, checkpoints and a loadable teacher out."""
 
-import json
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, is_tensorboard_available, set_seed
+from accelerate.utils import (
+    DistributedType,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    is_tensorboard_available,
+    set_seed,
+)
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,12 +27,25 @@ from esvit_hf.evaluation.features import extract_features, shared_labels
 from esvit_hf.evaluation.knn import knn_accuracy
 from esvit_hf.pretraining.arguments import PretrainingArguments
 from esvit_hf.pretraining.build import build_parts, describe_model
-from esvit_hf.pretraining.checkpoint import Progress, find_checkpoint, save_checkpoint
+from esvit_hf.pretraining.checkpoint import (
+    RECIPE,
+    Progress,
+    checkpoint_name,
+    choose_checkpoint,
+    complete_checkpoints,
+    save_checkpoint,
+)
 from esvit_hf.pretraining.ema import set_teacher_mode
 from esvit_hf.pretraining.export import export_run, make_processor, recipe_yaml
-from esvit_hf.pretraining.monitor import CollapseMonitor, check_finite, teacher_entropy
+from esvit_hf.pretraining.interruption import StopRequest, leave_signals_to_the_run
+from esvit_hf.pretraining.metrics_log import MetricsLog
+from esvit_hf.pretraining.monitor import RunMonitor, check_finite
 from esvit_hf.pretraining.order import ImageOrder
+from esvit_hf.pretraining.publishing import RunPublisher, fetch_resume_point
 from esvit_hf.pretraining.step import DistillationStep, LossValues, StepSchedules
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others before the run ends with an error."""
 
 
 @dataclass(frozen=True)
@@ -39,73 +55,54 @@ class PretrainingResult:
     Attributes:
         output_dir: folder with teacher, processor, heads, card, metrics and checkpoints.
         steps: optimizer steps done.
-        interrupted: whether a signal ended the run before its last step.
         metrics: the last numbers logged.
+        signal: signal that ended the run before its last step; 0 if there was none.
     """
 
     output_dir: Path
     steps: int
-    interrupted: bool
     metrics: dict[str, Any]
+    signal: int = 0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended the run before its last step."""
+        return self.signal != 0
 
 
-class MetricsLog:
-    """`metrics.jsonl` and the trackers, written by the main process.
+def check_engine(kind: DistributedType) -> None:
+    """Refuse what takes optimizer steps of its own.
 
-    Args:
-        accelerator: the process's accelerator, with its trackers started.
-        path: the file, appended to.
-        first_step: lines of later steps, left by a run that went on beyond its checkpoint, are dropped.
+    Raises:
+        ValueError: for DeepSpeed and Megatron-LM.
     """
-
-    def __init__(self, accelerator: Accelerator, path: Path, first_step: int) -> None:
-        self.accelerator = accelerator
-        self.path = path
-        self.last: dict[str, Any] = {}
-        if accelerator.is_main_process:
-            lines = path.read_text().splitlines() if first_step and path.exists() else []
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first_step]
-            path.write_text("".join(f"{line}\n" for line in kept))
-
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Log values of a step, counted from 1."""
-        self.last.update(values)
-        if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-        self.accelerator.log(values, step=step)
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying; a second SIGINT interrupts at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"{kind.value} takes the optimizer step inside the backward pass, where the clipping of each gradient, the "
+            "frozen prototypes and the schedules of this recipe cannot reach: launch with "
+            "examples/accelerate/fsdp2_zero2.yaml, which shards the same state"
+        )
 
 
 def make_accelerator(arguments: PretrainingArguments) -> Accelerator:
-    """Start Accelerate with the recipe's precision and trackers."""
+    """Start Accelerate with the recipe's precision and trackers.
+
+    Raises:
+        ValueError: if it was launched with an engine that does not fit.
+    """
     trackers = [name for name in arguments.trackers if name != "auto"]
     if "auto" in arguments.trackers and is_tensorboard_available():
         trackers.append("tensorboard")
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
         log_with=trackers or None,
         project_config=ProjectConfiguration(
             project_dir=str(arguments.output_dir), logging_dir=str(arguments.output_dir / "logs")
         ),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
     )
+    check_engine(accelerator.distributed_type)
+    return accelerator
 
 
 class Pretraining:
@@ -120,17 +117,18 @@ class Pretraining:
 
     def __init__(self, arguments: PretrainingArguments) -> None:
         self.arguments = arguments
+        self.accelerator = make_accelerator(arguments)
         if arguments.resume:
-            self.checkpoint: Path | None = find_checkpoint(arguments.output_dir)
-        else:
-            self.checkpoint = None
+            fetch_resume_point(arguments, self.accelerator)
+        self.checkpoint = choose_checkpoint(self.accelerator, arguments.output_dir, resume=arguments.resume)
+        pushes = arguments.push_to_hub and self.accelerator.is_main_process
+        self.publisher = RunPublisher(arguments) if pushes else None
         self.source: ImageSource | StreamSource
         self.source = self.open_stream() if arguments.streaming else self.load_source(arguments.train_split)
         self.knn_source = self.load_source(arguments.knn_split) if arguments.knn_every_epochs else None
         if self.knn_source is not None:
             assert isinstance(self.source, ImageSource)
             shared_labels(self.source, self.knn_source)
-        self.accelerator = make_accelerator(arguments)
         self.total_batch = arguments.batch_size * arguments.accumulation_steps * self.accelerator.num_processes
         if self.total_batch > len(self.source):
             raise ValueError(
@@ -147,15 +145,21 @@ class Pretraining:
         self.processor = make_processor(arguments)
         schedules = StepSchedules.from_arguments(arguments, steps_per_epoch, self.total_batch)
         self.step = DistillationStep(arguments, parts, schedules, self.accelerator)
-        self.progress = Progress()
+        self.progress = Progress(self.total_batch, self.accelerator.num_processes)
+        self.monitor = RunMonitor(
+            arguments.num_prototypes, arguments.view_weight + arguments.region_weight, self.accelerator.device
+        )
         self.order = ImageOrder(arguments, self.source, self.accelerator)
-        self.accelerator.register_for_checkpointing(self.step.teacher, self.step.centres, self.progress, self.order)
+        self.accelerator.register_for_checkpointing(
+            self.step.teacher, self.step.centres, self.progress, self.monitor, self.order
+        )
         set_seed(arguments.seed, device_specific=True)
         if self.checkpoint is not None:
             self.accelerator.load_state(str(self.checkpoint))
-        self.monitor = CollapseMonitor(arguments.num_prototypes)
-        self.broken_images = 0
-        self.last_losses: list[LossValues] = []
+        elif arguments.resume:
+            self.accelerator.print("resume: the run ended before its first checkpoint and starts again at step 0")
+        self.newly_broken_images = 0
+        self.last_loss: Tensor | None = None
 
     def load_source(self, split: str) -> ImageSource:
         """Open one split of the recipe's data set."""
@@ -183,7 +187,7 @@ class Pretraining:
         output = arguments.output_dir
         if accelerator.is_main_process:
             output.mkdir(parents=True, exist_ok=True)
-            (output / "recipe.yaml").write_text(recipe_yaml(arguments))
+            (output / RECIPE).write_text(recipe_yaml(arguments))
         accelerator.wait_for_everyone()
         accelerator.init_trackers("")
         self.log = MetricsLog(accelerator, output / "metrics.jsonl", self.progress.step)
@@ -197,6 +201,7 @@ class Pretraining:
         sampler = self.order.sampler(self.progress.step, self.total_steps)
         dataset = MultiCropDataset(self.source, arguments.views, arguments.seed, arguments.max_broken_fraction)
         loader = make_multicrop_loader(dataset, sampler, num_workers=arguments.num_workers)
+        loader.worker_init_fn = leave_signals_to_the_run
         bar = tqdm(
             total=self.total_steps * self.total_batch,
             initial=self.progress.step * self.total_batch,
@@ -205,24 +210,18 @@ class Pretraining:
             dynamic_ncols=True,
         )
         self.timed_at, self.timed_step = time.perf_counter(), self.progress.step
-        with stop_on_signal() as signals, bar:
-            batches = iter(loader)
-            while self.progress.step < self.total_steps and not signals:
+        with StopRequest(accelerator.num_processes, COLLECTIVE_TIMEOUT) as stop, bar:
+            batches, signal = iter(loader), 0
+            while self.progress.step < self.total_steps and not (signal := stop.poll()):
                 self.train_step(batches, bar)
-        interrupted = self.progress.step < self.total_steps
         self.save()
         if accelerator.is_main_process:
-            export_run(
-                arguments,
-                self.step.teacher,
-                self.step.centres,
-                steps=self.progress.step,
-                total_batch=self.total_batch,
-                metrics=self.log.last,
-            )
+            self.export(output)
         accelerator.wait_for_everyone()
         accelerator.end_training()
-        return PretrainingResult(output, self.progress.step, interrupted, self.log.last)
+        if self.publisher is not None:
+            self.publisher.finish(self.progress.step, interrupted=signal != 0)
+        return PretrainingResult(output, self.progress.step, self.log.last, signal)
 
     def train_step(self, batches: Iterator[CropBatch], bar: Any) -> None:
         """Take one optimizer step, and log, evaluate and save when it is time."""
@@ -237,78 +236,109 @@ class Pretraining:
             last = micro_batch == arguments.accumulation_steps - 1
             losses.append(self.step.accumulate(crops, teacher_views, step, last=last))
         norm = self.step.update(step)
+        self.last_loss = torch.stack([values.total.detach() for values in losses]).mean()
+        self.monitor.observe(self.last_loss, norm)
         self.progress.step += 1
         bar.update(self.total_batch)
         if self.progress.step % arguments.logging_steps == 0 or self.progress.step == self.total_steps:
             self.log_step(step, losses, norm, bar)
-        self.last_losses = losses
         end_of_epoch = self.progress.step % self.step.schedules.steps_per_epoch == 0
         epoch = self.progress.step // self.step.schedules.steps_per_epoch
         if self.knn_source is not None and (
             (end_of_epoch and epoch % arguments.knn_every_epochs == 0) or self.progress.step == self.total_steps
         ):
             self.evaluate_knn()
-        if arguments.checkpoint_steps and self.progress.step % arguments.checkpoint_steps == 0:
+        # While the run may be diverging, its state must not push out an older, sound one.
+        due = arguments.checkpoint_steps and self.progress.step % arguments.checkpoint_steps == 0
+        if due and not self.monitor.alarmed:
             self.save()
+            if self.publisher is not None and self.progress.step < self.total_steps:
+                self.publisher.push_beside(self.progress.step, self.export)
+
+    def export(self, folder: Path) -> None:
+        """Write the teacher as it is now, with all that belongs to it, to a folder."""
+        export_run(
+            replace(self.arguments, output_dir=folder),
+            self.step.teacher,
+            self.step.centres,
+            steps=self.progress.step,
+            total_batch=self.total_batch,
+            metrics=self.log.last,
+        )
 
     def report_broken(self, batch: CropBatch) -> None:
         """Name the images of a batch that could not be decoded, and count them."""
         for index, reason in batch.broken:
-            self.broken_images += 1
+            self.newly_broken_images += 1
             tqdm.write(f"{self.source.describe(index)} cannot be decoded and is replaced by another: {reason}")
 
-    def mean(self, values: list[Tensor | None]) -> float | None:
-        """Average a loss over micro-batches and processes; the one place that waits for the device."""
-        present = [value for value in values if value is not None]
-        if not present:
-            return None
-        return float(self.accelerator.reduce(torch.stack(present).mean(), reduction="mean"))
+    def share_readings(self, readings: dict[str, Tensor]) -> dict[str, float]:
+        """Average numbers over the processes, and bring together what each of them counted: here the host waits.
 
-    def log_step(self, step: int, losses: list[LossValues], norm: Tensor | None, bar: Any) -> None:
-        """Log one step and check that the run is sound."""
-        total = self.mean([values.total.detach() for values in losses])
-        assert total is not None
+        Args:
+            readings: scalars on the device.
+
+        Returns:
+            The averages.
+        """
+        counts = torch.tensor([float(self.newly_broken_images)], device=self.accelerator.device)
+        own = torch.cat([torch.stack([value.float() for value in readings.values()]), self.monitor.peaks, counts])
+        rows = self.accelerator.gather(own[None])
+        self.monitor.peaks = rows[:, -3:-1].amax(dim=0)
+        *averages, broken = torch.cat([rows[:, :-3].mean(dim=0), rows[:, -1:].sum(dim=0)]).tolist()
+        self.progress.broken_images += int(broken)
+        self.newly_broken_images = 0
+        return dict(zip(readings, averages, strict=True))
+
+    def log_step(self, step: int, losses: list[LossValues], norm: Tensor, bar: Any) -> None:
+        """Log one step and check that the run is sound.
+
+        Raises:
+            FloatingPointError: if it has diverged.
+        """
+        assert self.last_loss is not None
+        readings = {"loss": self.last_loss, "gradient_norm": norm}
+        for name in ("view", "region"):
+            values = [getattr(loss, name) for loss in losses]
+            if values[0] is not None:
+                readings[f"{name}_loss"] = torch.stack(values).mean()
+        readings |= self.step.teacher_signals(step)
+        averages = self.share_readings(readings)
+        loss_peak, norm_peak = self.monitor.peaks.tolist()
         schedules = self.step.schedules
         now, done = time.perf_counter(), step + 1
         speed = self.total_batch * (done - self.timed_step) / (now - self.timed_at)
         self.timed_at, self.timed_step = now, done
-        values: dict[str, Any] = {
+        logged = {
             "epoch": done / schedules.steps_per_epoch,
-            "loss": total,
-            "view_loss": self.mean([values.view for values in losses]),
-            "region_loss": self.mean([values.region for values in losses]),
+            **averages,
+            "loss_peak": loss_peak,
+            "gradient_norm_peak": norm_peak,
             "learning_rate": schedules.learning_rate(step),
             "weight_decay": schedules.weight_decay(step),
             "teacher_momentum": schedules.teacher_momentum(step),
             "teacher_temperature": schedules.teacher_temperature(self.step.epoch(step)),
-            "gradient_norm": None if norm is None else float(norm),
             "images_per_second": speed,
-            "broken_images": self.broken_images,
+            "broken_images": self.progress.broken_images,
         }
-        for task in self.step.centres:
-            entropies = self.task_entropy(task, step)
-            if entropies is not None:
-                values[f"{task}_teacher_entropy"], values[f"{task}_mean_target_entropy"] = entropies
-        self.log.write(done, {key: value for key, value in values.items() if value is not None})
-        bar.set_postfix(loss=f"{total:.3f}", refresh=False)
-        check_finite(total, done)
-        task = "view" if "view" in self.step.centres else "region"
-        self.monitor.update(values[f"{task}_teacher_entropy"], values[f"{task}_mean_target_entropy"], done)
+        if self.accelerator.scaler is not None:
+            logged["loss_scale"] = self.accelerator.scaler.get_scale()
+        self.log.write(done, logged)
+        bar.set_postfix(loss=f"{logged['loss']:.3f}", refresh=False)
+        try:
+            self.monitor.update(logged, done)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}; {self.describe_last_good()}") from None
 
-    def task_entropy(self, task: str, step: int) -> tuple[float, float] | None:
-        """Entropy of the teacher's last targets of a task, or None while the task is off."""
-        output = self.step.teacher_output
-        assert output is not None
-        bottleneck = output.views if task == "view" else (output.regions[0][:, :1] if output.regions else None)
-        if bottleneck is None:
-            return None
-        single, mean = teacher_entropy(
-            bottleneck,
-            self.step.teacher_head(task).prototypes(),
-            self.step.centre(task).centre,
-            self.step.schedules.teacher_temperature(self.step.epoch(step)),
-        )
-        return float(single), float(mean)
+    def describe_last_good(self) -> str:
+        """Say which checkpoint to go back to: the newest whose weights a later reading found sound."""
+        folder = self.arguments.output_dir / "checkpoints"
+        names = [path.name for path in complete_checkpoints(folder)]
+        good = [name for name in names if name <= checkpoint_name(self.monitor.proven_step)]
+        if not good:
+            return "there is no good checkpoint to go back to"
+        later = f"remove {', '.join(names[len(good) :])} and " if len(good) < len(names) else ""
+        return f"the last good checkpoint is {folder / good[-1]}: {later}continue with --resume true"
 
     def evaluate_knn(self) -> None:
         """Classify the k-NN split by the training split's labels with the teacher's features, and log it."""
@@ -338,11 +368,14 @@ class Pretraining:
         Raises:
             FloatingPointError: if the last loss is not finite; older checkpoints stay as they are.
         """
-        if not self.last_losses:
+        if self.last_loss is None:
             return
-        loss = self.mean([values.total.detach() for values in self.last_losses])
-        assert loss is not None
-        check_finite(loss, self.progress.step)
+        loss = self.share_readings({"loss": self.last_loss})["loss"]
+        try:
+            check_finite(loss, "loss", self.progress.step)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}; {self.describe_last_good()}") from None
+        self.log.flush()
         save_checkpoint(
             self.accelerator,
             self.arguments.output_dir / "checkpoints",

@@ -31,6 +31,20 @@ def build_optimizer(module: nn.Module) -> torch.optim.AdamW:
 
 
 @torch.no_grad()
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Return the norm of all gradients together, a scalar tensor."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def forget_replaced_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Free the averages of parameters that the optimizer no longer has, once shards have taken their place."""
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for parameter in [parameter for parameter in optimizer.state if parameter not in held]:
+        del optimizer.state[parameter]
+
+
+@torch.no_grad()
 def clip_each_gradient(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scale down each parameter's own gradient to a norm of at most `max_norm`, as the reference does.
 

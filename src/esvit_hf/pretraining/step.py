@@ -7,16 +7,29 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from esvit_hf.pretraining.arguments import PretrainingArguments
+from esvit_hf.pretraining.batch_norm import synchronise_batch_norms
 from esvit_hf.pretraining.build import DistillationParts
 from esvit_hf.pretraining.centering import TeacherCentre
 from esvit_hf.pretraining.ema import update_teacher
 from esvit_hf.pretraining.heads import ProjectionHead
 from esvit_hf.pretraining.losses import region_loss, view_loss
 from esvit_hf.pretraining.model import DistillationNetwork, DistillationOutput
-from esvit_hf.pretraining.optim import build_optimizer, clip_all_gradients, clip_each_gradient
+from esvit_hf.pretraining.monitor import match_diversity, output_spread, teacher_entropy
+from esvit_hf.pretraining.optim import (
+    build_optimizer,
+    clip_all_gradients,
+    clip_each_gradient,
+    forget_replaced_parameters,
+    gradient_norm,
+)
 from esvit_hf.pretraining.schedules import Schedule, cosine_schedule, linear_schedule
+
+MONITORED_IMAGES = 8
+"""Images of a micro-batch whose regions are kept for the run's monitor."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +109,21 @@ class DistillationStep:
         self.accelerator = accelerator
         self.teacher = parts.teacher.to(accelerator.device)
         self.centres = parts.centres.to(accelerator.device)
-        if accelerator.num_processes > 1 and accelerator.device.type != "cpu":
-            parts.student = nn.SyncBatchNorm.convert_sync_batchnorm(parts.student)
-            self.teacher = nn.SyncBatchNorm.convert_sync_batchnorm(self.teacher)
+        if accelerator.num_processes > 1:
+            synchronise_batch_norms(parts.student)
+            synchronise_batch_norms(self.teacher)
         if arguments.compile:
             parts.student.backbone.compile()
             self.teacher.backbone.compile()
         self.wrapped_student, self.optimizer = accelerator.prepare(parts.student, build_optimizer(parts.student))
+        if isinstance(self.wrapped_student, FSDPModule):
+            # The losses take the prototypes after the forward pass; in the root's shards they would be gone by then.
+            self.wrapped_student.set_reshard_after_forward(False, recurse=False)
+            forget_replaced_parameters(self.optimizer)
         self.student: DistillationNetwork = accelerator.unwrap_model(self.wrapped_student)
         self.wrapped_student.train()
         self.teacher_output: DistillationOutput | None = None
+        self.student_regions: Tensor | None = None
 
     def regions_active(self, step: int) -> bool:
         """Tell whether the region loss takes part in this step."""
@@ -128,6 +146,10 @@ class DistillationStep:
             teacher = self.teacher(crops[:teacher_views], with_regions)
         student: DistillationOutput = self.wrapped_student(crops, with_regions)
         self.teacher_output = teacher
+        # A copy of a few, as a part of the tensor would hold all of it.
+        self.student_regions = (
+            student.region_features[0][:, :MONITORED_IMAGES].detach().clone() if student.region_features else None
+        )
         view = region = None
         with self.accelerator.autocast():
             if student.views is not None:
@@ -200,24 +222,25 @@ class DistillationStep:
             self.accelerator.backward(values.total / self.arguments.accumulation_steps)
         return values
 
-    def update(self, step: int) -> Tensor | None:
+    def update(self, step: int) -> Tensor:
         """Clip, drop frozen gradients, step the optimizer, then move the centres and the teacher.
 
         Args:
             step: optimizer step, counted from 0.
 
         Returns:
-            The norm of all gradients before clipping, a scalar tensor; None without clipping.
+            The norm of all gradients before clipping, a scalar tensor.
         """
         for group, decayed in zip(self.optimizer.param_groups, (True, False), strict=True):
             group["lr"] = self.schedules.learning_rate(step)
             if decayed:
                 group["weight_decay"] = self.schedules.weight_decay(step)
-        norm = None
+        self.accelerator.unscale_gradients(self.optimizer)
         if self.arguments.clip_gradient > 0:
-            self.accelerator.unscale_gradients(self.optimizer)
             clip = clip_each_gradient if self.arguments.clip_mode == "parameter" else clip_all_gradients
             norm = clip(self.student.parameters(), self.arguments.clip_gradient)
+        else:
+            norm = gradient_norm(self.student.parameters())
         for parameter in self.frozen_parameters(step):
             parameter.grad = None
         self.optimizer.step()
@@ -227,7 +250,36 @@ class DistillationStep:
                 head = self.teacher_head(task)
                 self.centre(task).update_centre(head.prototype_direction, head.prototype_gain)
         update_teacher(self.teacher.parameters(), self.student.parameters(), self.schedules.teacher_momentum(step))
-        return norm
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def teacher_signals(self, step: int) -> dict[str, Tensor]:
+        """Describe the teacher's outputs of the last micro-batch by numbers that tell a collapse.
+
+        Args:
+            step: optimizer step, counted from 0.
+
+        Returns:
+            Scalars on the device, by their names in `metrics.jsonl`.
+        """
+        output = self.teacher_output
+        assert output is not None
+        temperature = self.schedules.teacher_temperature(self.epoch(step))
+        outputs: dict[str, tuple[Tensor, Tensor]] = {}
+        if output.views is not None:
+            outputs["view"] = output.views, output.views
+        if output.regions:
+            # Entropies take a row of K logits for every region: one image is enough.
+            outputs["region"] = output.regions[0], output.regions[0][:, :1]
+        signals: dict[str, Tensor] = {}
+        for task, (rows, few) in outputs.items():
+            centre = self.centre(task).centre
+            single, mean = teacher_entropy(few, self.teacher_head(task).prototypes(), centre, temperature)
+            signals |= {f"{task}_teacher_entropy": single, f"{task}_mean_target_entropy": mean}
+            signals |= {f"{task}_teacher_spread": output_spread(rows), f"{task}_centre_norm": centre.norm()}
+        if self.student_regions is not None and len(self.student_regions) > 1:
+            teacher_regions = output.region_features[0][:, :MONITORED_IMAGES]
+            signals["region_match_diversity"] = match_diversity(self.student_regions, teacher_regions)
+        return signals
 
     def student_head(self, task: str) -> ProjectionHead:
         """Return the student's head of a task, `view` or `region`."""

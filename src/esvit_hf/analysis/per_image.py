@@ -1,0 +1,123 @@
+"""One measurement for every image of a data set, on one process or many."""
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..data.decoding import BrokenImage
+from ..data.sources import ImageSource
+
+__all__ = ["measure_images"]
+
+Prepared = TypeVar("Prepared")
+Row = TypeVar("Row")
+
+_BROKEN_SHOWN = 5
+
+
+def measure_images(
+    source: ImageSource,
+    prepare: Callable[[list[Image.Image], list[int]], Prepared],
+    measure: Callable[[Prepared], list[Row]],
+    *,
+    description: str,
+    batch_size: int,
+    num_workers: int,
+    accelerator: Accelerator,
+) -> list[Row]:
+    """Measure every image once.
+
+    Whole batches are dealt out to the processes and the rows placed by image index, so the result does not depend on
+    the number of processes. Every process holds all of it: a row should be a few numbers.
+
+    Args:
+        source: the images.
+        prepare: images of a batch and their indices to what `measure` takes; runs in worker processes.
+        measure: what `prepare` made to one row an image, which must be picklable; runs without gradients.
+        description: what the progress bar says.
+        batch_size: images a process measures at once.
+        num_workers: worker processes for each process.
+        accelerator: the processes.
+
+    Returns:
+        The rows, by image index.
+
+    Raises:
+        ValueError: a setting below its minimum, images that cannot be decoded, or what `prepare` and `measure` raise.
+    """
+    if batch_size < 1 or num_workers < 0:
+        raise ValueError(f"batch_size is {batch_size} and num_workers {num_workers}: give at least 1 and 0")
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    batches = [list(range(start, min(start + batch_size, len(source)))) for start in range(0, len(source), batch_size)]
+    loader = DataLoader(
+        _PreparedBatches(source, prepare),
+        batch_sampler=batches[rank::processes],
+        collate_fn=_unchanged,
+        num_workers=num_workers,
+    )
+    rows: list[tuple[int, Row]] = []
+    broken: list[BrokenImage] = []
+    problems: list[str] = []
+    progress = tqdm(
+        total=len(source), desc=description, unit="image", leave=False, disable=not accelerator.is_main_process
+    )
+    with torch.no_grad(), progress:
+        for indices, prepared in loader:
+            if isinstance(prepared, list):
+                broken += prepared
+            else:
+                try:
+                    if isinstance(prepared, ValueError):
+                        raise prepared
+                    rows += zip(indices, measure(prepared), strict=True)
+                except ValueError as error:
+                    # A process that left here would let the others wait for it.
+                    problems.append(str(error))
+                    break
+            progress.update(min(processes * len(indices), len(source) - progress.n))
+    if processes > 1:
+        rows, broken, problems = (gather_object(values) for values in (rows, broken, problems))
+    if problems:
+        raise ValueError(problems[0])
+    if broken:
+        broken.sort(key=lambda image: image.index)
+        shown = "; ".join(f"image {image.index}: {image.reason}" for image in broken[:_BROKEN_SHOWN])
+        rest = f"; and {len(broken) - _BROKEN_SHOWN} more" if len(broken) > _BROKEN_SHOWN else ""
+        raise ValueError(
+            f"{len(broken)} of {len(source)} images cannot be decoded, and a measurement must not skip any "
+            f"({shown}{rest}): repair or remove them"
+        )
+    by_index = dict(rows)
+    assert len(rows) == len(by_index) == len(source), "an image was measured twice or never"
+    return [by_index[index] for index in range(len(source))]
+
+
+class _PreparedBatches(Dataset[tuple[list[int], Any]], Generic[Prepared]):
+    """Reads and prepares a whole batch at once, in a worker.
+
+    A batch comes with its indices; broken images, or an error of the preparation, come in its place: an exception
+    would reach the main process wrapped in the worker's traceback.
+    """
+
+    def __init__(self, source: ImageSource, prepare: Callable[[list[Image.Image], list[int]], Prepared]):
+        self.source = source
+        self.prepare = prepare
+
+    def __getitems__(self, indices: list[int]) -> tuple[list[int], Prepared | list[BrokenImage] | ValueError]:
+        read = self.source.read(indices)
+        if broken := [image for image in read if isinstance(image, BrokenImage)]:
+            return indices, broken
+        try:
+            return indices, self.prepare([image for image in read if not isinstance(image, BrokenImage)], indices)
+        except ValueError as error:
+            return indices, error
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,80 @@
+"""SIGINT and SIGTERM as a wish to stop, on which all processes of a run agree."""
+
+import os
+import signal
+from datetime import timedelta
+from types import FrameType, TracebackType
+
+import torch
+from torch import Tensor, distributed
+
+
+def leave_signals_to_the_run(worker: int) -> None:
+    """Let a data-loading worker live on after a signal to the whole group, so that the step in hand can end.
+
+    A second SIGTERM ends it: its process sends two to a worker that is left over when it ends with an error.
+
+    Args:
+        worker: index of the worker, as a DataLoader gives it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+
+
+class StopRequest:
+    """Collects SIGINT and SIGTERM instead of dying, so that a run can save a checkpoint first.
+
+    Processes agree through a reduction of their own on the host that is read one step later: nothing waits for the
+    device, and a signal that reaches one process stops all of them after the same step. A second SIGINT interrupts at
+    once, except under torchrun: it repeats every signal that it gets itself.
+
+    Args:
+        num_processes: processes of the run.
+        timeout: how long a process waits for the others.
+    """
+
+    def __init__(self, num_processes: int, timeout: timedelta) -> None:
+        self.received = 0
+        self.launched = "TORCHELASTIC_RUN_ID" in os.environ
+        self.group: distributed.ProcessGroup | None = None
+        if num_processes > 1:
+            group = distributed.new_group(backend="gloo", timeout=timeout)
+            assert isinstance(group, distributed.ProcessGroup)
+            self.group = group
+        self.pending: tuple[distributed.Work, Tensor] | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        if kind is None:
+            self._agreed()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT and not self.launched:
+            raise KeyboardInterrupt
+        self.received = self.received or number
+
+    def poll(self) -> int:
+        """Return the signal that the run stops for, 0 if there is none; every process calls this once a step."""
+        if self.group is None:
+            return self.received
+        agreed = self._agreed()
+        wish = torch.tensor(self.received)
+        work = distributed.all_reduce(wish, distributed.ReduceOp.MAX, self.group, async_op=True)
+        assert work is not None
+        self.pending = work, wish
+        return agreed
+
+    def _agreed(self) -> int:
+        if self.pending is None:
+            return 0
+        work, wish = self.pending
+        self.pending = None
+        work.wait()
+        return int(wish)

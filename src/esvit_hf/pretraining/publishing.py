@@ -1,0 +1,176 @@
+"""A run on the Hub: pushes beside the training, the last one after it, and the resume point for another machine."""
+
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+from accelerate import Accelerator
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.utils import disable_progress_bars
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from esvit_hf.pretraining.arguments import PretrainingArguments
+from esvit_hf.pretraining.checkpoint import complete_checkpoints
+from esvit_hf.pretraining.portable_checkpoint import read_portable, write_portable
+from esvit_hf.zoo.hub_errors import explained
+from esvit_hf.zoo.publish import Publication, how_to_push, prepare_repository, publish
+
+__all__ = ["RunPublisher", "fetch_resume_point"]
+
+RESUME_FILE = "last-checkpoint/resume_point.safetensors"
+"""Where a repository holds the resume point of a run."""
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class RunPublisher:
+    """The pushes of one run, made by its main process.
+
+    Pushes of `every_save` and `checkpoint` run in a thread of huggingface_hub while training goes on. While one is
+    under way the next is left out: the one after it, or the last, brings what is newest. A push that fails is reported
+    and changes nothing else.
+
+    Args:
+        arguments: the recipe, with `hub_model_id`.
+
+    Raises:
+        ValueError: nobody is logged in or the rights do not suffice, before anything is trained.
+    """
+
+    def __init__(self, arguments: PretrainingArguments) -> None:
+        assert arguments.hub_model_id is not None
+        self.arguments = arguments
+        self.repo_id = arguments.hub_model_id
+        self.stage = arguments.output_dir / ".hub"
+        self.api = HfApi()
+        self.running: Future[None] | None = None
+        # The bars of uploads would tear that of the training.
+        disable_progress_bars()
+        prepare_repository(self.repo_id, private=arguments.hub_private_repo)
+
+    def push_beside(self, step: int, export: Callable[[Path], None]) -> None:
+        """Push what there is after a step, in the background, if the strategy asks for it.
+
+        Args:
+            step: optimizer steps done; their checkpoint is saved.
+            export: writes the result so far to a folder; called at once.
+        """
+        if self.arguments.hub_strategy == "end":
+            return
+        if self.running is not None and not self.running.done():
+            tqdm.write(f"step {step} is not pushed: the push before it is still under way")
+            return
+        # The card's title is the folder's name.
+        model = self.stage / self.arguments.output_dir.resolve().name
+        try:
+            shutil.rmtree(self.stage, ignore_errors=True)
+            model.mkdir(parents=True)
+            export(model)
+            shutil.copyfile(self.arguments.output_dir / METRICS_FILE, model / METRICS_FILE)
+            self._keep_checkpoint()
+        except (OSError, SafetensorError) as error:
+            self._report_failure(step, error)
+            return
+        self.running = self.api.run_as_future(self._push, model, step)
+
+    def finish(self, step: int, *, interrupted: bool) -> None:
+        """Wait for the push under way, then push the result of the run; say how to do it by hand if that fails.
+
+        Args:
+            step: optimizer steps done.
+            interrupted: a signal ended the run; strategy `end` then has nothing to push.
+        """
+        try:
+            if self.running is not None:
+                self.running.result()
+            if interrupted and self.arguments.hub_strategy == "end":
+                self._say_how_to_push("the run was interrupted and is not pushed")
+                return
+            shutil.rmtree(self.stage, ignore_errors=True)
+            self._keep_checkpoint()
+            made = self._publish(self.arguments.output_dir, step, load=True)
+            tqdm.write(f"pushed to {made.url}, commit {made.commit}")
+        except (ValueError, OSError, SafetensorError) as error:
+            self._say_how_to_push(f"the result could not be pushed: {error}")
+        except KeyboardInterrupt:
+            self._say_how_to_push("the push was interrupted")
+            raise
+        finally:
+            shutil.rmtree(self.stage, ignore_errors=True)
+
+    def _keep_checkpoint(self) -> None:
+        """Keep the newest checkpoint for the push: the run may remove its own in the meantime."""
+        checkpoints = complete_checkpoints(self.arguments.output_dir / "checkpoints")
+        if self.arguments.hub_strategy == "checkpoint" and checkpoints:
+            kept = self.stage / "checkpoints" / checkpoints[-1].name
+            shutil.copytree(checkpoints[-1], kept, copy_function=_link_or_copy)
+
+    def _push(self, model: Path, step: int) -> None:
+        try:
+            made = self._publish(model, step, load=False)
+            tqdm.write(f"step {step} is pushed to {made.url}, commit {made.commit}")
+        except (ValueError, OSError, SafetensorError) as error:
+            self._report_failure(step, error)
+
+    def _report_failure(self, step: int, error: Exception) -> None:
+        tqdm.write(f"step {step} could not be pushed: {error}; training goes on, later saves are pushed again")
+
+    def _publish(self, model: Path, step: int, *, load: bool) -> Publication:
+        resume_point = self.stage / Path(RESUME_FILE).name
+        kept = complete_checkpoints(self.stage / "checkpoints")
+        if kept:
+            write_portable(kept[-1], resume_point)
+        return publish(
+            model,
+            self.repo_id,
+            private=self.arguments.hub_private_repo,
+            extra_files={RESUME_FILE: resume_point} if kept else {},
+            load=load,
+            message=f"Pretraining, step {step}",
+        )
+
+    def _say_how_to_push(self, reason: str) -> None:
+        private = self.arguments.hub_private_repo
+        tqdm.write(f"{reason}; {how_to_push(self.arguments.output_dir, self.repo_id, private=private)}")
+
+
+def fetch_resume_point(arguments: PretrainingArguments, accelerator: Accelerator) -> None:
+    """Bring the resume point of a run from the Hub, unless there is one here; one process does it for all.
+
+    Args:
+        arguments: the recipe.
+        accelerator: the process's accelerator.
+
+    Raises:
+        ValueError: the repository has none, is not readable, or what it has is no resume point.
+    """
+    folder = arguments.output_dir / "checkpoints"
+    if accelerator.is_main_process and arguments.hub_model_id is not None and not complete_checkpoints(folder):
+        _fetch(arguments.hub_model_id, folder)
+    accelerator.wait_for_everyone()
+
+
+def _fetch(repo_id: str, folder: Path) -> None:
+    with explained(repo_id):
+        try:
+            resume_point = hf_hub_download(repo_id, RESUME_FILE)
+            metrics = hf_hub_download(repo_id, METRICS_FILE)
+        except EntryNotFoundError as error:
+            raise ValueError(
+                f"{repo_id} has no {RESUME_FILE} that can be reached: it is there after a run with --hub_strategy "
+                "checkpoint; start without --resume"
+            ) from error
+    read_portable(Path(resume_point), folder)
+    shutil.copyfile(metrics, folder.parent / METRICS_FILE)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    # Files of a checkpoint are never changed, so a second name keeps them; not every file system has second names.
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,30 @@
+"""Real runs in float64, one after the other: `double_precision.py RUNS.json`, alone or under torchrun.
+
+In float32 a comparison of weights says little: AdamW turns gradients that are pure rounding noise (those of the key
+biases) into full steps. In float64 that noise is below AdamW's epsilon.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState
+
+from esvit_hf.data.color import augment
+from esvit_hf.pretraining import loop, parse_arguments, pretrain
+
+
+def main(runs):
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    loop.augment = lambda crop, parameters: augment(crop, parameters).double()
+    # Processes that meet a second time would find the addresses of the first time in their store.
+    torch.distributed.destroy_process_group = lambda group=None: None
+    for words in runs:
+        pretrain(parse_arguments(words))
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -1,0 +1,89 @@
+"""Six optimizer steps on two processes with replicas, then with FSDP2 shards: `torchrun sharded_step.py`."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from esvit_hf.data.views import ViewSpec
+from esvit_hf.models.modeling_esvit_swin import EsvitSwinBlock
+from esvit_hf.pretraining import PretrainingArguments
+from esvit_hf.pretraining.build import build_parts
+from esvit_hf.pretraining.step import DistillationStep, StepSchedules
+
+IMAGES = 4
+
+
+class ShardingAccelerator:
+    """Prepares a network as Accelerate does for FSDP2 on GPUs; on CPU Accelerate itself makes replicas instead."""
+
+    def __init__(self, accelerator: Accelerator, *, reshard: bool) -> None:
+        self.accelerator = accelerator
+        self.reshard = reshard
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.accelerator, name)
+
+    def prepare(self, network, optimizer):
+        before = list(network.parameters())
+        mesh = init_device_mesh("cpu", (self.accelerator.num_processes,))
+        for module in network.modules():
+            if isinstance(module, EsvitSwinBlock):
+                fully_shard(module, mesh=mesh, reshard_after_forward=self.reshard)
+        fully_shard(network, mesh=mesh, reshard_after_forward=self.reshard)
+        shards = dict(zip(before, network.parameters(), strict=True))
+        for group in optimizer.param_groups:
+            group["params"] = [shards[parameter] for parameter in group["params"]]
+        return network, optimizer
+
+    def unwrap_model(self, network):
+        return network
+
+    def unscale_gradients(self, optimizer):
+        """There is no float16 here."""
+
+
+def numbers(accelerator):
+    """Losses and gradient norms of the steps, then the teacher's parameters."""
+    arguments = PretrainingArguments(
+        dataset="none",
+        model_config={"image_size": 32, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
+        | {"drop_path_rate": 0.0},
+        num_prototypes=32,
+        head_hidden_dim=16,
+        head_bottleneck_dim=8,
+        views=[ViewSpec(count=2, size=32, scale=(0.4, 1.0), teacher=True), ViewSpec(2, 16, (0.1, 0.4))],
+        batch_size=IMAGES,
+        num_epochs=5,
+        warmup_epochs=0,
+    )
+    torch.manual_seed(0)
+    parts = build_parts(arguments)
+    step = DistillationStep(arguments, parts, StepSchedules.from_arguments(arguments, 3, 2 * IMAGES), accelerator)
+    seen = []
+    for index in range(6):
+        generator = torch.Generator().manual_seed(index)
+        own = slice(accelerator.process_index * IMAGES, (accelerator.process_index + 1) * IMAGES)
+        crops = [torch.randn(2 * IMAGES, 3, side, side, generator=generator)[own] for side in (32, 32, 16, 16)]
+        loss = step.accumulate(crops, 2, index, last=True).total.detach()
+        seen += [accelerator.reduce(loss, reduction="mean"), step.update(index)]
+    return torch.cat([torch.stack(seen), *(parameter.flatten() for parameter in step.teacher.parameters())])
+
+
+def main():
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    accelerator = Accelerator(cpu=True)
+    replicas = numbers(accelerator)
+    for reshard in (False, True):
+        torch.testing.assert_close(
+            numbers(ShardingAccelerator(accelerator, reshard=reshard)), replicas, rtol=1e-9, atol=1e-9
+        )
+    print(f"process {accelerator.process_index}: {replicas.numel()} numbers are equal")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Which checkpoint a run continues from, which ones are kept, and what it says about a damaged one or a full disk."""
+
+import json
+import resource
+import warnings
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from esvit_hf.pretraining.checkpoint import (
+    CheckpointError,
+    Progress,
+    choose_checkpoint,
+    find_checkpoint,
+    save_checkpoint,
+)
+from esvit_hf.pretraining.metrics_log import MetricsLog
+
+
+def save(folder, step, kept=3):
+    accelerator = Accelerator(cpu=True)
+    progress = Progress(total_batch=4, num_processes=1)
+    progress.step = step
+    accelerator.register_for_checkpointing(progress)
+    network = torch.nn.Linear(300, 300)
+    accelerator.prepare(network, optimizer := torch.optim.AdamW(network.parameters()))
+    network(torch.ones(1, 300)).sum().backward()
+    optimizer.step()
+    return save_checkpoint(accelerator, folder / "checkpoints", step, kept)
+
+
+def names(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_the_last_ones_are_kept_and_leftovers_removed(tmp_path):
+    (tmp_path / "checkpoints" / "step-000000001.partial").mkdir(parents=True)
+    for step in (1, 2, 3, 10):
+        save(tmp_path, step, kept=2)
+    assert names(tmp_path) == ["step-000000003", "step-000000010"]
+    save(tmp_path, 11, kept=1)
+    assert names(tmp_path) == ["step-000000011"]
+
+
+def truncate(checkpoint):
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    return "model.safetensors has .* bytes instead of"
+
+
+def flip_a_bit(checkpoint):
+    path = checkpoint / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    return "content of model.safetensors has changed"
+
+
+def remove_a_file(checkpoint):
+    (checkpoint / "random_states_0.pkl").unlink()
+    return "random_states_0.pkl is missing"
+
+
+def cut_the_manifest(checkpoint):
+    path = checkpoint / "manifest.json"
+    path.write_text(path.read_text()[:100])
+    return "manifest.json is missing or cannot be read"
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, remove_a_file, cut_the_manifest])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, damage):
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find_checkpoint(tmp_path) == second
+    with pytest.warns(UserWarning, match=f"step-000000002 is damaged.*{damage(second)}"):
+        assert find_checkpoint(tmp_path) == first
+    damage(first)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="every checkpoint in .* is damaged"):
+        find_checkpoint(tmp_path)
+
+
+def test_a_damaged_newest_checkpoint_does_not_push_out_a_sound_one(tmp_path):
+    save(tmp_path, 5)
+    truncate(save(tmp_path, 9))
+    save(tmp_path, 7, kept=1)
+    with pytest.warns(UserWarning):
+        assert find_checkpoint(tmp_path).name == "step-000000007"
+    save(tmp_path, 9, kept=1)
+    assert find_checkpoint(tmp_path).name == "step-000000009"
+    assert names(tmp_path) == ["step-000000009"]
+
+
+def test_where_a_run_starts(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    assert choose_checkpoint(accelerator, tmp_path, resume=False) is None
+    with pytest.raises(ValueError, match="start without --resume"):
+        choose_checkpoint(accelerator, tmp_path, resume=True)
+    (tmp_path / "recipe.yaml").touch()
+    assert choose_checkpoint(accelerator, tmp_path, resume=True) is None
+    checkpoint = save(tmp_path, 1)
+    assert choose_checkpoint(accelerator, tmp_path, resume=True) == checkpoint
+    with pytest.raises(ValueError, match="holds the checkpoints of a run: continue it with --resume true"):
+        choose_checkpoint(accelerator, tmp_path, resume=False)
+
+
+def test_progress_of_other_steps_is_refused():
+    saved = Progress(total_batch=32, num_processes=2)
+    saved.step, saved.broken_images = 7, 3
+    same = Progress(total_batch=32, num_processes=2)
+    same.load_state_dict(saved.state_dict())
+    assert (same.step, same.broken_images) == (7, 3)
+    with pytest.warns(UserWarning, match="written by 2 processes"):
+        Progress(total_batch=32, num_processes=1).load_state_dict(saved.state_dict())
+    with pytest.raises(ValueError, match="steps of 32 images.*would take 16"):
+        Progress(total_batch=16, num_processes=2).load_state_dict(saved.state_dict())
+
+
+# Too small for any file; for the weights, which safetensors writes; for the optimizer, which torch writes.
+@pytest.mark.parametrize("limit", [100, 100_000, 400_000])
+def test_a_checkpoint_that_does_not_fit_leaves_the_older_ones(tmp_path, limit):
+    older = save(tmp_path, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"step-000000002 cannot be written.*last complete one is .*0001"):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(tmp_path) == [older.name]
+    assert find_checkpoint(tmp_path) == older
+    save(tmp_path, 2)
+
+
+def test_metrics_are_cut_at_the_checkpoint_and_survive_a_cut_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": step / 3, f"only{step}": 1}) for step in (2, 4, 6)]
+    path.write_text("\n".join([lines[0], lines[1], '{"step": 5, "lo', lines[2], '{"step": 8, "loss": 0.1']))
+    with pytest.warns(UserWarning, match="line [35] was cut") as caught:
+        log = MetricsLog(Accelerator(cpu=True), path, first_step=4)
+    assert len(caught) == 2
+    assert path.read_text() == f"{lines[0]}\n{lines[1]}\n"
+    assert log.last == {"loss": 4 / 3, "only2": 1, "only4": 1}
+    MetricsLog(Accelerator(cpu=True), path, first_step=0)
+    assert path.read_text() == ""
