@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -185,6 +187,17 @@ def test_a_shard_that_is_gone_ends_the_run_in_one_line(rows, tmp_path):
     with pytest.raises(ValueError, match=r"train-2\.parquet cannot be read .* repair it, or leave it out$") as error:
         run(tmp_path / "data" / "index.json", tmp_path / "out")
     assert "Traceback" not in str(error.value)
+
+
+def test_a_run_whose_worker_fails_ends(rows, tmp_path):
+    write_parquet(tmp_path / "train.parquet", rows)
+    write_index(str(tmp_path / "train.parquet"), tmp_path / "index.json")
+    (tmp_path / "train.parquet").unlink()
+    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_streaming as here; "
+    script += f"here.run({str(tmp_path / 'index.json')!r}, {str(tmp_path / 'out')!r}, '--image_column', 'image')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "train.parquet cannot be read" in done.stderr
 
 
 def test_broken_images_are_named_replaced_and_counted(rows, tmp_path, capsys):

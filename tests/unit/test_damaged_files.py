@@ -160,7 +160,7 @@ def test_metrics_cut_at_any_byte(tmp_path: Path) -> None:
             read = read_metrics(path)
             assert read == complete or (tail and read == complete[:-1])
     path.write_bytes(whole[: len(whole) // 2])
-    plot_training(path, tmp_path / "figure.png", num_prototypes=8)
+    plot_training(path, num_prototypes=8).save(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 

@@ -202,7 +202,10 @@ class PretrainingArguments:
             "must name the model to publish",
         )
         if self.hub_model_id is not None:
-            check_repo_id(self.hub_model_id)
+            try:
+                check_repo_id(self.hub_model_id)
+            except ValueError as error:
+                raise ValueError(f"hub_model_id: {error}") from error
 
     def _require(self, condition: bool, name: str, rule: str) -> None:
         if not condition:

@@ -8,17 +8,25 @@ from types import FrameType, TracebackType
 import torch
 from torch import Tensor, distributed
 
+WORKER_GRACE_SECONDS = 300
+"""How long a data-loading worker outlives a signal: longer than a step takes."""
+
 
 def leave_signals_to_the_run(worker: int) -> None:
     """Let a data-loading worker live on after a signal to the whole group, so that the step in hand can end.
 
-    A second SIGTERM ends it: its process sends two to a worker that is left over when it ends with an error.
+    It ends when its loader does; if nothing ends the loader, a while after SIGTERM, or at a second one.
 
     Args:
         worker: index of the worker, as a DataLoader gives it.
     """
+
+    def end_later(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(WORKER_GRACE_SECONDS)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, end_later)
 
 
 class StopRequest:

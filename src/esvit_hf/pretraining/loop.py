@@ -1,6 +1,7 @@
 """The pretraining loop: data in, metrics, checkpoints and a loadable teacher out."""
 
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -212,8 +213,15 @@ class Pretraining:
         self.timed_at, self.timed_step = time.perf_counter(), self.progress.step
         with StopRequest(accelerator.num_processes, COLLECTIVE_TIMEOUT) as stop, bar:
             batches, signal = iter(loader), 0
-            while self.progress.step < self.total_steps and not (signal := stop.poll()):
-                self.train_step(batches, bar)
+            try:
+                while self.progress.step < self.total_steps and not (signal := stop.poll()):
+                    self.train_step(batches, bar)
+            except BaseException as error:
+                # Its frames hold the loader's iterator: workers that outlive it would keep the process from ending.
+                traceback.clear_frames(error.__traceback__)
+                raise
+            finally:
+                del batches
         self.save()
         if accelerator.is_main_process:
             self.export(output)

@@ -98,7 +98,7 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"repo_id {repo_id!r}: {error}") from error
+        raise ValueError(f"repo_id {repo_id!r}: {' '.join(str(error).split())}") from error
     if "/" not in repo_id:
         raise ValueError(f"repo_id {repo_id!r} has no owner: write NAME/{repo_id}, with your name on the Hub")
 
