@@ -260,7 +260,7 @@ def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
         (labelled(), {"image_column": "label"}, "column 'label' .* no images"),
         (with_images(1), {"label_column": "y"}, "no column 'y'; set --label_column to one of: image"),
         (with_images(2, label=[0.5, 1.5]), {}, "holds float64, no class labels"),
-        (with_images(2, label=[[1], [2]]), {}, "no class labels"),
+        (with_images(2, label=[[1], [2]]), {}, "several labels an image, not one; set --label_column"),
         (with_images(2, label=[1, None]), {}, "1 of the 2 labels in column 'label' .* are missing"),
         (labelled().select([]), {}, "has no rows"),
         (labelled().to_iterable_dataset(), {}, "is of type IterableDataset"),
