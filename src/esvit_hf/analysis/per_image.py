@@ -10,15 +10,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..data.decoding import BrokenImage
+from ..data.decoding import BrokenImage, refuse_broken_images
 from ..data.sources import ImageSource
 
 __all__ = ["measure_images"]
 
 Prepared = TypeVar("Prepared")
 Row = TypeVar("Row")
-
-_BROKEN_SHOWN = 5
 
 
 def measure_images(
@@ -85,14 +83,7 @@ def measure_images(
         rows, broken, problems = (gather_object(values) for values in (rows, broken, problems))
     if problems:
         raise ValueError(problems[0])
-    if broken:
-        broken.sort(key=lambda image: image.index)
-        shown = "; ".join(f"image {image.index}: {image.reason}" for image in broken[:_BROKEN_SHOWN])
-        rest = f"; and {len(broken) - _BROKEN_SHOWN} more" if len(broken) > _BROKEN_SHOWN else ""
-        raise ValueError(
-            f"{len(broken)} of {len(source)} images cannot be decoded, and a measurement must not skip any "
-            f"({shown}{rest}): repair or remove them"
-        )
+    refuse_broken_images(sorted(broken, key=lambda image: image.index), len(source))
     by_index = dict(rows)
     assert len(rows) == len(by_index) == len(source), "an image was measured twice or never"
     return [by_index[index] for index in range(len(source))]

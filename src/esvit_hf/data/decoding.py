@@ -5,6 +5,7 @@ import io
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ ORIENTATION_SOURCES = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xm
 MAX_PIXELS = 89_478_485
 """Images with more pixels than this (Pillow's own limit) are refused before they are decoded."""
 
+_BROKEN_SHOWN = 5
+
 
 @dataclass(frozen=True)
 class BrokenImage:
@@ -30,6 +33,26 @@ class BrokenImage:
 
     index: int
     reason: str
+
+
+def refuse_broken_images(broken: Sequence[BrokenImage], total: int) -> None:
+    """Stop a measurement that would leave images out.
+
+    Args:
+        broken: images that cannot be decoded, in the order of the source.
+        total: number of images of the source.
+
+    Raises:
+        ValueError: there are any; the message names the first of them.
+    """
+    if not broken:
+        return
+    shown = "; ".join(f"image {image.index}: {image.reason}" for image in broken[:_BROKEN_SHOWN])
+    rest = f"; and {len(broken) - _BROKEN_SHOWN} more" if len(broken) > _BROKEN_SHOWN else ""
+    raise ValueError(
+        f"{len(broken)} of {total} images cannot be decoded, and a measurement must not skip any ({shown}{rest}): "
+        "repair or remove them"
+    )
 
 
 class UndecodableImageError(ValueError):

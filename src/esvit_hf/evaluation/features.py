@@ -16,12 +16,10 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor
 
 from esvit_hf.backbones import RegionBackbone
-from esvit_hf.data.decoding import BrokenImage
+from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
 from esvit_hf.data.sources import ImageSource
 
 __all__ = ["Features", "ReadableImages", "check_matrices", "extract_features", "load_image_processor", "shared_labels"]
-
-_BROKEN_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -109,13 +107,7 @@ def extract_features(
         )
     finally:
         backbone.train(was_training)
-    if broken:
-        shown = "; ".join(f"image {image.index}: {image.reason}" for image in broken[:_BROKEN_SHOWN])
-        rest = f"; and {len(broken) - _BROKEN_SHOWN} more" if len(broken) > _BROKEN_SHOWN else ""
-        raise ValueError(
-            f"{len(broken)} of {len(source)} images cannot be decoded, and a measurement must not skip any "
-            f"({shown}{rest}): repair or remove them"
-        )
+    refuse_broken_images(broken, len(source))
     faulty = (~torch.isfinite(values).all(dim=1)).nonzero()[:, 0]
     if len(faulty):
         raise ValueError(
