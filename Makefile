@@ -19,8 +19,9 @@ $(DEMO_INSTALLED): $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
+# Two processes, one thread each: most tests are short, and threads that share a core wait for each other.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-browser: $(DEMO_INSTALLED)
 	$(BIN)/python -m pytest -m browser

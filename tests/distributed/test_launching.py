@@ -46,6 +46,7 @@ def test_engines_with_steps_of_their_own_are_refused(kind):
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_the_cpu_configuration_starts_two_processes(tmp_path):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     words = [*launcher, str(FOLDER / "two_cpu_processes.yaml"), *command(tmp_path / "run", 2, resume=False)[1:]]

@@ -134,8 +134,8 @@ def test_attention_of_each_head(tmp_path: Path, heads: int) -> None:
 def test_curves_of_a_run(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text(
-        '{"step": 1, "total": 5.0, "view_loss": 2.0, "view_teacher_entropy": 3.0}\n'
-        '{"step": 2, "total": 4.0, "view_loss": 1.0, "knn_20": 0.25}\n'
+        '{"step": 1, "loss": 5.0, "view_loss": 2.0, "view_teacher_entropy": 3.0}\n'
+        '{"step": 2, "loss": 4.0, "view_loss": 1.0, "knn_20": 0.25}\n'
     )
     picture = plot_training(metrics, 64)
     loss, entropy, knn = picture.figure.axes
