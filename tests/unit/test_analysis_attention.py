@@ -215,6 +215,8 @@ def test_windows_shifts_chunks_and_padding_are_undone(name: str) -> None:
             grid, stride = ((11, 9), (6, 5) if name != "vil" else (5, 4))[stage], PATCH[stage]
             assert maps[layer][1].grid == grid
             assert maps[layer][1].stride == (stride, stride)
+            for window in maps[layer][1].keys:
+                assert window[window >= 0].unique().numel() == (window >= 0).sum(), "padding must name no token"
             entropies, largest = [], []
             for (row, column), keys, scores in oracle(module, tokens, grid):
                 probabilities = scores.softmax(dim=1)

@@ -191,7 +191,8 @@ def test_the_nearest_place_in_crops() -> None:
 @pytest.mark.parametrize("protocol", ["crops", "mirror"])
 def test_random_features_are_at_chance(protocol: Any) -> None:
     result = measure_correspondence(RandomNetwork(), source(noise_images(60)), processor(56), protocol=protocol)  # type: ignore[arg-type]
-    assert result.matches >= 600
+    # The 10 most similar pairs of each image, or all that both crops show.
+    assert result.matches == 600 if protocol == "mirror" else result.matches > 600
     for found, chance in (
         (result.accuracy, result.chance_accuracy),
         (result.accuracy_within_one, result.chance_accuracy_within_one),
