@@ -5,7 +5,7 @@ gradient of the input 2.4 times, gradient of the weight 1.2 to 2 times). On othe
 In 16 bits PyTorch itself uses oneDNN.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +31,18 @@ class _OneDnnLinear(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         rows = gradient.flatten(0, -2)
         for_inputs = _OneDnnLinear.apply(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None
-        for_weight = _OneDnnLinear.apply(rows.t(), inputs.flatten(0, -2).t(), None) if ctx.needs_input_grad[1] else None
+        for_weight = _weight_gradient(rows, inputs.flatten(0, -2)) if ctx.needs_input_grad[1] else None
         return for_inputs, for_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def _weight_gradient(gradient: Tensor, inputs: Tensor) -> Tensor:
+    """Compute gradient.T (N, M) @ inputs (M, K).
+
+    The operator copies its left side, transposed here and slow to read: of two ways the one with the narrower copy.
+    """
+    if gradient.shape[1] <= inputs.shape[1]:
+        return cast("Tensor", _OneDnnLinear.apply(gradient.t(), inputs.t(), None))
+    return cast("Tensor", _OneDnnLinear.apply(inputs.t(), gradient.t(), None)).t()
 
 
 # The operator is what torch.compile itself emits for CPUs; it is absent from builds without oneDNN.

@@ -1,7 +1,7 @@
 """Swin Transformer as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv 2103.14030)."""
 
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -107,11 +107,23 @@ def shift_mask(grid: tuple[int, int], window: int, shift: int, dtype: torch.dtyp
     return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, _MASKED_SCORE)
 
 
+class _WindowIndices(NamedTuple):
+    """How tokens lie in windows.
+
+    Attributes:
+        token_of_slot: token of each slot of the windows, N for a padded one (slots,).
+        slot_of_token: slot of each token (N,).
+        padded_slots: slots without a token.
+    """
+
+    token_of_slot: Tensor
+    slot_of_token: Tensor
+    padded_slots: Tensor
+
+
 @lru_cache(maxsize=64)
-def _window_indices(
-    grid: tuple[int, int], window: int, shift: int, device: torch.device
-) -> tuple[Tensor, Tensor] | None:
-    """Per slot of the windows its token (N for a padded one), and per token its slot; None if they are the same."""
+def _window_indices(grid: tuple[int, int], window: int, shift: int, device: torch.device) -> _WindowIndices | None:
+    """Say how tokens lie in windows; None if they lie in their own order."""
     # Tensors first built under inference_mode would be refused by a later training step.
     with torch.inference_mode(False), torch.no_grad():
         tokens = grid[0] * grid[1]
@@ -121,31 +133,58 @@ def _window_indices(
         if len(slots) == tokens and torch.equal(token_of_slot, slots):
             return None
         slot_of_token = join_windows(slots.view(1, -1, 1), grid, window, shift).flatten()
-        return torch.where(token_of_slot < 0, tokens, token_of_slot), slot_of_token
+        padded = token_of_slot < 0
+        return _WindowIndices(torch.where(padded, tokens, token_of_slot), slot_of_token, slots[padded])
 
 
 _cached_shift_mask = lru_cache(maxsize=32)(torch.inference_mode(False)(shift_mask))
 
 
-class _GatherTokens(torch.autograd.Function):
-    """Reorder tokens in one copy, and their gradients in one copy: without duplicates both directions are a gather."""
+class _TokensToWindows(torch.autograd.Function):
+    """Put tokens into windows in one copy, and their gradients back in one copy.
+
+    Tokens are (B, N, C), or (B, N + 1, C) with the token that all padded slots get; windows are (B, slots, C).
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(tokens: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        if index.shape[0] > tokens.shape[1]:
-            tokens = F.pad(tokens, (0, 0, 0, 1))
-        return tokens.index_select(1, index)
+    def forward(tokens: Tensor, token_of_slot: Tensor, slot_of_token: Tensor, padded_slots: Tensor) -> Tensor:
+        return tokens.index_select(1, token_of_slot)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1], inputs[2])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        index, inverse = ctx.saved_tensors
-        return _GatherTokens.apply(gradient, inverse, index), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        _, slot_of_token, padded_slots = ctx.saved_tensors
+        if not len(padded_slots):
+            return gradient.index_select(1, slot_of_token), None, None, None
+        for_tokens = gradient.index_select(1, torch.cat((slot_of_token, padded_slots[:1])))
+        for_tokens[:, -1] = gradient.index_select(1, padded_slots).sum(1)
+        return for_tokens, None, None, None
+
+
+class _WindowsToTokens(torch.autograd.Function):
+    """Take tokens (B, N, C) out of windows (B, slots, C) in one copy, and put their gradients back in one copy."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(windows: Tensor, token_of_slot: Tensor, slot_of_token: Tensor, padded_slots: Tensor) -> Tensor:
+        return windows.index_select(1, slot_of_token)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        indices = ctx.saved_tensors
+        # A padded slot takes no part in what follows.
+        padded = F.pad(gradient, (0, 0, 0, 1)) if len(indices[2]) else gradient
+        return _TokensToWindows.apply(padded, *indices), None, None, None
 
 
 class EsvitSwinAttention(nn.Module):
@@ -221,22 +260,27 @@ class EsvitSwinAttention(nn.Module):
         place = (grid, self.window, self.shift)
         indices = None if tracing else _window_indices(*place, tokens.device)
         if tracing:
-            tokens = cut_windows(tokens, *place)
-        elif indices is not None:
-            tokens = _GatherTokens.apply(tokens, *indices)
-        qkv = self.qkv(tokens).view(batch, -1, size, 3, heads, channels // heads)
+            projected = self.qkv(cut_windows(tokens, *place))
+        elif indices is None:
+            projected = self.qkv(tokens)
+        elif len(indices.padded_slots):
+            # One zero token behind the others stands for all padded ones, so that they cost no products.
+            projected = _TokensToWindows.apply(self.qkv(F.pad(tokens, (0, 0, 0, 1))), *indices)
+        else:
+            projected = self.qkv(_TokensToWindows.apply(tokens, *indices))
+        qkv = projected.view(batch, -1, size, 3, heads, channels // heads)
         # PyTorch's 16-bit softmax on CPU is up to 5 times slower than its 32-bit one for rows this short.
         short_rows = size < 64 and qkv.device.type == "cpu" and qkv.element_size() == 2
         bias = self.relative_position_bias(torch.float32 if short_rows else qkv.dtype)
         if self.shift:
             bias = bias + (shift_mask if tracing else _cached_shift_mask)(*place, bias.dtype, bias.device)
         mixed, probabilities = self._attend(qkv, bias, output_attentions)
-        output = self.projection(mixed.reshape(batch, -1, channels))
+        mixed = mixed.reshape(batch, -1, channels)
         if tracing:
-            output = join_windows(output, *place)
+            mixed = join_windows(mixed, *place)
         elif indices is not None:
-            output = _GatherTokens.apply(output, *reversed(indices))
-        return output, probabilities
+            mixed = _WindowsToTokens.apply(mixed, *indices)
+        return self.projection(mixed), probabilities
 
     def _attend(self, qkv: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
         """Attend with the configured implementation.
@@ -267,7 +311,8 @@ class EsvitSwinAttention(nn.Module):
 
     def _attend_by_products(self, qkv: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
         """Attend step by step, as `_attend`; the scores have the type of the bias."""
-        query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
+        # Taken apart before they are transposed, so that the three gradients are written where they belong at once.
+        query, key, value = (part.transpose(2, 3) for part in qkv.unbind(3))
         scores = query.flatten(0, 2) @ key.flatten(0, 2).transpose(1, 2)
         scores = scores.to(bias.dtype).view(*query.shape[:-1], -1)
         probabilities = torch.add(bias, scores, alpha=self.scaling).softmax(dim=-1)
@@ -310,7 +355,7 @@ class EsvitSwinBlock(GradientCheckpointingLayer):
         Returns:
             (B, N, C) and (B * windows, heads, w^2, w^2) probabilities or None.
         """
-        # The map is padded behind the norm, so that padded tokens enter the projections as zeros.
+        # The map is padded behind the norm: a padded token is what the projection makes of zeros.
         mixed, probabilities = self.attention(self.attention_norm(tokens), grid, output_attentions)
         tokens = tokens + self.stochastic_depth(mixed)
         tokens = tokens + self.stochastic_depth(self.mlp(self.mlp_norm(tokens)))

@@ -21,6 +21,13 @@ CPU_TILE_ELEMENTS = 2**20
 """On CPU prototypes are taken by so many, with as many rows as keep the product in the cache."""
 
 
+def _blocks_of_prototypes(prototypes: Tensor) -> list[slice]:
+    """Split K rows into blocks that stay in the cache on CPU; one block elsewhere."""
+    count = prototypes.shape[0]
+    size = CPU_COLUMNS if prototypes.device.type == "cpu" else count
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 class _Prototypes:
     """The prototype matrix W (K, D) as blocks of columns of the logits, without a float32 copy of it.
 
@@ -40,8 +47,9 @@ class _Prototypes:
             self.column_scale = self.scale.t()
         if dtype != directions.dtype:
             # A smaller copy is needed anyway: it takes the scale in.
-            rounded = torch.empty_like(directions, dtype=dtype)
-            self.matrix = rounded.copy_(directions) if gain is None else torch.mul(directions, self.scale, out=rounded)
+            self.matrix = torch.empty_like(directions, dtype=dtype)
+            for block in _blocks_of_prototypes(directions):
+                self.matrix[block] = directions[block] if gain is None else directions[block] * self.scale[block]
             self.column_scale = None
 
     def logits(self, rows: Tensor, columns: slice, dtype: torch.dtype) -> Tensor:
@@ -76,12 +84,11 @@ class _Tiles:
         self.prototypes = prototypes
         count, width = prototypes.directions.shape
         device = prototypes.directions.device
-        rows, columns = block_elements // count, count
+        self.columns = _blocks_of_prototypes(prototypes.directions)
+        rows = block_elements // count
         if device.type == "cpu":
-            columns = min(count, CPU_COLUMNS)
-            rows = min(rows, CPU_TILE_ELEMENTS // columns)
+            rows = min(rows, CPU_TILE_ELEMENTS // self.columns[0].stop)
         self.rows = max(1, rows)
-        self.columns = [slice(start, min(start + columns, count)) for start in range(0, count, columns)]
         self.gradient = torch.zeros(count, width, dtype=dtype, device=device)
         # Until the end a block (C, D) holds its transpose (D, C): that product is the faster one on CPU.
         self.transposed = [self.gradient[block].view(width, -1) for block in self.columns]
