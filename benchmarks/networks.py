@@ -17,6 +17,38 @@ from benchmarks.peers import (
 
 EVALUATION_BATCH = 8
 TRAINING_BATCH = 4
+TRAINING_ROW = f"Swin-T forward and backward, 2 x 224 and 8 x 96 crops, batch {TRAINING_BATCH}, float32"
+
+
+def forward_row(dtype: torch.dtype) -> str:
+    """Name the row of the forward pass."""
+    return f"Swin-T forward at 224, batch {EVALUATION_BATCH}, evaluation, {str(dtype).removeprefix('torch.')}"
+
+
+def prepare_forward(dtype: torch.dtype, build: Callable[[], Network] = build_ours) -> Run:
+    torch.manual_seed(0)
+    network = build()
+    network.module.to(dtype).eval()
+    pixels = torch.randn(EVALUATION_BATCH, 3, 224, 224, dtype=dtype)
+
+    def run() -> None:
+        with torch.inference_mode():
+            network.features(pixels)
+
+    return run
+
+
+def prepare_training(build: Callable[[], Network] = build_ours) -> Run:
+    torch.manual_seed(0)
+    network = build()
+    network.module.train()
+    groups = [torch.randn(2 * TRAINING_BATCH, 3, 224, 224), torch.randn(8 * TRAINING_BATCH, 3, 96, 96)]
+
+    def run() -> None:
+        network.module.zero_grad(set_to_none=True)
+        multi_crop_features(network, groups).square().mean().backward()
+
+    return run
 
 
 def evaluation_rows(rounds: int) -> list[Row]:
@@ -28,43 +60,19 @@ def evaluation_rows(rounds: int) -> list[Row]:
     }
     rows = []
     for dtype, reach in ((torch.float32, 0.95), (torch.bfloat16, 0.9)):
-        torch.manual_seed(0)
-        networks = {name: build() for name, build in builders.items()}
-        pixels = torch.randn(EVALUATION_BATCH, 3, 224, 224, dtype=dtype)
-
-        def forward(network: Network, pixels: torch.Tensor = pixels) -> Run:
-            def run() -> None:
-                with torch.inference_mode():
-                    network.features(pixels)
-
-            return run
-
-        for network in networks.values():
-            network.module.to(dtype).eval()
-        seconds = interleave({name: forward(network) for name, network in networks.items()}, rounds=rounds, warmup=2)
-        name = f"Swin-T forward at 224, batch {EVALUATION_BATCH}, evaluation, {str(dtype).removeprefix('torch.')}"
+        cases = {name: prepare_forward(dtype, build) for name, build in builders.items()}
+        seconds = interleave(cases, rounds=rounds, warmup=2)
         ours = seconds.pop(OURS)
-        rows.append(compare(name, ours, seconds, reach=reach, unit="ms an image", scale=1e3 / EVALUATION_BATCH))
+        rows.append(
+            compare(forward_row(dtype), ours, seconds, reach=reach, unit="ms an image", scale=1e3 / EVALUATION_BATCH)
+        )
     return rows
 
 
 def training_rows(rounds: int) -> list[Row]:
-    torch.manual_seed(0)
-    networks = {OURS: build_ours(), "transformers": build_transformers(), "timm": build_timm()}
-    groups = [torch.randn(2 * TRAINING_BATCH, 3, 224, 224), torch.randn(8 * TRAINING_BATCH, 3, 96, 96)]
-
-    def forward_backward(network: Network) -> Run:
-        def run() -> None:
-            network.module.zero_grad(set_to_none=True)
-            multi_crop_features(network, groups).square().mean().backward()
-
-        return run
-
-    for network in networks.values():
-        network.module.train()
-    seconds = interleave({name: forward_backward(network) for name, network in networks.items()}, rounds=rounds)
-    name = f"Swin-T forward and backward, 2 x 224 and 8 x 96 crops, batch {TRAINING_BATCH}, float32"
-    return [compare(name, seconds.pop(OURS), seconds, reach=0.9)]
+    builders = {OURS: build_ours, "transformers": build_transformers, "timm": build_timm}
+    seconds = interleave({name: prepare_training(build) for name, build in builders.items()}, rounds=rounds)
+    return [compare(TRAINING_ROW, seconds.pop(OURS), seconds, reach=0.9)]
 
 
 def measure(rounds: int = 9) -> list[Row]:

@@ -18,7 +18,7 @@ from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks import data, growth, knn, losses, networks, optimizer, step
+from benchmarks import data, growth, knn, limits, losses, networks, optimizer, step
 from benchmarks.measure import ROOT, Row
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -117,14 +117,18 @@ def bench(topics: list[str] | None = None, photographs: Path | None = None, with
     rows: list[Row] = []
     for topic in tqdm(topics or TOPICS, unit="topic"):
         rows += measures[topic]()
-    report: dict[str, Any] = {"machine": describe_machine(), "rows": [row.to_dict() for row in rows]}
+    report: dict[str, Any] = {
+        "machine": describe_machine(),
+        "rows": [row.to_dict() for row in rows],
+        "limits": limits.measure(rows),
+    }
     RESULTS.mkdir(parents=True, exist_ok=True)
     if with_growth:
         report["growth"] = growth.measure()
         plot_growth(report["growth"], RESULTS / "growth.png")
     (RESULTS / "latest.json").write_text(json.dumps(report, indent=2) + "\n")
     plot_ratios(rows, RESULTS / "ratios.png")
-    print(format_table(rows))
+    print(format_table(rows), limits.format_limits(report["limits"]), sep="\n\n")
     print(f"{(time.perf_counter() - start) / 60:.1f} minutes; {json.dumps(report['machine'])}")
 
 

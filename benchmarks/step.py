@@ -23,8 +23,11 @@ DROP_PATH_RATE = 0.1
 MAX_NORM = 3.0
 TEACHER_MOMENTUM = 0.996
 VIEWS = ((2, 224), (8, 96))
-CHECKPOINTED_BLOCKS = 2
-"""The blocks of the first stage."""
+CHECKPOINTED_BLOCKS = 4
+"""The blocks of the first two stages."""
+NAME = f"pretraining step, Swin-T, batch {BATCH}, K {NUM_PROTOTYPES}"
+CHECKPOINTED_LABEL = f"float32, {CHECKPOINTED_BLOCKS} checkpointed blocks"
+TIME_ROWS = {label: f"{NAME}, {label}: time" for label in ("float32", CHECKPOINTED_LABEL, "bf16 autocast")}
 
 
 def draw_crops(batch: int, views: Sequence[tuple[int, int]] = VIEWS) -> list[Tensor]:
@@ -133,12 +136,10 @@ MEMORY_CASES: dict[str, Prepare] = {
 
 def measure(rounds: int = 5) -> list[Row]:
     """Return the rows of this topic: time in three settings, memory in two."""
-    name = f"pretraining step, Swin-T, batch {BATCH}, K {NUM_PROTOTYPES}"
-    checkpointed = f"float32, {CHECKPOINTED_BLOCKS} checkpointed blocks"
     memory = {case: peak_memory("step", case) for case in MEMORY_CASES}
     settings: dict[str, dict[str, tuple[float, int]]] = {
         # Accelerate knows one precision at a time, so that each has its own turns.
-        "no": {"float32": (0.7, 0), checkpointed: (0.7, CHECKPOINTED_BLOCKS)},
+        "no": {"float32": (0.7, 0), CHECKPOINTED_LABEL: (0.7, CHECKPOINTED_BLOCKS)},
         "bf16": {"bf16 autocast": (0.35, 0)},
     }
     rows = []
@@ -146,9 +147,9 @@ def measure(rounds: int = 5) -> list[Row]:
         cases = {label: prepare_ours(precision, checkpointed_blocks=blocks) for label, (_, blocks) in labels.items()}
         seconds = interleave({**cases, PLAIN: prepare_plain()}, rounds=rounds)
         against = {PLAIN: seconds[PLAIN]}
-        rows += [compare(f"{name}, {label}: time", seconds[label], against, reach=labels[label][0]) for label in labels]
-    for label, case in (("float32", OURS), (checkpointed, CHECKPOINTED)):
-        row_name = f"{name}, {label}: peak memory"
+        rows += [compare(TIME_ROWS[label], seconds[label], against, reach=labels[label][0]) for label in labels]
+    for label, case in (("float32", OURS), (CHECKPOINTED_LABEL, CHECKPOINTED)):
+        row_name = f"{NAME}, {label}: peak memory"
         against = {PLAIN: memory[PLAIN]}
         rows.append(compare(row_name, memory[case], against, reach=0.45, unit="MiB", scale=2**-20))
     return rows
