@@ -158,7 +158,7 @@ def train(variant: Variant, words: list[str], arguments: PretrainingArguments) -
     before = Usage.read(folder)
     log_path = folder / "log.txt"
     with log_path.open("a") as log:
-        child = subprocess.Popen(training_command(variant, words, arguments), cwd=ROOT, stdout=log, stderr=log)
+        child = subprocess.Popen(training_command(variant, words, arguments), stdout=log, stderr=log)
     process, usage = psutil.Process(child.pid), before
     try:
         while child.poll() is None:
@@ -277,12 +277,13 @@ def run(
     dataset: str,
     transfer_dataset: str,
     *,
-    test_split: str = "valid",
+    test_split: str = "validation",
     transfer_train_split: str = "train",
     transfer_test_split: str = "test",
     variants: list[str] | None = None,
     seeds: list[int] = [0, 1, 2],  # noqa: B006 - shown by --help, never changed
     output: Path = OUTPUT,
+    share: float = 1.0,
     fields: list[str] | None = None,
 ) -> None:
     """Train and evaluate all runs that have no result yet, one after the other; seed by seed, so that pairs come first.
@@ -298,6 +299,7 @@ def run(
         variants: names of variants; all by default.
         seeds: of weights, order and crops.
         output: folder of the runs.
+        share: of the epochs of every variant; 0.5 is half the compute.
         fields: fields of the recipe to change in all variants, as on the command line.
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -310,6 +312,8 @@ def run(
                 print(f"{folder}: finished before", flush=True)
                 continue
             words = recipe_words(variant, dataset, test_split, seed, folder, fields or [])
+            epochs = max(1, round(share * parse_arguments(words).num_epochs))
+            words += ["--num_epochs", str(epochs)]
             arguments = parse_arguments(words)
             train(variant, words, arguments)
             result = finish(name, arguments, transfer)
@@ -319,7 +323,7 @@ def run(
 def time(
     dataset: str,
     *,
-    test_split: str = "valid",
+    test_split: str = "validation",
     variants: list[str] | None = None,
     steps: int = 20,
     minutes: float = 60.0,
@@ -355,4 +359,4 @@ def time(
 
 
 if __name__ == "__main__":
-    auto_cli({"run": run, "time": time, "table": table})
+    auto_cli({"run": run, "time": time, "table": table}, as_positional=False)
