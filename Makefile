@@ -1,4 +1,4 @@
-.PHONY: demo test test-browser test-oldest lint format types check audit bench soak cards chaos clean
+.PHONY: demo test test-browser test-oldest lint format types check audit bench soak reproduce reproduce-quick cards chaos clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -31,6 +31,20 @@ bench: $(INSTALLED)
 
 soak: $(INSTALLED)
 	$(BIN)/python -m benchmarks.soak
+
+# docs/reproduction.md says how to get the data.
+DATASET ?= outputs/tiny-imagenet-40
+TRANSFER_DATASET ?= uoft-cs/cifar10
+REPRODUCTION := $(BIN)/python -m benchmarks.reproduction
+REPRODUCTION_DATA := --dataset $(DATASET) --transfer_dataset $(TRANSFER_DATASET)
+
+reproduce: $(INSTALLED)
+	$(REPRODUCTION) run $(REPRODUCTION_DATA)
+	$(REPRODUCTION) table
+
+reproduce-quick: $(INSTALLED)
+	$(REPRODUCTION) run $(REPRODUCTION_DATA) --variants '[V, V+R]' --seeds '[0]' --share 0.5 --output outputs/reproduction_quick
+	$(REPRODUCTION) table --output outputs/reproduction_quick --results_folder outputs/reproduction_quick
 
 cards: $(INSTALLED)
 	$(BIN)/esvit zoo cards model_cards --readme README.md

@@ -1,0 +1,163 @@
+"""Tables and figures of the comparison in `benchmarks.reproduction`, from the results of its runs."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import ttest_rel
+
+from benchmarks.measure import ROOT
+from esvit_hf.analysis.figures import COLOURS, Picture, drawing
+from esvit_hf.analysis.training_curves import plot_training, read_metrics
+
+RESULT = "result.json"
+"""Name of the file with what was measured on a run, in its folder."""
+RESULTS = ROOT / "benchmarks" / "results"
+QUALITIES = {
+    "knn": "k-NN (%)",
+    "linear": "linear (%)",
+    "transfer": "transfer (%)",
+    "mirror": "mirror (%)",
+    "crops": "crops (%)",
+}
+COSTS = {
+    "processor_minutes": "processor minutes",
+    "images_per_processor_second": "images / processor s",
+    "peak_mebibytes": "memory (MiB)",
+}
+PAIR = ("V", "V+R")
+
+Result = dict[str, Any]
+
+
+def read_results(output: Path) -> list[Result]:
+    """Read the results of all finished runs, sorted by variant and seed.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    results = [{**json.loads(path.read_text()), "folder": path.parent} for path in sorted(output.glob(f"*/{RESULT}"))]
+    if not results:
+        raise ValueError(
+            f"{output} holds no finished run: start `python -m benchmarks.reproduction run` with this output"
+        )
+    return sorted(results, key=lambda result: (result["variant"], result["seed"]))
+
+
+def by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Group results by the name of their variant."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result["variant"], []).append(result)
+    return groups
+
+
+def summarise(results: Sequence[Result], name: str) -> str:
+    """Return mean and standard deviation of a number over the seeds as a cell of a table."""
+    values = [result[name] for result in results if result[name]]
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def format_table(results: Sequence[Result]) -> str:
+    """Return the results as a Markdown table, one line a variant."""
+    columns = QUALITIES | COSTS
+    lines = ["| variant | seeds | " + " | ".join(columns.values()) + " |", "|---|---:" + "|---:" * len(columns) + "|"]
+    for variant, members in by_variant(results).items():
+        cells = [summarise(members, name) for name in columns]
+        lines.append(f"| {variant} | {len(members)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def paired_tests(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Compare the two variants of `PAIR` seed by seed with a paired t-test; empty with fewer than two common seeds."""
+    groups = by_variant(results)
+    before, after = ({result["seed"]: result for result in groups.get(name, [])} for name in PAIR)
+    seeds = sorted(before.keys() & after.keys())
+    if len(seeds) < 2:
+        return []
+    tests = []
+    for name in QUALITIES:
+        pairs = [(before[seed][name], after[seed][name]) for seed in seeds]
+        test = ttest_rel([second for _, second in pairs], [first for first, _ in pairs])
+        difference = statistics.mean(second - first for first, second in pairs)
+        interval = test.confidence_interval()
+        tests.append(
+            {
+                "measure": name,
+                "seeds": len(seeds),
+                "difference": difference,
+                "low": float(interval.low),
+                "high": float(interval.high),
+                "t": float(test.statistic),
+                "p": float(test.pvalue),
+            }
+        )
+    return tests
+
+
+def format_tests(tests: Sequence[dict[str, Any]]) -> str:
+    """Return the paired tests as a Markdown table."""
+    lines = [
+        f"| {PAIR[1]} minus {PAIR[0]} | seeds | difference | 95 % interval | t | p |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for test in tests:
+        lines.append(
+            f"| {QUALITIES[test['measure']]} | {test['seeds']} | {test['difference']:+.2f} "
+            f"| {test['low']:+.2f} to {test['high']:+.2f} | {test['t']:.2f} | {test['p']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def knn_curve(result: Result) -> tuple[list[float], list[float]]:
+    """Return processor minutes and top-1 in percent of a run's online k-NN."""
+    lines = read_metrics(result["folder"] / "metrics.jsonl")
+    name = next((name for line in lines for name in line if name.startswith("knn")), None)
+    points = [(line["step"], line[name]) for line in lines if name in line]
+    minutes = [step / lines[-1]["step"] * result["processor_minutes"] for step, _ in points]
+    return minutes, [100 * share for _, share in points]
+
+
+def plot_compute(results: Sequence[Result]) -> Picture:
+    """Draw accuracy against processor time: a line a run, and the bounds across."""
+    with drawing(6.3, 4) as picture:
+        axes = picture.figure.subplots()
+        for colour, (variant, members) in zip(COLOURS, by_variant(results).items(), strict=False):
+            for number, result in enumerate(members):
+                label = variant if number == 0 else None
+                if (result["folder"] / "metrics.jsonl").exists():
+                    axes.plot(*knn_curve(result), color=colour, linestyle="-", marker="o", label=label)
+                else:
+                    axes.axhline(result["knn"], color=colour, linestyle="--", label=label)
+        axes.set(xlabel="processor minutes", ylabel=f"{QUALITIES['knn']}, teacher", xlim=(0, None))
+        axes.legend()
+    return picture
+
+
+def table(output: Path = Path("outputs/reproduction"), results_folder: Path = RESULTS) -> None:
+    """Print the tables of all finished runs, and write them as JSON with the figures.
+
+    Args:
+        output: folder of the runs.
+        results_folder: where reproduction.json and the figures go.
+    """
+    results = read_results(output)
+    tests = paired_tests(results)
+    results_folder.mkdir(parents=True, exist_ok=True)
+    records = [{name: value for name, value in result.items() if name != "folder"} for result in results]
+    report = {"results": records, "paired_tests": tests}
+    (results_folder / "reproduction.json").write_text(json.dumps(report, indent=2) + "\n")
+    plot_compute(results).save(results_folder / "reproduction_compute.png")
+    for variant, members in by_variant(results).items():
+        metrics = members[0]["folder"] / "metrics.jsonl"
+        if metrics.exists():
+            picture = plot_training(metrics, members[0]["prototypes"])
+            picture.save(results_folder / f"reproduction_{variant.replace(' ', '_')}.png")
+    print(format_table(results))
+    if tests:
+        print(f"\n{format_tests(tests)}")

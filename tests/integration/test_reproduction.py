@@ -1,0 +1,100 @@
+"""The comparison of the losses: its runs can be stopped and continued, its tables say what was measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+from benchmarks.measure import ROOT
+from benchmarks.reproduction import run
+from benchmarks.reproduction_table import COSTS, QUALITIES, format_table, paired_tests, read_results, table
+from scipy.stats import ttest_rel
+
+from esvit_hf.analysis.training_curves import read_metrics
+
+IMAGES = str(ROOT / "examples" / "data" / "fashion_mnist")
+NETWORK = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
+FIELDS = {
+    "train_split": "train[:128]",
+    "model_config": json.dumps(NETWORK),
+    "num_prototypes": 32,
+    "head_hidden_dim": 16,
+    "head_bottleneck_dim": 8,
+    "batch_size": 32,
+    "num_epochs": 2,
+    "warmup_epochs": 1,
+    "num_workers": 0,
+    "logging_steps": 1,
+    "knn_every_epochs": 1,
+}
+
+
+def run_small(output: Path, variant: str, max_steps: int) -> None:
+    fields = [word for name, value in {**FIELDS, "max_steps": max_steps}.items() for word in (f"--{name}", str(value))]
+    run(
+        IMAGES,
+        IMAGES,
+        test_split="test[:64]",
+        transfer_train_split="train[:128]",
+        transfer_test_split="test[:64]",
+        variants=[variant],
+        seeds=[3],
+        output=output,
+        fields=fields,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:the best learning rate")
+def test_runs_are_continued_until_they_have_a_result(tmp_path):
+    folder = tmp_path / "V-seed3"
+    run_small(tmp_path, "V", max_steps=3)
+    first = json.loads((folder / "result.json").read_text())
+    # As if the run had been stopped after three steps.
+    (folder / "result.json").unlink()
+    run_small(tmp_path, "V", max_steps=8)
+    result = json.loads((folder / "result.json").read_text())
+    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line] == [*range(1, 9)]
+    assert "region_loss" not in read_metrics(folder / "metrics.jsonl")[1]
+    assert result["processor_minutes"] > 1.5 * first["processor_minutes"] > 0
+    assert result["images_per_processor_second"] == pytest.approx(8 * 32 / (60 * result["processor_minutes"]))
+    assert result["peak_mebibytes"] > 100
+    assert all(0 <= result[name] <= 100 for name in QUALITIES)
+
+    run_small(tmp_path, "random", max_steps=8)
+    written = (folder / "result.json").stat().st_mtime_ns
+    run_small(tmp_path, "V", max_steps=8)
+    assert (folder / "result.json").stat().st_mtime_ns == written
+
+    table(tmp_path, tmp_path / "tables")
+    report = json.loads((tmp_path / "tables" / "reproduction.json").read_text())
+    assert [record["variant"] for record in report["results"]] == ["V", "random"]
+    assert {path.name for path in (tmp_path / "tables").glob("*.png")} == {
+        "reproduction_compute.png",
+        "reproduction_V.png",
+    }
+
+
+def test_unknown_variants_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no variant W: choose from V\+R, V"):
+        run_small(tmp_path, "W", max_steps=1)
+
+
+def test_an_output_without_results_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no finished run"):
+        read_results(tmp_path)
+
+
+def test_numbers_are_paired_by_seed():
+    shares = {("V", 0): 20.0, ("V", 1): 22.0, ("V", 2): 21.0, ("V+R", 0): 23.0, ("V+R", 2): 25.0, ("V+R", 5): 90.0}
+    results = [
+        {"variant": variant, "seed": seed, **dict.fromkeys(QUALITIES | COSTS, share)}
+        for (variant, seed), share in shares.items()
+    ]
+    line = "| V | 3 |" + " 21.0 ± 1.0 |" * 8
+    assert line in format_table(results)
+    expected = ttest_rel([23.0, 25.0], [20.0, 21.0])
+    for test in paired_tests(results):
+        assert test["seeds"] == 2
+        assert test["difference"] == pytest.approx(3.5)
+        assert test["p"] == pytest.approx(expected.pvalue)
+        assert test["low"] < 3.5 < test["high"]
+    assert paired_tests([result for result in results if result["seed"] == 0]) == []
