@@ -57,7 +57,7 @@ test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	sed -n 's/^ *\([A-Za-z0-9_-]*\)\(\[.*\]\)\{0,1\}>=\([0-9.]*\)$$/\1==\3/p' setup.cfg > .venv-oldest/oldest.txt
 	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/oldest.txt --editable ".[dev,onnx,plots,tracking]"
-	.venv-oldest/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 audit: $(INSTALLED)
 	$(BIN)/pip freeze --exclude-editable > $(VENV)/installed.txt
