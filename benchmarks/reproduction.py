@@ -1,8 +1,8 @@
-"""Does the region loss help? Pretrains what the paper compares at equal compute, and evaluates it.
+"""Does the region loss help? Pretrains what the paper compares, and evaluates it.
 
 `python -m benchmarks.reproduction run` trains and evaluates what is not finished yet and continues what was stopped, so
 that it may be killed and started again at any time; `table` makes tables and figures; `time` measures what an image
-costs, from which the epochs in `VARIANTS` follow.
+costs, from which the epochs of a budget follow.
 """
 
 import json
