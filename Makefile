@@ -63,7 +63,7 @@ audit: $(INSTALLED)
 	$(BIN)/pip freeze --exclude-editable > $(VENV)/installed.txt
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/pip install --quiet pip-audit
-	.venv-audit/bin/pip-audit --no-deps --disable-pip --requirement $(VENV)/installed.txt
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/installed.txt
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
