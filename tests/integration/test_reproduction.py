@@ -21,6 +21,7 @@ FIELDS = {
     "head_bottleneck_dim": 8,
     "batch_size": 32,
     "num_epochs": 2,
+    "learning_rate": 1e-4,
     "warmup_epochs": 1,
     "num_workers": 0,
     "logging_steps": 1,

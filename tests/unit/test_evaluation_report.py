@@ -149,7 +149,10 @@ def test_the_numbers_are_those_of_the_single_jobs(model: Path, data: Path, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore:the best learning rate")
-def test_an_augmented_probe_learns_from_crops(model: Path, data: Path) -> None:
+def test_an_augmented_probe_learns_from_crops(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "shades"
+    write(data, "train", 200)
+    write(data, "test", 60, seed=1)
     settings: dict[str, Any] = {"blocks": [1, 2], "epochs": 3, "num_workers": 0, "learning_rates": [0.3, 3.0]}
     plain, first, again = (
         measure_linear_probe(str(model), str(data), augment=augment, **settings) for augment in (False, True, True)

@@ -57,8 +57,12 @@ def clip_each_gradient(parameters: Iterable[nn.Parameter], max_norm: float) -> T
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = torch._foreach_norm(gradients)
-    scales = torch.stack(norms).add(1e-6).reciprocal_().mul_(max_norm).clamp_(max=1.0)
-    torch._foreach_mul_(gradients, list(scales.unbind()))
+    # In lists up to the end, as a stack of norms of sharded gradients cannot be taken apart before PyTorch 2.10.
+    scales = torch._foreach_add(norms, 1e-6)
+    torch._foreach_reciprocal_(scales)
+    torch._foreach_mul_(scales, max_norm)
+    torch._foreach_clamp_max_(scales, 1.0)
+    torch._foreach_mul_(gradients, scales)
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
