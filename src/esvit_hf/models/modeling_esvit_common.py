@@ -66,6 +66,48 @@ class AttentionLayout:
     allowed: Tensor
 
 
+def softmax_type(scores_like: Tensor, keys: int) -> torch.dtype:
+    """Type in which the softmax over a number of keys is fast, for scores on the device and in the type of a tensor."""
+    # PyTorch's 16-bit softmax on CPU is up to 5 times slower than its 32-bit one for rows this short.
+    short_rows = keys < 64 and scores_like.device.type == "cpu" and scores_like.element_size() == 2
+    return torch.float32 if short_rows else scores_like.dtype
+
+
+def fused_attention_is_slow(query: Tensor, bias: Tensor | None) -> bool:
+    """Whether plain matrix products are faster than `scaled_dot_product_attention` with its gradients."""
+    # On CPU the fused kernel has no gradient for the bias, and its backward pass is several times slower in 16 bits.
+    return query.device.type == "cpu" and (query.element_size() == 2 or (bias is not None and bias.requires_grad))
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention by plain matrix products, with the signature of the attention functions of transformers.
+
+    Args:
+        module: The calling module.
+        query: (B, A, queries, d).
+        key: (B, A, keys, d).
+        value: (B, A, keys, d).
+        attention_mask: Added to the scaled scores; broadcasts to (B, A, queries, keys).
+        scaling: Factor of the scores.
+        **kwargs: Settings of other implementations.
+
+    Returns:
+        (B, queries, A, d) and (B, A, queries, keys) probabilities.
+    """
+    scores = (query @ key.transpose(-1, -2)).to(softmax_type(query, key.shape[-2]))
+    scores = scores * scaling if attention_mask is None else torch.add(attention_mask, scores, alpha=scaling)
+    probabilities = scores.softmax(dim=-1).to(value.dtype)
+    return (probabilities @ value).transpose(1, 2), probabilities
+
+
 def full_attention_layout(grid: tuple[int, int], stride: tuple[int, int], num_global_tokens: int) -> AttentionLayout:
     """Describe attention of all tokens to all tokens.
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,8 @@ from .modeling_esvit_common import (
     MultilayerPerceptron,
     StageOutput,
     StochasticDepth,
+    eager_attention,
+    fused_attention_is_slow,
     stochastic_depth_rates,
     window_attention_layout,
 )
@@ -41,34 +42,6 @@ def relative_position_index(window: int) -> Tensor:
     position = torch.arange(window)
     offset = position[:, None] - position[None, :] + window - 1
     return (offset[:, None, :, None] * (2 * window - 1) + offset[None, :, None, :]).flatten()
-
-
-def eager_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attention by plain matrix products, with the signature of the attention functions of transformers.
-
-    Args:
-        module: The calling module.
-        query: (B, A, queries, d).
-        key: (B, A, keys, d).
-        value: (B, A, keys, d).
-        attention_mask: Added to the scaled scores; broadcasts to (B, A, queries, keys).
-        scaling: Factor of the scores.
-        **kwargs: Settings of other implementations.
-
-    Returns:
-        (B, queries, A, d) and (B, A, queries, keys) probabilities.
-    """
-    scores = query @ key.transpose(-1, -2) * scaling
-    probabilities = (scores if attention_mask is None else scores + attention_mask).softmax(dim=-1)
-    return (probabilities @ value).transpose(1, 2), probabilities
 
 
 def _is_recomputation() -> bool:
@@ -176,13 +149,15 @@ class EsvitCvtAttention(nn.Module):
         """
         bias = self.relative_position_bias(window).to(query.dtype)[None] if self.relative else None
         implementation = self.config._attn_implementation
-        if implementation == "sdpa" and not output_attentions:
+        fused = implementation == "sdpa" and not fused_attention_is_slow(query, bias)
+        if fused and not output_attentions:
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scaling)
             return mixed.transpose(1, 2), None
         attend = eager_attention
-        if not output_attentions:
+        if implementation != "sdpa" and not output_attentions:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
-        return attend(self, query, key, value, bias, scaling=self.scaling, dropout=0.0, is_causal=False)
+        mixed, probabilities = attend(self, query, key, value, bias, scaling=self.scaling, dropout=0.0, is_causal=False)
+        return mixed, probabilities if output_attentions else None
 
 
 class EsvitCvtBlock(GradientCheckpointingLayer):

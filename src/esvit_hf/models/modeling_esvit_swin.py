@@ -22,6 +22,8 @@ from .modeling_esvit_common import (
     MultilayerPerceptron,
     StageOutput,
     StochasticDepth,
+    fused_attention_is_slow,
+    softmax_type,
     stochastic_depth_rates,
     window_attention_layout,
 )
@@ -269,9 +271,7 @@ class EsvitSwinAttention(nn.Module):
         else:
             projected = self.qkv(_TokensToWindows.apply(tokens, *indices))
         qkv = projected.view(batch, -1, size, 3, heads, channels // heads)
-        # PyTorch's 16-bit softmax on CPU is up to 5 times slower than its 32-bit one for rows this short.
-        short_rows = size < 64 and qkv.device.type == "cpu" and qkv.element_size() == 2
-        bias = self.relative_position_bias(torch.float32 if short_rows else qkv.dtype)
+        bias = self.relative_position_bias(softmax_type(qkv, size))
         if self.shift:
             bias = bias + (shift_mask if tracing else _cached_shift_mask)(*place, bias.dtype, bias.device)
         mixed, probabilities = self._attend(qkv, bias, output_attentions)
@@ -289,9 +289,8 @@ class EsvitSwinAttention(nn.Module):
         (B, windows, w^2, heads, C / heads) and (B * windows, heads, w^2, w^2) probabilities or None.
         """
         implementation = self.config._attn_implementation
-        # On CPU the fused kernel has no gradient for the bias and is slower in 16 bits.
-        fused_is_slow = qkv.device.type == "cpu" and (bias.requires_grad or qkv.element_size() == 2)
-        if output_attentions or implementation == "eager" or (implementation == "sdpa" and fused_is_slow):
+        by_products = implementation == "sdpa" and fused_attention_is_slow(qkv, bias)
+        if output_attentions or implementation == "eager" or by_products:
             return self._attend_by_products(qkv, bias, output_attentions)
         if masked := bias.shape[0] > 1:
             # Windows as further heads: the images share the mask without its being repeated.

@@ -25,7 +25,9 @@ from .modeling_esvit_common import (
     MultilayerPerceptron,
     StageOutput,
     StochasticDepth,
+    eager_attention,
     full_attention_layout,
+    fused_attention_is_slow,
     stochastic_depth_rates,
 )
 from .modeling_esvit_linear import EsvitLinear
@@ -157,34 +159,6 @@ def grid_position_index(grid: tuple[int, int], device: torch.device | None = Non
     return (row + offsets[1][None, :, None, :]).flatten()
 
 
-def eager_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attention by plain matrix products, with the signature of the attention functions of transformers.
-
-    Args:
-        module: The calling module.
-        query: (B, A, queries, d).
-        key: (B, A, keys, d).
-        value: (B, A, keys, d).
-        attention_mask: Added to the scaled scores; broadcasts to (B, A, queries, keys).
-        scaling: Factor of the scores.
-        **kwargs: Settings of other implementations.
-
-    Returns:
-        (B, queries, A, d) and (B, A, queries, keys) probabilities.
-    """
-    scores = query @ key.transpose(-1, -2) * scaling
-    probabilities = (scores if attention_mask is None else scores + attention_mask).softmax(dim=-1)
-    return (probabilities @ value).transpose(1, 2), probabilities
-
-
 class EsvitVilAttention(nn.Module):
     """What sparse and full attention share: the biases of the global tokens and the choice of the implementation.
 
@@ -284,14 +258,15 @@ class EsvitVilAttention(nn.Module):
             (B, A, queries, d) and (B, A, queries, keys) probabilities or None.
         """
         implementation = self.config._attn_implementation
-        if implementation == "sdpa" and not output_attentions:
+        fused = implementation == "sdpa" and not fused_attention_is_slow(query, bias)
+        if fused and not output_attentions:
             return F.scaled_dot_product_attention(query, key, value, attn_mask=bias), None
         attention = eager_attention
-        if not output_attentions:
+        if implementation != "sdpa" and not output_attentions:
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         scaling = query.shape[-1] ** -0.5
         mixed, probabilities = attention(self, query, key, value, bias, scaling=scaling, dropout=0.0, is_causal=False)
-        return mixed.transpose(1, 2), probabilities
+        return mixed.transpose(1, 2), probabilities if output_attentions else None
 
 
 class EsvitVilSparseAttention(EsvitVilAttention):
