@@ -27,7 +27,8 @@ COSTS = {
     "images_per_processor_second": "images / processor s",
     "peak_mebibytes": "memory (MiB)",
 }
-PAIR = ("V", "V+R")
+PAIRS = (("V", "V+R"), ("V", "V then V+R"), ("ViT V", "V"), ("ViT V", "V+R"), ("Swin V", "Swin V+R"))
+"""Variants that are compared seed by seed: the second minus the first."""
 
 Result = dict[str, Any]
 
@@ -74,42 +75,44 @@ def format_table(results: Sequence[Result]) -> str:
 
 
 def paired_tests(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Compare the two variants of `PAIR` seed by seed with a paired t-test; empty with fewer than two common seeds."""
-    groups = by_variant(results)
-    before, after = ({result["seed"]: result for result in groups.get(name, [])} for name in PAIR)
-    seeds = sorted(before.keys() & after.keys())
-    if len(seeds) < 2:
-        return []
+    """Compare the variants of `PAIRS` that have two seeds or more in common seed by seed with paired t-tests."""
+    groups = {name: {member["seed"]: member for member in members} for name, members in by_variant(results).items()}
     tests = []
-    for name in QUALITIES:
-        pairs = [(before[seed][name], after[seed][name]) for seed in seeds]
-        test = ttest_rel([second for _, second in pairs], [first for first, _ in pairs])
-        difference = statistics.mean(second - first for first, second in pairs)
-        interval = test.confidence_interval()
-        tests.append(
-            {
-                "measure": name,
-                "seeds": len(seeds),
-                "difference": difference,
-                "low": float(interval.low),
-                "high": float(interval.high),
-                "t": float(test.statistic),
-                "p": float(test.pvalue),
-            }
-        )
+    for first, second in PAIRS:
+        before, after = groups.get(first, {}), groups.get(second, {})
+        seeds = sorted(before.keys() & after.keys())
+        if len(seeds) < 2:
+            continue
+        for name in QUALITIES:
+            test = ttest_rel([after[seed][name] for seed in seeds], [before[seed][name] for seed in seeds])
+            interval = test.confidence_interval()
+            tests.append(
+                {
+                    "first": first,
+                    "second": second,
+                    "measure": name,
+                    "seeds": len(seeds),
+                    "difference": statistics.mean(after[seed][name] - before[seed][name] for seed in seeds),
+                    "low": float(interval.low),
+                    "high": float(interval.high),
+                    "t": float(test.statistic),
+                    "p": float(test.pvalue),
+                }
+            )
     return tests
 
 
 def format_tests(tests: Sequence[dict[str, Any]]) -> str:
     """Return the paired tests as a Markdown table."""
     lines = [
-        f"| {PAIR[1]} minus {PAIR[0]} | seeds | difference | 95 % interval | t | p |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| difference of | measure | seeds | difference | 95 % interval | t | p |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     for test in tests:
         lines.append(
-            f"| {QUALITIES[test['measure']]} | {test['seeds']} | {test['difference']:+.2f} "
-            f"| {test['low']:+.2f} to {test['high']:+.2f} | {test['t']:.2f} | {test['p']:.3f} |"
+            f"| {test['second']} minus {test['first']} | {QUALITIES[test['measure']]} | {test['seeds']} "
+            f"| {test['difference']:+.2f} | {test['low']:+.2f} to {test['high']:+.2f} | {test['t']:.2f} "
+            f"| {test['p']:.3f} |"
         )
     return "\n".join(lines)
 

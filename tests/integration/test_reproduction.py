@@ -5,16 +5,19 @@ from pathlib import Path
 
 import pytest
 from benchmarks.measure import ROOT
-from benchmarks.reproduction import run
+from benchmarks.reproduction import VARIANTS, count_operations, recipe_words, run
 from benchmarks.reproduction_table import COSTS, QUALITIES, format_table, paired_tests, read_results, table
 from scipy.stats import ttest_rel
 
 from esvit_hf.analysis.training_curves import read_metrics
+from esvit_hf.pretraining import parse_arguments
+from esvit_hf.pretraining.build import build_backbone
 
 IMAGES = str(ROOT / "examples" / "data" / "fashion_mnist")
 NETWORK = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
 FIELDS = {
     "train_split": "train[:128]",
+    "model": "esvit_swin",
     "model_config": json.dumps(NETWORK),
     "num_prototypes": 32,
     "head_hidden_dim": 16,
@@ -99,3 +102,15 @@ def test_numbers_are_paired_by_seed():
         assert test["p"] == pytest.approx(expected.pvalue)
         assert test["low"] < 3.5 < test["high"]
     assert paired_tests([result for result in results if result["seed"] == 0]) == []
+
+
+def test_the_networks_take_as_many_operations_as_the_recipes(tmp_path):
+    counts = {}
+    for name in ("V", "Swin V", "ViT V"):
+        arguments = parse_arguments(recipe_words(VARIANTS[name], IMAGES, "test", 0, tmp_path, []))
+        counts[name] = count_operations(build_backbone(arguments), arguments)
+    tokens, width, layers = 37, 96, 4
+    block = tokens * 12 * width**2 + 2 * tokens**2 * width
+    expected = 2 * ((tokens - 1) * 3 * 8**2 * width + layers * block + width**2)
+    assert counts["ViT V"] == expected
+    assert all(count == pytest.approx(counts["V"], rel=0.05) for count in counts.values())
