@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "CVT_48PX",
     "CVT_TINY_W7",
     "RESNET_50",
     "SWIN_BASE_W7",
@@ -142,4 +143,27 @@ SWIN_DEMO = Architecture(
     parameters=302_268,
     shape={"embed_dim": 48, "depths": (2, 2), "num_heads": (2, 4), "patch_size": 4, "window_size": 4},
     untraced={"image_size": 32, "drop_path_rate": 0.0},
+)
+CVT_48PX = Architecture(
+    title="CvT (3 stages)",
+    family="cvt",
+    model_type="esvit_cvt",
+    window=None,
+    parameters=1_219_488,
+    shape={
+        "hidden_sizes": (32, 96, 192),
+        "depths": (1, 1, 2),
+        "patch_sizes": (7, 3, 3),
+        "mlp_ratio": (4, 4, 4),
+        "qkv_kernel_sizes": (3, 3, 3),
+        "qkv_bias": (True, True, True),
+    },
+    untraced={
+        "image_size": 48,
+        "num_heads": (1, 3, 6),
+        "patch_strides": (4, 2, 2),
+        "patch_padding": (2, 1, 1),
+        "window_size": (6, 6, 3),
+        "drop_path_rate": 0.0,
+    },
 )

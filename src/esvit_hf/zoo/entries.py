@@ -18,6 +18,7 @@ from .training_data import (
     IMAGENET_1K,
     IMAGENET_22K,
     OPEN_IMAGES_V4,
+    TINY_IMAGENET_SUBSET,
     WEBVISION_V1,
     TrainingData,
 )
@@ -322,6 +323,15 @@ ENTRIES: tuple[ZooEntry, ...] = (
         tasks="V+R",
         data=FASHION_MNIST_SUBSET,
         training=Training(batch=64, epochs=18, region_start_epoch=0, recipe="examples/recipes/demo.yaml"),
+        license="apache-2.0",
+        release=None,
+    ),
+    ZooEntry(
+        name="esvit_cvt_tiny_imagenet",
+        architecture=architectures.CVT_48PX,
+        tasks="V+R",
+        data=TINY_IMAGENET_SUBSET,
+        training=Training(batch=64, epochs=18, region_start_epoch=0, recipe="examples/recipes/tiny_imagenet.yaml"),
         license="apache-2.0",
         release=None,
     ),

@@ -7,6 +7,7 @@ __all__ = [
     "IMAGENET_1K",
     "IMAGENET_22K",
     "OPEN_IMAGES_V4",
+    "TINY_IMAGENET_SUBSET",
     "WEBVISION_V1",
     "TrainingData",
     "find_training_data",
@@ -84,8 +85,18 @@ FASHION_MNIST_SUBSET = TrainingData(
         "nothing else is a demonstration: it knows no colour, no background and no other object."
     ),
 )
+TINY_IMAGENET_SUBSET = TrainingData(
+    name="Tiny ImageNet (40 classes)",
+    hub_id="zh-plus/tiny-imagenet",
+    folder="tiny-imagenet-40",
+    limits=(
+        "Tiny ImageNet holds photographs of ImageNet-1K, made smaller to 64 pixels; 20,000 of them, of 40 kinds of "
+        "animals, things and food, were seen here. A network of this size that has seen nothing else is for tests and "
+        "comparisons, and knows no fine detail. ImageNet's terms allow research that is not commercial."
+    ),
+)
 
-_ALL = (IMAGENET_1K, IMAGENET_22K, WEBVISION_V1, OPEN_IMAGES_V4, FASHION_MNIST_SUBSET)
+_ALL = (IMAGENET_1K, IMAGENET_22K, WEBVISION_V1, OPEN_IMAGES_V4, FASHION_MNIST_SUBSET, TINY_IMAGENET_SUBSET)
 
 
 def find_training_data(name: str) -> TrainingData | None:
