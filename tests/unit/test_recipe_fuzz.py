@@ -120,6 +120,7 @@ def test_combinations_are_sound_or_one_line(tmp_path: Path, recipe: dict[str, An
         ({"views": [{"count": 2, "size": 8, "scale": [1.0]}]}, "views"),
         ({"views": [{"count": 2, "size": 0, "scale": [0.1, 1.0], "teacher": True}]}, "size"),
         ({"trackers": [None]}, "trackers"),
+        ({"model_konfig": {}}, "a field 'model_konfig', which does not exist"),
         ({"learning_rate": 10**400}, "too large"),
     ],
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from esvit_hf.data.views import ViewSpec, dino_views
@@ -251,4 +252,10 @@ def parse_arguments(command_line: Sequence[str]) -> PretrainingArguments:
     except ArgumentError as error:
         raise ValueError(" ".join(str(error).split())) from error
     del namespace["recipe"]
+    if words[:1] == ["--recipe"]:
+        # The parser overlooks an unknown field whose value is an empty mapping.
+        names = {entry.name for entry in fields(PretrainingArguments)}
+        for name in yaml.safe_load(Path(words[1]).read_text()) or {}:
+            if str(name).partition(".")[0] not in names:
+                raise ValueError(f"recipe {words[1]!r} has a field {name!r}, which does not exist: see --help")
     return PretrainingArguments(**namespace.as_dict())
