@@ -57,7 +57,7 @@ def clip_each_gradient(parameters: Iterable[nn.Parameter], max_norm: float) -> T
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = torch._foreach_norm(gradients)
-    # In lists up to the end, as a stack of norms of sharded gradients cannot be taken apart before PyTorch 2.10.
+    # In lists up to the end, as PyTorch 2.9 cannot take a stack of norms of sharded gradients apart.
     scales = torch._foreach_add(norms, 1e-6)
     torch._foreach_reciprocal_(scales)
     torch._foreach_mul_(scales, max_norm)
