@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -232,10 +232,11 @@ class Splits:
     train: str
     test: str
 
-    def features(self, folder: Path, num_workers: int) -> tuple[Features, torch.Tensor, Features, torch.Tensor]:
-        """Return features and labels of both splits, by the model in a folder."""
+    def features(
+        self, backbone: RegionBackbone, processor: Callable[..., Any], num_workers: int
+    ) -> tuple[Features, torch.Tensor, Features, torch.Tensor]:
+        """Return features and labels of both splits."""
         sources = [load_image_source(self.dataset, split=split) for split in (self.train, self.test)]
-        backbone, processor = load_backbone(str(folder)), load_image_processor(str(folder))
         train, test = (
             extract_features(backbone, source, processor, batch_size=256, num_workers=num_workers) for source in sources
         )
@@ -243,9 +244,11 @@ class Splits:
         return train, train_labels, test, test_labels
 
 
-def evaluate(folder: Path, own: Splits, transfer: Splits, num_workers: int) -> dict[str, float]:
-    """Measure the model in a folder with the library's protocols; shares are in percent."""
-    train, train_labels, test, test_labels = own.features(folder, num_workers)
+def evaluate(
+    backbone: RegionBackbone, processor: Callable[..., Any], own: Splits, transfer: Splits, num_workers: int
+) -> dict[str, float]:
+    """Measure a network with the library's protocols; shares are in percent."""
+    train, train_labels, test, test_labels = own.features(backbone, processor, num_workers)
     knn = knn_accuracy(
         train.values, train_labels, test.values, test_labels, k=(NEIGHBOURS,), temperature=(TEMPERATURE,)
     )
@@ -253,9 +256,8 @@ def evaluate(folder: Path, own: Splits, transfer: Splits, num_workers: int) -> d
         "knn": next(iter(knn.values()))[0],
         "linear": linear_probe(train.values, train_labels, test.values, test_labels, progress=False).top1,
     }
-    train, train_labels, test, test_labels = transfer.features(folder, num_workers)
+    train, train_labels, test, test_labels = transfer.features(backbone, processor, num_workers)
     shares["transfer"] = linear_probe(train.values, train_labels, test.values, test_labels, progress=False).top1
-    backbone, processor = load_backbone(str(folder)), load_image_processor(str(folder))
     source = load_image_source(own.dataset, split=own.test)
     for protocol in ("mirror", "crops"):
         matched = measure_correspondence(backbone, source, processor, protocol=protocol, num_workers=num_workers)
@@ -281,7 +283,8 @@ def finish(variant: str, arguments: PretrainingArguments, transfer: Splits) -> d
         "images_per_processor_second": images / usage.processor_seconds if images else None,
         "peak_mebibytes": usage.peak_mebibytes,
         **evaluate(
-            folder,
+            backbone,
+            load_image_processor(str(folder)),
             Splits(arguments.dataset, arguments.train_split, arguments.knn_split),
             transfer,
             arguments.num_workers,
