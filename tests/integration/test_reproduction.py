@@ -62,6 +62,7 @@ def test_runs_are_continued_until_they_have_a_result(tmp_path):
     assert result["images_per_processor_second"] == pytest.approx(8 * 32 / (60 * result["processor_minutes"]))
     assert result["peak_mebibytes"] > 100
     assert all(0 <= result[name] <= 100 for name in QUALITIES)
+    assert result["mirror_chance"] == pytest.approx(100 / 9)
 
     run_small(tmp_path, "random", max_steps=8)
     written = (folder / "result.json").stat().st_mtime_ns
