@@ -127,16 +127,19 @@ def knn_curve(result: Result) -> tuple[list[float], list[float]]:
 
 
 def plot_compute(results: Sequence[Result]) -> Picture:
-    """Draw accuracy against processor time: a line a run, and the bounds across."""
+    """Draw accuracy against processor time: a line a run, and the means of the bounds across."""
     with drawing(6.3, 4) as picture:
         axes = picture.figure.subplots()
-        for colour, (variant, members) in zip(COLOURS, by_variant(results).items(), strict=False):
+        colours, bounds = iter(COLOURS), iter(("--", ":"))
+        for variant, members in by_variant(results).items():
+            if not (members[0]["folder"] / "metrics.jsonl").exists():
+                height = statistics.mean(result["knn"] for result in members)
+                axes.axhline(height, color="grey", linestyle=next(bounds), label=variant)
+                continue
+            colour = next(colours)
             for number, result in enumerate(members):
                 label = variant if number == 0 else None
-                if (result["folder"] / "metrics.jsonl").exists():
-                    axes.plot(*knn_curve(result), color=colour, linestyle="-", marker="o", label=label)
-                else:
-                    axes.axhline(result["knn"], color=colour, linestyle="--", label=label)
+                axes.plot(*knn_curve(result), color=colour, linestyle="-", marker="o", markersize=3, label=label)
         axes.set(xlabel="processor minutes", ylabel=f"{QUALITIES['knn']}, teacher", xlim=(0, None))
         axes.legend()
     return picture
