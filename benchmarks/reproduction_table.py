@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.stats import ttest_rel
 
 from benchmarks.measure import ROOT
@@ -127,7 +128,7 @@ def knn_curve(result: Result) -> tuple[list[float], list[float]]:
 
 
 def plot_compute(results: Sequence[Result]) -> Picture:
-    """Draw accuracy against processor time: a line a run, and the means of the bounds across."""
+    """Draw accuracy against processor time: mean and standard deviation of each variant, and the bounds across."""
     with drawing(6.3, 4) as picture:
         axes = picture.figure.subplots()
         colours, bounds = iter(COLOURS), iter(("--", ":"))
@@ -136,10 +137,10 @@ def plot_compute(results: Sequence[Result]) -> Picture:
                 height = statistics.mean(result["knn"] for result in members)
                 axes.axhline(height, color="grey", linestyle=next(bounds), label=variant)
                 continue
-            colour = next(colours)
-            for number, result in enumerate(members):
-                label = variant if number == 0 else None
-                axes.plot(*knn_curve(result), color=colour, linestyle="-", marker="o", markersize=3, label=label)
+            minutes, shares = np.array([knn_curve(result) for result in members]).swapaxes(0, 1)
+            spread = shares.std(axis=0, ddof=1) if len(members) > 1 else None
+            middle = (minutes.mean(axis=0), shares.mean(axis=0))
+            axes.errorbar(*middle, spread, color=next(colours), linestyle="-", linewidth=1.5, capsize=2, label=variant)
         axes.set(xlabel="processor minutes", ylabel=f"{QUALITIES['knn']}, teacher", xlim=(0, None))
         axes.legend()
     return picture
