@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from transformers import ResNetConfig, ResNetModel
+from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from esvit_hf import EsvitSwinConfig, EsvitSwinModel
-from esvit_hf.pretraining.build import checkpoint_blocks
+from esvit_hf.pretraining import PretrainingArguments
+from esvit_hf.pretraining.build import build_backbone, checkpoint_blocks
 
 
 def test_the_first_blocks_alone_are_computed_again():
@@ -34,3 +35,13 @@ def test_a_network_without_such_blocks_is_refused():
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
     with pytest.raises(ValueError, match="checkpointed_blocks is 1, but ResNetModel has 0 blocks"):
         checkpoint_blocks(ResNetModel(config), 1)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_the_attention_of_a_network_can_be_chosen(tmp_path, implementation):
+    shape = {"image_size": 32, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    ViTModel(ViTConfig(**shape)).save_pretrained(tmp_path)
+    chosen = {"attn_implementation": implementation}
+    for model, fields in (("vit", shape | chosen), (str(tmp_path), chosen)):
+        arguments = PretrainingArguments(dataset="images", output_dir=tmp_path, model=model, model_config=fields)
+        assert build_backbone(arguments).model.config._attn_implementation == implementation

@@ -31,7 +31,7 @@ class PretrainingArguments:
         shuffle_buffer: with streaming, encoded images that each worker holds and shuffles together.
         max_broken_fraction: share of undecodable images above which the run stops.
         model: a model type to build from scratch (`esvit_swin`, `vit`, ...), or a folder or Hub name to start from.
-        model_config: fields of the model's configuration.
+        model_config: fields of the model's configuration, and `attn_implementation` (`eager` is fast in bf16 on CPUs).
         revision: revision of a Hub model.
         trust_remote_code: allow a Hub model to run its own code.
         num_prototypes: prototypes K of each head.
