@@ -93,7 +93,7 @@ VARIANTS = {
     "V then V+R": Variant({"num_epochs": 20, "region_start_epoch": 13}),
     "Swin V+R": Variant(SWIN),
     "Swin V": Variant(SWIN | VIEW_LOSS | {"num_epochs": 26}),
-    "ViT V": Variant(VIT | VIEW_LOSS | {"num_epochs": 16}),
+    "ViT V": Variant(VIT | VIEW_LOSS | {"num_epochs": 24}),
     "random": Variant(training="none"),
     "supervised": Variant({"num_epochs": 64}, training="labels"),
 }
