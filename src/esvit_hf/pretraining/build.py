@@ -51,7 +51,7 @@ def build_backbone(arguments: PretrainingArguments) -> RegionBackbone:
             trust_remote_code=arguments.trust_remote_code,
             **arguments.model_config,
         )
-    known = AutoConfig.for_model(arguments.model).to_dict() | {"attn_implementation": "sdpa"}
+    known = {*AutoConfig.for_model(arguments.model).to_dict(), "attn_implementation"}
     unknown = sorted(set(arguments.model_config) - set(known))
     if unknown:
         raise ValueError(
