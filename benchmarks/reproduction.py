@@ -81,7 +81,7 @@ VIT = {
         "num_hidden_layers": 4,
         "num_attention_heads": 3,
         "intermediate_size": 384,
-        # The fused attention of PyTorch, which our networks leave out by themselves, makes a step half as long again here.
+        # PyTorch's fused attention, which our networks leave out by themselves, makes a step half as long again here.
         "attn_implementation": "eager",
     },
 }
