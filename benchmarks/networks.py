@@ -25,11 +25,17 @@ def forward_row(dtype: torch.dtype) -> str:
     return f"Swin-T forward at 224, batch {EVALUATION_BATCH}, evaluation, {str(dtype).removeprefix('torch.')}"
 
 
-def prepare_forward(dtype: torch.dtype, build: Callable[[], Network] = build_ours) -> Run:
+def prepare_forward(
+    dtype: torch.dtype,
+    build: Callable[[], Network] = build_ours,
+    *,
+    batch: int = EVALUATION_BATCH,
+    device: str = "cpu",
+) -> Run:
     torch.manual_seed(0)
     network = build()
-    network.module.to(dtype).eval()
-    pixels = torch.randn(EVALUATION_BATCH, 3, 224, 224, dtype=dtype)
+    network.module.to(device, dtype).eval()
+    pixels = torch.randn(batch, 3, 224, 224, dtype=dtype, device=device)
 
     def run() -> None:
         with torch.inference_mode():

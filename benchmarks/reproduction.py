@@ -106,10 +106,12 @@ class Usage:
     Attributes:
         processor_seconds: of the process and its workers, on all cores together.
         peak_mebibytes: largest resident memory of the process, without its workers.
+        gpu: that did the work, so that the processor's part of it says little; None if there was none.
     """
 
     processor_seconds: float = 0.0
     peak_mebibytes: float = 0.0
+    gpu: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "Usage":
@@ -130,7 +132,8 @@ class Usage:
             except psutil.NoSuchProcess:
                 continue
         memory = process.memory_info().rss / MEBIBYTE
-        return Usage(before.processor_seconds + seconds, max(self.peak_mebibytes, memory))
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else before.gpu
+        return Usage(before.processor_seconds + seconds, max(self.peak_mebibytes, memory), gpu)
 
 
 def recipe_words(
@@ -276,7 +279,8 @@ def finish(variant: str, arguments: PretrainingArguments, transfer: Splits) -> d
     folder = arguments.output_dir
     usage, metrics = Usage.read(folder), folder / "metrics.jsonl"
     backbone = load_backbone(str(folder))
-    images = read_metrics(metrics)[-1]["step"] * arguments.batch_size if metrics.exists() else None
+    images = read_metrics(metrics)[-1]["step"] * arguments.batch_size if metrics.exists() else 0
+    comparable = usage.processor_seconds > 0 and usage.gpu is None
     result = {
         "variant": variant,
         "seed": arguments.seed,
@@ -285,9 +289,10 @@ def finish(variant: str, arguments: PretrainingArguments, transfer: Splits) -> d
         "prototypes": arguments.num_prototypes,
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         "operations": count_operations(backbone, arguments),
-        "processor_minutes": usage.processor_seconds / 60,
-        "images_per_processor_second": images / usage.processor_seconds if images else None,
-        "peak_mebibytes": usage.peak_mebibytes,
+        "trained_on": usage.gpu or "processor",
+        "processor_minutes": usage.processor_seconds / 60 if comparable else None,
+        "images_per_processor_second": images / usage.processor_seconds if comparable and images else None,
+        "peak_mebibytes": usage.peak_mebibytes if comparable else None,
         **evaluate(
             backbone,
             load_image_processor(str(folder)),

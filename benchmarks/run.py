@@ -32,6 +32,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "processor": names[0].split(":")[1].strip() if names else platform.processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

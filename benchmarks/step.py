@@ -43,6 +43,7 @@ def prepare_ours(
     num_prototypes: int = NUM_PROTOTYPES,
     views: Sequence[tuple[int, int]] = VIEWS,
     checkpointed_blocks: int = 0,
+    device: str = "cpu",
 ) -> Run:
     AcceleratorState._reset_state(True)
     arguments = PretrainingArguments(
@@ -59,10 +60,9 @@ def prepare_ours(
     )
     torch.manual_seed(0)
     schedules = StepSchedules.from_arguments(arguments, steps_per_epoch=1000, total_batch=batch)
-    step = DistillationStep(
-        arguments, build_parts(arguments), schedules, Accelerator(mixed_precision=precision, cpu=True)
-    )
-    crops = draw_crops(batch, views)
+    accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
+    step = DistillationStep(arguments, build_parts(arguments), schedules, accelerator)
+    crops = [crop.to(device) for crop in draw_crops(batch, views)]
 
     def run() -> None:
         step.accumulate(crops, 2, 0, last=True)
@@ -72,11 +72,11 @@ def prepare_ours(
 
 
 class PlainNetwork(nn.Module):
-    """transformers' Swin-T with eager attention, and two plain heads."""
+    """transformers' Swin-T and two plain heads."""
 
-    def __init__(self, drop_path_rate: float) -> None:
+    def __init__(self, drop_path_rate: float, attention: str = "eager") -> None:
         super().__init__()
-        self.backbone = build_transformers(drop_path_rate, attention="eager").module
+        self.backbone = build_transformers(drop_path_rate, attention).module
         self.view_head = reference.PlainHead(768, NUM_PROTOTYPES)
         self.region_head = reference.PlainHead(768, NUM_PROTOTYPES)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,20 @@ def fresh_accelerate_state():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture
+def exact_convolutions():
+    """Let a GPU convolve as exactly as it multiplies matrices, without TF32."""
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request, exact_convolutions) -> torch.device:
+    return torch.device(request.param)
+
+
 GOLDENS = Path(__file__).parent / "goldens"
 
 
@@ -33,6 +47,9 @@ class Golden:
     @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint.pth"
+
+    def to(self, device: torch.device) -> "Golden":
+        return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
 
 
 @pytest.fixture(scope="session")

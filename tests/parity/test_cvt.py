@@ -89,9 +89,9 @@ def golden_numbers(model: EsvitCvtModel, case) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_features_equal_reference(golden, implementation):
-    case = golden(CASE)
-    model = golden_model(case)
+def test_features_equal_reference(golden, implementation, device):
+    case = golden(CASE).to(device)
+    model = golden_model(case).to(device)
     model.set_attn_implementation(implementation)
     assert model.config._attn_implementation == implementation
     for name, ours in golden_numbers(model, case).items():

@@ -30,9 +30,9 @@ def largest_difference(model: EsvitSwinModel, case) -> float:
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", CASES)
-def test_features_equal_reference(golden, name, implementation):
-    case = golden(name)
-    model = convert_checkpoint(case.checkpoint)
+def test_features_equal_reference(golden, name, implementation, device):
+    case = golden(name).to(device)
+    model = convert_checkpoint(case.checkpoint).to(device)
     model.set_attn_implementation(implementation)
     assert model.config._attn_implementation == implementation
     for key, ours in golden_numbers(model, case).items():

@@ -24,8 +24,8 @@ def test_schedules_equal_reference(golden, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_trajectory_equals_reference(golden, name):
-    run(golden(name), Accelerator(cpu=True), [slice(None)])
+def test_trajectory_equals_reference(golden, name, device):
+    run(golden(name).to(device), Accelerator(cpu=device.type == "cpu"), [slice(None)])
 
 
 @pytest.mark.parametrize("name", CASES)

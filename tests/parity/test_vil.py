@@ -80,9 +80,9 @@ def largest_difference(model: EsvitVilModel, case) -> float:
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_features_equal_reference(golden, implementation):
-    case = golden(CASE)
-    model = convert_checkpoint(case.checkpoint)
+def test_features_equal_reference(golden, implementation, device):
+    case = golden(CASE).to(device)
+    model = convert_checkpoint(case.checkpoint).to(device)
     model.set_attn_implementation(implementation)
     assert model.config._attn_implementation == implementation
     for name, ours in golden_numbers(model, case).items():
