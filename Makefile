@@ -1,4 +1,4 @@
-.PHONY: demo test test-browser test-oldest lint format types check audit bench soak reproduce reproduce-quick cards chaos clean
+.PHONY: demo test test-browser test-gpu test-oldest lint format types check audit bench soak reproduce reproduce-quick cards chaos clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,6 +25,9 @@ test: $(INSTALLED)
 
 test-browser: $(DEMO_INSTALLED)
 	$(BIN)/python -m pytest -m browser
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run

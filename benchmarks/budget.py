@@ -1,7 +1,7 @@
 """On paper: memory of a GPU and floating-point operations an image for every preset, in bf16.
 
 `python -m benchmarks.budget` prints the table of docs/performance.md. Operations are counted while the network runs,
-stored activations are counted as what autograd keeps, both on the CPU; nothing here is measured on a GPU.
+stored activations are counted as what autograd keeps, both on the CPU; `benchmarks.gpu` measures.
 """
 
 from collections.abc import Sequence
