@@ -128,7 +128,10 @@ def knn_curve(result: Result) -> tuple[list[float], list[float]]:
 
 
 def plot_compute(results: Sequence[Result]) -> Picture:
-    """Draw accuracy against processor time: mean and standard deviation of each variant, and the bounds across."""
+    """Draw accuracy against processor time: mean and standard deviation of each variant, and the bounds across.
+
+    Runs that a GPU trained are left out.
+    """
     with drawing(6.3, 4) as picture:
         axes = picture.figure.subplots()
         colours, bounds = iter(COLOURS), iter(("--", ":"))
@@ -136,6 +139,8 @@ def plot_compute(results: Sequence[Result]) -> Picture:
             if not (members[0]["folder"] / "metrics.jsonl").exists():
                 height = statistics.mean(result["knn"] for result in members)
                 axes.axhline(height, color="grey", linestyle=next(bounds), label=variant)
+                continue
+            if any(result["processor_minutes"] is None for result in members):
                 continue
             minutes, shares = np.array([knn_curve(result) for result in members]).swapaxes(0, 1)
             spread = shares.std(axis=0, ddof=1) if len(members) > 1 else None

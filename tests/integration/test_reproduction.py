@@ -77,6 +77,16 @@ def test_runs_are_continued_until_they_have_a_result(tmp_path):
         "reproduction_V.png",
     }
 
+    # As if a GPU had trained it: its processor time says nothing.
+    usage = json.loads((folder / "usage.json").read_text())
+    (folder / "usage.json").write_text(json.dumps(usage | {"gpu": "a GPU"}))
+    (folder / "result.json").unlink()
+    run_small(tmp_path, "V", max_steps=8)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["trained_on"] == "a GPU"
+    assert [result[name] for name in COSTS] == [None] * 3
+    table(tmp_path, tmp_path / "tables")
+
 
 def test_unknown_variants_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no variant W: choose from V\+R, V"):
