@@ -116,21 +116,18 @@ def peak(prepare: Callable[[], Run]) -> float:
 
 
 def network_rows(rounds: int, batch: int) -> list[Row]:
-    names = {
-        f"Swin-T forward at 224, batch {EVALUATION_BATCH}, evaluation": (BUILDERS, EVALUATION_BATCH),
-        f"Swin-T forward and backward, 2 x 224 and 8 x 96 crops, batch {batch}": (
-            {name: build for name, build in BUILDERS.items() if name != "torchvision"},
-            batch,
-        ),
+    forward = {
+        name: prepare_forward(torch.bfloat16, build, batch=EVALUATION_BATCH, device=DEVICE)
+        for name, build in BUILDERS.items()
     }
+    # The peers of the same row in benchmarks.networks.
+    training = {name: prepare_training(build, batch) for name, build in BUILDERS.items() if name != "torchvision"}
     rows = []
-    for name, (builders, images) in names.items():
-        if images == EVALUATION_BATCH:
-            prepare = partial(prepare_forward, torch.bfloat16, batch=images, device=DEVICE)
-        else:
-            prepare = partial(prepare_training, batch=images)
-        cases = {peer: to_the_end(prepare(build=build)) for peer, build in builders.items()}
-        seconds = interleave(cases, rounds=rounds, warmup=3)
+    for name, cases, images in (
+        (f"Swin-T forward at 224, batch {EVALUATION_BATCH}, evaluation", forward, EVALUATION_BATCH),
+        (f"Swin-T forward and backward, 2 x 224 and 8 x 96 crops, batch {batch}", training, batch),
+    ):
+        seconds = interleave({peer: to_the_end(run) for peer, run in cases.items()}, rounds=rounds, warmup=3)
         ours = seconds.pop(OURS)
         rows.append(compare(name, ours, seconds, reach=1.0, unit="ms an image", scale=1e3 / images))
     return rows
