@@ -1,8 +1,8 @@
 """Does the region loss help? Pretrains what the paper compares, and evaluates it.
 
 `python -m benchmarks.reproduction run` trains and evaluates what is not finished yet and continues what was stopped, so
-that it may be killed and started again at any time; `table` makes tables and figures; `time` measures what an image
-costs, from which the epochs of a budget follow.
+that it may be killed and started again at any time; `table` makes tables and figures; `regions` says what the regions
+of the networks tell apart; `time` measures what an image costs, from which the epochs of a budget follow.
 """
 
 import json
@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import MEBIBYTE, ROOT
+from benchmarks.reproduction_regions import regions
 from benchmarks.reproduction_table import RESULT, table
 from benchmarks.run import describe_machine
 from esvit_hf.analysis.correspondence import measure_correspondence
@@ -409,4 +410,4 @@ def time(
 
 
 if __name__ == "__main__":
-    auto_cli({"run": run, "time": time, "table": table}, as_positional=False)
+    auto_cli({"run": run, "time": time, "table": table, "regions": regions}, as_positional=False)

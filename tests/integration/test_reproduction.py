@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from benchmarks.measure import ROOT
 from benchmarks.reproduction import VARIANTS, count_operations, recipe_words, run
+from benchmarks.reproduction_regions import regions, split_variance
 from benchmarks.reproduction_table import COSTS, QUALITIES, format_table, paired_tests, read_results, table
 from scipy.stats import ttest_rel
 
@@ -48,7 +50,7 @@ def run_small(output: Path, variant: str, max_steps: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the best learning rate")
-def test_runs_are_continued_until_they_have_a_result(tmp_path):
+def test_runs_are_continued_until_they_have_a_result(tmp_path, capsys):
     folder = tmp_path / "V-seed3"
     run_small(tmp_path, "V", max_steps=3)
     first = json.loads((folder / "result.json").read_text())
@@ -76,6 +78,10 @@ def test_runs_are_continued_until_they_have_a_result(tmp_path):
         "reproduction_compute.png",
         "reproduction_V.png",
     }
+
+    capsys.readouterr()
+    regions(IMAGES, test_split="test[:64]", images=50, output=tmp_path)
+    assert [line.split("|")[1] for line in capsys.readouterr().out.splitlines()[2:]] == [" V ", " random "]
 
     # As if a GPU had trained it: its processor time says nothing.
     usage = json.loads((folder / "usage.json").read_text())
@@ -125,3 +131,15 @@ def test_the_networks_take_as_many_operations_as_the_recipes(tmp_path):
     expected = 2 * ((tokens - 1) * 3 * 8**2 * width + layers * block + width**2)
     assert counts["ViT V"] == expected
     assert all(count == pytest.approx(counts["V"], rel=0.05) for count in counts.values())
+
+
+def test_the_variance_of_regions_is_split_into_its_parts():
+    generator = torch.Generator().manual_seed(0)
+    parts = {"image": (400, 1, 8), "place": (1, 400, 8), "content": (400, 400, 8)}
+    scales = {"image": 3.0, "place": 2.0, "content": 1.0}
+    regions = sum(scales[name] * torch.randn(shape, generator=generator) for name, shape in parts.items())
+    split = split_variance(regions)
+    for name, scale in scales.items():
+        assert split[name] == pytest.approx(100 * scale**2 / 14, rel=0.05)
+    assert split["dimensions"] == pytest.approx(8, rel=0.05)
+    assert split_variance(regions[..., :1].expand(-1, -1, 8))["dimensions"] == pytest.approx(1)
