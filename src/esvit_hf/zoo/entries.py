@@ -331,7 +331,7 @@ ENTRIES: tuple[ZooEntry, ...] = (
         architecture=architectures.CVT_48PX,
         tasks="V+R",
         data=TINY_IMAGENET_SUBSET,
-        training=Training(batch=64, epochs=18, region_start_epoch=0, recipe="examples/recipes/tiny_imagenet.yaml"),
+        training=Training(batch=64, epochs=18, region_start_epoch=0, recipe="examples/recipes/tiny_imagenet_cvt.yaml"),
         license="apache-2.0",
         release=None,
     ),
