@@ -15,23 +15,14 @@ from jsonargparse import auto_cli
 
 from benchmarks import reference
 from benchmarks.measure import MEBIBYTE, Row, Run, compare, interleave
-from benchmarks.networks import prepare_forward
-from benchmarks.peers import (
-    OURS,
-    Network,
-    build_ours,
-    build_timm,
-    build_torchvision,
-    build_transformers,
-    multi_crop_features,
-)
+from benchmarks.networks import prepare_forward, prepare_training
+from benchmarks.peers import BUILDERS, OURS
 from benchmarks.run import RESULTS, describe_machine, format_table
 from benchmarks.step import (
-    DROP_PATH_RATE,
     MAX_NORM,
     NUM_PROTOTYPES,
     TEACHER_MOMENTUM,
-    PlainNetwork,
+    build_plain,
     draw_crops,
     prepare_ours,
 )
@@ -39,22 +30,12 @@ from esvit_hf.pretraining.optim import clip_each_gradient
 
 DEVICE = "cuda"
 EVALUATION_BATCH = 256
-BUILDERS: dict[str, Callable[[], Network]] = {
-    OURS: build_ours,
-    "transformers": build_transformers,
-    "timm": build_timm,
-    "torchvision": build_torchvision,
-}
 PLAIN = "plain formula, transformers' Swin"
 OUT_OF_MEMORY = float("inf")
 
 
 def prepare_plain(batch: int) -> Run:
-    torch.manual_seed(0)
-    student, teacher = (PlainNetwork(rate, attention="sdpa").to(DEVICE) for rate in (DROP_PATH_RATE, 0.0))
-    teacher.load_state_dict(student.state_dict())
-    teacher.requires_grad_(False)
-    student.train()
+    student, teacher = build_plain("sdpa", DEVICE)
     optimizer = torch.optim.AdamW(reference.parameter_groups(student), lr=1e-4, fused=True)
     centres = {name: torch.zeros(NUM_PROTOTYPES, device=DEVICE) for name in ("view", "region")}
     crops = [crop.to(DEVICE) for crop in draw_crops(batch)]
@@ -72,21 +53,6 @@ def prepare_plain(batch: int) -> Run:
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - TEACHER_MOMENTUM)
-
-    return run
-
-
-def prepare_training(build: Callable[[], Network], batch: int) -> Run:
-    torch.manual_seed(0)
-    network = build()
-    network.module.to(DEVICE).train()
-    groups = [torch.randn(count * batch, 3, size, size, device=DEVICE) for count, size in ((2, 224), (8, 96))]
-
-    def run() -> None:
-        network.module.zero_grad(set_to_none=True)
-        with torch.autocast(DEVICE, torch.bfloat16):
-            features = multi_crop_features(network, groups)
-        features.square().mean().backward()
 
     return run
 
@@ -121,7 +87,11 @@ def network_rows(rounds: int, batch: int) -> list[Row]:
         for name, build in BUILDERS.items()
     }
     # The peers of the same row in benchmarks.networks.
-    training = {name: prepare_training(build, batch) for name, build in BUILDERS.items() if name != "torchvision"}
+    training = {
+        name: prepare_training(build, precision=torch.bfloat16, batch=batch, device=DEVICE)
+        for name, build in BUILDERS.items()
+        if name != "torchvision"
+    }
     rows = []
     for name, cases, images in (
         (f"Swin-T forward at 224, batch {EVALUATION_BATCH}, evaluation", forward, EVALUATION_BATCH),

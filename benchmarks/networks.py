@@ -5,15 +5,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.measure import Row, Run, compare, interleave
-from benchmarks.peers import (
-    OURS,
-    Network,
-    build_ours,
-    build_timm,
-    build_torchvision,
-    build_transformers,
-    multi_crop_features,
-)
+from benchmarks.peers import BUILDERS, OURS, Network, build_ours, multi_crop_features
 
 EVALUATION_BATCH = 8
 TRAINING_BATCH = 4
@@ -44,29 +36,31 @@ def prepare_forward(
     return run
 
 
-def prepare_training(build: Callable[[], Network] = build_ours) -> Run:
+def prepare_training(
+    build: Callable[[], Network] = build_ours,
+    *,
+    precision: torch.dtype = torch.float32,
+    batch: int = TRAINING_BATCH,
+    device: str = "cpu",
+) -> Run:
     torch.manual_seed(0)
     network = build()
-    network.module.train()
-    groups = [torch.randn(2 * TRAINING_BATCH, 3, 224, 224), torch.randn(8 * TRAINING_BATCH, 3, 96, 96)]
+    network.module.to(device).train()
+    groups = [torch.randn(count * batch, 3, size, size, device=device) for count, size in ((2, 224), (8, 96))]
 
     def run() -> None:
         network.module.zero_grad(set_to_none=True)
-        multi_crop_features(network, groups).square().mean().backward()
+        with torch.autocast(device, precision, enabled=precision != torch.float32):
+            features = multi_crop_features(network, groups)
+        features.square().mean().backward()
 
     return run
 
 
 def evaluation_rows(rounds: int) -> list[Row]:
-    builders: dict[str, Callable[[], Network]] = {
-        OURS: build_ours,
-        "transformers": build_transformers,
-        "timm": build_timm,
-        "torchvision": build_torchvision,
-    }
     rows = []
     for dtype, reach in ((torch.float32, 0.95), (torch.bfloat16, 0.9)):
-        cases = {name: prepare_forward(dtype, build) for name, build in builders.items()}
+        cases = {name: prepare_forward(dtype, build) for name, build in BUILDERS.items()}
         seconds = interleave(cases, rounds=rounds, warmup=2)
         ours = seconds.pop(OURS)
         rows.append(
@@ -76,8 +70,8 @@ def evaluation_rows(rounds: int) -> list[Row]:
 
 
 def training_rows(rounds: int) -> list[Row]:
-    builders = {OURS: build_ours, "transformers": build_transformers, "timm": build_timm}
-    seconds = interleave({name: prepare_training(build) for name, build in builders.items()}, rounds=rounds)
+    builds = {name: build for name, build in BUILDERS.items() if name != "torchvision"}
+    seconds = interleave({name: prepare_training(build) for name, build in builds.items()}, rounds=rounds)
     return [compare(TRAINING_ROW, seconds.pop(OURS), seconds, reach=0.9)]
 
 

@@ -52,6 +52,14 @@ def build_torchvision() -> Network:
     return Network(model, model)
 
 
+BUILDERS: dict[str, Callable[[], Network]] = {
+    OURS: build_ours,
+    "transformers": build_transformers,
+    "timm": build_timm,
+    "torchvision": build_torchvision,
+}
+
+
 def multi_crop_features(network: Network, groups: Sequence[Tensor]) -> Tensor:
     """View features of all crops, one batch for each size."""
     return torch.cat([network.features(group) for group in groups])

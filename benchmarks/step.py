@@ -90,12 +90,17 @@ class PlainNetwork(nn.Module):
         return reference.run_heads(self.view_head, self.region_head, torch.cat(pooled), regions)
 
 
-def prepare_plain() -> Run:
+def build_plain(attention: str = "eager", device: str = "cpu") -> tuple[PlainNetwork, PlainNetwork]:
+    """Build the plain student and teacher with the same weights."""
     torch.manual_seed(0)
-    student, teacher = PlainNetwork(DROP_PATH_RATE), PlainNetwork(0.0)
+    student, teacher = (PlainNetwork(rate, attention).to(device) for rate in (DROP_PATH_RATE, 0.0))
     teacher.load_state_dict(student.state_dict())
     teacher.requires_grad_(False)
-    student.train()
+    return student.train(), teacher
+
+
+def prepare_plain() -> Run:
+    student, teacher = build_plain()
     optimizer = torch.optim.AdamW(reference.parameter_groups(student), lr=1e-4, foreach=False, fused=False)
     centres = {name: torch.zeros(NUM_PROTOTYPES) for name in ("view", "region")}
     crops = draw_crops(BATCH)
