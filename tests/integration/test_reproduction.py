@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.measure import ROOT
-from benchmarks.reproduction import VARIANTS, count_operations, recipe_words, run
+from benchmarks.reproduction import VARIANTS, Splits, count_operations, finish, recipe_words, run
 from benchmarks.reproduction_regions import regions, split_variance
 from benchmarks.reproduction_table import COSTS, QUALITIES, format_table, paired_tests, read_results, table
 from scipy.stats import ttest_rel
@@ -32,20 +32,24 @@ FIELDS = {
     "logging_steps": 1,
     "knn_every_epochs": 1,
 }
+TRANSFER = Splits(IMAGES, "train[:128]", "test[:64]")
+
+
+def small_fields(max_steps: int) -> list[str]:
+    return [word for name, value in {**FIELDS, "max_steps": max_steps}.items() for word in (f"--{name}", str(value))]
 
 
 def run_small(output: Path, variant: str, max_steps: int) -> None:
-    fields = [word for name, value in {**FIELDS, "max_steps": max_steps}.items() for word in (f"--{name}", str(value))]
     run(
         IMAGES,
-        IMAGES,
-        test_split="test[:64]",
-        transfer_train_split="train[:128]",
-        transfer_test_split="test[:64]",
+        TRANSFER.dataset,
+        test_split=TRANSFER.test,
+        transfer_train_split=TRANSFER.train,
+        transfer_test_split=TRANSFER.test,
         variants=[variant],
         seeds=[3],
         output=output,
-        fields=fields,
+        fields=small_fields(max_steps),
     )
 
 
@@ -86,9 +90,8 @@ def test_runs_are_continued_until_they_have_a_result(tmp_path, capsys):
     # As if a GPU had trained it: its processor time says nothing.
     usage = json.loads((folder / "usage.json").read_text())
     (folder / "usage.json").write_text(json.dumps(usage | {"gpu": "a GPU"}))
-    (folder / "result.json").unlink()
-    run_small(tmp_path, "V", max_steps=8)
-    result = json.loads((folder / "result.json").read_text())
+    words = recipe_words(VARIANTS["V"], IMAGES, TRANSFER.test, 3, folder, small_fields(8))
+    result = finish("V", parse_arguments(words), TRANSFER)
     assert result["trained_on"] == "a GPU"
     assert [result[name] for name in COSTS] == [None] * 3
     table(tmp_path, tmp_path / "tables")

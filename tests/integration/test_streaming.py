@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import subprocess
 import sys
 import tarfile
@@ -187,6 +188,8 @@ def test_a_shard_that_is_gone_ends_the_run_in_one_line(rows, tmp_path):
     with pytest.raises(ValueError, match=r"train-2\.parquet cannot be read .* repair it, or leave it out$") as error:
         run(tmp_path / "data" / "index.json", tmp_path / "out")
     assert "Traceback" not in str(error.value)
+    # Whoever keeps the error, as a notebook does, keeps no workers by it.
+    assert multiprocessing.active_children() == []
 
 
 def test_a_run_whose_worker_fails_ends(rows, tmp_path):

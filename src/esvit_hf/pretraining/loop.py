@@ -217,11 +217,11 @@ class Pretraining:
                 while self.progress.step < self.total_steps and not (signal := stop.poll()):
                     self.train_step(batches, bar)
             except BaseException as error:
-                # Its frames hold the loader's iterator: workers that outlive it would keep the process from ending.
+                # Its frames hold the loader's iterator, as the loader does: its workers would keep the process alive.
                 traceback.clear_frames(error.__traceback__)
                 raise
             finally:
-                del batches
+                del batches, loader
         self.save()
         if accelerator.is_main_process:
             self.export(output)
