@@ -8,6 +8,7 @@ __all__ = [
     "CVT_48PX",
     "CVT_TINY_W7",
     "RESNET_50",
+    "SWIN_48PX",
     "SWIN_BASE_W7",
     "SWIN_BASE_W14",
     "SWIN_DEMO",
@@ -143,6 +144,15 @@ SWIN_DEMO = Architecture(
     parameters=302_268,
     shape={"embed_dim": 48, "depths": (2, 2), "num_heads": (2, 4), "patch_size": 4, "window_size": 4},
     untraced={"image_size": 32, "drop_path_rate": 0.0},
+)
+SWIN_48PX = Architecture(
+    title="Swin (2 stages)",
+    family="swin",
+    model_type="esvit_swin",
+    window=3,
+    parameters=1_207_458,
+    shape={"embed_dim": 96, "depths": (2, 2), "num_heads": (3, 6), "patch_size": 8, "window_size": 3},
+    untraced={"image_size": 48, "drop_path_rate": 0.0},
 )
 CVT_48PX = Architecture(
     title="CvT (3 stages)",

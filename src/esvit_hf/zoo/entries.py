@@ -327,6 +327,15 @@ ENTRIES: tuple[ZooEntry, ...] = (
         release=None,
     ),
     ZooEntry(
+        name="esvit_swin_tiny_imagenet",
+        architecture=architectures.SWIN_48PX,
+        tasks="V",
+        data=TINY_IMAGENET_SUBSET,
+        training=Training(batch=64, epochs=26, region_start_epoch=None, recipe="examples/recipes/tiny_imagenet.yaml"),
+        license="apache-2.0",
+        release=None,
+    ),
+    ZooEntry(
         name="esvit_cvt_tiny_imagenet",
         architecture=architectures.CVT_48PX,
         tasks="V+R",
