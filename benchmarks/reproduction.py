@@ -77,14 +77,24 @@ VIT = {
         "attn_implementation": "eager",
     },
 }
+# Crops of 24 pixels are 3 x 3 tokens of the Swin, which merging pads to 4 x 4; crops of 32 are 4 x 4.
+UNPADDED = {
+    "views": [
+        {"count": 2, "size": 48, "scale": [0.4, 1.0], "teacher": True, "blur_probability": 0.0},
+        {"count": 4, "size": 32, "scale": [0.15, 0.4], "blur_probability": 0.0},
+    ]
+}
+BOTH_LOSSES = {"view_weight": 0.5, "region_weight": 0.5}
 # The epochs give every variant the processor time of V+R's 18, by what `time` printed.
 VARIANTS = {
     "V+R": Variant(),
     "V": Variant(VIEW_LOSS | {"num_epochs": 21}),
     "R": Variant({"view_weight": 0.0, "region_weight": 1.0}),
     "V then V+R": Variant({"num_epochs": 20, "region_start_epoch": 13}),
-    "Swin V+R": Variant({"view_weight": 0.5, "region_weight": 0.5, "num_epochs": 18}, recipe=SWIN_RECIPE),
+    "Swin V+R": Variant(BOTH_LOSSES | {"num_epochs": 18}, recipe=SWIN_RECIPE),
     "Swin V": Variant(recipe=SWIN_RECIPE),
+    "Swin 32 V+R": Variant(UNPADDED | BOTH_LOSSES | {"num_epochs": 18}, recipe=SWIN_RECIPE),
+    "Swin 32 V": Variant(UNPADDED | {"num_epochs": 21}, recipe=SWIN_RECIPE),
     "ViT V": Variant(VIT | VIEW_LOSS | {"num_epochs": 24}),
     "random": Variant(training="none"),
     "supervised": Variant({"num_epochs": 64}, training="labels"),

@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ PAIRS = (
     ("V", "V+R"),
     ("V", "V then V+R"),
     ("Swin V", "Swin V+R"),
+    ("Swin 32 V", "Swin 32 V+R"),
     ("ViT V", "V"),
     ("ViT V", "V+R"),
     ("ViT V", "Swin V"),
@@ -141,7 +143,7 @@ def plot_compute(results: Sequence[Result]) -> Picture:
     """
     with drawing(6.3, 4) as picture:
         axes = picture.figure.subplots()
-        colours, bounds = iter(COLOURS), iter(("--", ":"))
+        styles, bounds = product(("-", "-."), COLOURS), iter(("--", ":"))
         for variant, members in by_variant(results).items():
             if not (members[0]["folder"] / "metrics.jsonl").exists():
                 height = statistics.mean(result["knn"] for result in members)
@@ -152,7 +154,8 @@ def plot_compute(results: Sequence[Result]) -> Picture:
             minutes, shares = np.array([knn_curve(result) for result in members]).swapaxes(0, 1)
             spread = shares.std(axis=0, ddof=1) if len(members) > 1 else None
             middle = (minutes.mean(axis=0), shares.mean(axis=0))
-            axes.errorbar(*middle, spread, color=next(colours), linestyle="-", linewidth=1.5, capsize=2, label=variant)
+            style, colour = next(styles)
+            axes.errorbar(*middle, spread, color=colour, linestyle=style, linewidth=1.5, capsize=2, label=variant)
         axes.set(xlabel="processor minutes", ylabel=f"{QUALITIES['knn']}, teacher", xlim=(0, None))
         axes.legend()
     return picture
