@@ -141,7 +141,7 @@ def plot_compute(results: Sequence[Result]) -> Picture:
 
     Runs that a GPU trained are left out.
     """
-    with drawing(6.3, 4) as picture:
+    with drawing(7.5, 4.5) as picture:
         axes = picture.figure.subplots()
         styles, bounds = product(("-", "-."), COLOURS), iter(("--", ":"))
         for variant, members in by_variant(results).items():
@@ -157,7 +157,7 @@ def plot_compute(results: Sequence[Result]) -> Picture:
             style, colour = next(styles)
             axes.errorbar(*middle, spread, color=colour, linestyle=style, linewidth=1.5, capsize=2, label=variant)
         axes.set(xlabel="processor minutes", ylabel=f"{QUALITIES['knn']}, teacher", xlim=(0, None))
-        axes.legend()
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return picture
 
 
