@@ -78,7 +78,7 @@ VIT = {
     },
 }
 # Crops of 24 pixels are 3 x 3 tokens of the Swin, which merging pads to 4 x 4; crops of 32 are 4 x 4.
-UNPADDED = {
+EVEN_GRIDS = {
     "views": [
         {"count": 2, "size": 48, "scale": [0.4, 1.0], "teacher": True, "blur_probability": 0.0},
         {"count": 4, "size": 32, "scale": [0.15, 0.4], "blur_probability": 0.0},
@@ -93,8 +93,8 @@ VARIANTS = {
     "V then V+R": Variant({"num_epochs": 20, "region_start_epoch": 13}),
     "Swin V+R": Variant(BOTH_LOSSES | {"num_epochs": 18}, recipe=SWIN_RECIPE),
     "Swin V": Variant(recipe=SWIN_RECIPE),
-    "Swin 32 V+R": Variant(UNPADDED | BOTH_LOSSES | {"num_epochs": 18}, recipe=SWIN_RECIPE),
-    "Swin 32 V": Variant(UNPADDED | {"num_epochs": 21}, recipe=SWIN_RECIPE),
+    "Swin 32 V+R": Variant(EVEN_GRIDS | BOTH_LOSSES | {"num_epochs": 18}, recipe=SWIN_RECIPE),
+    "Swin 32 V": Variant(EVEN_GRIDS | {"num_epochs": 21}, recipe=SWIN_RECIPE),
     "ViT V": Variant(VIT | VIEW_LOSS | {"num_epochs": 24}),
     "random": Variant(training="none"),
     "supervised": Variant({"num_epochs": 64}, training="labels"),
