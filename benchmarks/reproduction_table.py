@@ -74,12 +74,19 @@ def summarise(results: Sequence[Result], name: str) -> str:
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
+def comparable_costs(results: Sequence[Result]) -> list[Result]:
+    """Return the runs on the kind of processor that most runs were on; the times of others cannot be compared."""
+    usual = statistics.mode(result["machine"]["processor"] for result in results)
+    return [result for result in results if result["machine"]["processor"] == usual]
+
+
 def format_table(results: Sequence[Result]) -> str:
-    """Return the results as a Markdown table, one line a variant."""
-    columns = QUALITIES | COSTS
+    """Return the results as a Markdown table, one line a variant; costs are those of `comparable_costs`."""
+    columns, costs = QUALITIES | COSTS, by_variant(comparable_costs(results))
     lines = ["| variant | seeds | " + " | ".join(columns.values()) + " |", "|---|---:" + "|---:" * len(columns) + "|"]
     for variant, members in by_variant(results).items():
-        cells = [summarise(members, name) for name in columns]
+        cells = [summarise(members, name) for name in QUALITIES]
+        cells += [summarise(costs.get(variant, []), name) for name in COSTS]
         lines.append(f"| {variant} | {len(members)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -139,8 +146,9 @@ def knn_curve(result: Result) -> tuple[list[float], list[float]]:
 def plot_compute(results: Sequence[Result]) -> Picture:
     """Draw accuracy against processor time: mean and standard deviation of each variant, and the bounds across.
 
-    Runs that a GPU trained are left out.
+    Runs that a GPU trained are left out, and those that `comparable_costs` leaves out.
     """
+    costs = by_variant(comparable_costs(results))
     with drawing(7.5, 4.5) as picture:
         axes = picture.figure.subplots()
         styles, bounds = product(("-", "-."), COLOURS), iter(("--", ":"))
@@ -149,7 +157,8 @@ def plot_compute(results: Sequence[Result]) -> Picture:
                 height = statistics.mean(result["knn"] for result in members)
                 axes.axhline(height, color="grey", linestyle=next(bounds), label=variant)
                 continue
-            if any(result["processor_minutes"] is None for result in members):
+            members = costs.get(variant, [])
+            if not members or any(result["processor_minutes"] is None for result in members):
                 continue
             minutes, shares = np.array([knn_curve(result) for result in members]).swapaxes(0, 1)
             spread = shares.std(axis=0, ddof=1) if len(members) > 1 else None

@@ -110,10 +110,13 @@ def test_an_output_without_results_is_refused(tmp_path):
 def test_numbers_are_paired_by_seed():
     shares = {("V", 0): 20.0, ("V", 1): 22.0, ("V", 2): 21.0, ("V+R", 0): 23.0, ("V+R", 2): 25.0, ("V+R", 5): 90.0}
     results = [
-        {"variant": variant, "seed": seed, **dict.fromkeys(QUALITIES | COSTS, share)}
+        {"variant": variant, "seed": seed, "machine": {"processor": "one"}, **dict.fromkeys(QUALITIES | COSTS, share)}
         for (variant, seed), share in shares.items()
     ]
     line = "| V | 3 |" + " 21.0 ± 1.0 |" * 8
+    assert line in format_table(results)
+    results[2]["machine"] = {"processor": "another"}
+    line = "| V | 3 |" + " 21.0 ± 1.0 |" * 5 + " 21.0 ± 1.4 |" * 3
     assert line in format_table(results)
     expected = ttest_rel([23.0, 25.0], [20.0, 21.0])
     for test in paired_tests(results):
