@@ -84,6 +84,21 @@ EVEN_GRIDS = {
         {"count": 4, "size": 32, "scale": [0.15, 0.4], "blur_probability": 0.0},
     ]
 }
+# The Swin's tokens and channels. Chunks of 2 x 2 leave the tokens of 48 pixels some that they do not attend to.
+VIL = {
+    "model": "esvit_vil",
+    "model_config": {
+        "image_size": 48,
+        "patch_sizes": [8, 2],
+        "hidden_sizes": [96, 192],
+        "depths": [2, 2],
+        "num_heads": [3, 6],
+        "window_size": 2,
+        "sparse_stages": [True, False],
+        "num_global_tokens": [1, 0],
+        "drop_path_rate": 0.0,
+    },
+}
 BOTH_LOSSES = {"view_weight": 0.5, "region_weight": 0.5}
 # The epochs give every variant the processor time of V+R's 18, by what `time` printed.
 VARIANTS = {
@@ -95,6 +110,8 @@ VARIANTS = {
     "Swin V": Variant(recipe=SWIN_RECIPE),
     "Swin 32 V+R": Variant(EVEN_GRIDS | BOTH_LOSSES | {"num_epochs": 18}, recipe=SWIN_RECIPE),
     "Swin 32 V": Variant(EVEN_GRIDS | {"num_epochs": 21}, recipe=SWIN_RECIPE),
+    "ViL 32 V+R": Variant(EVEN_GRIDS | VIL | BOTH_LOSSES | {"num_epochs": 14}, recipe=SWIN_RECIPE),
+    "ViL 32 V": Variant(EVEN_GRIDS | VIL | {"num_epochs": 17}, recipe=SWIN_RECIPE),
     "ViT V": Variant(VIT | VIEW_LOSS | {"num_epochs": 24}),
     "random": Variant(training="none"),
     "supervised": Variant({"num_epochs": 64}, training="labels"),

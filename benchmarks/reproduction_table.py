@@ -34,6 +34,7 @@ PAIRS = (
     ("V", "V then V+R"),
     ("Swin V", "Swin V+R"),
     ("Swin 32 V", "Swin 32 V+R"),
+    ("ViL 32 V", "ViL 32 V+R"),
     ("ViT V", "V"),
     ("ViT V", "V+R"),
     ("ViT V", "Swin V"),

@@ -129,7 +129,7 @@ def test_numbers_are_paired_by_seed():
 
 def test_the_networks_take_as_many_operations_as_the_recipes(tmp_path):
     counts = {}
-    for name in ("V", "Swin V", "ViT V"):
+    for name in ("V", "Swin V", "ViL 32 V", "ViT V"):
         arguments = parse_arguments(recipe_words(VARIANTS[name], IMAGES, "test", 0, tmp_path, []))
         counts[name] = count_operations(build_backbone(arguments), arguments)
     tokens, width, layers = 37, 96, 4
