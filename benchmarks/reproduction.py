@@ -110,7 +110,7 @@ VARIANTS = {
     "Swin V": Variant(recipe=SWIN_RECIPE),
     "Swin 32 V+R": Variant(EVEN_GRIDS | BOTH_LOSSES | {"num_epochs": 18}, recipe=SWIN_RECIPE),
     "Swin 32 V": Variant(EVEN_GRIDS | {"num_epochs": 21}, recipe=SWIN_RECIPE),
-    "ViL 32 V+R": Variant(EVEN_GRIDS | VIL | BOTH_LOSSES | {"num_epochs": 14}, recipe=SWIN_RECIPE),
+    "ViL 32 V+R": Variant(EVEN_GRIDS | VIL | BOTH_LOSSES | {"num_epochs": 15}, recipe=SWIN_RECIPE),
     "ViL 32 V": Variant(EVEN_GRIDS | VIL | {"num_epochs": 17}, recipe=SWIN_RECIPE),
     "ViT V": Variant(VIT | VIEW_LOSS | {"num_epochs": 24}),
     "random": Variant(training="none"),
