@@ -42,7 +42,8 @@ def test_a_collapse_is_named_with_its_remedy(tmp_path, overrides, message):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_learning_rate_that_is_too_high_stops_the_run(tmp_path):
-    with pytest.raises(FloatingPointError, match="(untrained student|exploded): lower learning_rate"):
+    # Which of the three comes first depends on the processor's rounding.
+    with pytest.raises(FloatingPointError, match="(untrained student|exploded|norm is inf): lower learning_rate"):
         run(tmp_path, "--learning_rate", "1000", "--freeze_last_layer_epochs", "4", "--checkpoint_steps", "0")
 
 
