@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+
+from golden import GOLDENS, Golden, load_golden
 
 
 @pytest.fixture(autouse=True)
@@ -33,36 +32,9 @@ def device(request, exact_convolutions) -> torch.device:
     return torch.device(request.param)
 
 
-GOLDENS = Path(__file__).parent / "goldens"
-
-
-@dataclass(frozen=True)
-class Golden:
-    """One folder of `tests/goldens`: its specification and the tensors that the reference computed."""
-
-    folder: Path
-    spec: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pth"
-
-    def to(self, device: torch.device) -> "Golden":
-        return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
-
-
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Golden]:
-    """Load a golden folder by name; a missing one is an error, not a skip."""
-
-    def load(name: str) -> Golden:
-        folder = GOLDENS / name
-        return Golden(
-            folder, json.loads((folder / "spec.json").read_text()), load_file(folder / "expected.safetensors")
-        )
-
-    return load
+    return load_golden
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,6 @@
 """Correspondence and attention entropy on two processes are those of one, digit for digit."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from esvit_hf.analysis.attention import measure_attention_entropy
 from esvit_hf.analysis.correspondence import measure_correspondence
 from esvit_hf.backbones import RegionBackbone
 from esvit_hf.data.sources import ImageSource
+from process_group import run_on_processes
 
 # Full and uneven last batches, an odd number of batches, and a process without any image.
 COUNTS = (8, 11, 3)
@@ -73,12 +71,7 @@ def work(folder: Path) -> None:
 
 @pytest.mark.distributed
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_on_processes(2, work, tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -87,7 +80,3 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
         torch.set_num_threads(threads)
     for process in (0, 1):
         assert json.loads((tmp_path / f"{process}.json").read_text()) == expected
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]))

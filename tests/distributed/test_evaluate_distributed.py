@@ -1,9 +1,6 @@
 """`esvit evaluate` and the augmented probe on two processes give the numbers of one, from one store."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from PIL import Image as PILImage
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.evaluation.evaluate_job import evaluate
 from esvit_hf.evaluation.jobs import measure_linear_probe
+from process_group import run_on_processes
 
 TASKS = "knn,linear,logistic,few_shot,correspondence,attention"
 # Uneven: 41 and 13 images in batches of 4, the last of one image, an odd number of batches, on two processes.
@@ -71,12 +69,7 @@ def work(folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore:the best learning rate")
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     prepare(tmp_path)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=180, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_on_processes(2, work, tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -91,7 +84,3 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     stored = [sorted(path.name for path in (tmp_path / name / "features").iterdir()) for name in ("one", "two")]
     assert stored[0] == stored[1]
     assert len(stored[0]) == 4
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]))

@@ -1,8 +1,5 @@
 """Feature extraction on two processes gives the rows of one process, bit for bit."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.backbones import RegionBackbone
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.evaluation.features import extract_features
+from process_group import run_on_processes
 
 # Full and uneven last batches, an odd number of batches, and a process without any image.
 COUNTS = (8, 11, 13, 3)
@@ -67,12 +65,7 @@ def work(folder: Path) -> None:
 
 @pytest.mark.distributed
 def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_on_processes(2, work, tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -86,7 +79,3 @@ def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
                     assert torch.equal(found[name], tensor), name
     finally:
         torch.set_num_threads(threads)
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]))

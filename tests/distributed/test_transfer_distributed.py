@@ -1,12 +1,13 @@
 """Transfer on two processes gives the table of one process."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from process_group import run_on_processes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 from transfer_copies import save_copies, save_model, save_parquet, single_label, with_broken_image
@@ -43,12 +44,7 @@ def test_two_processes_give_the_table_of_one(tmp_path: Path, monkeypatch: pytest
     save_copies(tmp_path / "copies")
     save_parquet(tmp_path / "broken", train=with_broken_image(single_label(20, 0), 9), test=single_label(20, 1))
     save_model(tmp_path / "model")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_on_processes(2, work, tmp_path)
     monkeypatch.setattr(transfer, "STRENGTHS", transfer.STRENGTHS)
     monkeypatch.setattr(transfer, "HALVINGS", transfer.HALVINGS)
     threads = torch.get_num_threads()
@@ -62,7 +58,3 @@ def test_two_processes_give_the_table_of_one(tmp_path: Path, monkeypatch: pytest
         assert "VOC 2007" in expected
         assert (tmp_path / "report-2" / name).read_text() == expected
     assert "| STL-10 | accuracy | failed |" in (tmp_path / "report-2" / "transfer.md").read_text()
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]))

@@ -1,13 +1,10 @@
 """Nine optimizer steps against the reference: losses, schedules, student, teacher and centres."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from accelerate import Accelerator
-from trajectory import make_step, run
+from trajectory import make_step, run, run_share
+
+from process_group import run_on_processes
 
 CASES = ["trajectory_swin_view", "trajectory_swin_view_region"]
 
@@ -37,10 +34,5 @@ def test_accumulated_trajectory_equals_reference(golden, name):
 @pytest.mark.parametrize(
     ("name", "processes", "mode"), [(CASES[1], 3, "split"), (CASES[1], 2, "same"), (CASES[0], 2, "same")]
 )
-def test_trajectory_of_several_processes_equals_reference(golden, name, processes, mode):
-    program = [str(Path(__file__).with_name("trajectory.py")), str(golden(name).folder), mode]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launcher + program, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("equals the reference") == processes
+def test_trajectory_of_several_processes_equals_reference(name, processes, mode):
+    run_on_processes(processes, run_share, name, mode)

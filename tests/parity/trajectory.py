@@ -1,23 +1,14 @@
-"""Runs the reference's nine optimizer steps with our own step; as a program under torchrun, on several processes.
-
-`torchrun trajectory.py GOLDEN_FOLDER split|same`: `split` gives every process its share of the batch of three images,
-`same` gives every process all of it; both must end where the reference ends.
-"""
-
-import json
-import sys
-from dataclasses import dataclass
-from pathlib import Path
+"""Runs the reference's nine optimizer steps with our own step, on one or several processes."""
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 
 from esvit_hf.data.views import ViewSpec
 from esvit_hf.pretraining import PretrainingArguments
 from esvit_hf.pretraining.build import build_parts
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 from esvit_hf.zoo.convert import split_reference_state_dict
+from golden import load_golden
 
 
 def make_step(case, *, accelerator, batch_size, accumulation_steps=1):
@@ -115,23 +106,8 @@ def run(case, accelerator, images_of_micro_batches):
     assert_end_of_trajectory(case, step)
 
 
-@dataclass(frozen=True)
-class Case:
-    """A golden as the program reads it."""
-
-    spec: dict
-    tensors: dict
-
-
-def main(folder, mode):
-    torch.set_num_threads(1)
-    folder = Path(folder)
-    case = Case(json.loads((folder / "spec.json").read_text()), load_file(folder / "expected.safetensors"))
-    accelerator = Accelerator(cpu=True)
+def run_share(name, mode):
+    """What each of several processes runs, on one of the three images ("split") or on all of them ("same")."""
+    accelerator = Accelerator()
     rank = accelerator.process_index
-    run(case, accelerator, [slice(rank, rank + 1) if mode == "split" else slice(None)])
-    print(f"process {rank} of {accelerator.num_processes} equals the reference")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run(load_golden(name), accelerator, [slice(rank, rank + 1) if mode == "split" else slice(None)])
