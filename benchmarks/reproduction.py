@@ -100,7 +100,7 @@ VIL = {
     },
 }
 BOTH_LOSSES = {"view_weight": 0.5, "region_weight": 0.5}
-# The epochs give every variant the processor time of V+R's 18, by what `time` printed; ViL's, by its runs at half of them.
+# The epochs give every variant the processor time of V+R's 18, by what `time` printed, or for ViL by half of them.
 VARIANTS = {
     "V+R": Variant(),
     "V": Variant(VIEW_LOSS | {"num_epochs": 21}),

@@ -8,7 +8,15 @@ import torch
 from benchmarks.measure import ROOT
 from benchmarks.reproduction import VARIANTS, Splits, count_operations, finish, recipe_words, run
 from benchmarks.reproduction_regions import regions, split_variance
-from benchmarks.reproduction_table import COSTS, QUALITIES, format_table, paired_tests, read_results, table
+from benchmarks.reproduction_table import (
+    COSTS,
+    QUALITIES,
+    format_table,
+    paired_tests,
+    plot_compute,
+    read_results,
+    table,
+)
 from scipy.stats import ttest_rel
 
 from esvit_hf.analysis.training_curves import read_metrics
@@ -86,6 +94,12 @@ def test_runs_are_continued_until_they_have_a_result(tmp_path, capsys):
     capsys.readouterr()
     regions(IMAGES, test_split="test[:64]", images=50, output=tmp_path)
     assert [line.split("|")[1] for line in capsys.readouterr().out.splitlines()[2:]] == [" V ", " random "]
+
+    first, *others = read_results(tmp_path)
+    for processor, expected in ((first["machine"]["processor"], {"V", "random"}), ("another", {"random"})):
+        elsewhere = first | {"machine": {"processor": processor}}
+        axes = plot_compute([elsewhere, *others, *others]).figure.axes[0]
+        assert set(axes.get_legend_handles_labels()[1]) == expected
 
     # As if a GPU had trained it: its processor time says nothing.
     usage = json.loads((folder / "usage.json").read_text())
