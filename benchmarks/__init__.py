@@ -1,1 +1,3 @@
-"""Ours against the plain formulas and the other libraries, side by side in one run: `make bench`."""
+"""Ours against the plain formulas and the other libraries, side by side in one run: `make
+bench`.
+"""

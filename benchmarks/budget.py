@@ -1,7 +1,8 @@
 """On paper: memory of a GPU and floating-point operations an image for every preset, in bf16.
 
-`python -m benchmarks.budget` prints the table of docs/performance.md. Operations are counted while the network runs,
-stored activations are counted as what autograd keeps, both on the CPU; `benchmarks.gpu` measures.
+`python -m benchmarks.budget` prints the table of docs/performance.md. Operations are counted while
+the network runs, stored activations are counted as what autograd keeps, both on the CPU;
+`benchmarks.gpu` measures.
 """
 
 from collections.abc import Sequence
@@ -44,7 +45,8 @@ class Budget:
 
     Attributes:
         parameters: of the backbone.
-        operations: an image and step: teacher, student, backward and losses; a multiplication and addition are two.
+        operations: an image and step: teacher, student, backward and losses; a multiplication and
+            addition are two.
         fixed: bytes that do not depend on the batch.
         per_image: bytes of stored activations an image.
     """
@@ -72,7 +74,10 @@ def stored_bytes(network: nn.Module, crops: Sequence[Tensor]) -> int:
         sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept):
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept),
+    ):
         output = network(crops)
     del output
     return sum(sizes.values())
@@ -94,14 +99,17 @@ def count(model_type: str, fields: dict[str, Any]) -> Budget:
         regions = [backbone(crop).regions.shape[1] for crop in (crops[0], crops[-1])]
     counts = [views for views, _ in VIEWS]
     teacher_rows = counts[0] * (1 + regions[0])
-    rows = teacher_rows + sum(views * (1 + number) for views, number in zip(counts, regions, strict=True))
+    rows = teacher_rows + sum(
+        views * (1 + number) for views, number in zip(counts, regions, strict=True)
+    )
     losses = 3 * 2 * rows * NUM_PROTOTYPES * BOTTLENECK
     trained = sum(parameter.numel() for parameter in network.parameters())
     prototypes = NUM_PROTOTYPES * BOTTLENECK
     return Budget(
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         operations=teacher.get_total_flops() + 3 * student.get_total_flops() + losses,
-        # Student, teacher, gradient, two averages; a block of logits, its softmax and 16-bit copy; 16-bit prototypes.
+        # Student, teacher, gradient, two averages; a block of logits, its softmax and 16-bit copy;
+        # 16-bit prototypes.
         fixed=5 * 4 * trained + (4 + 4 + 2) * BLOCK_ELEMENTS + 2 * 2 * prototypes,
         per_image=two - one,
     )
@@ -109,7 +117,9 @@ def count(model_type: str, fields: dict[str, Any]) -> Budget:
 
 def main() -> None:
     columns = ["preset", "parameters (M)", "operations an image (G)", "activations an image (MiB)"]
-    columns += [f"batch {batch} (GiB)" for batch in BATCHES] + [f"largest batch in {size} GB" for size in GPU_SIZES]
+    columns += [f"batch {batch} (GiB)" for batch in BATCHES] + [
+        f"largest batch in {size} GB" for size in GPU_SIZES
+    ]
     print("| " + " | ".join(columns) + " |")
     print("|---" + "|---:" * (len(columns) - 1) + "|")
     for name, (model_type, fields) in PRESETS.items():

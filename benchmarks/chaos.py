@@ -1,7 +1,9 @@
-"""Kills a real run again and again, in training and while it saves, and compares what it becomes: `make chaos`.
+"""Kills a real run again and again, in training and while it saves, and compares what it becomes:
+`make chaos`.
 
-The run is started again with `--resume true` after every kill. In the end its weights, centres, optimizer, random
-states and metrics have to equal those of a run that nobody disturbed, bit for bit.
+The run is started again with `--resume true` after every kill. In the end its weights, centers,
+optimizer, random states and metrics have to equal those of a run that nobody disturbed, bit for
+bit.
 """
 
 import json
@@ -24,7 +26,13 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-NETWORK = {"image_size": 32, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
+NETWORK = {
+    "image_size": 32,
+    "embed_dim": 8,
+    "depths": [1, 2],
+    "num_heads": [1, 2],
+    "window_size": 4,
+}
 RECIPE = {
     "dataset": ROOT / "examples" / "data" / "fashion_mnist",
     # 1000 images are 62 steps of 16, so that an epoch ends inside the run.
@@ -47,7 +55,11 @@ RECIPE = {
 def command(output_dir: Path, steps: int, *, resume: bool) -> list[str]:
     """Return the command line of the run."""
     fields = RECIPE | {"output_dir": output_dir, "max_steps": steps, "resume": str(resume).lower()}
-    words = [sys.executable, str(ROOT / "examples" / "pretrain.py"), str(ROOT / "examples" / "recipes" / "demo.yaml")]
+    words = [
+        sys.executable,
+        str(ROOT / "examples" / "pretrain.py"),
+        str(ROOT / "examples" / "recipes" / "demo.yaml"),
+    ]
     return words + [word for name, value in fields.items() for word in (f"--{name}", str(value))]
 
 
@@ -92,7 +104,9 @@ def run_until(output_dir: Path, steps: int, log: Path, kill: Kill | None = None)
             while process.poll() is None and not has_logged(output_dir, kill.step, started):
                 time.sleep(0.01)
             time.sleep(kill.delay)
-            while process.poll() is None and kill.while_saving and not is_saving(output_dir, started):
+            while (
+                process.poll() is None and kill.while_saving and not is_saving(output_dir, started)
+            ):
                 time.sleep(0.0005)
             process.send_signal(signal.SIGKILL)
         code = process.wait()
@@ -107,7 +121,9 @@ def run_until(output_dir: Path, steps: int, log: Path, kill: Kill | None = None)
 
 
 def has_logged(output_dir: Path, step: float, since: int) -> bool:
-    """Tell whether a run has written a line of this step or a later one since a time in nanoseconds."""
+    """Tell whether a run has written a line of this step or a later one since a time in
+    nanoseconds.
+    """
     metrics = output_dir / "metrics.jsonl"
     if not metrics.exists() or metrics.stat().st_mtime_ns < since:
         return False
@@ -118,7 +134,10 @@ def has_logged(output_dir: Path, step: float, since: int) -> bool:
 def is_saving(output_dir: Path, since: int) -> bool:
     """Tell whether half a checkpoint lies there that is newer than a time in nanoseconds."""
     try:
-        return any(path.stat().st_mtime_ns > since for path in (output_dir / "checkpoints").glob("*.partial/*"))
+        return any(
+            path.stat().st_mtime_ns > since
+            for path in (output_dir / "checkpoints").glob("*.partial/*")
+        )
     except FileNotFoundError:
         return False
 
@@ -126,16 +145,31 @@ def is_saving(output_dir: Path, since: int) -> bool:
 def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
     """Return the complete lines of `metrics.jsonl`, without the speed."""
     path = output_dir / "metrics.jsonl"
-    lines = [line for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-    return [{name: value for name, value in json.loads(line).items() if name != "images_per_second"} for line in lines]
+    lines = (
+        [line for line in path.read_text().splitlines() if line.endswith("}")]
+        if path.exists()
+        else []
+    )
+    return [
+        {name: value for name, value in json.loads(line).items() if name != "images_per_second"}
+        for line in lines
+    ]
 
 
 def final_state(output_dir: Path) -> dict[str, Any]:
-    """Return everything that a run ends with, by name: exported files, the last checkpoint, the metrics."""
+    """Return everything that a run ends with, by name: exported files, the last checkpoint, the
+    metrics.
+    """
     last = sorted((output_dir / "checkpoints").glob("step-*"))[-1]
-    state: dict[str, Any] = {"metrics.jsonl": read_metrics(output_dir), "last checkpoint": last.name}
+    state: dict[str, Any] = {
+        "metrics.jsonl": read_metrics(output_dir),
+        "last checkpoint": last.name,
+    }
     for path in (*output_dir.glob("*.safetensors"), *last.glob("*.safetensors")):
-        state |= {f"{path.parent.name}/{path.name}:{name}": value for name, value in load_file(path).items()}
+        state |= {
+            f"{path.parent.name}/{path.name}:{name}": value
+            for name, value in load_file(path).items()
+        }
     for path in (*last.glob("*.bin"), *last.glob("*.pkl")):
         # Written by this very run; random states are no tensors alone.
         state[path.name] = torch.load(path, weights_only=False)
@@ -149,13 +183,25 @@ def differences(first: Any, second: Any, place: str = "") -> list[str]:
     if isinstance(first, dict):
         if first.keys() != second.keys():
             return [place]
-        return [found for key in first for found in differences(first[key], second[key], f"{place}/{key}")]
+        return [
+            found
+            for key in first
+            for found in differences(first[key], second[key], f"{place}/{key}")
+        ]
     if isinstance(first, list | tuple):
         if len(first) != len(second):
             return [place]
         pairs = zip(first, second, strict=True)
-        return [found for number, pair in enumerate(pairs) for found in differences(*pair, f"{place}/{number}")]
-    return [] if bool((first == second) if not hasattr(first, "all") else (first == second).all()) else [place]
+        return [
+            found
+            for number, pair in enumerate(pairs)
+            for found in differences(*pair, f"{place}/{number}")
+        ]
+    return (
+        []
+        if bool((first == second) if not hasattr(first, "all") else (first == second).all())
+        else [place]
+    )
 
 
 def plot_kills(kills: list[dict[str, Any]], steps: int, output: Path) -> None:
@@ -163,7 +209,11 @@ def plot_kills(kills: list[dict[str, Any]], steps: int, output: Path) -> None:
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     for label, mark, half in (("in training", "o", False), ("while saving", "s", True)):
-        chosen = [(number, kill["step"]) for number, kill in enumerate(kills, 1) if kill["while_saving"] is half]
+        chosen = [
+            (number, kill["step"])
+            for number, kill in enumerate(kills, 1)
+            if kill["while_saving"] is half
+        ]
         if chosen:
             axes.plot(*zip(*chosen, strict=True), mark, label=f"killed {label}")
     axes.set(xlabel="kill", ylabel="step of the last line logged", ylim=(0, steps + 2))
@@ -216,8 +266,9 @@ def chaos(kills: int = 20, steps: int = 240, seed: int = 0) -> None:
     plot_kills(report["kills"], steps, RESULTS / "chaos.png")
     half = sum(kill["while_saving"] for kill in report["kills"])
     print(
-        f"{kills} kills, {half} of them while a checkpoint was being written; {report['compared']} files and tensors "
-        f"compared with the undisturbed run, {len(report['differences'])} differ {report['differences'][:5]}"
+        f"{kills} kills, {half} of them while a checkpoint was being written; {report['compared']} "
+        f"files and tensors compared with the undisturbed run, {len(report['differences'])} differ "
+        f"{report['differences'][:5]}"
     )
     if report["differences"]:
         sys.exit(1)

@@ -1,4 +1,6 @@
-"""From encoded photographs to crops, against torchvision's transforms on Pillow images composed as in the reference."""
+"""From encoded photographs to crops, against torchvision's transforms on Pillow images composed as
+in the reference.
+"""
 
 import io
 import random
@@ -32,7 +34,7 @@ class PillowBlur:
 
 
 def pillow_view(size: int, scale: tuple[float, float], blur: float, solarize: float) -> v2.Compose:
-    """One view of the recipe: crop, flip, jitter, grey, blur, solarise, normalise."""
+    """One view of the recipe: crop, flip, jitter, gray, blur, solarize, normalize."""
     return v2.Compose(
         [
             v2.RandomResizedCrop(size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC),
@@ -70,7 +72,10 @@ def prepare_ours(dataset: MultiCropDataset, indices: list[int], *, with_augmenta
         batch = dataset.__getitems__([(epoch, index) for index in indices])
         if not with_augmentation:
             return batch.crops
-        return [augment(crop, parameters) for crop, parameters in zip(batch.crops, batch.parameters, strict=True)]
+        return [
+            augment(crop, parameters)
+            for crop, parameters in zip(batch.crops, batch.parameters, strict=True)
+        ]
 
     return run
 
@@ -86,7 +91,9 @@ def measure(photographs: Path = SAMPLE_PHOTOGRAPHS, rounds: int = 7) -> list[Row
     """
     source = load_image_source(str(photographs))
     indices = [index % len(source) for index in range(BATCH)]
-    files = sorted(path for path in photographs.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
+    files = sorted(
+        path for path in photographs.iterdir() if path.suffix.lower() in (".jpg", ".jpeg")
+    )
     encoded = [files[index].read_bytes() for index in indices]
     dataset = MultiCropDataset(source, dino_views(), seed=0)
     pillow = "torchvision on Pillow images"
@@ -109,9 +116,16 @@ def measure(photographs: Path = SAMPLE_PHOTOGRAPHS, rounds: int = 7) -> list[Row
     scale = 1e3 / BATCH
     unit = "ms a photograph"
     return [
-        compare("data worker, 2 x 224 and 8 x 96 crops", seconds["worker"], against, reach=0.4, unit=unit, scale=scale),
         compare(
-            "whole data path on CPU, crops to normalised tensors",
+            "data worker, 2 x 224 and 8 x 96 crops",
+            seconds["worker"],
+            against,
+            reach=0.4,
+            unit=unit,
+            scale=scale,
+        ),
+        compare(
+            "whole data path on CPU, crops to normalized tensors",
             seconds["all"],
             against,
             reach=0.7,

@@ -1,8 +1,10 @@
-"""Swin-T on a GPU, alone and in whole pretraining steps, against the other libraries and the plain formula; in bf16.
+"""Swin-T on a GPU, alone and in whole pretraining steps, against the other libraries and the plain
+formula; in bf16.
 
-`python -m benchmarks.gpu` prints the table of docs/performance.md and writes `benchmarks/results/gpu.json`. The plain
-formula gets what makes it fast here: fused attention, a fused AdamW, clipping and averaging of many tensors at once.
-Memory is the allocator's peak in a step, with weights and the optimizer's state.
+`python -m benchmarks.gpu` prints the table of docs/performance.md and writes
+`benchmarks/results/gpu.json`. The plain formula gets what makes it fast here: fused attention, a
+fused AdamW, clipping and averaging of many tensors at once. Memory is the allocator's peak in a
+step, with weights and the optimizer's state.
 """
 
 import gc
@@ -37,22 +39,24 @@ OUT_OF_MEMORY = float("inf")
 def prepare_plain(batch: int) -> Run:
     student, teacher = build_plain("sdpa", DEVICE)
     optimizer = torch.optim.AdamW(reference.parameter_groups(student), lr=1e-4, fused=True)
-    centres = {name: torch.zeros(NUM_PROTOTYPES, device=DEVICE) for name in ("view", "region")}
+    centers = {name: torch.zeros(NUM_PROTOTYPES, device=DEVICE) for name in ("view", "region")}
     crops = [crop.to(DEVICE) for crop in draw_crops(batch)]
 
     def run() -> None:
         with torch.autocast(DEVICE, torch.bfloat16):
             with torch.no_grad():
                 targets = teacher(crops[:2])
-            loss = reference.plain_losses(student(crops), targets, centres)
-            reference.update_centre(centres["view"], targets.view_logits)
-            reference.update_centre(centres["region"], targets.region_logits)
+            loss = reference.plain_losses(student(crops), targets, centers)
+            reference.update_center(centers["view"], targets.view_logits)
+            reference.update_center(centers["region"], targets.region_logits)
         optimizer.zero_grad()
         loss.backward()
         clip_each_gradient(student.parameters(), MAX_NORM)
         optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - TEACHER_MOMENTUM)
+            torch._foreach_lerp_(
+                list(teacher.parameters()), list(student.parameters()), 1 - TEACHER_MOMENTUM
+            )
 
     return run
 
@@ -68,7 +72,9 @@ def to_the_end(run: Run) -> Run:
 
 
 def peak(prepare: Callable[[], Run]) -> float:
-    """Return the largest memory in bytes that a second run of a case takes, what it was prepared with included."""
+    """Return the largest memory in bytes that a second run of a case takes, what it was prepared
+    with included.
+    """
     gc.collect()
     torch.cuda.empty_cache()
     run = prepare()
@@ -97,7 +103,9 @@ def network_rows(rounds: int, batch: int) -> list[Row]:
         (f"Swin-T forward at 224, batch {EVALUATION_BATCH}, evaluation", forward, EVALUATION_BATCH),
         (f"Swin-T forward and backward, 2 x 224 and 8 x 96 crops, batch {batch}", training, batch),
     ):
-        seconds = interleave({peer: to_the_end(run) for peer, run in cases.items()}, rounds=rounds, warmup=3)
+        seconds = interleave(
+            {peer: to_the_end(run) for peer, run in cases.items()}, rounds=rounds, warmup=3
+        )
         ours = seconds.pop(OURS)
         rows.append(compare(name, ours, seconds, reach=1.0, unit="ms an image", scale=1e3 / images))
     return rows
@@ -110,11 +118,29 @@ def step_rows(rounds: int, batch: int) -> list[Row]:
         PLAIN: partial(prepare_plain, batch),
     }
     memory = {case: peak(prepare) for case, prepare in cases.items()}
-    runs = {case: to_the_end(prepare()) for case, prepare in cases.items() if memory[case] < OUT_OF_MEMORY}
+    runs = {
+        case: to_the_end(prepare())
+        for case, prepare in cases.items()
+        if memory[case] < OUT_OF_MEMORY
+    }
     seconds = interleave(runs, rounds=rounds, warmup=3)
-    rows = [compare(f"{name}: peak memory", memory.pop(OURS), memory, reach=1.0, unit="MiB", scale=1 / MEBIBYTE)]
+    rows = [
+        compare(
+            f"{name}: peak memory",
+            memory.pop(OURS),
+            memory,
+            reach=1.0,
+            unit="MiB",
+            scale=1 / MEBIBYTE,
+        )
+    ]
     peers = {PLAIN: seconds.get(PLAIN, OUT_OF_MEMORY)}
-    return [compare(f"{name}: time", seconds[OURS], peers, reach=1.0, unit="ms an image", scale=1e3 / batch), *rows]
+    return [
+        compare(
+            f"{name}: time", seconds[OURS], peers, reach=1.0, unit="ms an image", scale=1e3 / batch
+        ),
+        *rows,
+    ]
 
 
 def main(rounds: int = 9, batches: tuple[int, ...] = (32, 64)) -> None:

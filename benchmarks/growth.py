@@ -45,7 +45,13 @@ def _regions_of(side: float) -> float:
 
 
 AXES: dict[str, Axis] = {
-    "batch": Axis("images in a batch", (1, 2, 4), lambda value: step.prepare_ours(batch=value), float, "an image"),
+    "batch": Axis(
+        "images in a batch",
+        (1, 2, 4),
+        lambda value: step.prepare_ours(batch=value),
+        float,
+        "an image",
+    ),
     "prototypes": Axis(
         "prototypes K",
         (8192, 32768, 65536, 131072),
@@ -56,7 +62,9 @@ AXES: dict[str, Axis] = {
     "local_crops": Axis(
         "local crops of 96 pixels",
         (0, 4, 8, 12),
-        lambda value: step.prepare_ours(batch=BATCH, views=((2, 224), (value, 96)) if value else ((2, 224),)),
+        lambda value: step.prepare_ours(
+            batch=BATCH, views=((2, 224), (value, 96)) if value else ((2, 224),)
+        ),
         float,
         "a local crop",
     ),
@@ -98,7 +106,9 @@ def measure_point(axis: str, value: int) -> dict[str, float]:
 
 
 def measure() -> list[dict[str, Any]]:
-    """Measure all points, each in a fresh process; return one record an axis with its points and fits."""
+    """Measure all points, each in a fresh process; return one record an axis with its points and
+    fits.
+    """
     records = []
     for name, axis in AXES.items():
         points = []
@@ -107,7 +117,15 @@ def measure() -> list[dict[str, Any]]:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
             points.append({"value": value, **json.loads(done.stdout.splitlines()[-1])})
         fits = {quantity: fit_line(axis, points, quantity) for quantity in ("seconds", "mebibytes")}
-        records.append({"axis": name, "label": axis.label, "term": axis.term_label, "points": points, "fits": fits})
+        records.append(
+            {
+                "axis": name,
+                "label": axis.label,
+                "term": axis.term_label,
+                "points": points,
+                "fits": fits,
+            }
+        )
     return records
 
 

@@ -1,4 +1,6 @@
-"""Weighted k-NN of 10,000 test images among 50,000, against scikit-learn and the formula written straightforwardly."""
+"""Weighted k-NN of 10,000 test images among 50,000, against scikit-learn and the formula written
+straightforwardly.
+"""
 
 import numpy as np
 import torch
@@ -10,18 +12,18 @@ from benchmarks.measure import Prepare, Row, Run, compare, interleave, peak_memo
 from esvit_hf.evaluation.knn import knn_predictions
 
 TRAIN_IMAGES, TEST_IMAGES, WIDTH, CLASSES = 50_000, 10_000, 384, 1000
-NEIGHBOURS = 20
+NEIGHBORS = 20
 TEMPERATURE = 0.07
 
 
 def draw_features() -> tuple[Tensor, Tensor, Tensor]:
     """Features of train (N, D) and test (M, D) in clusters, and the classes of train (N,)."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(CLASSES, WIDTH, generator=generator)
+    centers = torch.randn(CLASSES, WIDTH, generator=generator)
     train_labels = torch.randint(CLASSES, (TRAIN_IMAGES,), generator=generator)
     test_labels = torch.randint(CLASSES, (TEST_IMAGES,), generator=generator)
     train, test = (
-        centres[labels] + 2 * torch.randn(len(labels), WIDTH, generator=generator)
+        centers[labels] + 2 * torch.randn(len(labels), WIDTH, generator=generator)
         for labels in (train_labels, test_labels)
     )
     return train, train_labels, test
@@ -31,8 +33,8 @@ def prepare_ours() -> Run:
     train, labels, test = draw_features()
 
     def run() -> Tensor:
-        ranked = knn_predictions(train, labels, test, k=(NEIGHBOURS,), temperature=(TEMPERATURE,))
-        return ranked[NEIGHBOURS, TEMPERATURE][:, 0]
+        ranked = knn_predictions(train, labels, test, k=(NEIGHBORS,), temperature=(TEMPERATURE,))
+        return ranked[NEIGHBORS, TEMPERATURE][:, 0]
 
     return run
 
@@ -42,8 +44,8 @@ def prepare_plain() -> Run:
 
     def run() -> Tensor:
         similarity = F.normalize(test, dim=1) @ F.normalize(train, dim=1).T
-        cosines, neighbours = similarity.topk(NEIGHBOURS, dim=1)
-        votes = F.one_hot(labels[neighbours], CLASSES) * (cosines / TEMPERATURE).exp().unsqueeze(2)
+        cosines, neighbors = similarity.topk(NEIGHBORS, dim=1)
+        votes = F.one_hot(labels[neighbors], CLASSES) * (cosines / TEMPERATURE).exp().unsqueeze(2)
         return votes.sum(dim=1).argmax(dim=1)
 
     return run
@@ -53,13 +55,16 @@ def prepare_scikit_learn() -> Run:
     train, labels, test = (values.numpy() for values in draw_features())
 
     def run() -> np.ndarray:
-        unit_train, unit_test = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (train, test))
-        # On unit vectors the Euclidean distance ranks as the cosine does, and is scikit-learn's fastest metric.
-        search = NearestNeighbors(n_neighbors=NEIGHBOURS, algorithm="brute").fit(unit_train)
-        distances, neighbours = search.kneighbors(unit_test)
+        unit_train, unit_test = (
+            values / np.linalg.norm(values, axis=1, keepdims=True) for values in (train, test)
+        )
+        # On unit vectors the Euclidean distance ranks as the cosine does, and is scikit-learn's
+        # fastest metric.
+        search = NearestNeighbors(n_neighbors=NEIGHBORS, algorithm="brute").fit(unit_train)
+        distances, neighbors = search.kneighbors(unit_test)
         votes = np.zeros((len(test), CLASSES))
         weights = np.exp((1 - distances**2 / 2) / TEMPERATURE)
-        np.add.at(votes, (np.arange(len(test))[:, None], labels[neighbours]), weights)
+        np.add.at(votes, (np.arange(len(test))[:, None], labels[neighbors]), weights)
         return np.asarray(votes.argmax(axis=1))
 
     return run
@@ -76,7 +81,7 @@ def measure(rounds: int = 3) -> list[Row]:
     """Return the rows of this topic."""
     seconds = interleave({name: prepare() for name, prepare in MEMORY_CASES.items()}, rounds=rounds)
     memory = {name: peak_memory("knn", name) for name in MEMORY_CASES}
-    name = f"k-NN, {TRAIN_IMAGES} x {TEST_IMAGES} x {WIDTH}, k {NEIGHBOURS}"
+    name = f"k-NN, {TRAIN_IMAGES} x {TEST_IMAGES} x {WIDTH}, k {NEIGHBORS}"
     return [
         compare(f"{name}: time", seconds.pop("ours"), seconds, reach=0.7),
         compare(

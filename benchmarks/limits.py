@@ -1,6 +1,8 @@
-"""What limits a row: the share of matrix products in our time, and what would be left if all else were free.
+"""What limits a row: the share of matrix products in our time, and what would be left if all else
+were free.
 
-`python -m benchmarks.run` measures it after the rows that are bound by products and writes it beside them.
+`python -m benchmarks.run` measures it after the rows that are bound by products and writes it
+beside them.
 """
 
 import statistics
@@ -25,8 +27,14 @@ CASES: Mapping[str, tuple[torch.dtype, Prepare]] = {
     losses.TIME_ROW: (torch.float32, losses.prepare_ours),
     step.TIME_ROWS["float32"]: (torch.float32, step.prepare_ours),
     step.TIME_ROWS["bf16 autocast"]: (torch.bfloat16, lambda: step.prepare_ours("bf16")),
-    networks.forward_row(torch.float32): (torch.float32, lambda: networks.prepare_forward(torch.float32)),
-    networks.forward_row(torch.bfloat16): (torch.bfloat16, lambda: networks.prepare_forward(torch.bfloat16)),
+    networks.forward_row(torch.float32): (
+        torch.float32,
+        lambda: networks.prepare_forward(torch.float32),
+    ),
+    networks.forward_row(torch.bfloat16): (
+        torch.bfloat16,
+        lambda: networks.prepare_forward(torch.bfloat16),
+    ),
     networks.TRAINING_ROW: (torch.float32, networks.prepare_training),
 }
 
@@ -51,7 +59,9 @@ class Limit:
 
 
 def count_operations(name: str, shapes: Sequence[Sequence[int]]) -> int:
-    """Return the floating-point operations of a product; a multiplication and an addition are two."""
+    """Return the floating-point operations of a product; a multiplication and an addition are
+    two.
+    """
     left, right = shapes[PRODUCTS[name]], shapes[PRODUCTS[name] + 1]
     columns = right[0] if name == "mkldnn::_linear_pointwise" else right[-1]
     return 2 * prod(left) * columns
@@ -86,7 +96,9 @@ def measure(rows: Sequence[Row]) -> list[dict[str, Any]]:
         events = [event for event in profiler.events() or () if event.name in PRODUCTS]
         seconds = sum(event.self_cpu_time_total for event in events) / 1e6
         total = profiler.key_averages().self_cpu_time_total / 1e6
-        operations = 1e-9 * sum(count_operations(event.name, event.input_shapes) for event in events)
+        operations = 1e-9 * sum(
+            count_operations(event.name, event.input_shapes) for event in events
+        )
         best = best_speed(dtype)
         floor = operations / best / total * row.ratio
         limits.append(asdict(Limit(row.name, seconds / total, operations / seconds, best, floor)))
@@ -95,10 +107,13 @@ def measure(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def format_limits(limits: Sequence[Mapping[str, Any]]) -> str:
     """Return the limits as a Markdown table."""
-    lines = ["| row | products' share | GFLOP/s | large products | ratio at least |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        "| row | products' share | GFLOP/s | large products | ratio at least |",
+        "|---|---:|---:|---:|---:|",
+    ]
     lines += [
-        f"| {limit['name']} | {limit['share']:.0%} | {limit['speed']:.0f} | {limit['best_speed']:.0f} "
-        f"| {limit['floor']:.2f} |"
+        f"| {limit['name']} | {limit['share']:.0%} | {limit['speed']:.0f} | "
+        f"{limit['best_speed']:.0f} | {limit['floor']:.2f} |"
         for limit in limits
     ]
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from benchmarks import reference
 from benchmarks.measure import Prepare, Row, Run, compare, interleave, peak_memory
-from esvit_hf.pretraining.centering import TeacherCentre
+from esvit_hf.pretraining.centering import TeacherCenter
 from esvit_hf.pretraining.heads import ProjectionHead
 from esvit_hf.pretraining.losses import region_loss, view_loss
 
@@ -19,10 +19,15 @@ TIME_ROW = f"{NAME}: time"
 
 
 def draw_features(batch: int = BATCH) -> tuple[list[Tensor], list[Tensor]]:
-    """Backbone regions (V_g, B, N_g, C) of student and teacher, one tensor for each group of views of one size."""
+    """Backbone regions (V_g, B, N_g, C) of student and teacher, one tensor for each group of views
+    of one size.
+    """
     generator = torch.Generator().manual_seed(0)
     sizes = ((GLOBAL_VIEWS, GLOBAL_REGIONS), (LOCAL_VIEWS, LOCAL_REGIONS))
-    student = [torch.randn(views, batch, regions, CHANNELS, generator=generator) for views, regions in sizes]
+    student = [
+        torch.randn(views, batch, regions, CHANNELS, generator=generator)
+        for views, regions in sizes
+    ]
     teacher = [torch.randn(GLOBAL_VIEWS, batch, GLOBAL_REGIONS, CHANNELS, generator=generator)]
     return [group.requires_grad_() for group in student], teacher
 
@@ -34,9 +39,10 @@ def pooled(regions: list[Tensor]) -> Tensor:
 
 def prepare_ours(num_prototypes: int = NUM_PROTOTYPES, batch: int = BATCH) -> Run:
     heads = {
-        name: ProjectionHead(CHANNELS, num_prototypes) for name in ("view", "region", "teacher view", "teacher region")
+        name: ProjectionHead(CHANNELS, num_prototypes)
+        for name in ("view", "region", "teacher view", "teacher region")
     }
-    centres = {name: TeacherCentre(num_prototypes, 256) for name in ("view", "region")}
+    centers = {name: TeacherCenter(num_prototypes, 256) for name in ("view", "region")}
     student, teacher = draw_features(batch)
     temperatures = {
         "student_temperature": reference.STUDENT_TEMPERATURE,
@@ -52,13 +58,15 @@ def prepare_ours(num_prototypes: int = NUM_PROTOTYPES, batch: int = BATCH) -> Ru
         views = heads["view"](pooled(student))
         rows = heads["region"](torch.cat([group.flatten(0, 2) for group in student]))
         parts = rows.split([group.shape[:3].numel() for group in student])
-        regions = [part.view(*group.shape[:3], -1) for part, group in zip(parts, student, strict=True)]
+        regions = [
+            part.view(*group.shape[:3], -1) for part, group in zip(parts, student, strict=True)
+        ]
         first = view_loss(
             views,
             heads["view"].prototype_direction,
             teacher_views,
             heads["teacher view"].prototype_direction,
-            centres["view"].centre,
+            centers["view"].center,
             gain=heads["view"].prototype_gain,
             teacher_gain=heads["teacher view"].prototype_gain,
             **temperatures,
@@ -70,17 +78,17 @@ def prepare_ours(num_prototypes: int = NUM_PROTOTYPES, batch: int = BATCH) -> Ru
             teacher_regions,
             teacher,
             heads["teacher region"].prototype_direction,
-            centres["region"].centre,
+            centers["region"].center,
             gain=heads["region"].prototype_gain,
             teacher_gain=heads["teacher region"].prototype_gain,
             **temperatures,
         )
         (0.5 * first + 0.5 * second).backward()
-        centres["view"].observe(teacher_views)
-        centres["region"].observe(teacher_regions[0])
-        for task, centre in centres.items():
+        centers["view"].observe(teacher_views)
+        centers["region"].observe(teacher_regions[0])
+        for task, center in centers.items():
             teacher_head = heads[f"teacher {task}"]
-            centre.update_centre(teacher_head.prototype_direction, teacher_head.prototype_gain)
+            center.update_center(teacher_head.prototype_direction, teacher_head.prototype_gain)
 
     return run
 
@@ -90,18 +98,20 @@ def prepare_plain(num_prototypes: int = NUM_PROTOTYPES, batch: int = BATCH) -> R
         name: reference.PlainHead(CHANNELS, num_prototypes)
         for name in ("view", "region", "teacher view", "teacher region")
     }
-    centres = {name: torch.zeros(num_prototypes) for name in ("view", "region")}
+    centers = {name: torch.zeros(num_prototypes) for name in ("view", "region")}
     student, teacher = draw_features(batch)
 
     def run() -> None:
         for head in heads.values():
             head.zero_grad(set_to_none=True)
         with torch.no_grad():
-            targets = reference.run_heads(heads["teacher view"], heads["teacher region"], pooled(teacher), teacher)
+            targets = reference.run_heads(
+                heads["teacher view"], heads["teacher region"], pooled(teacher), teacher
+            )
         outputs = reference.run_heads(heads["view"], heads["region"], pooled(student), student)
-        reference.plain_losses(outputs, targets, centres).backward()
-        reference.update_centre(centres["view"], targets.view_logits)
-        reference.update_centre(centres["region"], targets.region_logits)
+        reference.plain_losses(outputs, targets, centers).backward()
+        reference.update_center(centers["view"], targets.view_logits)
+        reference.update_center(centers["region"], targets.region_logits)
 
     return run
 
@@ -120,7 +130,12 @@ def measure(rounds: int = 7) -> list[Row]:
     return [
         compare(TIME_ROW, seconds[OURS], {PLAIN: seconds[PLAIN]}, reach=0.5),
         compare(
-            f"{NAME}: peak extra memory", memory[OURS], {PLAIN: memory[PLAIN]}, reach=0.10, unit="MiB", scale=2**-20
+            f"{NAME}: peak extra memory",
+            memory[OURS],
+            {PLAIN: memory[PLAIN]},
+            reach=0.10,
+            unit="MiB",
+            scale=2**-20,
         ),
     ]
 
@@ -128,4 +143,11 @@ def measure(rounds: int = 7) -> list[Row]:
 def gradient_bytes() -> int:
     """Size of the gradients of both heads."""
     with torch.device("meta"):
-        return 2 * 4 * sum(parameter.numel() for parameter in ProjectionHead(CHANNELS, NUM_PROTOTYPES).parameters())
+        return (
+            2
+            * 4
+            * sum(
+                parameter.numel()
+                for parameter in ProjectionHead(CHANNELS, NUM_PROTOTYPES).parameters()
+            )
+        )

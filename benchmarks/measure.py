@@ -1,6 +1,8 @@
-"""How everything here is measured: medians of interleaved runs, and peak memory in processes of their own.
+"""How everything here is measured: medians of interleaved runs, and peak memory in processes of
+their own.
 
-`python -m benchmarks.measure MODULE CASE` prints the peak memory of one case; `peak_memory` calls it.
+`python -m benchmarks.measure MODULE CASE` prints the peak memory of one case; `peak_memory` calls
+it.
 """
 
 import gc
@@ -117,12 +119,16 @@ def peak_memory(module: str, case: str) -> float:
     command = [sys.executable, "-m", "benchmarks.measure", module, case]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-2000:]}"
+        )
     return float(done.stdout.split()[-1])
 
 
 def measure_peak(prepare: Prepare) -> int:
-    """Run a prepared case once; return its peak memory in bytes beyond what was resident before it."""
+    """Run a prepared case once; return its peak memory in bytes beyond what was resident before
+    it.
+    """
     run = prepare()
     gc.collect()
     resident = psutil.Process().memory_info().rss
@@ -136,7 +142,11 @@ def _peak_resident() -> int:
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     # On Linux ru_maxrss starts with what the process had that started this one.
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return next(
+        int(line.split()[1]) * 1024
+        for line in status.read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
 
 
 def main(module: str, case: str) -> None:

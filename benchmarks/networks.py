@@ -1,4 +1,6 @@
-"""Swin-T alone against transformers, timm and torchvision: evaluation, and multi-crop forward and backward."""
+"""Swin-T alone against transformers, timm and torchvision: evaluation, and multi-crop forward and
+backward.
+"""
 
 from collections.abc import Callable
 
@@ -9,12 +11,17 @@ from benchmarks.peers import BUILDERS, OURS, Network, build_ours, multi_crop_fea
 
 EVALUATION_BATCH = 8
 TRAINING_BATCH = 4
-TRAINING_ROW = f"Swin-T forward and backward, 2 x 224 and 8 x 96 crops, batch {TRAINING_BATCH}, float32"
+TRAINING_ROW = (
+    f"Swin-T forward and backward, 2 x 224 and 8 x 96 crops, batch {TRAINING_BATCH}, float32"
+)
 
 
 def forward_row(dtype: torch.dtype) -> str:
     """Name the row of the forward pass."""
-    return f"Swin-T forward at 224, batch {EVALUATION_BATCH}, evaluation, {str(dtype).removeprefix('torch.')}"
+    return (
+        f"Swin-T forward at 224, batch {EVALUATION_BATCH}, evaluation, "
+        f"{str(dtype).removeprefix('torch.')}"
+    )
 
 
 def prepare_forward(
@@ -46,7 +53,10 @@ def prepare_training(
     torch.manual_seed(0)
     network = build()
     network.module.to(device).train()
-    groups = [torch.randn(count * batch, 3, size, size, device=device) for count, size in ((2, 224), (8, 96))]
+    groups = [
+        torch.randn(count * batch, 3, size, size, device=device)
+        for count, size in ((2, 224), (8, 96))
+    ]
 
     def run() -> None:
         network.module.zero_grad(set_to_none=True)
@@ -64,14 +74,23 @@ def evaluation_rows(rounds: int) -> list[Row]:
         seconds = interleave(cases, rounds=rounds, warmup=2)
         ours = seconds.pop(OURS)
         rows.append(
-            compare(forward_row(dtype), ours, seconds, reach=reach, unit="ms an image", scale=1e3 / EVALUATION_BATCH)
+            compare(
+                forward_row(dtype),
+                ours,
+                seconds,
+                reach=reach,
+                unit="ms an image",
+                scale=1e3 / EVALUATION_BATCH,
+            )
         )
     return rows
 
 
 def training_rows(rounds: int) -> list[Row]:
     builds = {name: build for name, build in BUILDERS.items() if name != "torchvision"}
-    seconds = interleave({name: prepare_training(build) for name, build in builds.items()}, rounds=rounds)
+    seconds = interleave(
+        {name: prepare_training(build) for name, build in builds.items()}, rounds=rounds
+    )
     return [compare(TRAINING_ROW, seconds.pop(OURS), seconds, reach=0.9)]
 
 

@@ -1,4 +1,6 @@
-"""Clipping, AdamW and the teacher's average over the parameters of Swin-T, against loops over its tensors."""
+"""Clipping, AdamW and the teacher's average over the parameters of Swin-T, against loops over its
+tensors.
+"""
 
 import copy
 
@@ -25,7 +27,9 @@ def prepare(fast: bool) -> Run:
         for group, weight_decay in zip(optimizer.param_groups, (0.04, 0.0), strict=True):
             group.update(lr=LEARNING_RATE, weight_decay=weight_decay)
     else:
-        optimizer = torch.optim.AdamW(reference.parameter_groups(student), lr=LEARNING_RATE, foreach=False, fused=False)
+        optimizer = torch.optim.AdamW(
+            reference.parameter_groups(student), lr=LEARNING_RATE, foreach=False, fused=False
+        )
     for parameter in student.parameters():
         parameter.grad = torch.randn_like(parameter)
 

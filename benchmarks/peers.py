@@ -35,13 +35,19 @@ def build_ours(drop_path_rate: float = 0.0) -> Network:
 def build_transformers(drop_path_rate: float = 0.0, attention: str = "sdpa") -> Network:
     config = SwinConfig(drop_path_rate=drop_path_rate)
     model = SwinModel._from_config(config, attn_implementation=attention)
-    # Small crops are padded to whole windows in every stage, as in the reference; the model cannot take them otherwise.
-    return Network(model, lambda pixels: model(pixels, always_partition=pixels.shape[-1] < 224).pooler_output)
+    # Small crops are padded to whole windows in every stage, as in the reference; the model cannot
+    # take them otherwise.
+    return Network(
+        model, lambda pixels: model(pixels, always_partition=pixels.shape[-1] < 224).pooler_output
+    )
 
 
 def build_timm(drop_path_rate: float = 0.0) -> Network:
     model = timm.create_model(
-        "swin_tiny_patch4_window7_224", num_classes=0, drop_path_rate=drop_path_rate, strict_img_size=False
+        "swin_tiny_patch4_window7_224",
+        num_classes=0,
+        drop_path_rate=drop_path_rate,
+        strict_img_size=False,
     )
     return Network(model, model)
 

@@ -1,4 +1,5 @@
-"""The objective written straightforwardly, the way a paper's code does it: full logits, one softmax for each pair.
+"""The objective written straightforwardly, the way a paper's code does it: full logits, one softmax
+for each pair.
 
 What the fast code is measured against, and the simplest statement of what it computes.
 """
@@ -12,13 +13,15 @@ from torch.nn import functional as F
 
 STUDENT_TEMPERATURE = 0.1
 TEACHER_TEMPERATURE = 0.04
-CENTRE_MOMENTUM = 0.9
+CENTER_MOMENTUM = 0.9
 
 
 class PlainHead(nn.Module):
     """Projection head that ends in logits (..., K)."""
 
-    def __init__(self, input_dim: int, num_prototypes: int, hidden_dim: int = 2048, bottleneck_dim: int = 256) -> None:
+    def __init__(
+        self, input_dim: int, num_prototypes: int, hidden_dim: int = 2048, bottleneck_dim: int = 256
+    ) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(input_dim, hidden_dim),
@@ -27,22 +30,29 @@ class PlainHead(nn.Module):
             nn.GELU(),
             nn.Linear(hidden_dim, bottleneck_dim),
         )
-        self.last = nn.utils.parametrizations.weight_norm(nn.Linear(bottleneck_dim, num_prototypes, bias=False))
+        self.last = nn.utils.parametrizations.weight_norm(
+            nn.Linear(bottleneck_dim, num_prototypes, bias=False)
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         logits: Tensor = self.last(F.normalize(self.layers(features), dim=-1))
         return logits
 
 
-def plain_losses(student: "PlainOutput", teacher: "PlainOutput", centres: dict[str, Tensor]) -> Tensor:
+def plain_losses(
+    student: "PlainOutput", teacher: "PlainOutput", centers: dict[str, Tensor]
+) -> Tensor:
     """Both losses at weight 0.5, one pair of views after the other.
 
-    The logits are divided by their temperatures as a whole; every pair takes a log-softmax of its own and gathers its
-    own copy of the teacher's distributions.
+    The logits are divided by their temperatures as a whole; every pair takes a log-softmax of its
+    own and gathers its own copy of the teacher's distributions.
     """
     view_targets, region_targets = (
-        [F.softmax((logits - centre) / TEACHER_TEMPERATURE, dim=-1) for logits in outputs]
-        for outputs, centre in ((teacher.view_logits, centres["view"]), (teacher.region_logits, centres["region"]))
+        [F.softmax((logits - center) / TEACHER_TEMPERATURE, dim=-1) for logits in outputs]
+        for outputs, center in (
+            (teacher.view_logits, centers["view"]),
+            (teacher.region_logits, centers["region"]),
+        )
     )
     view_logits = [logits / STUDENT_TEMPERATURE for logits in student.view_logits]
     region_logits = [logits / STUDENT_TEMPERATURE for logits in student.region_logits]
@@ -57,8 +67,12 @@ def plain_losses(student: "PlainOutput", teacher: "PlainOutput", centres: dict[s
                 teacher.region_features[q], dim=-1
             ).transpose(1, 2)
             nearest = similarity.argmax(dim=-1, keepdim=True)
-            matched = region_targets[q].gather(1, nearest.expand(-1, -1, centres["region"].shape[0]))
-            region_loss = torch.sum(-matched * F.log_softmax(region_logits[v], dim=-1), dim=-1).mean(dim=-1)
+            matched = region_targets[q].gather(
+                1, nearest.expand(-1, -1, centers["region"].shape[0])
+            )
+            region_loss = torch.sum(
+                -matched * F.log_softmax(region_logits[v], dim=-1), dim=-1
+            ).mean(dim=-1)
             total = total + (0.5 * view_loss + 0.5 * region_loss).mean()
     return total / pairs
 
@@ -78,7 +92,9 @@ class PlainOutput:
     region_features: list[Tensor]
 
 
-def run_heads(view_head: PlainHead, region_head: PlainHead, pooled: Tensor, regions: list[Tensor]) -> PlainOutput:
+def run_heads(
+    view_head: PlainHead, region_head: PlainHead, pooled: Tensor, regions: list[Tensor]
+) -> PlainOutput:
     """Run both heads.
 
     Args:
@@ -92,15 +108,19 @@ def run_heads(view_head: PlainHead, region_head: PlainHead, pooled: Tensor, regi
     parts = rows.split([group.shape[:3].numel() for group in regions])
     logits = [part.view(*group.shape[:3], -1) for part, group in zip(parts, regions, strict=True)]
     return PlainOutput(
-        list(views), [view for group in logits for view in group], [view for group in regions for view in group]
+        list(views),
+        [view for group in logits for view in group],
+        [view for group in regions for view in group],
     )
 
 
 @torch.no_grad()
-def update_centre(centre: Tensor, teacher_logits: list[Tensor]) -> None:
-    """Move the centre (K,) towards the mean of the teacher's logits (..., K) of all views, which are of one size."""
+def update_center(center: Tensor, teacher_logits: list[Tensor]) -> None:
+    """Move the center (K,) towards the mean of the teacher's logits (..., K) of all views, which
+    are of one size.
+    """
     mean = torch.stack([logits.flatten(0, -2).mean(dim=0) for logits in teacher_logits]).mean(dim=0)
-    centre.mul_(CENTRE_MOMENTUM).add_(mean * (1 - CENTRE_MOMENTUM))
+    center.mul_(CENTER_MOMENTUM).add_(mean * (1 - CENTER_MOMENTUM))
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
@@ -113,7 +133,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
 
 
 @torch.no_grad()
-def update_average(teacher: Iterable[nn.Parameter], student: Iterable[nn.Parameter], momentum: float) -> None:
+def update_average(
+    teacher: Iterable[nn.Parameter], student: Iterable[nn.Parameter], momentum: float
+) -> None:
     """Move the teacher's parameters towards the student's, one after the other."""
     for target, source in zip(teacher, student, strict=True):
         target.mul_(momentum).add_((1 - momentum) * source.detach())

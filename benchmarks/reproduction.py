@@ -1,8 +1,9 @@
 """Does the region loss help? Pretrains what the paper compares, and evaluates it.
 
-`python -m benchmarks.reproduction run` trains and evaluates what is not finished yet and continues what was stopped, so
-that it may be killed and started again at any time; `table` makes tables and figures; `regions` says what the regions
-of the networks tell apart; `time` measures what an image costs, from which the epochs of a budget follow.
+`python -m benchmarks.reproduction run` trains and evaluates what is not finished yet and continues
+what was stopped, so that it may be killed and started again at any time; `table` makes tables and
+figures; `regions` says what the regions of the networks tell apart; `time` measures what an image
+costs, from which the epochs of a budget follow.
 """
 
 import json
@@ -30,7 +31,12 @@ from esvit_hf.analysis.correspondence import measure_correspondence
 from esvit_hf.analysis.training_curves import read_metrics
 from esvit_hf.backbones import RegionBackbone, load_backbone
 from esvit_hf.data.sources import load_image_source
-from esvit_hf.evaluation.features import Features, extract_features, load_image_processor, shared_labels
+from esvit_hf.evaluation.features import (
+    Features,
+    extract_features,
+    load_image_processor,
+    shared_labels,
+)
 from esvit_hf.evaluation.knn import knn_accuracy
 from esvit_hf.evaluation.linear_probe import linear_probe
 from esvit_hf.pretraining import PretrainingArguments, parse_arguments
@@ -40,8 +46,9 @@ from esvit_hf.pretraining.export import dataset_name, make_processor
 RECIPES = ROOT / "examples" / "recipes"
 CVT_RECIPE, SWIN_RECIPE = RECIPES / "tiny_imagenet_cvt.yaml", RECIPES / "tiny_imagenet.yaml"
 OUTPUT = Path("outputs/reproduction")
-NEIGHBOURS, TEMPERATURE = 20, 0.07
-# The coarsest grid of the networks at the recipe's size; that of the ViT is finer, and finer grids are harder to match.
+NEIGHBORS, TEMPERATURE = 20, 0.07
+# The coarsest grid of the networks at the recipe's size; that of the ViT is finer, and finer grids
+# are harder to match.
 REGION_GRID = 3
 USAGE = "usage.json"
 SAMPLING_SECONDS = 1.0
@@ -73,18 +80,21 @@ VIT = {
         "num_hidden_layers": 4,
         "num_attention_heads": 3,
         "intermediate_size": 384,
-        # PyTorch's fused attention, which our networks leave out by themselves, makes a step half as long again here.
+        # PyTorch's fused attention, which our networks leave out by themselves, makes a step half
+        # as long again here.
         "attn_implementation": "eager",
     },
 }
-# Crops of 24 pixels are 3 x 3 tokens of the Swin, which merging pads to 4 x 4; crops of 32 are 4 x 4.
+# Crops of 24 pixels are 3 x 3 tokens of the Swin, which merging pads to 4 x 4; crops of 32 are 4 x
+# 4.
 EVEN_GRIDS = {
     "views": [
         {"count": 2, "size": 48, "scale": [0.4, 1.0], "teacher": True, "blur_probability": 0.0},
         {"count": 4, "size": 32, "scale": [0.15, 0.4], "blur_probability": 0.0},
     ]
 }
-# The Swin's tokens and channels. Chunks of 2 x 2 leave the tokens of 48 pixels some that they do not attend to.
+# The Swin's tokens and channels. Chunks of 2 x 2 leave the tokens of 48 pixels some that they do
+# not attend to.
 VIL = {
     "model": "esvit_vil",
     "model_config": {
@@ -100,7 +110,8 @@ VIL = {
     },
 }
 BOTH_LOSSES = {"view_weight": 0.5, "region_weight": 0.5}
-# The epochs give every variant the processor time of V+R's 18, by what `time` printed, or for ViL by half of them.
+# The epochs give every variant the processor time of V+R's 18, by what `time` printed, or for ViL
+# by half of them.
 VARIANTS = {
     "V+R": Variant(),
     "V": Variant(VIEW_LOSS | {"num_epochs": 21}),
@@ -125,7 +136,8 @@ class Usage:
     Attributes:
         processor_seconds: of the process and its workers, on all cores together.
         peak_mebibytes: largest resident memory of the process, without its workers.
-        gpu: that did the work, so that the processor's part of it says little; None if there was none.
+        gpu: that did the work, so that the processor's part of it says little; None if there was
+            none.
     """
 
     processor_seconds: float = 0.0
@@ -143,7 +155,9 @@ class Usage:
         partial.replace(folder / USAGE)
 
     def measure(self, process: psutil.Process, before: "Usage") -> "Usage":
-        """Return the usage with what a process has used since its start, if the starts before it took `before`."""
+        """Return the usage with what a process has used since its start, if the starts before it
+        took `before`.
+        """
         seconds = sum(process.cpu_times()[:4])
         for worker in process.children(recursive=True):
             try:
@@ -166,7 +180,9 @@ def recipe_words(
     return [*words, *fields]
 
 
-def training_command(variant: Variant, words: list[str], arguments: PretrainingArguments) -> list[str]:
+def training_command(
+    variant: Variant, words: list[str], arguments: PretrainingArguments
+) -> list[str]:
     """Return the command that trains a run, or continues it."""
     folder = arguments.output_dir
     if variant.training == "distillation":
@@ -186,8 +202,15 @@ def training_command(variant: Variant, words: list[str], arguments: PretrainingA
         "num_workers": arguments.num_workers,
         "seed": arguments.seed,
     }
-    command = [sys.executable, str(ROOT / "examples" / "fine_tune.py"), str(folder / "start"), arguments.dataset]
-    return command + [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    command = [
+        sys.executable,
+        str(ROOT / "examples" / "fine_tune.py"),
+        str(folder / "start"),
+        arguments.dataset,
+    ]
+    return command + [
+        word for name, value in settings.items() for word in (f"--{name}", str(value))
+    ]
 
 
 def save_random_network(arguments: PretrainingArguments, folder: Path) -> None:
@@ -215,7 +238,9 @@ def train(variant: Variant, words: list[str], arguments: PretrainingArguments) -
     before = Usage.read(folder)
     log_path = folder / "log.txt"
     with log_path.open("a") as log:
-        child = subprocess.Popen(training_command(variant, words, arguments), stdout=log, stderr=log)
+        child = subprocess.Popen(
+            training_command(variant, words, arguments), stdout=log, stderr=log
+        )
     process, usage = psutil.Process(child.pid), before
     try:
         while child.poll() is None:
@@ -231,22 +256,32 @@ def train(variant: Variant, words: list[str], arguments: PretrainingArguments) -
         child.terminate()
         child.wait()
     if child.returncode:
-        raise RuntimeError(f"{folder} ended with {child.returncode}:\n{log_path.read_text()[-2000:]}")
+        raise RuntimeError(
+            f"{folder} ended with {child.returncode}:\n{log_path.read_text()[-2000:]}"
+        )
 
 
 def count_operations(backbone: RegionBackbone, arguments: PretrainingArguments) -> int:
-    """Count the floating-point operations of one image in the network; a multiplication and addition are two."""
+    """Count the floating-point operations of one image in the network; a multiplication and
+    addition are two.
+    """
     size = max(view.size for view in arguments.views)
-    # The counter knows PyTorch's own linear layers, which ours are under autocast, and attention by plain products.
+    # The counter knows PyTorch's own linear layers, which ours are under autocast, and attention by
+    # plain products.
     plain = sdpa_kernel(SDPBackend.MATH)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), plain, FlopCounterMode(display=False) as counter:
+    with (
+        torch.no_grad(),
+        torch.autocast("cpu", torch.bfloat16),
+        plain,
+        FlopCounterMode(display=False) as counter,
+    ):
         backbone(torch.zeros(1, 3, size, size))
     return int(counter.get_total_flops())
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Labelled images.
+    """Labeled images.
 
     Attributes:
         dataset: Hub name or path.
@@ -262,32 +297,53 @@ class Splits:
         self, backbone: RegionBackbone, processor: Callable[..., Any], num_workers: int
     ) -> tuple[Features, torch.Tensor, Features, torch.Tensor]:
         """Return features and labels of both splits."""
-        sources = [load_image_source(self.dataset, split=split) for split in (self.train, self.test)]
+        sources = [
+            load_image_source(self.dataset, split=split) for split in (self.train, self.test)
+        ]
         train, test = (
-            extract_features(backbone, source, processor, batch_size=256, num_workers=num_workers) for source in sources
+            extract_features(backbone, source, processor, batch_size=256, num_workers=num_workers)
+            for source in sources
         )
         train_labels, test_labels = shared_labels(*sources)
         return train, train_labels, test, test_labels
 
 
 def evaluate(
-    backbone: RegionBackbone, processor: Callable[..., Any], own: Splits, transfer: Splits, num_workers: int
+    backbone: RegionBackbone,
+    processor: Callable[..., Any],
+    own: Splits,
+    transfer: Splits,
+    num_workers: int,
 ) -> dict[str, float]:
     """Measure a network with the library's protocols; shares are in percent."""
     train, train_labels, test, test_labels = own.features(backbone, processor, num_workers)
     knn = knn_accuracy(
-        train.values, train_labels, test.values, test_labels, k=(NEIGHBOURS,), temperature=(TEMPERATURE,)
+        train.values,
+        train_labels,
+        test.values,
+        test_labels,
+        k=(NEIGHBORS,),
+        temperature=(TEMPERATURE,),
     )
     shares = {
         "knn": next(iter(knn.values()))[0],
-        "linear": linear_probe(train.values, train_labels, test.values, test_labels, progress=False).top1,
+        "linear": linear_probe(
+            train.values, train_labels, test.values, test_labels, progress=False
+        ).top1,
     }
     train, train_labels, test, test_labels = transfer.features(backbone, processor, num_workers)
-    shares["transfer"] = linear_probe(train.values, train_labels, test.values, test_labels, progress=False).top1
+    shares["transfer"] = linear_probe(
+        train.values, train_labels, test.values, test_labels, progress=False
+    ).top1
     source = load_image_source(own.dataset, split=own.test)
     for protocol in ("mirror", "crops"):
         matched = measure_correspondence(
-            backbone, source, processor, protocol=protocol, grid=REGION_GRID, num_workers=num_workers
+            backbone,
+            source,
+            processor,
+            protocol=protocol,
+            grid=REGION_GRID,
+            num_workers=num_workers,
         )
         shares |= {protocol: matched.accuracy, f"{protocol}_chance": matched.chance_accuracy}
     return {name: 100 * share for name, share in shares.items()}
@@ -310,7 +366,9 @@ def finish(variant: str, arguments: PretrainingArguments, transfer: Splits) -> d
         "operations": count_operations(backbone, arguments),
         "trained_on": usage.gpu or "processor",
         "processor_minutes": usage.processor_seconds / 60 if comparable else None,
-        "images_per_processor_second": images / usage.processor_seconds if comparable and images else None,
+        "images_per_processor_second": images / usage.processor_seconds
+        if comparable and images
+        else None,
         "peak_mebibytes": usage.peak_mebibytes if comparable else None,
         **evaluate(
             backbone,
@@ -335,7 +393,9 @@ def choose_variants(names: Sequence[str] | None) -> dict[str, Variant]:
     """
     unknown = sorted(set(names or ()) - set(VARIANTS))
     if unknown:
-        raise ValueError(f"there is no variant {', '.join(unknown)}: choose from {', '.join(VARIANTS)}")
+        raise ValueError(
+            f"there is no variant {', '.join(unknown)}: choose from {', '.join(VARIANTS)}"
+        )
     return {name: VARIANTS[name] for name in names or VARIANTS}
 
 
@@ -352,13 +412,15 @@ def run(
     share: float = 1.0,
     fields: list[str] | None = None,
 ) -> None:
-    """Train and evaluate all runs that have no result yet, one after the other; seed by seed, so that pairs come first.
+    """Train and evaluate all runs that have no result yet, one after the other; seed by seed, so
+    that pairs come first.
 
     Several processes share the work if each has its own variants or seeds.
 
     Args:
-        dataset: Hub name or path of the images to pretrain on; their labels serve the evaluation alone.
-        transfer_dataset: Hub name or path of labelled images for the transfer by linear probe.
+        dataset: Hub name or path of the images to pretrain on; their labels serve the evaluation
+            alone.
+        transfer_dataset: Hub name or path of labeled images for the transfer by linear probe.
         test_split: split of the data set to test on.
         transfer_train_split: split of the transfer data to fit the probe on.
         transfer_test_split: split of the transfer data to test on.
@@ -385,7 +447,9 @@ def run(
             arguments = parse_arguments(words)
             train(variant, words, arguments)
             result = finish(name, arguments, transfer)
-            print(f"{folder}: k-NN {result['knn']:.1f} %, linear {result['linear']:.1f} %", flush=True)
+            print(
+                f"{folder}: k-NN {result['knn']:.1f} %, linear {result['linear']:.1f} %", flush=True
+            )
 
 
 def time(
@@ -397,10 +461,12 @@ def time(
     minutes: float = 60.0,
     fields: list[str] | None = None,
 ) -> None:
-    """Print the processor time of an image in training, and the epochs that fit into a budget of processor time.
+    """Print the processor time of an image in training, and the epochs that fit into a budget of
+    processor time.
 
-    Two short runs are subtracted from each other, so that starting, exporting and evaluating do not count. They are too
-    short for a region loss that joins later: such a variant costs what its two parts cost.
+    Two short runs are subtracted from each other, so that starting, exporting and evaluating do not
+    count. They are too short for a region loss that joins later: such a variant costs what its two
+    parts cost.
 
     Args:
         dataset: Hub name or path of the images.
@@ -424,7 +490,10 @@ def time(
                 seconds.append(Usage.read(Path(folder)).processor_seconds)
         an_image = (seconds[1] - seconds[0]) / (2 * steps * arguments.batch_size)
         images = len(load_image_source(dataset, split=arguments.train_split))
-        print(f"| {name} | {1000 * an_image:.2f} | {60 * minutes / (an_image * images):.1f} |", flush=True)
+        print(
+            f"| {name} | {1000 * an_image:.2f} | {60 * minutes / (an_image * images):.1f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Tables and figures of the comparison in `benchmarks.reproduction`, from the results of its runs."""
+"""Tables and figures of the comparison in `benchmarks.reproduction`, from the results of its
+runs.
+"""
 
 import json
 import statistics
@@ -11,7 +13,7 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 from benchmarks.measure import ROOT
-from esvit_hf.analysis.figures import COLOURS, Picture, drawing
+from esvit_hf.analysis.figures import COLORS, Picture, drawing
 from esvit_hf.analysis.training_curves import plot_training, read_metrics
 
 RESULT = "result.json"
@@ -50,10 +52,14 @@ def read_results(output: Path) -> list[Result]:
     Raises:
         ValueError: if there are none.
     """
-    results = [{**json.loads(path.read_text()), "folder": path.parent} for path in sorted(output.glob(f"*/{RESULT}"))]
+    results = [
+        {**json.loads(path.read_text()), "folder": path.parent}
+        for path in sorted(output.glob(f"*/{RESULT}"))
+    ]
     if not results:
         raise ValueError(
-            f"{output} holds no finished run: start `python -m benchmarks.reproduction run` with this output"
+            f"{output} holds no finished run: start `python -m benchmarks.reproduction run` with "
+            f"this output"
         )
     return sorted(results, key=lambda result: (result["variant"], result["seed"]))
 
@@ -66,7 +72,7 @@ def by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
     return groups
 
 
-def summarise(results: Sequence[Result], name: str) -> str:
+def summarize(results: Sequence[Result], name: str) -> str:
     """Return mean and standard deviation of a number over the seeds as a cell of a table."""
     values = [result[name] for result in results if result[name]]
     if not values:
@@ -76,25 +82,37 @@ def summarise(results: Sequence[Result], name: str) -> str:
 
 
 def comparable_costs(results: Sequence[Result]) -> list[Result]:
-    """Return the runs on the kind of processor that most runs were on; the times of others cannot be compared."""
+    """Return the runs on the kind of processor that most runs were on; the times of others cannot
+    be compared.
+    """
     usual = statistics.mode(result["machine"]["processor"] for result in results)
     return [result for result in results if result["machine"]["processor"] == usual]
 
 
 def format_table(results: Sequence[Result]) -> str:
-    """Return the results as a Markdown table, one line a variant; costs are those of `comparable_costs`."""
+    """Return the results as a Markdown table, one line a variant; costs are those of
+    `comparable_costs`.
+    """
     columns, costs = QUALITIES | COSTS, by_variant(comparable_costs(results))
-    lines = ["| variant | seeds | " + " | ".join(columns.values()) + " |", "|---|---:" + "|---:" * len(columns) + "|"]
+    lines = [
+        "| variant | seeds | " + " | ".join(columns.values()) + " |",
+        "|---|---:" + "|---:" * len(columns) + "|",
+    ]
     for variant, members in by_variant(results).items():
-        cells = [summarise(members, name) for name in QUALITIES]
-        cells += [summarise(costs.get(variant, []), name) for name in COSTS]
+        cells = [summarize(members, name) for name in QUALITIES]
+        cells += [summarize(costs.get(variant, []), name) for name in COSTS]
         lines.append(f"| {variant} | {len(members)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def paired_tests(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Compare the variants of `PAIRS` that have two seeds or more in common seed by seed with paired t-tests."""
-    groups = {name: {member["seed"]: member for member in members} for name, members in by_variant(results).items()}
+    """Compare the variants of `PAIRS` that have two seeds or more in common seed by seed with
+    paired t-tests.
+    """
+    groups = {
+        name: {member["seed"]: member for member in members}
+        for name, members in by_variant(results).items()
+    }
     tests = []
     for first, second in PAIRS:
         before, after = groups.get(first, {}), groups.get(second, {})
@@ -102,7 +120,9 @@ def paired_tests(results: Sequence[Result]) -> list[dict[str, Any]]:
         if len(seeds) < 2:
             continue
         for name in QUALITIES:
-            test = ttest_rel([after[seed][name] for seed in seeds], [before[seed][name] for seed in seeds])
+            test = ttest_rel(
+                [after[seed][name] for seed in seeds], [before[seed][name] for seed in seeds]
+            )
             interval = test.confidence_interval()
             tests.append(
                 {
@@ -110,7 +130,9 @@ def paired_tests(results: Sequence[Result]) -> list[dict[str, Any]]:
                     "second": second,
                     "measure": name,
                     "seeds": len(seeds),
-                    "difference": statistics.mean(after[seed][name] - before[seed][name] for seed in seeds),
+                    "difference": statistics.mean(
+                        after[seed][name] - before[seed][name] for seed in seeds
+                    ),
                     "low": float(interval.low),
                     "high": float(interval.high),
                     "t": float(test.statistic),
@@ -128,9 +150,9 @@ def format_tests(tests: Sequence[dict[str, Any]]) -> str:
     ]
     for test in tests:
         lines.append(
-            f"| {test['second']} minus {test['first']} | {QUALITIES[test['measure']]} | {test['seeds']} "
-            f"| {test['difference']:+.2f} | {test['low']:+.2f} to {test['high']:+.2f} | {test['t']:.2f} "
-            f"| {test['p']:.3f} |"
+            f"| {test['second']} minus {test['first']} | {QUALITIES[test['measure']]} | "
+            f"{test['seeds']} | {test['difference']:+.2f} | {test['low']:+.2f} to "
+            f"{test['high']:+.2f} | {test['t']:.2f} | {test['p']:.3f} |"
         )
     return "\n".join(lines)
 
@@ -145,18 +167,19 @@ def knn_curve(result: Result) -> tuple[list[float], list[float]]:
 
 
 def plot_compute(results: Sequence[Result]) -> Picture:
-    """Draw accuracy against processor time: mean and standard deviation of each variant, and the bounds across.
+    """Draw accuracy against processor time: mean and standard deviation of each variant, and the
+    bounds across.
 
     Runs that a GPU trained are left out, and those that `comparable_costs` leaves out.
     """
     costs = by_variant(comparable_costs(results))
     with drawing(7.5, 4.5) as picture:
         axes = picture.figure.subplots()
-        styles, bounds = product(("-", "-."), COLOURS), iter(("--", ":"))
+        styles, bounds = product(("-", "-."), COLORS), iter(("--", ":"))
         for variant, members in by_variant(results).items():
             if not (members[0]["folder"] / "metrics.jsonl").exists():
                 height = statistics.mean(result["knn"] for result in members)
-                axes.axhline(height, color="grey", linestyle=next(bounds), label=variant)
+                axes.axhline(height, color="gray", linestyle=next(bounds), label=variant)
                 continue
             members = costs.get(variant, [])
             if not members or any(result["processor_minutes"] is None for result in members):
@@ -164,8 +187,16 @@ def plot_compute(results: Sequence[Result]) -> Picture:
             minutes, shares = np.array([knn_curve(result) for result in members]).swapaxes(0, 1)
             spread = shares.std(axis=0, ddof=1) if len(members) > 1 else None
             middle = (minutes.mean(axis=0), shares.mean(axis=0))
-            style, colour = next(styles)
-            axes.errorbar(*middle, spread, color=colour, linestyle=style, linewidth=1.5, capsize=2, label=variant)
+            style, color = next(styles)
+            axes.errorbar(
+                *middle,
+                spread,
+                color=color,
+                linestyle=style,
+                linewidth=1.5,
+                capsize=2,
+                label=variant,
+            )
         axes.set(xlabel="processor minutes", ylabel=f"{QUALITIES['knn']}, teacher", xlim=(0, None))
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return picture
@@ -181,7 +212,9 @@ def table(output: Path = Path("outputs/reproduction"), results_folder: Path = RE
     results = read_results(output)
     tests = paired_tests(results)
     results_folder.mkdir(parents=True, exist_ok=True)
-    records = [{name: value for name, value in result.items() if name != "folder"} for result in results]
+    records = [
+        {name: value for name, value in result.items() if name != "folder"} for result in results
+    ]
     report = {"results": records, "paired_tests": tests}
     (results_folder / "reproduction.json").write_text(json.dumps(report, indent=2) + "\n")
     plot_compute(results).save(results_folder / "reproduction_compute.png")

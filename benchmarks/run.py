@@ -1,4 +1,6 @@
-"""All benchmarks: prints the table, writes `benchmarks/results/latest.json` and the figures beside it."""
+"""All benchmarks: prints the table, writes `benchmarks/results/latest.json` and the figures beside
+it.
+"""
 
 import json
 import os
@@ -27,8 +29,14 @@ TOPICS = ("losses", "step", "networks", "data", "knn", "optimizer")
 
 def describe_machine() -> dict[str, Any]:
     """Return what the numbers depend on."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    revision = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    names = [
+        line
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
     return {
         "processor": names[0].split(":")[1].strip() if names else platform.processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -49,8 +57,8 @@ def format_table(rows: list[Row]) -> str:
     for row in rows:
         mark = "reached" if row.ratio <= row.reach else "missed"
         lines.append(
-            f"| {row.name} ({row.unit}) | {row.ours:.4g} | {row.against:.4g} ({row.peer}) | {row.ratio:.2f} "
-            f"| {row.reach:.2f} | {mark} |"
+            f"| {row.name} ({row.unit}) | {row.ours:.4g} | {row.against:.4g} ({row.peer}) | "
+            f"{row.ratio:.2f} | {row.reach:.2f} | {mark} |"
         )
     return "\n".join(lines)
 
@@ -62,7 +70,13 @@ def plot_ratios(rows: list[Row], output: Path) -> None:
     places = range(len(rows))
     axes.barh(places, [row.ratio for row in rows], color="#0072B2", height=0.6, label="ours / peer")
     axes.plot(
-        [row.reach for row in rows], places, "|", color="#D55E00", markersize=14, markeredgewidth=2, label="reach"
+        [row.reach for row in rows],
+        places,
+        "|",
+        color="#D55E00",
+        markersize=14,
+        markeredgewidth=2,
+        label="reach",
     )
     axes.axvline(1.0, color="0.5", linestyle=":")
     axes.set_yticks(places, [row.name for row in rows], fontsize=8)
@@ -80,30 +94,39 @@ def plot_growth(records: list[dict[str, Any]], output: Path) -> None:
     for column, record in enumerate(records):
         values = [point["value"] for point in record["points"]]
         term = growth.AXES[record["axis"]].term
-        for axes, quantity, label in zip(grid[:, column], ("seconds", "mebibytes"), ("s a step", "MiB"), strict=True):
+        for axes, quantity, label in zip(
+            grid[:, column], ("seconds", "mebibytes"), ("s a step", "MiB"), strict=True
+        ):
             fit = record["fits"][quantity]
             axes.plot(values, [point[quantity] for point in record["points"]], "o", color="#0072B2")
             fitted = [fit["constant"] + fit["slope"] * term(value) for value in values]
             axes.plot(values, fitted, color="#D55E00", linewidth=1)
             axes.set(ylim=(0, None), xlabel=record["label"])
-            axes.set_title(f"{fit['constant']:.3g} + {fit['slope']:.3g} for {record['term']}", fontsize=8)
+            axes.set_title(
+                f"{fit['constant']:.3g} + {fit['slope']:.3g} for {record['term']}", fontsize=8
+            )
             if column == 0:
                 axes.set_ylabel(label)
             axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(output, dpi=150)
 
 
-def bench(topics: list[str] | None = None, photographs: Path | None = None, with_growth: bool = True) -> None:
+def bench(
+    topics: list[str] | None = None, photographs: Path | None = None, with_growth: bool = True
+) -> None:
     """Measure and report.
 
     Args:
         topics: some of losses, step, networks, data, knn, optimizer; all by default.
-        photographs: folder of JPEG files for the data path; by default two photographs that come with scikit-learn.
+        photographs: folder of JPEG files for the data path; by default two photographs that come
+            with scikit-learn.
         with_growth: also measure how a step grows with batch, prototypes, crops and image side.
     """
     unknown = set(topics or ()) - set(TOPICS)
     if unknown:
-        raise ValueError(f"there is no topic {', '.join(sorted(unknown))}: choose from {', '.join(TOPICS)}")
+        raise ValueError(
+            f"there is no topic {', '.join(sorted(unknown))}: choose from {', '.join(TOPICS)}"
+        )
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)
     measures: dict[str, Callable[[], list[Row]]] = {

@@ -1,6 +1,7 @@
 """A long pretraining run: are memory and open files flat, and is its speed steady?
 
-`python -m benchmarks.soak --minutes 30` prints a verdict and writes `benchmarks/results/soak.json` and `soak.png`.
+`python -m benchmarks.soak --minutes 30` prints a verdict and writes `benchmarks/results/soak.json`
+and `soak.png`.
 """
 
 import json
@@ -49,22 +50,37 @@ class Series:
         """Return the medians of the first and the last third of the judged time."""
         start = SETTLED * duration
         third = (duration - start) / 3
-        early = [value for at, value in zip(self.seconds, self.values, strict=True) if start <= at < start + third]
-        late = [value for at, value in zip(self.seconds, self.values, strict=True) if at >= duration - third]
+        early = [
+            value
+            for at, value in zip(self.seconds, self.values, strict=True)
+            if start <= at < start + third
+        ]
+        late = [
+            value
+            for at, value in zip(self.seconds, self.values, strict=True)
+            if at >= duration - third
+        ]
         if not early or not late:
-            raise ValueError(f"there are too few numbers in {duration:.0f} seconds: set minutes higher")
+            raise ValueError(
+                f"there are too few numbers in {duration:.0f} seconds: set minutes higher"
+            )
         return statistics.median(early), statistics.median(late)
 
 
 def watch(process: subprocess.Popen[str], seconds: float, interval: float) -> dict[str, Series]:
     """Sample the memory and the open files of a run and its workers until the time is over."""
-    series = {name: Series() for name in ("main_memory", "worker_memory", "main_files", "worker_files")}
+    series = {
+        name: Series() for name in ("main_memory", "worker_memory", "main_files", "worker_files")
+    }
     started = time.perf_counter()
     main = psutil.Process(process.pid)
     while (now := time.perf_counter() - started) < seconds:
         if process.poll() is not None:
-            raise RuntimeError(f"the run ended after {now:.0f} seconds with code {process.returncode}")
-        # The oldest children are the loader's workers; the online k-NN has others, which come and go.
+            raise RuntimeError(
+                f"the run ended after {now:.0f} seconds with code {process.returncode}"
+            )
+        # The oldest children are the loader's workers; the online k-NN has others, which come and
+        # go.
         workers = sorted(main.children(), key=lambda child: child.create_time())
         for kind, members in (("main", [main]), ("worker", workers[:1])):
             for member in members:
@@ -80,8 +96,12 @@ def watch(process: subprocess.Popen[str], seconds: float, interval: float) -> di
 
 def read_speed(metrics: Path, duration: float) -> Series:
     """Spread the logged speeds over the run."""
-    values = [line[SPEED] for line in map(json.loads, metrics.read_text().splitlines()) if SPEED in line]
-    return Series([duration * (number + 0.5) / len(values) for number in range(len(values))], values)
+    values = [
+        line[SPEED] for line in map(json.loads, metrics.read_text().splitlines()) if SPEED in line
+    ]
+    return Series(
+        [duration * (number + 0.5) / len(values) for number in range(len(values))], values
+    )
 
 
 def judge(series: dict[str, Series], duration: float) -> list[dict[str, Any]]:
@@ -105,11 +125,13 @@ def plot(series: dict[str, Series], output: Path) -> None:
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     panels = {"memory": "unique memory (MiB)", "files": "open files", SPEED: "images a second"}
     for axes, (ending, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for colour, (name, one) in zip(
-            ("#0072B2", "#D55E00"), ((name, one) for name, one in series.items() if name.endswith(ending)), strict=False
+        for color, (name, one) in zip(
+            ("#0072B2", "#D55E00"),
+            ((name, one) for name, one in series.items() if name.endswith(ending)),
+            strict=False,
         ):
             minutes = [seconds / 60 for seconds in one.seconds]
-            axes.plot(minutes, one.values, color=colour, linewidth=1, label=name.split("_")[0])
+            axes.plot(minutes, one.values, color=color, linewidth=1, label=name.split("_")[0])
         axes.set(xlabel="minutes", ylabel=label, ylim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
         if ending != SPEED:
@@ -117,10 +139,26 @@ def plot(series: dict[str, Series], output: Path) -> None:
     figure.savefig(output, dpi=150)
 
 
-def run(seconds: float, interval: float, folder: Path, fields: Sequence[str]) -> tuple[dict[str, Series], int]:
-    """Pretrain with the demo's recipe, interrupt it in the end, and return what was seen and the number of steps."""
-    command = [sys.executable, str(ROOT / "examples" / "pretrain.py"), str(ROOT / "examples" / "recipes" / "demo.yaml")]
-    command += ["--output_dir", str(folder), "--num_epochs", "100000", "--checkpoint_steps", "200", *fields]
+def run(
+    seconds: float, interval: float, folder: Path, fields: Sequence[str]
+) -> tuple[dict[str, Series], int]:
+    """Pretrain with the demo's recipe, interrupt it in the end, and return what was seen and the
+    number of steps.
+    """
+    command = [
+        sys.executable,
+        str(ROOT / "examples" / "pretrain.py"),
+        str(ROOT / "examples" / "recipes" / "demo.yaml"),
+    ]
+    command += [
+        "--output_dir",
+        str(folder),
+        "--num_epochs",
+        "100000",
+        "--checkpoint_steps",
+        "200",
+        *fields,
+    ]
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True)
         try:
@@ -132,7 +170,9 @@ def run(seconds: float, interval: float, folder: Path, fields: Sequence[str]) ->
         finally:
             process.kill()
     if not list((folder / "checkpoints").glob("step-*")):
-        raise RuntimeError(f"the run left no checkpoint: {(folder / 'log.txt').read_text()[-2000:]}")
+        raise RuntimeError(
+            f"the run left no checkpoint: {(folder / 'log.txt').read_text()[-2000:]}"
+        )
     series[SPEED] = read_speed(folder / "metrics.jsonl", seconds)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     return series, int(last["step"])
@@ -150,14 +190,24 @@ def soak(minutes: float = 30.0, interval: float = 2.0, fields: list[str] | None 
         series, steps = run(60 * minutes, interval, Path(folder), fields or [])
     records = judge(series, 60 * minutes)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    report = {"machine": describe_machine(), "minutes": minutes, "fields": fields, "steps": steps, "records": records}
+    report = {
+        "machine": describe_machine(),
+        "minutes": minutes,
+        "fields": fields,
+        "steps": steps,
+        "records": records,
+    }
     (RESULTS / "soak.json").write_text(json.dumps(report, indent=2) + "\n")
     plot(series, RESULTS / "soak.png")
     for record in records:
         mark = "ok" if record["sound"] else "NOT OK"
-        print(f"{record['name']:>18}: {record['early']:9.1f} -> {record['late']:9.1f}  {record['rule']}: {mark}")
+        print(
+            f"{record['name']:>18}: {record['early']:9.1f} -> {record['late']:9.1f}  "
+            f"{record['rule']}: {mark}"
+        )
     print(
-        f"{steps} steps in {minutes} minutes: {'flat and steady' if all(r['sound'] for r in records) else 'NOT flat'}"
+        f"{steps} steps in {minutes} minutes: "
+        f"{'flat and steady' if all(r['sound'] for r in records) else 'NOT flat'}"
     )
     sys.exit(not all(record["sound"] for record in records))
 

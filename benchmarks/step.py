@@ -1,6 +1,8 @@
-"""Whole pretraining steps of Swin-T: forward of teacher and student, losses, backward, clipping, AdamW, average.
+"""Whole pretraining steps of Swin-T: forward of teacher and student, losses, backward, clipping,
+AdamW, average.
 
-Against the plain formula on transformers' Swin with eager attention, for-loop clipping and averaging.
+Against the plain formula on transformers' Swin with eager attention, for-loop clipping and
+averaging.
 """
 
 from collections.abc import Sequence
@@ -27,13 +29,19 @@ CHECKPOINTED_BLOCKS = 4
 """The blocks of the first two stages."""
 NAME = f"pretraining step, Swin-T, batch {BATCH}, K {NUM_PROTOTYPES}"
 CHECKPOINTED_LABEL = f"float32, {CHECKPOINTED_BLOCKS} checkpointed blocks"
-TIME_ROWS = {label: f"{NAME}, {label}: time" for label in ("float32", CHECKPOINTED_LABEL, "bf16 autocast")}
+TIME_ROWS = {
+    label: f"{NAME}, {label}: time" for label in ("float32", CHECKPOINTED_LABEL, "bf16 autocast")
+}
 
 
 def draw_crops(batch: int, views: Sequence[tuple[int, int]] = VIEWS) -> list[Tensor]:
     """One tensor (B, 3, S, S) a view."""
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(batch, 3, size, size, generator=generator) for count, size in views for _ in range(count)]
+    return [
+        torch.randn(batch, 3, size, size, generator=generator)
+        for count, size in views
+        for _ in range(count)
+    ]
 
 
 def prepare_ours(
@@ -101,16 +109,18 @@ def build_plain(attention: str = "eager", device: str = "cpu") -> tuple[PlainNet
 
 def prepare_plain() -> Run:
     student, teacher = build_plain()
-    optimizer = torch.optim.AdamW(reference.parameter_groups(student), lr=1e-4, foreach=False, fused=False)
-    centres = {name: torch.zeros(NUM_PROTOTYPES) for name in ("view", "region")}
+    optimizer = torch.optim.AdamW(
+        reference.parameter_groups(student), lr=1e-4, foreach=False, fused=False
+    )
+    centers = {name: torch.zeros(NUM_PROTOTYPES) for name in ("view", "region")}
     crops = draw_crops(BATCH)
 
     def run() -> None:
         with torch.no_grad():
             targets = teacher(crops[:2])
-        loss = reference.plain_losses(student(crops), targets, centres)
-        reference.update_centre(centres["view"], targets.view_logits)
-        reference.update_centre(centres["region"], targets.region_logits)
+        loss = reference.plain_losses(student(crops), targets, centers)
+        reference.update_center(centers["view"], targets.view_logits)
+        reference.update_center(centers["region"], targets.region_logits)
         optimizer.zero_grad()
         loss.backward()
         reference.clip_gradients(student.parameters(), MAX_NORM)
@@ -149,10 +159,16 @@ def measure(rounds: int = 5) -> list[Row]:
     }
     rows = []
     for precision, labels in settings.items():
-        cases = {label: prepare_ours(precision, checkpointed_blocks=blocks) for label, (_, blocks) in labels.items()}
+        cases = {
+            label: prepare_ours(precision, checkpointed_blocks=blocks)
+            for label, (_, blocks) in labels.items()
+        }
         seconds = interleave({**cases, PLAIN: prepare_plain()}, rounds=rounds)
         against = {PLAIN: seconds[PLAIN]}
-        rows += [compare(TIME_ROWS[label], seconds[label], against, reach=labels[label][0]) for label in labels]
+        rows += [
+            compare(TIME_ROWS[label], seconds[label], against, reach=labels[label][0])
+            for label in labels
+        ]
     for label, case in (("float32", OURS), (CHECKPOINTED_LABEL, CHECKPOINTED)):
         row_name = f"{NAME}, {label}: peak memory"
         against = {PLAIN: memory[PLAIN]}

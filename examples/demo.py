@@ -23,15 +23,19 @@ from esvit_hf.pretraining.export import dataset_name, make_processor
 from esvit_hf.zoo.cards import update_card
 
 RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
-NEIGHBOURS = 20
+NEIGHBORS = 20
 
 
 def evaluate(backbone: RegionBackbone, arguments: PretrainingArguments) -> dict[str, float]:
     """Return k-NN and linear-probe top-1 on the test images."""
-    accelerator, processor = Accelerator(mixed_precision=arguments.mixed_precision), make_processor(arguments)
+    accelerator, processor = (
+        Accelerator(mixed_precision=arguments.mixed_precision),
+        make_processor(arguments),
+    )
     backbone.to(accelerator.device).eval()
     sources = [
-        load_image_source(arguments.dataset, split=split) for split in (arguments.train_split, arguments.knn_split)
+        load_image_source(arguments.dataset, split=split)
+        for split in (arguments.train_split, arguments.knn_split)
     ]
     train_labels, test_labels = shared_labels(*sources)
     train, test = (
@@ -45,7 +49,7 @@ def evaluate(backbone: RegionBackbone, arguments: PretrainingArguments) -> dict[
         )
         for source in sources
     )
-    knn = knn_accuracy(train.values, train_labels, test.values, test_labels, k=(NEIGHBOURS,))
+    knn = knn_accuracy(train.values, train_labels, test.values, test_labels, k=(NEIGHBORS,))
     probe = linear_probe(train.values, train_labels, test.values, test_labels)
     return {"knn": next(iter(knn.values()))[0], "linear": probe.top1}
 
@@ -58,10 +62,16 @@ def record(arguments: PretrainingArguments, row: dict[str, float]) -> None:
     write_measurements(
         [
             Measurement(
-                task, dataset_name(arguments), arguments.knn_split, "top1", round(100 * row[name], 2), protocol, command
+                task,
+                dataset_name(arguments),
+                arguments.knn_split,
+                "top1",
+                round(100 * row[name], 2),
+                protocol,
+                command,
             )
             for task, name, protocol in (
-                ("k-NN", "knn", f"k = {NEIGHBOURS}, T = 0.07"),
+                ("k-NN", "knn", f"k = {NEIGHBORS}, T = 0.07"),
                 ("linear probe", "linear", "view feature, 100 epochs"),
             )
         ],
@@ -75,18 +85,25 @@ def main() -> int:
     """Train, evaluate, print the table and write the figure."""
     arguments = parse_arguments([str(RECIPE), *sys.argv[1:]])
     if complete_checkpoints(arguments.output_dir / "checkpoints"):
-        print(f"{arguments.output_dir} holds a demo: it goes on from there (make clean starts anew)")
+        print(
+            f"{arguments.output_dir} holds a demo: it goes on from there (make clean starts anew)"
+        )
         arguments.resume = True
     result = pretrain(arguments)
     if result.interrupted:
         return 128 + result.signal
     set_seed(arguments.seed)
-    networks = {"random network": build_backbone(arguments), "teacher": load_backbone(str(arguments.output_dir))}
+    networks = {
+        "random network": build_backbone(arguments),
+        "teacher": load_backbone(str(arguments.output_dir)),
+    }
     table = {name: evaluate(backbone, arguments) for name, backbone in networks.items()}
     figure = arguments.output_dir / "training.png"
     plot_training(arguments.output_dir / "metrics.jsonl", arguments.num_prototypes).save(figure)
     record(arguments, table["teacher"])
-    print(f"\n{'top-1 on the test images (%)':<30}{f'k-NN (k = {NEIGHBOURS})':>16}{'linear probe':>16}")
+    print(
+        f"\n{'top-1 on the test images (%)':<30}{f'k-NN (k = {NEIGHBORS})':>16}{'linear probe':>16}"
+    )
     for name, row in table.items():
         print(f"{name:<30}{100 * row['knn']:>16.1f}{100 * row['linear']:>16.1f}")
     print(f"\nfigure: {figure}\nmodel: {arguments.output_dir} (AutoModel.from_pretrained loads it)")

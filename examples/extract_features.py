@@ -1,4 +1,6 @@
-"""Save a feature row for every image of a data set: `python examples/extract_features.py MODEL DATASET --output F`."""
+"""Save a feature row for every image of a data set: `python examples/extract_features.py MODEL
+DATASET --output F`.
+"""
 
 from esvit_hf.command_line import run
 from esvit_hf.evaluation.jobs import save_features as main

@@ -1,4 +1,6 @@
-"""Fine-tune a vision model to classify images, with the Trainer: `python examples/fine_tune.py MODEL DATASET`."""
+"""Fine-tune a vision model to classify images, with the Trainer: `python examples/fine_tune.py
+MODEL DATASET`.
+"""
 
 import random
 from pathlib import Path
@@ -9,7 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import AutoModelForImageClassification, EvalPrediction, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoModelForImageClassification,
+    EvalPrediction,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from esvit_hf.command_line import run
 from esvit_hf.data.cropping import draw_crop_box
@@ -21,13 +29,17 @@ from esvit_hf.evaluation.features import load_image_processor, shared_labels
 from esvit_hf.zoo.publish import check_target, prepare_repository, push_result
 
 
-class LabelledImages(Dataset[dict[str, Any]]):
+class LabeledImages(Dataset[dict[str, Any]]):
     """Images as the model takes them, randomly cropped and mirrored for training."""
 
-    def __init__(self, source: ImageSource, labels: Tensor, processor: Any, *, augment: bool) -> None:
+    def __init__(
+        self, source: ImageSource, labels: Tensor, processor: Any, *, augment: bool
+    ) -> None:
         self.source, self.labels, self.processor, self.augment = source, labels, processor, augment
         size = dict(processor.crop_size or processor.size)
-        self.crop_size = [int(size.get(side) or size["shortest_edge"]) for side in ("width", "height")]
+        self.crop_size = [
+            int(size.get(side) or size["shortest_edge"]) for side in ("width", "height")
+        ]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -35,13 +47,18 @@ class LabelledImages(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self.source.read([index])[0]
         if isinstance(image, BrokenImage):
-            raise ValueError(f"image {image.index} of {self.source.description} cannot be decoded: {image.reason}")
+            raise ValueError(
+                f"image {image.index} of {self.source.description} cannot be decoded: "
+                f"{image.reason}"
+            )
         settings = {}
         if self.augment:
             # Trainer seeds torch in every worker, so crops differ between workers and epochs.
             generator = random.Random(int(torch.randint(2**31, ())))
             top, left, height, width = draw_crop_box(generator, *image.size, scale=(0.25, 1.0))
-            image = image.crop((left, top, left + width, top + height)).resize(self.crop_size, Image.Resampling.BICUBIC)
+            image = image.crop((left, top, left + width, top + height)).resize(
+                self.crop_size, Image.Resampling.BICUBIC
+            )
             if generator.random() < 0.5:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             settings = {"do_resize": False, "do_center_crop": False}
@@ -58,7 +75,9 @@ def measure(evaluation: EvalPrediction) -> dict[str, float]:
     """Return accuracies in percent."""
     predicted, labels = np.asarray(evaluation.predictions), np.asarray(evaluation.label_ids)
     top1 = load_metric("top_k_accuracy").compute(predictions=predicted, references=labels)
-    mean = load_metric("mean_per_class_accuracy").compute(predictions=predicted[:, 0], references=labels)
+    mean = load_metric("mean_per_class_accuracy").compute(
+        predictions=predicted[:, 0], references=labels
+    )
     shares = {"top1": top1["top_k_accuracy"], "mean_per_class": mean["mean_per_class_accuracy"]}
     return {name: round(100 * share, 3) for name, share in shares.items()}
 
@@ -83,7 +102,8 @@ def main(
     hub_model_id: str | None = None,
     hub_private_repo: bool = False,
 ) -> dict[str, Any] | None:
-    """Fine-tune all weights of a vision model on labelled images; the last line of the output is one JSON object.
+    """Fine-tune all weights of a vision model on labeled images; the last line of the output is one
+    JSON object.
 
     Args:
         model: Hub name or folder; a classifier of other classes gets a new last layer.
@@ -100,19 +120,24 @@ def main(
         bf16: train in bfloat16 mixed precision.
         num_workers: processes that decode images, for each device.
         seed: of new weights, order and crops.
-        push_to_hub: publish the classifier on the Hub, with the login of huggingface_hub or HF_TOKEN.
+        push_to_hub: publish the classifier on the Hub, with the login of huggingface_hub or
+            HF_TOKEN.
         hub_model_id: NAME/MODEL to publish.
         hub_private_repo: make the repository private.
     """
     repo_id = check_target(output_dir, hub_model_id) if push_to_hub else None
     train, test = (
-        load_image_source(dataset, split=split, image_column=image_column, label_column=label_column)
+        load_image_source(
+            dataset, split=split, image_column=image_column, label_column=label_column
+        )
         for split in (train_split, test_split)
     )
     train_labels, test_labels = shared_labels(train, test)
     names = train.class_names or [str(number) for number in range(int(train_labels.max()) + 1)]
     if int(test_labels.max()) >= len(names):
-        raise ValueError(f"{test.description}: it has classes that the training images lack; choose other splits")
+        raise ValueError(
+            f"{test.description}: it has classes that the training images lack; choose other splits"
+        )
     arguments = TrainingArguments(
         output_dir=str(output_dir),
         num_train_epochs=epochs,
@@ -142,8 +167,8 @@ def main(
     trainer = Trainer(
         model=classifier,
         args=arguments,
-        train_dataset=LabelledImages(train, train_labels, processor, augment=True),
-        eval_dataset=LabelledImages(test, test_labels, processor, augment=False),
+        train_dataset=LabeledImages(train, train_labels, processor, augment=True),
+        eval_dataset=LabeledImages(test, test_labels, processor, augment=False),
         processing_class=processor,
         compute_metrics=measure,
         preprocess_logits_for_metrics=predicted_classes,
@@ -162,10 +187,19 @@ def main(
         task="fine-tuning",
         dataset=dataset,
         split=test_split,
-        protocol=f"{epochs:g} epochs of AdamW at rate {learning_rate:g}, {batch_size} images a step of each device",
+        protocol=(
+            f"{epochs:g} epochs of AdamW at rate {learning_rate:g}, {batch_size} images a step of "
+            f"each device"
+        ),
         command=["python", "examples/fine_tune.py", model, dataset, "--epochs", f"{epochs:g}"],
     )
-    report = {"model": model, "dataset": dataset, "output_dir": str(output_dir), "train_loss": loss, **accuracies}
+    report = {
+        "model": model,
+        "dataset": dataset,
+        "output_dir": str(output_dir),
+        "train_loss": loss,
+        **accuracies,
+    }
     if repo_id is not None:
         report["pushed_to"] = push_result(output_dir, repo_id, private=hub_private_repo)
     return report

@@ -1,7 +1,8 @@
 """Write the class-balanced Fashion-MNIST subset that the demo trains on.
 
 Usage: python examples/make_fashion_mnist.py FOLDER [--output examples/data/fashion_mnist]
-FOLDER holds the four original ``*-ubyte.gz`` files, for example those of Debian's package ``dataset-fashion-mnist``.
+FOLDER holds the four original ``*-ubyte.gz`` files, for example those of Debian's package
+``dataset-fashion-mnist``.
 """
 
 import gzip
@@ -43,7 +44,9 @@ def read_idx(path: Path, magic: int) -> np.ndarray:
         ValueError: the file is missing or is something else.
     """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; FOLDER must hold the four original Fashion-MNIST .gz files")
+        raise ValueError(
+            f"{path} does not exist; FOLDER must hold the four original Fashion-MNIST .gz files"
+        )
     data = gzip.decompress(path.read_bytes())
     found = int.from_bytes(data[:4], "big")
     if found != magic:
@@ -84,7 +87,11 @@ def write_split(folder: Path, prefix: str, per_class: int, path: Path) -> None:
     fewest = int(np.bincount(labels, minlength=len(CLASS_NAMES)).min())
     if not 1 <= per_class <= fewest:
         raise ValueError(f"{per_class} images a class asked of {prefix}; choose 1 to {fewest}")
-    chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[:per_class] for label in range(len(CLASS_NAMES))]))
+    chosen = np.sort(
+        np.concatenate(
+            [np.flatnonzero(labels == label)[:per_class] for label in range(len(CLASS_NAMES))]
+        )
+    )
     columns = {
         "image": [{"bytes": encode_png(images[index]), "path": None} for index in chosen],
         "label": [int(labels[index]) for index in chosen],

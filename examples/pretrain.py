@@ -1,4 +1,6 @@
-"""Pretrain a backbone with EsViT: `accelerate launch examples/pretrain.py RECIPE.yaml [--field value ...]`."""
+"""Pretrain a backbone with EsViT: `accelerate launch examples/pretrain.py RECIPE.yaml [--field
+value ...]`.
+"""
 
 import sys
 

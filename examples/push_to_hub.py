@@ -1,4 +1,5 @@
-"""Save a network in the layout of the Hub and publish it: `python examples/push_to_hub.py FOLDER NAME/MODEL`.
+"""Save a network in the layout of the Hub and publish it: `python examples/push_to_hub.py FOLDER
+NAME/MODEL`.
 
 Log in once with `hf auth login`. `esvit push` does the same as one command.
 """
@@ -10,7 +11,9 @@ from esvit_hf.command_line import run
 from esvit_hf.zoo.publish import push_folder
 
 
-def main(folder: Path, repo_id: str, *, private: bool = False, dry_run: bool = False) -> dict[str, Any]:
+def main(
+    folder: Path, repo_id: str, *, private: bool = False, dry_run: bool = False
+) -> dict[str, Any]:
     """Publish a model folder after checking it; the last line of the output is one JSON object.
 
     Args:

@@ -13,7 +13,9 @@ GOLDENS = Path(__file__).parent / "goldens"
 
 @dataclass(frozen=True)
 class Golden:
-    """One folder of `tests/goldens`: its specification and the tensors that the reference computed."""
+    """One folder of `tests/goldens`: its specification and the tensors that the reference
+    computed.
+    """
 
     folder: Path
     spec: dict[str, Any]
@@ -24,10 +26,16 @@ class Golden:
         return self.folder / "checkpoint.pth"
 
     def to(self, device: torch.device) -> "Golden":
-        return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
+        return replace(
+            self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()}
+        )
 
 
 def load_golden(name: str) -> Golden:
     """Load a golden folder by name; a missing one is an error, not a skip."""
     folder = GOLDENS / name
-    return Golden(folder, json.loads((folder / "spec.json").read_text()), load_file(folder / "expected.safetensors"))
+    return Golden(
+        folder,
+        json.loads((folder / "spec.json").read_text()),
+        load_file(folder / "expected.safetensors"),
+    )

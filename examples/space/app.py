@@ -1,4 +1,6 @@
-"""A Space that shows a model: set its variable ESVIT_MODEL, and ESVIT_DATASET for nearest images."""
+"""A Space that shows a model: set its variable ESVIT_MODEL, and ESVIT_DATASET for nearest
+images.
+"""
 
 import os
 
@@ -10,7 +12,10 @@ def main() -> None:
     """Open the page of the model that the Space's variables name."""
     model = os.environ.get("ESVIT_MODEL")
     if not model:
-        raise ValueError("the variable ESVIT_MODEL is not set: give it the Hub name of a model in the Space's settings")
+        raise ValueError(
+            "the variable ESVIT_MODEL is not set: give it the Hub name of a model in the Space's "
+            "settings"
+        )
     show_page(
         model,
         dataset=os.environ.get("ESVIT_DATASET") or None,

@@ -15,13 +15,25 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
-from .models.configuration_esvit_cvt import EsvitCvtConfig
-from .models.configuration_esvit_swin import EsvitSwinConfig
-from .models.configuration_esvit_vil import EsvitVilConfig
-from .models.image_processing_esvit import EsvitImageProcessor
-from .models.modeling_esvit_cvt import EsvitCvtBackbone, EsvitCvtForImageClassification, EsvitCvtModel
-from .models.modeling_esvit_swin import EsvitSwinBackbone, EsvitSwinForImageClassification, EsvitSwinModel
-from .models.modeling_esvit_vil import EsvitVilBackbone, EsvitVilForImageClassification, EsvitVilModel
+from esvit_hf.models.configuration_esvit_cvt import EsvitCvtConfig
+from esvit_hf.models.configuration_esvit_swin import EsvitSwinConfig
+from esvit_hf.models.configuration_esvit_vil import EsvitVilConfig
+from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
+from esvit_hf.models.modeling_esvit_cvt import (
+    EsvitCvtBackbone,
+    EsvitCvtForImageClassification,
+    EsvitCvtModel,
+)
+from esvit_hf.models.modeling_esvit_swin import (
+    EsvitSwinBackbone,
+    EsvitSwinForImageClassification,
+    EsvitSwinModel,
+)
+from esvit_hf.models.modeling_esvit_vil import (
+    EsvitVilBackbone,
+    EsvitVilForImageClassification,
+    EsvitVilModel,
+)
 
 _LAZY_NAMES = {
     "convert_checkpoint": "zoo.convert",
@@ -48,11 +60,13 @@ for _config, _model, _classifier, _backbone in _NETWORKS:
     _model.register_for_auto_class()
     _classifier.register_for_auto_class("AutoModelForImageClassification")
     _backbone.register_for_auto_class("AutoBackbone")
-    # One exact processor for both backends: asking for torchvision, the default, would otherwise warn at every load.
+    # One exact processor for both backends: asking for torchvision, the default, would otherwise
+    # warn at every load.
     _processors: dict[str, type] = {"pil": EsvitImageProcessor, "torchvision": EsvitImageProcessor}
     AutoImageProcessor.register(_config, image_processor_classes=_processors, exist_ok=True)
     if is_torchvision_available():
-        # There is none. Pipelines look for one all the same, and would ask whether to run the image processor's file.
+        # There is none. Pipelines look for one all the same, and would ask whether to run the image
+        # processor's file.
         AutoVideoProcessor.register(_config, None, exist_ok=True)
 
 

@@ -1,4 +1,6 @@
-"""Any vision network as a backbone: pixels in, a grid of region features and one view feature out."""
+"""Any vision network as a backbone: pixels in, a grid of region features and one view feature
+out.
+"""
 
 import inspect
 import math
@@ -12,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from .models.modeling_esvit_common import AttentionLayout, full_attention_layout
+from esvit_hf.models.modeling_esvit_common import AttentionLayout, full_attention_layout
 
 __all__ = ["BackboneFeatures", "RegionBackbone", "load_backbone"]
 
@@ -22,7 +24,8 @@ class BackboneFeatures:
     """What a backbone says about a batch of images.
 
     Attributes:
-        regions: (B, N, C) spatial tokens of the last stage, row-major, without class or register tokens.
+        regions: (B, N, C) spatial tokens of the last stage, row-major, without class or register
+            tokens.
         pooled: (B, C) view feature.
         grid: (h, w) with h * w = N.
     """
@@ -34,7 +37,9 @@ class BackboneFeatures:
 
 @runtime_checkable
 class _RegionModel(Protocol):
-    """The contract of this project's own networks, which need no interpretation of their outputs."""
+    """The contract of this project's own networks, which need no interpretation of their
+    outputs.
+    """
 
     def region_grid(self, height: int, width: int) -> tuple[int, int]: ...
 
@@ -63,7 +68,7 @@ class _TokenLayout:
     """Outputs are tokens (B, prefix + h * w, C); a prefix starts with the class token.
 
     Attributes:
-        stride: pixels between neighbouring regions, (vertical, horizontal).
+        stride: pixels between neighboring regions, (vertical, horizontal).
         prefix: number of class, distillation and register tokens in front of the regions.
     """
 
@@ -75,13 +80,18 @@ class _TokenLayout:
         grid = self.grid(count, height, width)
         if grid is None:
             raise ValueError(
-                f"the network turned {height} x {width} pixels into {count} regions, which form no grid of stride "
-                f"{self.stride[0]} x {self.stride[1]}: use an input size that is a multiple of the stride"
+                f"the network turned {height} x {width} pixels into {count} regions, which form no "
+                f"grid of stride {self.stride[0]} x {self.stride[1]}: use an input size that is a "
+                f"multiple of the stride"
             )
-        return BackboneFeatures(last_hidden_state[:, self.prefix :], self.pool(last_hidden_state), grid)
+        return BackboneFeatures(
+            last_hidden_state[:, self.prefix :], self.pool(last_hidden_state), grid
+        )
 
     def grid(self, count: int, height: int, width: int) -> tuple[int, int] | None:
-        """Grid of a number of regions of an image of height x width pixels; None if they form none."""
+        """Grid of a number of regions of an image of height x width pixels; None if they form
+        none.
+        """
         grids = _possible_grids(height, width, self.stride)
         return next((grid for grid in grids if grid[0] * grid[1] == count), None)
 
@@ -94,27 +104,29 @@ class _TokenLayout:
 class RegionBackbone(nn.Module):
     """One network of this project, or any vision `AutoModel`, behind one interface.
 
-    The networks of this project state their grid themselves. How another network lays out its outputs is measured on
-    one image when the adapter is built: feature maps (ResNet, ConvNeXt, most of timm) are flattened row-major; tokens
-    lose the class, distillation and register tokens in front of them. The view feature is the class token where there
-    is one (the rule of the DINO and EsViT papers for ViT), else the mean of the regions; a pooling head is ignored.
-    Position embeddings are interpolated where the network offers it.
+    The networks of this project state their grid themselves. How another network lays out its
+    outputs is measured on one image when the adapter is built: feature maps (ResNet, ConvNeXt, most
+    of timm) are flattened row-major; tokens lose the class, distillation and register tokens in
+    front of them. The view feature is the class token where there is one (the rule of the DINO and
+    EsViT papers for ViT), else the mean of the regions; a pooling head is ignored. Position
+    embeddings are interpolated where the network offers it.
 
-    Trainable parameters that cannot influence the outputs (pooling heads, mask tokens) are frozen, so that
-    `DistributedDataParallel` needs no search for unused parameters. Settings of the network itself, such as
-    `model.gradient_checkpointing_enable()`, stay available at `backbone.model`.
+    Trainable parameters that cannot influence the outputs (pooling heads, mask tokens) are frozen,
+    so that `DistributedDataParallel` needs no search for unused parameters. Settings of the network
+    itself, such as `model.gradient_checkpointing_enable()`, stay available at `backbone.model`.
 
     Args:
         model: network whose main input is `pixel_values`.
-        image_size: height and width, in pixels, of the image used to measure a foreign network; by default its own
-            `config.image_size`.
+        image_size: height and width, in pixels, of the image used to measure a foreign network; by
+            default its own `config.image_size`.
 
     Attributes:
         model: the network.
         feature_dim: channels C of regions and view feature.
 
     Raises:
-        ValueError: the network takes no images, has no spatial tokens, or gives random outputs in evaluation mode.
+        ValueError: the network takes no images, has no spatial tokens, or gives random outputs in
+            evaluation mode.
     """
 
     def __init__(self, model: PreTrainedModel, *, image_size: int | tuple[int, int] | None = None):
@@ -123,24 +135,28 @@ class RegionBackbone(nn.Module):
         name = type(model).__name__
         if model.main_input_name != "pixel_values":
             raise ValueError(
-                f"{name} takes {model.main_input_name!r}, not images (pixel_values): choose a vision model, or pass "
-                "the vision tower of a multimodal one"
+                f"{name} takes {model.main_input_name!r}, not images (pixel_values): choose a "
+                f"vision model, or pass the vision tower of a multimodal one"
             )
         self._native_size = _configured_image_size(model.config)
-        self._interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        self._interpolates = (
+            "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        )
         self._layout: _MapLayout | _TokenLayout | None = None
         self._final_norm: str | None = None
         self.feature_dim: int
         if isinstance(model, _RegionModel):
             self.feature_dim = model.config.hidden_size
         else:
-            self._measure(_pair(image_size) if image_size is not None else self._native_size or (224, 224))
+            self._measure(
+                _pair(image_size) if image_size is not None else self._native_size or (224, 224)
+            )
 
     def forward(self, pixel_values: Tensor) -> BackboneFeatures:
         """Region and view features of a batch.
 
         Args:
-            pixel_values: (B, 3, H, W) normalised images.
+            pixel_values: (B, 3, H, W) normalized images.
 
         Returns:
             Regions (B, N, C), view feature (B, C), and the grid.
@@ -151,10 +167,11 @@ class RegionBackbone(nn.Module):
         return self._read(self._run(pixel_values), pixel_values)
 
     def pooled_blocks(self, pixel_values: Tensor, count: int) -> Tensor:
-        """View features of the last `count` blocks, concatenated from the earliest to the last: the linear-probe input.
+        """View features of the last `count` blocks, concatenated from the earliest to the last: the
+        linear-probe input.
 
         Args:
-            pixel_values: (B, 3, H, W) normalised images.
+            pixel_values: (B, 3, H, W) normalized images.
             count: number of blocks.
 
         Returns:
@@ -164,19 +181,21 @@ class RegionBackbone(nn.Module):
             ValueError: `count` is not between 1 and the number of blocks.
 
         Source:
-            EsViT section 4.1 and DINO appendix F.2: features of the last four blocks for small networks.
+            EsViT section 4.1 and DINO appendix F.2: features of the last four blocks for small
+            networks.
         """
         return torch.cat(self.block_features(pixel_values, count), dim=1)
 
     def block_features(self, pixel_values: Tensor, count: int) -> list[Tensor]:
         """View features of the last `count` blocks, one by one.
 
-        The networks of this project follow the paper's rule for their family. For any other network a block is an entry
-        of its `hidden_states` after the first (stages, for many hierarchical networks): class tokens are taken, maps
-        averaged, after the network's final norm where its width fits. The last block's part is the view feature.
+        The networks of this project follow the paper's rule for their family. For any other network
+        a block is an entry of its `hidden_states` after the first (stages, for many hierarchical
+        networks): class tokens are taken, maps averaged, after the network's final norm where its
+        width fits. The last block's part is the view feature.
 
         Args:
-            pixel_values: (B, 3, H, W) normalised images.
+            pixel_values: (B, 3, H, W) normalized images.
             count: number of blocks.
 
         Returns:
@@ -196,19 +215,23 @@ class RegionBackbone(nn.Module):
         self._check_count(count, len(hidden_states or ()) - 1)
         assert self._layout is not None
         norm = self.model.get_submodule(self._final_norm) if self._final_norm else None
-        rows = [self._layout.pool(_normalised(state, norm)) for state in hidden_states[-count:-1]]
+        rows = [self._layout.pool(_normalized(state, norm)) for state in hidden_states[-count:-1]]
         return [*rows, self._read(output, pixel_values).pooled]
 
-    def layer_regions(self, pixel_values: Tensor, layer: int | None = None) -> tuple[Tensor, tuple[int, int]]:
+    def layer_regions(
+        self, pixel_values: Tensor, layer: int | None = None
+    ) -> tuple[Tensor, tuple[int, int]]:
         """Regions of any layer.
 
         Args:
-            pixel_values: (B, 3, H, W) normalised images.
-            layer: index into the network's `hidden_states`, which are not normalised: 0 for the patch embeddings, -1
-                for the last; None for the regions of `forward`, behind the last norm.
+            pixel_values: (B, 3, H, W) normalized images.
+            layer: index into the network's `hidden_states`, which are not normalized: 0 for the
+                patch embeddings, -1 for the last; None for the regions of `forward`, behind the
+                last norm.
 
         Returns:
-            Regions (B, N, C), row-major, without class, register or global tokens, and their grid (h, w).
+            Regions (B, N, C), row-major, without class, register or global tokens, and their grid
+            (h, w).
 
         Raises:
             ValueError: the network has no such layer, or its tokens form no grid.
@@ -220,8 +243,9 @@ class RegionBackbone(nn.Module):
         hidden_states = self._run(pixel_values, output_hidden_states=True).hidden_states or ()
         if not -len(hidden_states) <= layer < len(hidden_states):
             raise ValueError(
-                f"layer {layer} asked for, {type(self.model).__name__} reports {len(hidden_states)} hidden states: "
-                f"choose 0 to {len(hidden_states) - 1}, or count from the end with -1"
+                f"layer {layer} asked for, {type(self.model).__name__} reports "
+                f"{len(hidden_states)} hidden states: choose 0 to {len(hidden_states) - 1}, or "
+                f"count from the end with -1"
             )
         state = hidden_states[layer]
         if isinstance(self.model, _RegionModel):
@@ -242,10 +266,11 @@ class RegionBackbone(nn.Module):
         """Attention probabilities of every block.
 
         Args:
-            pixel_values: (B, 3, H, W) normalised images.
+            pixel_values: (B, 3, H, W) normalized images.
 
         Returns:
-            For each block (B * windows, heads, Q, K) probabilities, and which tokens their rows and columns belong to.
+            For each block (B * windows, heads, Q, K) probabilities, and which tokens their rows and
+            columns belong to.
 
         Raises:
             ValueError: the network has no attention, or one whose layout is unknown.
@@ -255,31 +280,39 @@ class RegionBackbone(nn.Module):
             attentions = self._run(pixel_values, output_attentions=True).attentions
             return list(zip(attentions, self.model.attention_layouts(height, width), strict=True))
         name, layout = type(self.model).__name__, self._layout
-        remedy = "choose a network of this project or a plain vision transformer such as ViT, DeiT or DINOv2"
+        remedy = (
+            "choose a network of this project or a plain vision transformer such as ViT, DeiT or "
+            "DINOv2"
+        )
         attentions = self._foreign_attentions(pixel_values, remedy)
         if not attentions or not isinstance(layout, _TokenLayout):
             raise ValueError(f"{name} reports no attention between tokens of a grid: {remedy}")
         maps = []
         for block, probabilities in enumerate(attentions):
             shape = tuple(probabilities.shape) if isinstance(probabilities, Tensor) else ()
-            grid = layout.grid(shape[-1] - layout.prefix, height, width) if len(shape) == 4 else None
+            grid = (
+                layout.grid(shape[-1] - layout.prefix, height, width) if len(shape) == 4 else None
+            )
             if grid is None or shape[0] != len(pixel_values) or shape[2] != shape[3]:
                 raise ValueError(
-                    f"block {block} of {name} reports attention of shape {shape}, which is not from all tokens to all: "
-                    f"{remedy}"
+                    f"block {block} of {name} reports attention of shape {shape}, which is not "
+                    f"from all tokens to all: {remedy}"
                 )
             maps.append((probabilities, full_attention_layout(grid, layout.stride, layout.prefix)))
         return maps
 
     def _foreign_attentions(self, pixel_values: Tensor, remedy: str) -> Sequence[Any]:
-        """Attentions of a network that is not of this project, computed step by step: fused kernels have none."""
+        """Attentions of a network that is not of this project, computed step by step: fused kernels
+        have none.
+        """
         implementation = self.model.config._attn_implementation
         self.model.set_attn_implementation("eager")
         try:
             output = self._run(pixel_values, output_attentions=True)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{type(self.model).__name__} reports no attention probabilities ({_one_line(error)}): {remedy}"
+                f"{type(self.model).__name__} reports no attention probabilities "
+                f"({_one_line(error)}): {remedy}"
             ) from error
         finally:
             self.model.set_attn_implementation(implementation)
@@ -288,14 +321,20 @@ class RegionBackbone(nn.Module):
     def _check_count(self, count: int, available: int) -> None:
         if count > max(available, 1):
             raise ValueError(
-                f"{count} blocks asked for, {type(self.model).__name__} reports {max(available, 1)}: lower the number"
+                f"{count} blocks asked for, {type(self.model).__name__} reports "
+                f"{max(available, 1)}: lower the number"
             )
 
     def _run(self, pixel_values: Tensor, **options: bool) -> Any:
         if self._interpolates:
-            # At the native size interpolation is the identity, except in ViT with a non-square grid, which it breaks.
-            options["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != self._native_size
-        return self.model(pixel_values=pixel_values.to(self.model.dtype), return_dict=True, **options)
+            # At the native size interpolation is the identity, except in ViT with a non-square
+            # grid, which it breaks.
+            options["interpolate_pos_encoding"] = (
+                tuple(pixel_values.shape[-2:]) != self._native_size
+            )
+        return self.model(
+            pixel_values=pixel_values.to(self.model.dtype), return_dict=True, **options
+        )
 
     def _read(self, output: Any, pixel_values: Tensor) -> BackboneFeatures:
         height, width = pixel_values.shape[-2:]
@@ -307,7 +346,9 @@ class RegionBackbone(nn.Module):
 
     @torch.enable_grad()
     def _measure(self, image_size: tuple[int, int]) -> None:
-        """Learn layout, width, final norm and unused parameters of a foreign network from one image."""
+        """Learn layout, width, final norm and unused parameters of a foreign network from one
+        image.
+        """
         model, name = self.model, type(self.model).__name__
         height, width = image_size
         channels = getattr(model.config, "num_channels", None) or 3
@@ -326,8 +367,8 @@ class RegionBackbone(nn.Module):
             repeated = self._run(pixels)
         except (RuntimeError, AssertionError, TypeError) as error:
             raise ValueError(
-                f"{name} cannot process an image of {height} x {width} pixels ({_one_line(error)}): "
-                "pass image_size with a size that it takes"
+                f"{name} cannot process an image of {height} x {width} pixels "
+                f"({_one_line(error)}): pass image_size with a size that it takes"
             ) from error
         finally:
             model.train(was_training)
@@ -336,12 +377,22 @@ class RegionBackbone(nn.Module):
 
         last = getattr(output, "last_hidden_state", None)
         if not isinstance(last, Tensor) or last.ndim not in (3, 4):
-            found = "no last_hidden_state" if last is None else f"a last_hidden_state of shape {tuple(last.shape)}"
-            raise ValueError(f"{name} has no spatial tokens ({found}): choose a network that gives features per region")
-        if last.shape != repeated.last_hidden_state.shape or not torch.equal(last, repeated.last_hidden_state):
+            found = (
+                "no last_hidden_state"
+                if last is None
+                else f"a last_hidden_state of shape {tuple(last.shape)}"
+            )
             raise ValueError(
-                f"{name} gives different outputs for the same image in evaluation mode (random masking, as in MAE?): "
-                "load the weights as the plain encoder class, for MAE ViTModel"
+                f"{name} has no spatial tokens ({found}): choose a network that gives features per "
+                f"region"
+            )
+        if last.shape != repeated.last_hidden_state.shape or not torch.equal(
+            last, repeated.last_hidden_state
+        ):
+            raise ValueError(
+                f"{name} gives different outputs for the same image in evaluation mode (random "
+                f"masking, as in MAE?): load the weights as the plain encoder class, for MAE "
+                f"ViTModel"
             )
         if last.ndim == 4:
             self._layout = _map_layout(last, image_size)
@@ -365,7 +416,11 @@ class RegionBackbone(nn.Module):
 
 
 def load_backbone(
-    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False, **config_fields: Any
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **config_fields: Any,
 ) -> RegionBackbone:
     """Load pretrained weights as a `RegionBackbone`.
 
@@ -379,36 +434,45 @@ def load_backbone(
         The backbone in evaluation mode, in the data type of the saved weights.
 
     Raises:
-        ValueError: nothing loadable there, an unknown configuration field, a network that is no backbone, or weights
-            that do not cover the network (which would silently evaluate random features).
+        ValueError: nothing loadable there, an unknown configuration field, a network that is no
+            backbone, or weights that do not cover the network (which would silently evaluate random
+            features).
     """
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        config, unknown = AutoConfig.from_pretrained(name_or_path, return_unused_kwargs=True, **source, **config_fields)
+        config, unknown = AutoConfig.from_pretrained(
+            name_or_path, return_unused_kwargs=True, **source, **config_fields
+        )
         unknown = {field: value for field, value in unknown.items() if field in config_fields}
         if unknown:
             raise ValueError(
-                f"{type(config).__name__} has no field {', '.join(map(repr, unknown))}: remove it or correct its name"
+                f"{type(config).__name__} has no field {', '.join(map(repr, unknown))}: remove it "
+                f"or correct its name"
             )
-        # A pooling head is not part of the features; leaving it out also avoids warnings about its missing weights.
+        # A pooling head is not part of the features; leaving it out also avoids warnings about its
+        # missing weights.
         model_class = MODEL_MAPPING.get(type(config), None)
-        takes_pooler = inspect.isclass(model_class) and "add_pooling_layer" in inspect.signature(model_class).parameters
+        takes_pooler = (
+            inspect.isclass(model_class)
+            and "add_pooling_layer" in inspect.signature(model_class).parameters
+        )
         options = {"add_pooling_layer": False} if takes_pooler else {}
         model, loading = AutoModel.from_pretrained(
             name_or_path, config=config, output_loading_info=True, **source, **options
         )
     except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(
-            f"cannot load a model from {name_or_path!r} ({_one_line(error)}): give a Hub name or a folder with "
-            "config.json and model.safetensors"
+            f"cannot load a model from {name_or_path!r} ({_one_line(error)}): give a Hub name or a "
+            f"folder with config.json and model.safetensors"
         ) from error
     backbone = RegionBackbone(model)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     missing = sorted(set(loading["missing_keys"]) - frozen)
     if missing:
         raise ValueError(
-            f"the weights of {name_or_path!r} do not cover {type(model).__name__}: {len(missing)} tensors are missing, "
-            f"for example {missing[0]!r}; load them as the architecture they were saved from"
+            f"the weights of {name_or_path!r} do not cover {type(model).__name__}: {len(missing)} "
+            f"tensors are missing, for example {missing[0]!r}; load them as the architecture they "
+            f"were saved from"
         )
     return backbone.eval()
 
@@ -429,12 +493,17 @@ def _mean_over_positions(hidden_state: Tensor) -> Tensor:
     return hidden_state.mean(dim=1) if hidden_state.ndim == 3 else hidden_state.mean(dim=(2, 3))
 
 
-def _normalised(hidden_state: Tensor, norm: nn.Module | None) -> Tensor:
+def _normalized(hidden_state: Tensor, norm: nn.Module | None) -> Tensor:
     weight = getattr(norm, "weight", None)
-    if norm is None or weight is None or hidden_state.ndim != 3 or hidden_state.shape[-1:] != weight.shape:
+    if (
+        norm is None
+        or weight is None
+        or hidden_state.ndim != 3
+        or hidden_state.shape[-1:] != weight.shape
+    ):
         return hidden_state
-    normalised: Tensor = norm(hidden_state)
-    return normalised
+    normalized: Tensor = norm(hidden_state)
+    return normalized
 
 
 def _recorder(name: str, records: list[tuple[str, Tensor, Tensor]]) -> Any:
@@ -472,8 +541,12 @@ def _possible_grids(height: int, width: int, stride: tuple[int, int]) -> list[tu
     ]
 
 
-def _token_layout(tokens: int, image_size: tuple[int, int], first_stride: tuple[int, int], name: str) -> _TokenLayout:
-    """Find stride and prefix: hierarchical networks halve the grid until its regions fit into the tokens."""
+def _token_layout(
+    tokens: int, image_size: tuple[int, int], first_stride: tuple[int, int], name: str
+) -> _TokenLayout:
+    """Find stride and prefix: hierarchical networks halve the grid until its regions fit into the
+    tokens.
+    """
     height, width = image_size
     stride = first_stride
     while stride[0] <= height or stride[1] <= width:
@@ -482,8 +555,8 @@ def _token_layout(tokens: int, image_size: tuple[int, int], first_stride: tuple[
                 return _TokenLayout(stride, tokens - grid[0] * grid[1])
         stride = (2 * stride[0], 2 * stride[1])
     raise ValueError(
-        f"{name} has no spatial tokens (an image of {height} x {width} pixels becomes {tokens} tokens): "
-        "choose a network that gives features per region"
+        f"{name} has no spatial tokens (an image of {height} x {width} pixels becomes {tokens} "
+        f"tokens): choose a network that gives features per region"
     )
 
 

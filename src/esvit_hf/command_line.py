@@ -1,4 +1,6 @@
-"""What the command lines share: arguments from a typed function, errors in one line, results as JSON."""
+"""What the command lines share: arguments from a typed function, errors in one line, results as
+JSON.
+"""
 
 import functools
 import json
@@ -19,8 +21,9 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
         main: program that returns its exit code.
 
     Returns:
-        The same program; it returns 2 after a ValueError, a wrong argument, a run that diverged, or a file that cannot
-        be read or written (a full disk), and 130 after Ctrl-C. Other exceptions are faults of the program and pass.
+        The same program; it returns 2 after a ValueError, a wrong argument, a run that diverged, or
+        a file that cannot be read or written (a full disk), and 130 after Ctrl-C. Other exceptions
+        are faults of the program and pass.
     """
 
     @functools.wraps(main)
@@ -38,10 +41,12 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
 
 
 def run(function: Callable[..., dict[str, Any] | None]) -> None:
-    """Run a function as a program and exit: its signature is the command line, its docstring the help.
+    """Run a function as a program and exit: its signature is the command line, its docstring the
+    help.
 
-    Parameters without a default are positional. What the function returns is printed as one JSON object on the last
-    line; a process that has nothing to say (not the first of several) returns None.
+    Parameters without a default are positional. What the function returns is printed as one JSON
+    object on the last line; a process that has nothing to say (not the first of several) returns
+    None.
 
     Args:
         function: typed function with a docstring of the Google style.

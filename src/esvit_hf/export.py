@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 
-from .models.configuration_esvit_common import as_pair
-from .models.modeling_esvit_common import EsvitBaseModel, EsvitForImageClassification
+from esvit_hf.models.configuration_esvit_common import as_pair
+from esvit_hf.models.modeling_esvit_common import EsvitBaseModel, EsvitForImageClassification
 
 __all__ = ["OnnxExport", "export_onnx"]
 
@@ -33,7 +33,8 @@ class OnnxExport:
         path: The ONNX file, weights included.
         image_size: Height and width of its input in pixels; the batch is free.
         outputs: Names of its outputs.
-        largest_difference: Largest absolute difference from PyTorch over all outputs, None if not checked.
+        largest_difference: Largest absolute difference from PyTorch over all outputs, None if not
+            checked.
     """
 
     path: Path
@@ -65,13 +66,15 @@ def export_onnx(
 ) -> OnnxExport:
     """Write an EsViT network as one ONNX file.
 
-    The file takes `pixel_values` (B, channels, H, W), any B, and gives `last_hidden_state` and `pooler_output`, or
-    `logits` if the saved model is a classifier. It appears under its name only when it is complete and checked.
+    The file takes `pixel_values` (B, channels, H, W), any B, and gives `last_hidden_state` and
+    `pooler_output`, or `logits` if the saved model is a classifier. It appears under its name only
+    when it is complete and checked.
 
     Args:
         model_name_or_path: Hub name or folder of a base model or classifier of this package.
         output: The file to write; an existing one is replaced.
-        image_size: Height and width of the input in pixels, one number for both; the configured one if None.
+        image_size: Height and width of the input in pixels, one number for both; the configured one
+            if None.
         opset: Version of the ONNX operators.
         check: Whether to run the file in onnxruntime and compare it with PyTorch.
 
@@ -80,16 +83,24 @@ def export_onnx(
 
     Raises:
         ImportError: If the packages of the extra `onnx` are missing.
-        ValueError: If the model cannot be loaded or exported, the path cannot be written, or the outputs differ by more
-            than 1e-4.
+        ValueError: If the model cannot be loaded or exported, the path cannot be written, or the
+            outputs differ by more than 1e-4.
     """
     _require_packages(check)
     output = Path(output)
     if output.is_dir() or not output.parent.is_dir():
-        raise ValueError(f"output={str(output)!r} is not a file in an existing folder: create the folder first.")
+        raise ValueError(
+            f"output={str(output)!r} is not a file in an existing folder: create the folder first."
+        )
     network = _load(str(model_name_or_path))
-    height, width = as_pair(network.config.image_size if image_size is None else image_size, "image_size")
-    names = ("logits",) if isinstance(network, EsvitForImageClassification) else ("last_hidden_state", "pooler_output")
+    height, width = as_pair(
+        network.config.image_size if image_size is None else image_size, "image_size"
+    )
+    names = (
+        ("logits",)
+        if isinstance(network, EsvitForImageClassification)
+        else ("last_hidden_state", "pooler_output")
+    )
     model = _PlainOutputs(network, names).eval()
     shape = (network.config.num_channels, height, width)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
@@ -99,14 +110,15 @@ def export_onnx(
         except (RuntimeError, torch.onnx.errors.OnnxExporterError, ValueError) as error:
             reason = " ".join(str(error.__cause__ or error).split())[:300]
             raise ValueError(
-                f"{str(model_name_or_path)!r} cannot be exported for {height} x {width} pixels with opset {opset}: "
-                f"{reason}"
+                f"{str(model_name_or_path)!r} cannot be exported for {height} x {width} pixels "
+                f"with opset {opset}: {reason}"
             ) from error
         difference = _largest_difference(model, written, shape) if check else None
         if difference is not None and not difference <= TOLERANCE:
             raise ValueError(
-                f"the ONNX file of {str(model_name_or_path)!r} differs from PyTorch by {difference:.2g}, more than "
-                f"{TOLERANCE:g}: not kept; try another opset than {opset}."
+                f"the ONNX file of {str(model_name_or_path)!r} differs from PyTorch by "
+                f"{difference:.2g}, more than {TOLERANCE:g}: not kept; try another opset than "
+                f"{opset}."
             )
         written.replace(output)
     return OnnxExport(output, (height, width), names, difference)
@@ -124,19 +136,26 @@ def _load(name: str) -> PreTrainedModel:
         classifier = any("ForImageClassification" in saved for saved in config.architectures or ())
         auto_class = AutoModelForImageClassification if classifier else AutoModel
         # The fused attention operator cannot be exported.
-        network = auto_class.from_pretrained(name, config=config, attn_implementation="eager", dtype=torch.float32)
+        network = auto_class.from_pretrained(
+            name, config=config, attn_implementation="eager", dtype=torch.float32
+        )
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"cannot load a model from {name!r} ({reason}): give a Hub name or a folder with config.json and "
-            "model.safetensors."
+            f"cannot load a model from {name!r} ({reason}): give a Hub name or a folder with "
+            f"config.json and model.safetensors."
         ) from error
     if not isinstance(network, EsvitBaseModel | EsvitForImageClassification):
-        raise ValueError(f"{name!r} holds a {type(network).__name__}: only networks of this package can be exported.")
+        raise ValueError(
+            f"{name!r} holds a {type(network).__name__}: only networks of this package can be "
+            f"exported."
+        )
     return network.eval()
 
 
-def _write(model: nn.Module, pixel_values: Tensor, names: tuple[str, ...], opset: int, path: Path) -> None:
+def _write(
+    model: nn.Module, pixel_values: Tensor, names: tuple[str, ...], opset: int, path: Path
+) -> None:
     from onnxscript import optimizer
 
     program = torch.onnx.export(
@@ -151,8 +170,11 @@ def _write(model: nn.Module, pixel_values: Tensor, names: tuple[str, ...], opset
         verbose=False,
     )
     assert program is not None
-    # What the optimizer computes for a resized bias is wrong by whole units (onnxscript 0.7): runtimes do that better.
-    optimizer.fold_constants(program.model, should_fold=lambda node: False if node.op_type == "Resize" else None)
+    # What the optimizer computes for a resized bias is wrong by whole units (onnxscript 0.7):
+    # runtimes do that better.
+    optimizer.fold_constants(
+        program.model, should_fold=lambda node: False if node.op_type == "Resize" else None
+    )
     optimizer.remove_unused_nodes(program.model)
     program.save(path, external_data=False)
 
@@ -167,7 +189,9 @@ def _largest_difference(model: nn.Module, path: Path, shape: tuple[int, int, int
         pixel_values = torch.randn(batch, *shape, generator=generator)
         with torch.no_grad():
             expected = model(pixel_values)
-        for ours, theirs in zip(expected, session.run(None, {_INPUT: pixel_values.numpy()}), strict=True):
+        for ours, theirs in zip(
+            expected, session.run(None, {_INPUT: pixel_values.numpy()}), strict=True
+        ):
             if tuple(ours.shape) != theirs.shape:
                 return float("inf")
             # numpy keeps NaN, which the comparison with the tolerance then refuses.

@@ -1,4 +1,6 @@
-"""The file beside a pretrained model that lets pretraining continue: heads and centres of both tasks."""
+"""The file beside a pretrained model that lets pretraining continue: heads and centers of both
+tasks.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,15 +22,15 @@ _TASKS = ("view", "region")
 
 @dataclass(frozen=True)
 class SavedHead:
-    """The projection head of one task and the centre of its teacher.
+    """The projection head of one task and the center of its teacher.
 
     Attributes:
         state: state dict of the head.
-        centre: (K,) centre of the teacher's logits.
+        center: (K,) center of the teacher's logits.
     """
 
     state: dict[str, Tensor]
-    centre: Tensor
+    center: Tensor
 
 
 def find_heads(name_or_path: str, revision: str | None = None) -> Path | None:
@@ -56,13 +58,13 @@ def find_heads(name_or_path: str, revision: str | None = None) -> Path | None:
         if try_to_load_from_cache(name_or_path, HEADS_FILE, revision=revision) is _CACHED_NO_EXIST:
             return None
         raise ValueError(
-            f"whether {name_or_path!r} brings {HEADS_FILE} is not known without the Hub: run once with a connection, "
-            f"or `hf download {name_or_path}` and give the folder that it names"
+            f"whether {name_or_path!r} brings {HEADS_FILE} is not known without the Hub: run once "
+            f"with a connection, or `hf download {name_or_path}` and give the folder that it names"
         ) from error
 
 
 def write_heads(heads: Mapping[str, SavedHead], path: Path) -> None:
-    """Write heads and centres as `view_head.*`, `view_centre`, `region_head.*`, `region_centre`.
+    """Write heads and centers as `view_head.*`, `view_center`, `region_head.*`, `region_center`.
 
     Args:
         heads: by task, `view` and `region`.
@@ -71,8 +73,10 @@ def write_heads(heads: Mapping[str, SavedHead], path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for task, head in heads.items():
         assert task in _TASKS, task
-        tensors |= {f"{task}_head.{name}": tensor.cpu().contiguous() for name, tensor in head.state.items()}
-        tensors[f"{task}_centre"] = head.centre.cpu().contiguous()
+        tensors |= {
+            f"{task}_head.{name}": tensor.cpu().contiguous() for name, tensor in head.state.items()
+        }
+        tensors[f"{task}_center"] = head.center.cpu().contiguous()
     save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -86,21 +90,27 @@ def read_heads(path: Path) -> dict[str, SavedHead]:
         The heads that the file has, by task.
 
     Raises:
-        ValueError: the file is unreadable, holds something else, or a head without its centre.
+        ValueError: the file is unreadable, holds something else, or a head without its center.
     """
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is not a readable file of heads ({error}): replace or remove it") from error
+        raise ValueError(
+            f"{path} is not a readable file of heads ({error}): replace or remove it"
+        ) from error
     heads = {}
     for task in _TASKS:
-        prefix, centre = f"{task}_head.", f"{task}_centre"
+        prefix, center = f"{task}_head.", f"{task}_center"
         names = [name for name in tensors if name.startswith(prefix)]
         state = {name.removeprefix(prefix): tensors.pop(name) for name in names}
-        if bool(state) != (centre in tensors):
-            raise ValueError(f"{path} has {prefix}* or {centre} without the other: replace or remove the file")
+        if bool(state) != (center in tensors):
+            raise ValueError(
+                f"{path} has {prefix}* or {center} without the other: replace or remove the file"
+            )
         if state:
-            heads[task] = SavedHead(state, tensors.pop(centre))
+            heads[task] = SavedHead(state, tensors.pop(center))
     if tensors:
-        raise ValueError(f"{path} has tensors of no head, such as {next(iter(tensors))}: replace or remove it")
+        raise ValueError(
+            f"{path} has tensors of no head, such as {next(iter(tensors))}: replace or remove it"
+        )
     return heads

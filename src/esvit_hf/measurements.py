@@ -1,4 +1,6 @@
-"""Measured numbers as records: what an evaluation writes beside a model, and what a model card quotes."""
+"""Measured numbers as records: what an evaluation writes beside a model, and what a model card
+quotes.
+"""
 
 import json
 from collections.abc import Sequence
@@ -41,7 +43,9 @@ def write_measurements(measurements: Sequence[Measurement], path: Path) -> None:
         measurements: the records.
         path: file to write.
     """
-    path.write_text(json.dumps([asdict(measurement) for measurement in measurements], indent=2) + "\n")
+    path.write_text(
+        json.dumps([asdict(measurement) for measurement in measurements], indent=2) + "\n"
+    )
 
 
 def read_measurements(path: Path) -> list[Measurement]:
@@ -60,7 +64,14 @@ def read_measurements(path: Path) -> list[Measurement]:
     try:
         records = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a readable list of measurements ({error}): write it again") from error
-    if not isinstance(records, list) or any(not isinstance(record, dict) or set(record) != names for record in records):
-        raise ValueError(f"{path} must be a list of records with the fields {', '.join(sorted(names))}: write it again")
+        raise ValueError(
+            f"{path} is not a readable list of measurements ({error}): write it again"
+        ) from error
+    if not isinstance(records, list) or any(
+        not isinstance(record, dict) or set(record) != names for record in records
+    ):
+        raise ValueError(
+            f"{path} must be a list of records with the fields {', '.join(sorted(names))}: write "
+            f"it again"
+        )
     return [Measurement(**record) for record in records]

@@ -1,7 +1,8 @@
-"""Real runs in float64, one after the other: `double_precision.py RUNS.json`, alone or under torchrun.
+"""Real runs in float64, one after the other: `double_precision.py RUNS.json`, alone or under
+torchrun.
 
-In float32 a comparison of weights says little: AdamW turns gradients that are pure rounding noise (those of the key
-biases) into full steps. In float64 that noise is below AdamW's epsilon.
+In float32 a comparison of weights says little: AdamW turns gradients that are pure rounding noise
+(those of the key biases) into full steps. In float64 that noise is below AdamW's epsilon.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""Six optimizer steps on two processes with replicas, then with FSDP2 shards: `torchrun sharded_step.py`."""
+"""Six optimizer steps on two processes with replicas, then with FSDP2 shards: `torchrun
+sharded_step.py`.
+"""
 
 from typing import Any
 
@@ -17,7 +19,9 @@ IMAGES = 4
 
 
 class ShardingAccelerator:
-    """Prepares a network as Accelerate does for FSDP2 on GPUs; on CPU Accelerate itself makes replicas instead."""
+    """Prepares a network as Accelerate does for FSDP2 on GPUs; on CPU Accelerate itself makes
+    replicas instead.
+    """
 
     def __init__(self, accelerator: Accelerator, *, reshard: bool) -> None:
         self.accelerator = accelerator
@@ -49,27 +53,43 @@ def numbers(accelerator):
     """Losses and gradient norms of the steps, then the teacher's parameters."""
     arguments = PretrainingArguments(
         dataset="none",
-        model_config={"image_size": 32, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
+        model_config={
+            "image_size": 32,
+            "embed_dim": 8,
+            "depths": [1, 2],
+            "num_heads": [1, 2],
+            "window_size": 4,
+        }
         | {"drop_path_rate": 0.0},
         num_prototypes=32,
         head_hidden_dim=16,
         head_bottleneck_dim=8,
-        views=[ViewSpec(count=2, size=32, scale=(0.4, 1.0), teacher=True), ViewSpec(2, 16, (0.1, 0.4))],
+        views=[
+            ViewSpec(count=2, size=32, scale=(0.4, 1.0), teacher=True),
+            ViewSpec(2, 16, (0.1, 0.4)),
+        ],
         batch_size=IMAGES,
         num_epochs=5,
         warmup_epochs=0,
     )
     torch.manual_seed(0)
     parts = build_parts(arguments)
-    step = DistillationStep(arguments, parts, StepSchedules.from_arguments(arguments, 3, 2 * IMAGES), accelerator)
+    step = DistillationStep(
+        arguments, parts, StepSchedules.from_arguments(arguments, 3, 2 * IMAGES), accelerator
+    )
     seen = []
     for index in range(6):
         generator = torch.Generator().manual_seed(index)
         own = slice(accelerator.process_index * IMAGES, (accelerator.process_index + 1) * IMAGES)
-        crops = [torch.randn(2 * IMAGES, 3, side, side, generator=generator)[own] for side in (32, 32, 16, 16)]
+        crops = [
+            torch.randn(2 * IMAGES, 3, side, side, generator=generator)[own]
+            for side in (32, 32, 16, 16)
+        ]
         loss = step.accumulate(crops, 2, index, last=True).total.detach()
         seen += [accelerator.reduce(loss, reduction="mean"), step.update(index)]
-    return torch.cat([torch.stack(seen), *(parameter.flatten() for parameter in step.teacher.parameters())])
+    return torch.cat(
+        [torch.stack(seen), *(parameter.flatten() for parameter in step.teacher.parameters())]
+    )
 
 
 def main():
@@ -79,7 +99,10 @@ def main():
     replicas = numbers(accelerator)
     for reshard in (False, True):
         torch.testing.assert_close(
-            numbers(ShardingAccelerator(accelerator, reshard=reshard)), replicas, rtol=1e-9, atol=1e-9
+            numbers(ShardingAccelerator(accelerator, reshard=reshard)),
+            replicas,
+            rtol=1e-9,
+            atol=1e-9,
         )
     print(f"process {accelerator.process_index}: {replicas.numel()} numbers are equal")
     accelerator.end_training()

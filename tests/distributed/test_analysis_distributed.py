@@ -25,7 +25,9 @@ BATCH_SIZE = 4
 
 def source(count: int, broken: tuple[int, ...] = ()) -> ImageSource:
     images = [
-        PILImage.effect_mandelbrot((40 + index, 36), (-2 + 0.1 * index, -1, 1, 1), 20).convert("RGB")
+        PILImage.effect_mandelbrot((40 + index, 36), (-2 + 0.1 * index, -1, 1, 1), 20).convert(
+            "RGB"
+        )
         for index in range(count)
     ]
     rows = (
@@ -40,15 +42,21 @@ def source(count: int, broken: tuple[int, ...] = ()) -> ImageSource:
 
 def all_numbers() -> dict[str, Any]:
     torch.manual_seed(0)
-    config = EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4)
+    config = EsvitSwinConfig(
+        image_size=32, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4
+    )
     backbone = RegionBackbone(EsvitSwinModel(config))
-    processor = EsvitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = EsvitImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
     settings: dict[str, Any] = {"batch_size": BATCH_SIZE, "accelerator": Accelerator()}
     numbers: dict[str, Any] = {}
     for count in COUNTS:
         images = source(count)
         for protocol in ("crops", "mirror"):
-            result = measure_correspondence(backbone, images, processor, protocol=protocol, grid=4, **settings)
+            result = measure_correspondence(
+                backbone, images, processor, protocol=protocol, grid=4, **settings
+            )
             numbers[f"{protocol} {count}"] = asdict(result)
         records = measure_attention_entropy(backbone, images, processor, **settings)
         numbers[f"attention {count}"] = [asdict(record) for record in records]

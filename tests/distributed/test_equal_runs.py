@@ -14,12 +14,34 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[2]
 PROGRAM = str(Path(__file__).with_name("double_precision.py"))
 NETWORKS = {
-    "esvit_swin": {"image_size": 32, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
+    "esvit_swin": {
+        "image_size": 32,
+        "embed_dim": 8,
+        "depths": [1, 2],
+        "num_heads": [1, 2],
+        "window_size": 4,
+    }
     | {"drop_path_rate": 0.0},
-    "esvit_cvt": {"image_size": 32, "patch_sizes": [7, 3], "patch_strides": [4, 2], "patch_padding": [2, 1]}
-    | {"hidden_sizes": [8, 16], "depths": [1, 2], "num_heads": [1, 2], "window_size": [4, 4], "mlp_ratio": [4.0, 4.0]}
+    "esvit_cvt": {
+        "image_size": 32,
+        "patch_sizes": [7, 3],
+        "patch_strides": [4, 2],
+        "patch_padding": [2, 1],
+    }
+    | {
+        "hidden_sizes": [8, 16],
+        "depths": [1, 2],
+        "num_heads": [1, 2],
+        "window_size": [4, 4],
+        "mlp_ratio": [4.0, 4.0],
+    }
     | {"qkv_kernel_sizes": [3, 3], "qkv_bias": [True, True], "drop_path_rate": 0.0},
-    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+    "resnet": {
+        "embedding_size": 8,
+        "hidden_sizes": [8, 16],
+        "depths": [1, 1],
+        "layer_type": "basic",
+    },
 }
 
 
@@ -27,7 +49,9 @@ NETWORKS["random"] = NETWORKS["esvit_swin"] | {"drop_path_rate": 0.3}
 
 
 def words(output_dir, network, batch_size, accumulation_steps, *overrides):
-    """The command line of a run; 101 images are three steps of 32 and five left over, so epochs end within it."""
+    """The command line of a run; 101 images are three steps of 32 and five left over, so epochs end
+    within it.
+    """
     fields = {
         "dataset": ROOT / "examples" / "data" / "fashion_mnist",
         "train_split": "train[:101]",
@@ -48,7 +72,11 @@ def words(output_dir, network, batch_size, accumulation_steps, *overrides):
         "output_dir": output_dir,
     }
     recipe = str(ROOT / "examples" / "recipes" / "demo.yaml")
-    return [recipe, *(word for name, value in fields.items() for word in (f"--{name}", str(value))), *overrides]
+    return [
+        recipe,
+        *(word for name, value in fields.items() for word in (f"--{name}", str(value))),
+        *overrides,
+    ]
 
 
 RUNS = {
@@ -73,14 +101,21 @@ RUNS = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    launchers = {1: [sys.executable], 2: [sys.executable, "-m", "torch.distributed.run", "--standalone"]}
+    launchers = {
+        1: [sys.executable],
+        2: [sys.executable, "-m", "torch.distributed.run", "--standalone"],
+    }
     launchers[2] += ["--nproc_per_node", "2"]
     for processes, wanted in RUNS.items():
         plan = folder / f"{processes}.json"
         plan.write_text(json.dumps([words(folder / name, *settings) for name, *settings in wanted]))
         environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [*launchers[processes], PROGRAM, str(plan)], env=environment, capture_output=True, text=True, timeout=200
+            [*launchers[processes], PROGRAM, str(plan)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
         )
         assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -99,18 +134,25 @@ def runs(tmp_path_factory):
 )
 def test_runs_are_equal_however_they_are_spread(runs, one, other):
     lines = [
-        [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()] for name in (one, other)
+        [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
+        for name in (one, other)
     ]
     assert len(lines[0]) == 10
     for left, right in zip(*lines, strict=True):
         for name in ("step", "loss", "view_loss", "region_loss", "gradient_norm", "learning_rate"):
             assert left[name] == pytest.approx(right[name], rel=1e-6, abs=1e-6), name
     compared = 0
-    for file in ("model.safetensors", "pretraining_heads.safetensors", "checkpoints/step-000000010/model.safetensors"):
+    for file in (
+        "model.safetensors",
+        "pretraining_heads.safetensors",
+        "checkpoints/step-000000010/model.safetensors",
+    ):
         left, right = (load_file(runs / name / file) for name in (one, other))
         assert left.keys() == right.keys()
         for name, tensor in left.items():
-            torch.testing.assert_close(right[name], tensor, rtol=0, atol=1e-5, msg=lambda text, name=name: name + text)
+            torch.testing.assert_close(
+                right[name], tensor, rtol=0, atol=1e-5, msg=lambda text, name=name: name + text
+            )
             compared += 1
     assert compared > 60
 

@@ -1,4 +1,6 @@
-"""`esvit evaluate` and the augmented probe on two processes give the numbers of one, from one store."""
+"""`esvit evaluate` and the augmented probe on two processes give the numbers of one, from one
+store.
+"""
 
 import json
 from pathlib import Path
@@ -17,37 +19,58 @@ from esvit_hf.evaluation.jobs import measure_linear_probe
 from process_group import run_on_processes
 
 TASKS = "knn,linear,logistic,few_shot,correspondence,attention"
-# Uneven: 41 and 13 images in batches of 4, the last of one image, an odd number of batches, on two processes.
+# Uneven: 41 and 13 images in batches of 4, the last of one image, an odd number of batches, on two
+# processes.
 TRAIN_IMAGES, TEST_IMAGES, BATCH_SIZE = 41, 13, 4
 
 
 def prepare(folder: Path) -> None:
     torch.manual_seed(0)
-    config = EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    config = EsvitSwinConfig(
+        image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
+    )
     EsvitSwinModel(config).save_pretrained(folder / "model")
-    processor = EsvitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = EsvitImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
     processor.save_pretrained(folder / "model")
     (folder / "data").mkdir()
     random = np.random.default_rng(0)
     features = Features({"image": Image(), "label": ClassLabel(names=["dark", "middle", "light"])})
     for split, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
         labels = [index % 3 for index in range(count)]
-        pixels = [random.integers(60 * label, 60 * label + 130, (32, 32, 3), dtype=np.uint8) for label in labels]
+        pixels = [
+            random.integers(60 * label, 60 * label + 130, (32, 32, 3), dtype=np.uint8)
+            for label in labels
+        ]
         rows = {"image": [PILImage.fromarray(image) for image in pixels], "label": labels}
-        Dataset.from_dict(rows, features=features).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+        Dataset.from_dict(rows, features=features).to_parquet(
+            folder / "data" / f"{split}-00000-of-00001.parquet"
+        )
 
 
 def measure(folder: Path, name: str) -> dict[str, Any] | None:
-    """Evaluate twice, the second time on kept features, and train an augmented probe; None but on the first process."""
+    """Evaluate twice, the second time on kept features, and train an augmented probe; None but on
+    the first process.
+    """
     options: dict[str, Any] = {"batch_size": BATCH_SIZE, "num_workers": 0}
     inputs = (str(folder / "model"), str(folder / "data"))
-    settings: dict[str, Any] = {"k": [1, 7], "blocks": [1, 2], "epochs": 4, "draws": 2, "shots": [1, 5], "tasks": TASKS}
+    settings: dict[str, Any] = {
+        "k": [1, 7],
+        "blocks": [1, 2],
+        "epochs": 4,
+        "draws": 2,
+        "shots": [1, 5],
+        "tasks": TASKS,
+    }
     settings |= {"report": folder / name / "report", "features_folder": folder / name / "features"}
     first = evaluate(*inputs, **settings, **options)
     settings |= {"report": folder / name / "again", "tasks": "knn,linear"}
     written = {path: path.stat().st_mtime_ns for path in (folder / name / "features").iterdir()}
     second = evaluate(*inputs, **settings, **options)
-    assert written == {path: path.stat().st_mtime_ns for path in (folder / name / "features").iterdir()}
+    assert written == {
+        path: path.stat().st_mtime_ns for path in (folder / name / "features").iterdir()
+    }
     if first is not None and second is not None:
         assert second["tasks"] == {task: first["tasks"][task] for task in ("knn", "linear")}
     probe = measure_linear_probe(*inputs, augment=True, blocks=[1, 2], epochs=3, **options)
@@ -77,10 +100,17 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     assert json.loads((tmp_path / "two.json").read_text()) == json.loads(json.dumps(expected))
-    assert expected is not None and expected["evaluate"]["tasks"]["knn"]["accuracies"][0]["top1"] > 40
+    assert (
+        expected is not None and expected["evaluate"]["tasks"]["knn"]["accuracies"][0]["top1"] > 40
+    )
     for name in ("report.json", "measurements.json", "report.md", "model_card_block.md"):
-        assert (tmp_path / "one" / "report" / name).read_text() == (tmp_path / "two" / "report" / name).read_text()
+        assert (tmp_path / "one" / "report" / name).read_text() == (
+            tmp_path / "two" / "report" / name
+        ).read_text()
     # The name of a file of features carries the digest of its content.
-    stored = [sorted(path.name for path in (tmp_path / name / "features").iterdir()) for name in ("one", "two")]
+    stored = [
+        sorted(path.name for path in (tmp_path / name / "features").iterdir())
+        for name in ("one", "two")
+    ]
     assert stored[0] == stored[1]
     assert len(stored[0]) == 4

@@ -22,34 +22,49 @@ BATCH_SIZE = 4
 
 def source(count: int, broken: tuple[int, ...] = ()) -> ImageSource:
     images = [
-        PILImage.effect_mandelbrot((32, 32), (-2 + 0.1 * index, -1, 1, 1), 20).convert("RGB") for index in range(count)
+        PILImage.effect_mandelbrot((32, 32), (-2 + 0.1 * index, -1, 1, 1), 20).convert("RGB")
+        for index in range(count)
     ]
     dataset = Dataset.from_dict(
-        {"image": images, "label": list(range(count))}, features=Features({"image": Image(), "label": Value("int64")})
+        {"image": images, "label": list(range(count))},
+        features=Features({"image": Image(), "label": Value("int64")}),
     )
     rows = dataset.cast_column("image", Image(decode=False)).to_list()
     for index in broken:
         rows[index]["image"]["bytes"] = b"broken"
     return ImageSource(
-        Dataset.from_list(rows, features=Features({"image": Image(decode=False), "label": Value("int64")}))
+        Dataset.from_list(
+            rows, features=Features({"image": Image(decode=False), "label": Value("int64")})
+        )
     )
 
 
 def all_features(blocks: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    config = EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    config = EsvitSwinConfig(
+        image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
+    )
     backbone = RegionBackbone(EsvitSwinModel(config))
-    processor = EsvitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = EsvitImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
     accelerator = Accelerator()
     tensors = {}
     for count in COUNTS:
         features = extract_features(
-            backbone, source(count), processor, blocks=blocks, batch_size=BATCH_SIZE, accelerator=accelerator
+            backbone,
+            source(count),
+            processor,
+            blocks=blocks,
+            batch_size=BATCH_SIZE,
+            accelerator=accelerator,
         )
         assert features.labels is not None
         tensors[f"{count}.values"], tensors[f"{count}.labels"] = features.values, features.labels
     with pytest.raises(ValueError, match=r"^2 of 9 images cannot be decoded.*image 3: .*image 5: "):
-        extract_features(backbone, source(9, (3, 5)), processor, batch_size=BATCH_SIZE, accelerator=accelerator)
+        extract_features(
+            backbone, source(9, (3, 5)), processor, batch_size=BATCH_SIZE, accelerator=accelerator
+        )
     return tensors
 
 

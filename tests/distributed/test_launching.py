@@ -29,7 +29,11 @@ def test_accelerate_reads_every_configuration():
     assert {path.stem for path in FOLDER.glob("*.yaml")} == PROCESSES.keys()
     for name, expected in PROCESSES.items():
         config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
-        assert (config.distributed_type.value, config.num_machines, config.num_processes) == expected
+        assert (
+            config.distributed_type.value,
+            config.num_machines,
+            config.num_processes,
+        ) == expected
         if "fsdp" in name:
             assert config.fsdp_config["fsdp_version"] == 2
             assert config.fsdp_config["fsdp_reshard_after_forward"] is name.endswith("3")
@@ -41,7 +45,9 @@ def test_the_slurm_script_is_sound_bash():
 
 @pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM])
 def test_engines_with_steps_of_their_own_are_refused(kind):
-    with pytest.raises(ValueError, match="optimizer step inside the backward pass.*fsdp2_zero2.yaml"):
+    with pytest.raises(
+        ValueError, match="optimizer step inside the backward pass.*fsdp2_zero2.yaml"
+    ):
         check_engine(kind)
 
 
@@ -49,17 +55,32 @@ def test_engines_with_steps_of_their_own_are_refused(kind):
 @pytest.mark.slow
 def test_the_cpu_configuration_starts_two_processes(tmp_path):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    words = [*launcher, str(FOLDER / "two_cpu_processes.yaml"), *command(tmp_path / "run", 2, resume=False)[1:]]
+    words = [
+        *launcher,
+        str(FOLDER / "two_cpu_processes.yaml"),
+        *command(tmp_path / "run", 2, resume=False)[1:],
+    ]
     done = subprocess.run(words, env=CPU, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 steps of 32 images on 2 x cpu" in done.stdout
-    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
+    assert (
+        json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
+    )
 
 
 @pytest.mark.distributed
 def test_steps_in_shards_equal_steps_with_replicas():
     program = str(Path(__file__).with_name("sharded_step.py"))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*launcher, program], env=CPU, capture_output=True, text=True, timeout=120)
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    done = subprocess.run(
+        [*launcher, program], env=CPU, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("numbers are equal") == 2

@@ -17,11 +17,19 @@ STEPS = 400
 
 
 def start(output_dir, *overrides, processes=1):
-    """Start a run that would last minutes, wait for its first line of metrics, and return it with its workers."""
+    """Start a run that would last minutes, wait for its first line of metrics, and return it with
+    its workers.
+    """
     program = command(output_dir, STEPS, resume=False)[1:]
     launcher = [sys.executable]
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        launcher += [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(processes),
+        ]
     process = subprocess.Popen(
         [*launcher, *program, *overrides],
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},

@@ -23,7 +23,8 @@ def work(folder: Path) -> None:
         "STL-10": str(folder / "broken"),
         "VOC 2007": str(folder / "copies" / "voc"),
     }
-    # Fewer fits than the protocol has: what may differ between processes is the features and who does what.
+    # Fewer fits than the protocol has: what may differ between processes is the features and who
+    # does what.
     transfer.STRENGTHS, transfer.HALVINGS = (0.01, 1.0, 100.0), 0
     report = folder / f"report-{os.environ.get('WORLD_SIZE', '1')}"
     result = transfer.measure_transfer(
@@ -40,9 +41,15 @@ def work(folder: Path) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore:the best L2 strength", "ignore:the last fit")
-def test_two_processes_give_the_table_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_give_the_table_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_copies(tmp_path / "copies")
-    save_parquet(tmp_path / "broken", train=with_broken_image(single_label(20, 0), 9), test=single_label(20, 1))
+    save_parquet(
+        tmp_path / "broken",
+        train=with_broken_image(single_label(20, 0), 9),
+        test=single_label(20, 1),
+    )
     save_model(tmp_path / "model")
     run_on_processes(2, work, tmp_path)
     monkeypatch.setattr(transfer, "STRENGTHS", transfer.STRENGTHS)

@@ -1,6 +1,8 @@
-"""A Hub on this machine: a real HTTP server with the requests that huggingface_hub sends, and faults on demand.
+"""A Hub on this machine: a real HTTP server with the requests that huggingface_hub sends, and
+faults on demand.
 
-Large files go through LFS as the client sends them when HF_HUB_DISABLE_XET is set; Xet has a protocol of its own.
+Large files go through LFS as the client sends them when HF_HUB_DISABLE_XET is set; Xet has a
+protocol of its own.
 """
 
 import base64
@@ -70,8 +72,8 @@ class Fault:
         route: name of the route, as in `_ROUTES`.
         status: status to answer with, instead of doing what is asked.
         headers: headers of that answer.
-        cut: `request` closes the connection in the middle of what the client sends, `answer` does what is asked and
-            closes before answering.
+        cut: `request` closes the connection in the middle of what the client sends, `answer` does
+            what is asked and closes before answering.
         delay: seconds to wait first.
         times: requests that meet the fault.
     """
@@ -87,7 +89,13 @@ class Fault:
 class RefusedError(Exception):
     """An answer other than 200."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
         super().__init__(message)
         self.status, self.code, self.headers = status, code, headers or {}
 
@@ -96,7 +104,8 @@ class HubServer(ThreadingHTTPServer):
     """The state of the Hub, and what clients asked for.
 
     Attributes:
-        large_files: send large files through LFS, as the Hub does; otherwise everything travels inside the commit.
+        large_files: send large files through LFS, as the Hub does; otherwise everything travels
+            inside the commit.
         requests: (route, method, path) of everything asked for, in order.
     """
 
@@ -141,14 +150,18 @@ class HubServer(ThreadingHTTPServer):
         """Contents of a revision, without the file that every repository is created with."""
         commit = self.repositories[repo_id].find(revision)
         assert commit is not None
-        return {name: blob.content for name, blob in commit.files.items() if name != ".gitattributes"}
+        return {
+            name: blob.content for name, blob in commit.files.items() if name != ".gitattributes"
+        }
 
 
 @contextmanager
 def running_hub(**options: Any) -> Iterator[HubServer]:
     """Serve a new, empty Hub."""
     server = HubServer(**options)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    )
     thread.start()
     try:
         yield server
@@ -170,7 +183,10 @@ class Handler(BaseHTTPRequestHandler):
     def serve(self) -> None:
         """Answer a request, or do what the route's fault says."""
         address = urlsplit(self.path)
-        path, self.query = address.path, {key: values[0] for key, values in parse_qs(address.query).items()}
+        path, self.query = (
+            address.path,
+            {key: values[0] for key, values in parse_qs(address.query).items()},
+        )
         command = "GET" if self.command == "HEAD" else self.command
         route, answer, groups = next(
             (route, answer, match.groups())
@@ -187,14 +203,18 @@ class Handler(BaseHTTPRequestHandler):
         body = self.read_body()
         try:
             if fault is not None and fault.status is not None:
-                raise RefusedError(fault.status, f"fault {fault.status} of the test", headers=fault.headers)
+                raise RefusedError(
+                    fault.status, f"fault {fault.status} of the test", headers=fault.headers
+                )
             with self.server.lock:
                 status, headers, content = answer(self, body, *map(unquote, groups))
         except RefusedError as refusal:
             status, headers = refusal.status, {"X-Error-Message": str(refusal), **refusal.headers}
             if refusal.code:
                 headers["X-Error-Code"] = refusal.code
-            content = json.dumps({"error": str(refusal), "url": f"{self.server.url}/{OWNER}/taken"}).encode()
+            content = json.dumps(
+                {"error": str(refusal), "url": f"{self.server.url}/{OWNER}/taken"}
+            ).encode()
         if fault is not None and fault.cut == "answer":
             return self.hang_up()
         self.send_response(status)
@@ -266,13 +286,21 @@ def create(request: Handler, body: bytes) -> Answer:
         raise RefusedError(401, "Invalid username or password.")
     namespace = asked.get("organization") or user
     if namespace != user:
-        raise RefusedError(403, f"You don't have the rights to create a model under the namespace {namespace!r}")
+        raise RefusedError(
+            403, f"You don't have the rights to create a model under the namespace {namespace!r}"
+        )
     repo_id = f"{namespace}/{asked['name']}"
     url = f"{request.server.url}/{repo_id}"
     if repo_id in request.server.repositories:
-        return 409, {}, json.dumps({"error": "You already created this model repo", "url": url}).encode()
+        return (
+            409,
+            {},
+            json.dumps({"error": "You already created this model repo", "url": url}).encode(),
+        )
     repository = Repository(private=asked.get("visibility") == "private")
-    first = repository.commit("initial commit", {".gitattributes": Blob(b"*.safetensors filter=lfs\n", False)})
+    first = repository.commit(
+        "initial commit", {".gitattributes": Blob(b"*.safetensors filter=lfs\n", False)}
+    )
     repository.references["main"] = first.oid
     request.server.repositories[repo_id] = repository
     return as_json({"url": url, "name": repo_id})
@@ -285,7 +313,11 @@ def validate(request: Handler, body: bytes) -> Answer:
         metadata = yaml.safe_load(front.group(1)) if front else None
     except yaml.YAMLError as error:
         return 400, {}, json.dumps({"errors": [{"message": str(error)}], "warnings": []}).encode()
-    warnings = [] if isinstance(metadata, dict) else [{"message": "empty or missing yaml metadata in repo card"}]
+    warnings = (
+        []
+        if isinstance(metadata, dict)
+        else [{"message": "empty or missing yaml metadata in repo card"}]
+    )
     return as_json({"errors": [], "warnings": warnings})
 
 
@@ -295,7 +327,11 @@ def preupload(request: Handler, body: bytes, repo_id: str, revision: str) -> Ans
     answers = []
     for file in json.loads(body)["files"]:
         large = request.server.large_files and file["path"].endswith(LARGE_SUFFIXES)
-        answer = {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+        answer = {
+            "path": file["path"],
+            "uploadMode": "lfs" if large else "regular",
+            "shouldIgnore": False,
+        }
         if file["path"] in files:
             answer["oid"] = files[file["path"]].oid
         answers.append(answer)
@@ -332,22 +368,32 @@ def commit(request: Handler, body: bytes, repo_id: str, revision: str) -> Answer
         if item["key"] == "header":
             message = value["summary"]
             if value.get("parentCommit", parent.oid) != parent.oid:
-                raise RefusedError(412, "A commit has happened since. Please refresh and try again.")
+                raise RefusedError(
+                    412, "A commit has happened since. Please refresh and try again."
+                )
         elif item["key"] == "file":
             files[value["path"]] = Blob(base64.b64decode(value["content"]), large=False)
         elif item["key"] == "lfsFile":
             if value["oid"] not in request.server.stored:
-                raise RefusedError(400, f"LFS pointer of {value['path']} points to a file that does not exist")
+                raise RefusedError(
+                    400, f"LFS pointer of {value['path']} points to a file that does not exist"
+                )
             files[value["path"]] = Blob(request.server.stored[value["oid"]], large=True)
         else:
             assert item["key"] == "deletedFile", item["key"]
             del files[value["path"]]
     made = repository.commit(message, files)
-    answer = {"success": True, "commitOid": made.oid, "commitUrl": f"{request.server.url}/{repo_id}/commit/{made.oid}"}
+    answer = {
+        "success": True,
+        "commitOid": made.oid,
+        "commitUrl": f"{request.server.url}/{repo_id}/commit/{made.oid}",
+    }
     if "create_pr" in request.query:
         repository.pull_requests += 1
         repository.references[f"refs/pr/{repository.pull_requests}"] = made.oid
-        answer["pullRequestUrl"] = f"{request.server.url}/{repo_id}/discussions/{repository.pull_requests}"
+        answer["pullRequestUrl"] = (
+            f"{request.server.url}/{repo_id}/discussions/{repository.pull_requests}"
+        )
     else:
         repository.references[revision] = made.oid
     return as_json(answer)
@@ -365,13 +411,20 @@ def info(request: Handler, body: bytes, repo_id: str, revision: str = "main") ->
     found = request.commit_at(repo_id, revision)
     siblings = [{"rfilename": name} for name in found.files]
     private = request.repository(repo_id).private
-    return as_json({"id": repo_id, "sha": found.oid, "private": private, "siblings": siblings, "tags": []})
+    return as_json(
+        {"id": repo_id, "sha": found.oid, "private": private, "siblings": siblings, "tags": []}
+    )
 
 
 def tree(request: Handler, body: bytes, repo_id: str, revision: str) -> Answer:
     entries = []
     for name, blob in request.commit_at(repo_id, revision).files.items():
-        entry: dict[str, Any] = {"type": "file", "path": name, "size": len(blob.content), "oid": blob.oid}
+        entry: dict[str, Any] = {
+            "type": "file",
+            "path": name,
+            "size": len(blob.content),
+            "oid": blob.oid,
+        }
         if blob.large:
             entry["lfs"] = {"oid": blob.oid, "size": len(blob.content), "pointerSize": 134}
         entries.append(entry)
@@ -379,7 +432,12 @@ def tree(request: Handler, body: bytes, repo_id: str, revision: str) -> Answer:
 
 
 def references(request: Handler, body: bytes, repo_id: str) -> Answer:
-    named: dict[str, list[dict[str, str]]] = {"branches": [], "pullRequests": [], "converts": [], "tags": []}
+    named: dict[str, list[dict[str, str]]] = {
+        "branches": [],
+        "pullRequests": [],
+        "converts": [],
+        "tags": [],
+    }
     for name, oid in request.repository(repo_id).references.items():
         kind = "pullRequests" if name.startswith("refs/pr/") else "branches"
         named[kind].append({"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid})

@@ -1,4 +1,6 @@
-"""A web server on this machine that serves the files of a folder, whole or in ranges, and counts what it sends."""
+"""A web server on this machine that serves the files of a folder, whole or in ranges, and counts
+what it sends.
+"""
 
 import re
 import threading

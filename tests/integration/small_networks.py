@@ -1,4 +1,6 @@
-"""Two stages of every network, small enough for tests of whole programs; 32-pixel images give 8 x 8 and 4 x 4 maps."""
+"""Two stages of every network, small enough for tests of whole programs; 32-pixel images give 8 x 8
+and 4 x 4 maps.
+"""
 
 import json
 from pathlib import Path
@@ -33,7 +35,8 @@ SMALL_NETWORKS: dict[str, dict[str, Any]] = {
     },
 }
 
-# A stage of ViL drops its global tokens at its end: how they attended to each other in its last block has no effect.
+# A stage of ViL drops its global tokens at its end: how they attended to each other in its last
+# block has no effect.
 WITHOUT_EFFECT = "global_to_global_bias"
 
 
@@ -47,4 +50,4 @@ def export_small_run(model_type: str, output: Path) -> None:
         ]
     )
     parts = build_parts(arguments)
-    export_run(arguments, parts.teacher, parts.centres, steps=0, total_batch=1, metrics={})
+    export_run(arguments, parts.teacher, parts.centers, steps=0, total_batch=1, metrics={})

@@ -1,4 +1,6 @@
-"""A run that is killed, in training and while it saves, ends where an undisturbed one does; `make chaos` kills more."""
+"""A run that is killed, in training and while it saves, ends where an undisturbed one does; `make
+chaos` kills more.
+"""
 
 import torch
 from benchmarks.chaos import differences, survive

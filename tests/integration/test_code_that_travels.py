@@ -1,4 +1,6 @@
-"""Saved folders load without this package: a fresh process that cannot import it computes the same bits."""
+"""Saved folders load without this package: a fresh process that cannot import it computes the same
+bits.
+"""
 
 import json
 import os
@@ -29,7 +31,11 @@ AUTO_CLASSES = {
     "AutoBackbone": AutoBackbone,
 }
 # The files of every network; its own two come on top.
-COMMON_FILES = {"configuration_esvit_common.py", "modeling_esvit_common.py", "modeling_esvit_linear.py"}
+COMMON_FILES = {
+    "configuration_esvit_common.py",
+    "modeling_esvit_common.py",
+    "modeling_esvit_linear.py",
+}
 
 WITHOUT_THE_PACKAGE = """
 import json, sys
@@ -44,7 +50,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import (
-    AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+    AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
+    pipeline,
 )
 root = Path(sys.argv[1])
 image, results, places = Image.open(root / "image.png"), {}, {}
@@ -53,10 +60,12 @@ for name in json.loads(sys.argv[2]):
     processor = AutoImageProcessor.from_pretrained(model_folder, trust_remote_code=True)
     pixels = processor(image, return_tensors="pt")
     model = AutoModel.from_pretrained(model_folder, trust_remote_code=True)
-    classifier = AutoModelForImageClassification.from_pretrained(root / name / "classifier", trust_remote_code=True)
-    inside_classifier = AutoModel.from_pretrained(root / name / "classifier", trust_remote_code=True)
+    folder = root / name / "classifier"
+    classifier = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
+    inside_classifier = AutoModel.from_pretrained(folder, trust_remote_code=True)
     config = AutoConfig.from_pretrained(root / name / "backbone", trust_remote_code=True)
-    backbone = type(AutoBackbone.from_config(config, trust_remote_code=True)).from_pretrained(root / name / "backbone")
+    backbone_class = type(AutoBackbone.from_config(config, trust_remote_code=True))
+    backbone = backbone_class.from_pretrained(root / name / "backbone")
     pretrained = AutoModel.from_pretrained(root / name / "pretrained", trust_remote_code=True)
     with torch.no_grad():
         results |= {
@@ -68,10 +77,12 @@ for name in json.loads(sys.argv[2]):
             f"{name}.pretrained": pretrained(**pixels).pooler_output,
         }
     extractor = pipeline(
-        "image-feature-extraction", model=str(model_folder), trust_remote_code=True, pool=True, device="cpu"
+        "image-feature-extraction",
+        model=str(model_folder), trust_remote_code=True, pool=True, device="cpu",
     )
     results[f"{name}.pipeline"] = torch.tensor(extractor(image))
-    places[name] = [type(loaded).__module__ for loaded in (processor, model, classifier, backbone, pretrained)]
+    loaded = (processor, model, classifier, backbone, pretrained)
+    places[name] = [type(part).__module__ for part in loaded]
     classifier.save_pretrained(root / name / "saved_again")
     processor.save_pretrained(root / name / "saved_again")
 save_file(results, root / "results.safetensors")
@@ -80,30 +91,44 @@ save_file(results, root / "results.safetensors")
 
 
 def run_without_the_package(root, *arguments):
-    """Run the script above in a Python that sees the installed libraries and nothing of this checkout."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    """Run the script above in a Python that sees the installed libraries and nothing of this
+    checkout.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
+    }
     environment |= {"HF_HOME": str(root / "hf_home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-I", "-c", WITHOUT_THE_PACKAGE, str(root), *arguments]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
-def travelled(tmp_path_factory):
-    """Folder with everything saved here, outputs computed here and outputs computed by the other process."""
+def traveled(tmp_path_factory):
+    """Folder with everything saved here, outputs computed here and outputs computed by the other
+    process.
+    """
     root = tmp_path_factory.mktemp("travel")
     image = Image.effect_noise((50, 40), 90).convert("RGB")
     image.save(root / "image.png")
     processor = esvit_hf.EsvitImageProcessor(
-        size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}, image_mean=[0.4, 0.5, 0.6]
+        size={"shortest_edge": 36},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.4, 0.5, 0.6],
     )
     pixels = processor(image, return_tensors="pt")
     expected = {}
     for name, fields in SMALL_NETWORKS.items():
-        config = AutoConfig.for_model(name, image_size=32, num_labels=3, initializer_range=0.2, **fields)
+        config = AutoConfig.for_model(
+            name, image_size=32, num_labels=3, initializer_range=0.2, **fields
+        )
         model = AutoModel.from_config(config).eval()
         classifier = AutoModelForImageClassification.from_config(config).eval()
-        backbone = AutoBackbone.from_config(AutoConfig.for_model(name, image_size=32, out_indices=[1], **fields)).eval()
+        backbone = AutoBackbone.from_config(
+            AutoConfig.for_model(name, image_size=32, out_indices=[1], **fields)
+        ).eval()
         for kind, module in (("model", model), ("classifier", classifier), ("backbone", backbone)):
             module.save_pretrained(root / name / kind)
         processor.save_pretrained(root / name / "model")
@@ -132,14 +157,14 @@ def test_every_network_of_the_package_is_covered():
 @pytest.mark.parametrize(
     "output", ["pixels", "regions", "logits", "inside_classifier", "map", "pretrained", "pipeline"]
 )
-def test_outputs_are_equal_bit_for_bit(travelled, name, output):
-    _, expected, found = travelled
+def test_outputs_are_equal_bit_for_bit(traveled, name, output):
+    _, expected, found = traveled
     assert torch.equal(found[f"{name}.{output}"], expected[f"{name}.{output}"])
 
 
 @pytest.mark.parametrize("name", SMALL_NETWORKS)
-def test_the_other_process_ran_the_code_of_the_folder(travelled, name):
-    root, _, _ = travelled
+def test_the_other_process_ran_the_code_of_the_folder(traveled, name):
+    root, _, _ = traveled
     places = json.loads((root / "places.json").read_text())[name]
     assert len(places) == 5
     assert all(place.startswith("transformers_modules.") for place in places)
@@ -150,8 +175,8 @@ def python_files(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", SMALL_NETWORKS)
-def test_a_folder_carries_its_own_network_alone(travelled, name):
-    root, _, _ = travelled
+def test_a_folder_carries_its_own_network_alone(traveled, name):
+    root, _, _ = traveled
     network = COMMON_FILES | {f"configuration_{name}.py", f"modeling_{name}.py"}
     processor = {"image_processing_esvit.py"}
     for kind, files in (
@@ -169,8 +194,8 @@ def test_a_folder_carries_its_own_network_alone(travelled, name):
 
 @pytest.mark.parametrize("kind", ["model", "classifier", "backbone", "pretrained", "saved_again"])
 @pytest.mark.parametrize("name", SMALL_NETWORKS)
-def test_every_auto_class_is_listed(travelled, name, kind):
-    folder = travelled[0] / name / kind
+def test_every_auto_class_is_listed(traveled, name, kind):
+    folder = traveled[0] / name / kind
     auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
     assert auto_map.keys() == AUTO_CLASSES.keys()
     for auto, reference in auto_map.items():
@@ -183,13 +208,17 @@ def test_every_auto_class_is_listed(travelled, name, kind):
             assert registered is AUTO_CLASSES[auto]._model_mapping[CONFIG_MAPPING[name]]
     if (processor_file := folder / "preprocessor_config.json").is_file():
         reference = "image_processing_esvit.EsvitImageProcessor"
-        assert json.loads(processor_file.read_text())["auto_map"] == {"AutoImageProcessor": reference}
+        assert json.loads(processor_file.read_text())["auto_map"] == {
+            "AutoImageProcessor": reference
+        }
 
 
 @pytest.mark.parametrize("name", SMALL_NETWORKS)
-def test_with_the_package_its_own_classes_win_without_a_question(travelled, name, monkeypatch):
-    folder = travelled[0] / name / "model"
-    monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail("asked for permission to run code"))
+def test_with_the_package_its_own_classes_win_without_a_question(traveled, name, monkeypatch):
+    folder = traveled[0] / name / "model"
+    monkeypatch.setattr(
+        "builtins.input", lambda prompt: pytest.fail("asked for permission to run code")
+    )
     for trust in ({}, {"trust_remote_code": True}):
         model = AutoModel.from_pretrained(folder, **trust)
         processor = AutoImageProcessor.from_pretrained(folder, **trust)
@@ -204,5 +233,8 @@ def test_a_class_that_is_not_registered_does_not_pass_for_one_that_is(tmp_path):
 
     config = esvit_hf.EsvitSwinConfig(image_size=32, **SMALL_NETWORKS["esvit_swin"])
     Sharded(config).save_pretrained(tmp_path)
-    assert python_files(tmp_path) == {"configuration_esvit_common.py", "configuration_esvit_swin.py"}
+    assert python_files(tmp_path) == {
+        "configuration_esvit_common.py",
+        "configuration_esvit_swin.py",
+    }
     assert type(AutoModel.from_pretrained(tmp_path)) is esvit_hf.EsvitSwinModel

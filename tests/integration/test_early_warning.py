@@ -1,4 +1,6 @@
-"""Runs that are made to fail, each in its own way, and what they say about it; a sound run says nothing."""
+"""Runs that are made to fail, each in its own way, and what they say about it; a sound run says
+nothing.
+"""
 
 import json
 import re
@@ -11,10 +13,23 @@ from esvit_hf.pretraining import parse_arguments, pretrain
 
 
 def run(output_dir, *overrides, steps=25):
-    small = ("--num_prototypes", "32", "--head_hidden_dim", "16", "--head_bottleneck_dim", "8", "--num_workers", "0")
+    small = (
+        "--num_prototypes",
+        "32",
+        "--head_hidden_dim",
+        "16",
+        "--head_bottleneck_dim",
+        "8",
+        "--num_workers",
+        "0",
+    )
     schedule = ("--warmup_epochs", "0", "--freeze_last_layer_epochs", "0", "--logging_steps", "1")
     words = command(output_dir, steps, resume=False)[2:]
-    return pretrain(parse_arguments([*words, *small, *schedule, "--model_config.drop_path_rate", "0", *overrides]))
+    return pretrain(
+        parse_arguments(
+            [*words, *small, *schedule, "--model_config.drop_path_rate", "0", *overrides]
+        )
+    )
 
 
 def test_a_sound_run_says_nothing(tmp_path):
@@ -22,17 +37,36 @@ def test_a_sound_run_says_nothing(tmp_path):
         warnings.simplefilter("error", UserWarning)
         run(tmp_path, steps=40)
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert {"view_teacher_entropy", "view_teacher_spread", "view_centre_norm", "region_match_diversity"} <= line.keys()
-    assert {"region_mean_target_entropy", "gradient_norm", "gradient_norm_peak", "loss_peak"} <= line.keys()
+    assert {
+        "view_teacher_entropy",
+        "view_teacher_spread",
+        "view_center_norm",
+        "region_match_diversity",
+    } <= line.keys()
+    assert {
+        "region_mean_target_entropy",
+        "gradient_norm",
+        "gradient_norm_peak",
+        "loss_peak",
+    } <= line.keys()
     assert 0 < line["region_match_diversity"] < 1 and 0 < line["view_teacher_spread"] < 1
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("--teacher_temperature", "50", "--warmup_teacher_temperature", "50"), "uniform.*lower teacher_temperature"),
-        (("--centre_momentum", "1", "--learning_rate", "0.05"), "nearly the same target: lower centre_momentum"),
-        (("--learning_rate", "10"), "outputs are nearly the same for every image: lower learning_rate"),
+        (
+            ("--teacher_temperature", "50", "--warmup_teacher_temperature", "50"),
+            "uniform.*lower teacher_temperature",
+        ),
+        (
+            ("--center_momentum", "1", "--learning_rate", "0.05"),
+            "nearly the same target: lower center_momentum",
+        ),
+        (
+            ("--learning_rate", "10"),
+            "outputs are nearly the same for every image: lower learning_rate",
+        ),
     ],
 )
 def test_a_collapse_is_named_with_its_remedy(tmp_path, overrides, message):
@@ -43,19 +77,46 @@ def test_a_collapse_is_named_with_its_remedy(tmp_path, overrides, message):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_learning_rate_that_is_too_high_stops_the_run(tmp_path):
     # Which of the three comes first depends on the processor's rounding.
-    with pytest.raises(FloatingPointError, match="(untrained student|exploded|norm is inf): lower learning_rate"):
-        run(tmp_path, "--learning_rate", "1000", "--freeze_last_layer_epochs", "4", "--checkpoint_steps", "0")
+    with pytest.raises(
+        FloatingPointError, match="(untrained student|exploded|norm is inf): lower learning_rate"
+    ):
+        run(
+            tmp_path,
+            "--learning_rate",
+            "1000",
+            "--freeze_last_layer_epochs",
+            "4",
+            "--checkpoint_steps",
+            "0",
+        )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_run_that_diverges_late_names_its_last_good_checkpoint(tmp_path):
-    sound, ruined = ("--checkpoint_steps", "2", "--checkpoints_kept", "9"), ("--learning_rate", "1e30")
+    sound, ruined = (
+        ("--checkpoint_steps", "2", "--checkpoints_kept", "9"),
+        ("--learning_rate", "1e30"),
+    )
     run(tmp_path, *sound, steps=6)
     words = command(tmp_path, 12, resume=True)[2:]
-    small = ("--num_prototypes", "32", "--head_hidden_dim", "16", "--head_bottleneck_dim", "8", "--num_workers", "0")
-    arguments = parse_arguments([*words, *small, *sound, *ruined, "--logging_steps", "1", "--warmup_epochs", "0"])
+    small = (
+        "--num_prototypes",
+        "32",
+        "--head_hidden_dim",
+        "16",
+        "--head_bottleneck_dim",
+        "8",
+        "--num_workers",
+        "0",
+    )
+    arguments = parse_arguments(
+        [*words, *small, *sound, *ruined, "--logging_steps", "1", "--warmup_epochs", "0"]
+    )
     with pytest.raises(FloatingPointError) as caught:
         pretrain(arguments)
-    good = re.search(r"last good checkpoint is \S*step-0+(\d+): (.*)continue with --resume true", str(caught.value))
+    good = re.search(
+        r"last good checkpoint is \S*step-0+(\d+): (.*)continue with --resume true",
+        str(caught.value),
+    )
     assert good is not None and good[1] == "6", caught.value
     assert not (tmp_path / "checkpoints" / "step-000000006.partial").exists()

@@ -1,4 +1,6 @@
-"""Our networks where users of transformers put them: pipelines, Trainer, UperNet, device maps, half precision."""
+"""Our networks where users of transformers put them: pipelines, Trainer, UperNet, device maps, half
+precision.
+"""
 
 import importlib.util
 import json
@@ -36,7 +38,9 @@ every_network = pytest.mark.parametrize("name", SMALL_NETWORKS)
 
 
 def make_config(name: str, **fields: Any) -> PretrainedConfig:
-    return AutoConfig.for_model(name, image_size=32, drop_path_rate=0.0, **SMALL_NETWORKS[name], **fields)
+    return AutoConfig.for_model(
+        name, image_size=32, drop_path_rate=0.0, **SMALL_NETWORKS[name], **fields
+    )
 
 
 def make_processor() -> EsvitImageProcessor:
@@ -62,9 +66,14 @@ def dark_and_bright(tmp_path_factory: pytest.TempPathFactory) -> Path:
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["dark", "bright"])})
     for split, count in (("train", 32), ("test", 12)):
         labels = [index % 2 for index in range(count)]
-        pixels = [random.integers(140 * label, 140 * label + 100, (32, 32, 3), dtype=np.uint8) for label in labels]
+        pixels = [
+            random.integers(140 * label, 140 * label + 100, (32, 32, 3), dtype=np.uint8)
+            for label in labels
+        ]
         rows = {"image": [Image.fromarray(values) for values in pixels], "label": labels}
-        Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+        Dataset.from_dict(rows, features=features).to_parquet(
+            folder / f"{split}-00000-of-00001.parquet"
+        )
     return folder
 
 
@@ -88,7 +97,9 @@ def test_feature_extraction_pipeline(name: str, image: Image.Image, tmp_path: Pa
     with torch.no_grad():
         expected = model(**make_processor()(image, return_tensors="pt"))
     regions = pipeline("image-feature-extraction", model=str(tmp_path), device="cpu")(image)
-    pooled = pipeline("image-feature-extraction", model=str(tmp_path), device="cpu", pool=True)(image)
+    pooled = pipeline("image-feature-extraction", model=str(tmp_path), device="cpu", pool=True)(
+        image
+    )
     torch.testing.assert_close(torch.tensor(regions), expected.last_hidden_state)
     torch.testing.assert_close(torch.tensor(pooled), expected.pooler_output)
 
@@ -96,7 +107,9 @@ def test_feature_extraction_pipeline(name: str, image: Image.Image, tmp_path: Pa
 @every_network
 def test_classification_pipeline(name: str, image: Image.Image, tmp_path: Path) -> None:
     labels = {0: "cat", 1: "dog", 2: "owl"}
-    model = AutoModelForImageClassification.from_config(make_config(name, id2label=labels, initializer_range=0.5))
+    model = AutoModelForImageClassification.from_config(
+        make_config(name, id2label=labels, initializer_range=0.5)
+    )
     model.eval().save_pretrained(tmp_path)
     make_processor().save_pretrained(tmp_path)
     with torch.no_grad():
@@ -104,7 +117,9 @@ def test_classification_pipeline(name: str, image: Image.Image, tmp_path: Path) 
     found = pipeline("image-classification", model=str(tmp_path), device="cpu")(image)
     ranked = expected.argsort(descending=True).tolist()
     assert [row["label"] for row in found] == [labels[number] for number in ranked]
-    assert [row["score"] for row in found] == pytest.approx([float(expected[number]) for number in ranked], abs=1e-5)
+    assert [row["score"] for row in found] == pytest.approx(
+        [float(expected[number]) for number in ranked], abs=1e-5
+    )
 
 
 @every_network
@@ -131,21 +146,32 @@ def test_fine_tuning_example_learns_and_saves_what_it_measured(
     assert model.config.id2label == {0: "dark", 1: "bright"}
     assert model.config.label2id == {"dark": 0, "bright": 1}
     before = dict(start.named_parameters())
-    unchanged = [key for key, value in model.network.named_parameters() if torch.equal(value, before[key])]
+    unchanged = [
+        key for key, value in model.network.named_parameters() if torch.equal(value, before[key])
+    ]
     assert all(key.endswith(WITHOUT_EFFECT) for key in unchanged)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "tuned")
     assert processor.crop_size == {"height": 32, "width": 32}
-    classify = pipeline("image-classification", model=model, image_processor=processor, device="cpu")
+    classify = pipeline(
+        "image-classification", model=model, image_processor=processor, device="cpu"
+    )
     for brightness, label in ((30, "dark"), (220, "bright")):
         assert classify(Image.new("RGB", (32, 32), (brightness,) * 3))[0]["label"] == label
 
 
 @every_network
-def test_trainer_with_gradient_checkpointing_takes_the_same_steps(name: str, tmp_path: Path) -> None:
+def test_trainer_with_gradient_checkpointing_takes_the_same_steps(
+    name: str, tmp_path: Path
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    examples = [{"pixel_values": torch.randn(3, 32, 32, generator=generator), "labels": n % 2} for n in range(8)]
+    examples = [
+        {"pixel_values": torch.randn(3, 32, 32, generator=generator), "labels": n % 2}
+        for n in range(8)
+    ]
     torch.manual_seed(0)
-    start = AutoModelForImageClassification.from_config(make_config(name, num_labels=2)).state_dict()
+    start = AutoModelForImageClassification.from_config(
+        make_config(name, num_labels=2)
+    ).state_dict()
     losses, weights = [], []
     for checkpointing in (False, True):
         model = AutoModelForImageClassification.from_config(make_config(name, num_labels=2))
@@ -163,7 +189,9 @@ def test_trainer_with_gradient_checkpointing_takes_the_same_steps(name: str, tmp
             use_cpu=True,
             disable_tqdm=True,
         )
-        losses.append(Trainer(model=model, args=arguments, train_dataset=examples).train().training_loss)
+        losses.append(
+            Trainer(model=model, args=arguments, train_dataset=examples).train().training_loss
+        )
         weights.append(model.state_dict())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for key, value in weights[0].items():
@@ -176,7 +204,9 @@ def test_trainer_with_gradient_checkpointing_takes_the_same_steps(name: str, tmp
 def test_upernet_trains_our_backbone(name: str) -> None:
     torch.manual_seed(0)
     config = UperNetConfig(
-        backbone_config=make_config(name, out_features=["stage1", "stage2"]), use_auxiliary_head=False, hidden_size=16
+        backbone_config=make_config(name, out_features=["stage1", "stage2"]),
+        use_auxiliary_head=False,
+        hidden_size=16,
     )
     config.num_labels = 2
     model = UperNetForSemanticSegmentation(config).train()
@@ -234,7 +264,10 @@ def test_layers_spread_over_devices_stay_whole(name: str, tmp_path: Path) -> Non
     model.save_pretrained(tmp_path)
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     loaded = AutoModel.from_pretrained(
-        tmp_path, device_map="auto", max_memory={"cpu": int(size * 0.7)}, offload_folder=tmp_path / "offloaded"
+        tmp_path,
+        device_map="auto",
+        max_memory={"cpu": int(size * 0.7)},
+        offload_folder=tmp_path / "offloaded",
     ).eval()
     assert {"cpu", "disk"} == {str(device) for device in loaded.hf_device_map.values()}
     pixels = torch.randn(2, 3, 32, 48)
@@ -261,4 +294,6 @@ def test_half_precision_weights_round_trip(name: str, dtype: torch.dtype, tmp_pa
     assert torch.equal(found, expected)
     widened = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
     with torch.no_grad():
-        torch.testing.assert_close(found.float(), widened(pixels.float()).pooler_output, rtol=0, atol=0.1)
+        torch.testing.assert_close(
+            found.float(), widened(pixels.float()).pooler_output, rtol=0, atol=0.1
+        )

@@ -1,4 +1,6 @@
-"""Real runs on a GPU: that they agree with the CPU, never wait for the device, resume, and train in shards."""
+"""Real runs on a GPU: that they agree with the CPU, never wait for the device, resume, and train in
+shards.
+"""
 
 import json
 import os
@@ -32,14 +34,25 @@ def losses(output_dir):
 
 def start(launcher, output_dir, like, **environment):
     """Repeat a run in processes of its own."""
-    words = [str(EXAMPLES / "pretrain.py"), str(like / "recipe.yaml"), "--output_dir", str(output_dir)]
-    done = subprocess.run(launcher + words, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+    words = [
+        str(EXAMPLES / "pretrain.py"),
+        str(like / "recipe.yaml"),
+        "--output_dir",
+        str(output_dir),
+    ]
+    done = subprocess.run(
+        launcher + words, env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("model_type", SMALL_NETWORKS)
 def test_a_run_agrees_with_the_cpu(tmp_path, model_type):
-    pretrain(small_run(tmp_path / "gpu", *network(model_type), "--logging_steps", "1", "--num_workers", "2"))
+    pretrain(
+        small_run(
+            tmp_path / "gpu", *network(model_type), "--logging_steps", "1", "--num_workers", "2"
+        )
+    )
     start([sys.executable], tmp_path / "cpu", tmp_path / "gpu", ACCELERATE_USE_CPU="true")
     assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-4)
     images, processor = (

@@ -1,4 +1,6 @@
-"""Models from the Hub: by name, revision and pull request, without this package, offline, and the pretraining heads."""
+"""Models from the Hub: by name, revision and pull request, without this package, offline, and the
+pretraining heads.
+"""
 
 import json
 import os
@@ -72,10 +74,14 @@ def test_a_fresh_process_without_this_package_loads_any_revision(
     change_weights(run_folder)
     publish(run_folder, REPO, create_pr=True, load=False)
     expected["refs/pr/1"] = features(run_folder, image)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))
+    }
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-I", "-c", BY_NAME, REPO, json.dumps(list(expected))]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "results.safetensors")
     assert len({tuple(pooled.flatten().tolist()) for pooled in expected.values()}) == 3
@@ -83,7 +89,9 @@ def test_a_fresh_process_without_this_package_loads_any_revision(
         assert torch.equal(found[revision], pooled), revision
 
 
-def test_what_is_in_the_cache_loads_offline(hub: HubServer, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_in_the_cache_loads_offline(
+    hub: HubServer, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = publish(run_folder, REPO, load=False).commit
     before = load_backbone(str(run_folder)).model.state_dict()
     heads = read_heads(run_folder / HEADS_FILE)
@@ -102,11 +110,13 @@ def test_what_is_in_the_cache_loads_offline(hub: HubServer, run_folder: Path, mo
         found = read_heads(path)
         assert found.keys() == heads.keys() == {"view", "region"}
         for task in heads:
-            assert torch.equal(found[task].centre, heads[task].centre)
+            assert torch.equal(found[task].center, heads[task].center)
     assert len(hub.requests) == asked
 
 
-def test_heads_are_never_lost_silently(hub: HubServer, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_are_never_lost_silently(
+    hub: HubServer, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (run_folder / HEADS_FILE).unlink()
     publish(run_folder, "someone/headless", load=False)
     assert find_heads("someone/headless") is None
@@ -152,7 +162,9 @@ def test_what_cannot_be_loaded_is_one_line(
     assert "\n" not in str(refusal.value)
 
 
-def test_a_private_model_needs_the_login(hub: HubServer, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_private_model_needs_the_login(
+    hub: HubServer, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(run_folder, REPO, private=True, load=False)
     assert AutoConfig.from_pretrained(REPO).model_type == "esvit_swin"
     assert TOKEN not in (run_folder / "config.json").read_text()

@@ -1,4 +1,6 @@
-"""Runs on the Hub: pushes beside training that stall and break nothing, and resuming on another machine."""
+"""Runs on the Hub: pushes beside training that stall and break nothing, and resuming on another
+machine.
+"""
 
 import os
 import shlex
@@ -52,7 +54,10 @@ def test_a_run_is_pushed_with_its_resume_point(
 ) -> None:
     fields = ("--checkpoint_steps", "2", "--max_steps", "4")
     pretrain(pushed_run(tmp_path / "first", "checkpoint", *fields))
-    assert [commit.message for commit in hub.history(REPO)] == ["Pretraining, step 2", "Pretraining, step 4"]
+    assert [commit.message for commit in hub.history(REPO)] == [
+        "Pretraining, step 2",
+        "Pretraining, step 4",
+    ]
     assert not (tmp_path / "first" / ".hub").exists()
     assert TOKEN not in repr(hub.files(REPO)) + (tmp_path / "first" / "recipe.yaml").read_text()
     said = capsys.readouterr().out
@@ -113,7 +118,10 @@ def test_a_slow_push_is_not_waited_for_and_the_next_is_left_out(
     publisher.running.result()
     publisher.push_beside(3, export)
     publisher.running.result()
-    assert [commit.message for commit in hub.history(REPO)] == ["Pretraining, step 1", "Pretraining, step 3"]
+    assert [commit.message for commit in hub.history(REPO)] == [
+        "Pretraining, step 1",
+        "Pretraining, step 3",
+    ]
     assert "step 2 is not pushed" in capsys.readouterr().out
 
 
@@ -140,7 +148,9 @@ def test_a_full_disk_stops_the_push_alone(
 
     publisher.push_beside(1, fail)
     assert publisher.running is None
-    assert "step 1 could not be pushed: [Errno 28] No space left on device" in capsys.readouterr().out
+    assert (
+        "step 1 could not be pushed: [Errno 28] No space left on device" in capsys.readouterr().out
+    )
     publisher.push_beside(2, export)
     publisher.running.result()
     assert [commit.message for commit in hub.history(REPO)] == ["Pretraining, step 2"]
@@ -159,14 +169,40 @@ def test_an_interrupted_run_says_how_to_push_it(
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_one_of_two_processes_pushes_and_both_resume(hub: HubServer, tmp_path: Path) -> None:
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    environment |= {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "home"),
+    }
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
 
     def run(output: str, *fields: str) -> None:
-        sizes = ("--batch_size", "8", "--num_workers", "0", "--mixed_precision", "no", "--logging_steps", "1")
+        sizes = (
+            "--batch_size",
+            "8",
+            "--num_workers",
+            "0",
+            "--mixed_precision",
+            "no",
+            "--logging_steps",
+            "1",
+        )
         words = command(tmp_path / output, *sizes, *fields)
-        subprocess.run(launcher + words, env=environment, check=True, capture_output=True, timeout=200)
+        subprocess.run(
+            launcher + words, env=environment, check=True, capture_output=True, timeout=200
+        )
 
     pushes = ("--push_to_hub", "true", "--hub_model_id", REPO, "--hub_strategy", "checkpoint")
     run("whole", "--max_steps", "4")
@@ -196,7 +232,10 @@ def test_a_run_ends_normally_while_the_hub_fails(
     hub.heal()
     assert main(shlex.split(command)[1:]) == 0
     (commit,) = hub.history(REPO)
-    assert commit.files["model.safetensors"].content == (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert (
+        commit.files["model.safetensors"].content
+        == (tmp_path / "out" / "model.safetensors").read_bytes()
+    )
 
 
 @pytest.mark.slow
@@ -206,7 +245,10 @@ def test_a_run_ends_normally_while_the_hub_is_slow(hub: HubServer, tmp_path: Pat
     assert result.steps == 6
     first, *_, last = hub.history(REPO)
     assert (first.message, last.message) == ("Pretraining, step 1", "Pretraining, step 6")
-    assert last.files["model.safetensors"].content == (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert (
+        last.files["model.safetensors"].content
+        == (tmp_path / "out" / "model.safetensors").read_bytes()
+    )
 
 
 def test_pretraining_continues_from_a_repository_with_its_heads(
@@ -214,12 +256,22 @@ def test_pretraining_continues_from_a_repository_with_its_heads(
 ) -> None:
     publish(run_folder, REPO, load=False)
     sizes = ("--num_prototypes", "16", "--head_hidden_dim", "8", "--head_bottleneck_dim", "4")
-    fields = (*sizes, "--model", REPO, "--model_config", "{}", "--learning_rate", "1e-12", "--max_steps", "1")
+    fields = (
+        *sizes,
+        "--model",
+        REPO,
+        "--model_config",
+        "{}",
+        "--learning_rate",
+        "1e-12",
+        "--max_steps",
+        "1",
+    )
     heads = load_file(run_folder / HEADS_FILE)
     for output in ("online", "offline"):
         pretrain(small_run(tmp_path / output, *fields))
         continued = load_file(tmp_path / output / HEADS_FILE)
         for name in heads:
-            if "centre" not in name:
+            if "center" not in name:
                 assert (heads[name] - continued[name]).abs().max() < 1e-6, name
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

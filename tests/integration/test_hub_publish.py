@@ -1,4 +1,6 @@
-"""Folders on the Hub: what is sent, what is refused; every failure leaves all or nothing and says what to do."""
+"""Folders on the Hub: what is sent, what is refused; every failure leaves all or nothing and says
+what to do.
+"""
 
 import json
 import re
@@ -32,7 +34,11 @@ SENT = {
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def push(*words: str | Path) -> int:
@@ -67,7 +73,9 @@ def test_a_run_is_pushed_whole_and_checked(
     assert len(hub.history(REPO)) == 1
 
 
-def test_a_dry_run_sends_nothing(hub: HubServer, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_sends_nothing(
+    hub: HubServer, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("HF_TOKEN")
     assert set(publish(run_folder, REPO, dry_run=True, load=False).files) == SENT
     assert hub.requests == []
@@ -92,7 +100,9 @@ def test_words_of_the_command() -> None:
     }
 
 
-@pytest.mark.parametrize("repo_id", ["model", "a/b/c", "someone/mod el", "someone/-x", "someone/x--y", "datasets/a/b"])
+@pytest.mark.parametrize(
+    "repo_id", ["model", "a/b/c", "someone/mod el", "someone/-x", "someone/x--y", "datasets/a/b"]
+)
 def test_names_are_checked_before_anything_else(
     hub: HubServer, repo_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,8 +150,16 @@ def test_what_does_not_belong_on_the_hub_is_refused(hub: HubServer, run_folder: 
         ("train.parquet", b"PAR1", "does not belong"),
         ("images/1.png", b"", "does not belong"),
         ("config.json", json.dumps(config | {"note": [secret]}).encode(), "token"),
-        ("config.json", json.dumps(config | {"source": "/home/me/runs/first"}).encode(), "/home/me/runs/first"),
-        ("config.json", json.dumps(config | {"source": "C:\\Users\\me"}).encode(), "of this machine"),
+        (
+            "config.json",
+            json.dumps(config | {"source": "/home/me/runs/first"}).encode(),
+            "/home/me/runs/first",
+        ),
+        (
+            "config.json",
+            json.dumps(config | {"source": "C:\\Users\\me"}).encode(),
+            "of this machine",
+        ),
         ("config.json", b"{", "not readable"),
         ("README.md", (card + f"\n`{secret}`\n").encode(), "token"),
         ("README.md", (card + "\n`esvit knn /scratch/me/run`\n").encode(), "/scratch/me/run"),
@@ -164,7 +182,11 @@ def test_what_does_not_belong_on_the_hub_is_refused(hub: HubServer, run_folder: 
             path.write_bytes(before)
         elif path.parent != run_folder:
             path.parent.rmdir()
-    save_file(weights, run_folder / "model.safetensors", metadata={"format": "pt", "from": "/home/me/runs/first"})
+    save_file(
+        weights,
+        run_folder / "model.safetensors",
+        metadata={"format": "pt", "from": "/home/me/runs/first"},
+    )
     with pytest.raises(ValueError, match="model.safetensors contains the path"):
         publish(run_folder, REPO, load=False)
     assert hub.requests == []
@@ -174,10 +196,13 @@ def test_figures_and_web_addresses_pass(hub: HubServer, run_folder: Path) -> Non
     (run_folder / "loss.png").write_bytes(b"\x89PNG")
     card = run_folder / "README.md"
     card.write_text(
-        card.read_text() + "\nhttps://arxiv.org/abs/2106.09785 and/or Swin/ViL, 1/2, [file](./config.json)\n"
+        card.read_text()
+        + "\nhttps://arxiv.org/abs/2106.09785 and/or Swin/ViL, 1/2, [file](./config.json)\n"
     )
     # The card of this package shows the figures of the folder.
-    assert "![loss.png](loss.png)" in (publish(run_folder, REPO, load=False) and hub.files(REPO)["README.md"].decode())
+    assert "![loss.png](loss.png)" in (
+        publish(run_folder, REPO, load=False) and hub.files(REPO)["README.md"].decode()
+    )
 
 
 # Faults that stay: (route, fault, what the message says).
@@ -198,13 +223,20 @@ LASTING = [
     ("commit", {"status": 409}, "409.*wait a moment"),
     ("commit", {"status": 412}, "412.*in the meantime"),
     pytest.param(
-        "commit", {"status": 429, "headers": {"Retry-After": "1"}}, "429.*wait 1 seconds", marks=pytest.mark.slow
+        "commit",
+        {"status": 429, "headers": {"Retry-After": "1"}},
+        "429.*wait 1 seconds",
+        marks=pytest.mark.slow,
     ),
     ("commit", {"status": 500}, "500.*in some minutes"),
     ("commit", {"cut": "request"}, "connection.*check the network"),
     pytest.param("preupload", {"status": 500}, "500.*in some minutes", marks=pytest.mark.slow),
-    pytest.param("preupload", {"status": 429, "headers": {"Retry-After": "0"}}, "429", marks=pytest.mark.slow),
-    pytest.param("lfs_upload", {"cut": "request"}, "connection.*check the network", marks=pytest.mark.slow),
+    pytest.param(
+        "preupload", {"status": 429, "headers": {"Retry-After": "0"}}, "429", marks=pytest.mark.slow
+    ),
+    pytest.param(
+        "lfs_upload", {"cut": "request"}, "connection.*check the network", marks=pytest.mark.slow
+    ),
 ]
 
 
@@ -241,7 +273,9 @@ def test_a_lasting_fault_leaves_nothing_there_and_everything_here(
         ("commit", {"delay": 0.5}),
     ],
 )
-def test_a_passing_fault_delays_one_commit(hub: HubServer, run_folder: Path, route: str, fault: dict) -> None:
+def test_a_passing_fault_delays_one_commit(
+    hub: HubServer, run_folder: Path, route: str, fault: dict
+) -> None:
     hub.fail(route, times=1, **fault)
     made = publish(run_folder, REPO, load=False)
     # Also where the commit was made and only its answer lost.
@@ -249,7 +283,9 @@ def test_a_passing_fault_delays_one_commit(hub: HubServer, run_folder: Path, rou
     assert made.commit == commit.oid and set(hub.files(REPO)) == SENT
 
 
-def test_a_lost_answer_does_not_open_a_second_pull_request(hub: HubServer, run_folder: Path) -> None:
+def test_a_lost_answer_does_not_open_a_second_pull_request(
+    hub: HubServer, run_folder: Path
+) -> None:
     HfApi().create_repo(REPO)
     hub.fail("commit", cut="answer", times=1)
     with pytest.raises(ValueError, match="connection"):
@@ -258,7 +294,10 @@ def test_a_lost_answer_does_not_open_a_second_pull_request(hub: HubServer, run_f
 
 
 def test_errors_are_one_line_of_the_command(
-    hub: HubServer, run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    hub: HubServer,
+    run_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for token, message in (("hf_" + "wrong" * 8, "401"), ("", "hf auth login")):
         monkeypatch.setenv("HF_TOKEN", token)

@@ -1,4 +1,5 @@
-"""The page of `esvit demo` in headless Chromium: clicks, uploads, the keyboard, a phone, and what must not happen.
+"""The page of `esvit demo` in headless Chromium: clicks, uploads, the keyboard, a phone, and what
+must not happen.
 
 Needs chromium, chromedriver and the extra `demo`: make test-browser.
 """
@@ -37,8 +38,8 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 60
 DESKTOP, PHONE = (1200, 900), (390, 844)
 CHROMIUM = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
 )
 
 Found = TypeVar("Found")
@@ -49,15 +50,28 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page of a small network, served by the command as a user starts it."""
     folder = tmp_path_factory.mktemp("page")
     torch.manual_seed(0)
-    config = EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4)
+    config = EsvitSwinConfig(
+        image_size=32, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4
+    )
     EsvitSwinModel(config).save_pretrained(folder / "model")
-    processor = EsvitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = EsvitImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
     processor.save_pretrained(folder / "model")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     dataset = ROOT / "examples" / "data" / "fashion_mnist"
-    words = ["demo", folder / "model", "--dataset", dataset, "--split", "test[:200]", "--port", port]
+    words = [
+        "demo",
+        folder / "model",
+        "--dataset",
+        dataset,
+        "--split",
+        "test[:200]",
+        "--port",
+        port,
+    ]
     words += ["--features_folder", folder / "features"]
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(folder / "uploads")}
     with (folder / "output.txt").open("w") as output:
@@ -88,13 +102,17 @@ def wait_for_server(server: subprocess.Popen[bytes], port: int, output: Path) ->
 
 def program(*names: str) -> str:
     found = next((path for path in map(shutil.which, names) if path), None)
-    assert found is not None, f"{names[0]} is not installed: apt-get install chromium chromium-driver"
+    assert found is not None, (
+        f"{names[0]} is not installed: apt-get install chromium chromium-driver"
+    )
     return found
 
 
 @pytest.fixture
 def open_page(address: str, tmp_path: Path) -> Iterator[Callable[[tuple[int, int]], Chrome]]:
-    """Open the page in a fresh browser; afterwards nothing may have gone wrong or out of this machine."""
+    """Open the page in a fresh browser; afterwards nothing may have gone wrong or out of this
+    machine.
+    """
     options = webdriver.ChromeOptions()
     for argument in (*CHROMIUM.split(), f"--user-data-dir={tmp_path / 'profile'}"):
         options.add_argument(argument)
@@ -112,8 +130,14 @@ def open_page(address: str, tmp_path: Path) -> Iterator[Callable[[tuple[int, int
     try:
         yield opened
         assert not browser.get_log("browser")
-        messages = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
-        requested = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        messages = (
+            json.loads(entry["message"])["message"] for entry in browser.get_log("performance")
+        )
+        requested = [
+            m["params"]["request"]["url"]
+            for m in messages
+            if m["method"] == "Network.requestWillBeSent"
+        ]
         assert any(url.startswith(address) for url in requested)
         # The browser's own first page, and images that the page holds itself.
         own = (f"{address}/", "chrome://", "data:", "blob:")
@@ -133,16 +157,24 @@ def picture(browser: Chrome, name: str) -> str:
 
 
 def wait_for_change(browser: Chrome, name: str, before: str) -> str:
-    return wait(browser, lambda: picture(browser, name) not in ("", before) and picture(browser, name))
+    return wait(
+        browser, lambda: picture(browser, name) not in ("", before) and picture(browser, name)
+    )
 
 
 def point(browser: Chrome) -> tuple[int, int]:
-    x, y = (int(browser.find_element(By.CSS_SELECTOR, f"#{name} input").get_attribute("value")) for name in "xy")
+    x, y = (
+        int(browser.find_element(By.CSS_SELECTOR, f"#{name} input").get_attribute("value"))
+        for name in "xy"
+    )
     return x, y
 
 
 def largest_point(browser: Chrome) -> tuple[int, int]:
-    x, y = (int(browser.find_element(By.CSS_SELECTOR, f"#{name} input").get_attribute("max")) for name in "xy")
+    x, y = (
+        int(browser.find_element(By.CSS_SELECTOR, f"#{name} input").get_attribute("max"))
+        for name in "xy"
+    )
     return x, y
 
 
@@ -161,7 +193,11 @@ def upload(browser: Chrome, number: int, path: Path) -> None:
 
 
 def open_tab(browser: Chrome, name: str) -> WebElement:
-    (tab,) = (tab for tab in browser.find_elements(By.CSS_SELECTOR, "button[role=tab]") if tab.text == name)
+    (tab,) = (
+        tab
+        for tab in browser.find_elements(By.CSS_SELECTOR, "button[role=tab]")
+        if tab.text == name
+    )
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", tab)
     tab.click()
     return tab
@@ -172,7 +208,9 @@ def text_of(browser: Chrome, selector: str) -> str:
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
-def test_a_click_changes_the_pictures(size: tuple[int, int], open_page: Callable[..., Chrome]) -> None:
+def test_a_click_changes_the_pictures(
+    size: tuple[int, int], open_page: Callable[..., Chrome]
+) -> None:
     browser = open_page(size)
     assert point(browser) == (14, 14)
     assert largest_point(browser) == (27, 27)
@@ -191,13 +229,20 @@ def test_every_tab_shows_its_picture(open_page: Callable[..., Chrome]) -> None:
     names = {
         "Best pairs": "pairs",
         "Attention": "attention",
-        "Region colours": "colours-2",
-        "Nearest images": "neighbours",
+        "Region colors": "colors-2",
+        "Nearest images": "neighbors",
     }
     for tab, name in names.items():
         open_tab(browser, tab)
-        image = wait(browser, functools.partial(browser.find_elements, By.CSS_SELECTOR, f"#{name} img"))[0]
-        wait(browser, functools.partial(browser.execute_script, "return arguments[0].naturalWidth > 100", image))
+        image = wait(
+            browser, functools.partial(browser.find_elements, By.CSS_SELECTOR, f"#{name} img")
+        )[0]
+        wait(
+            browser,
+            functools.partial(
+                browser.execute_script, "return arguments[0].naturalWidth > 100", image
+            ),
+        )
         assert image.get_attribute("alt")
 
 
@@ -205,7 +250,9 @@ def test_block_and_head(open_page: Callable[..., Chrome]) -> None:
     browser = open_page(DESKTOP)
     open_tab(browser, "Attention")
     mean = wait(browser, lambda: picture(browser, "attention"))
-    head, block = (browser.find_element(By.CSS_SELECTOR, f"#{name} input") for name in ("head", "layer"))
+    head, block = (
+        browser.find_element(By.CSS_SELECTOR, f"#{name} input") for name in ("head", "layer")
+    )
     choose(browser, head, "2")
     second = wait_for_change(browser, "attention", mean)
     choose(browser, block, "1")
@@ -224,7 +271,9 @@ def choose(browser: Chrome, field: WebElement, text: str) -> None:
     field.send_keys(Keys.ENTER)
 
 
-def test_an_upload_has_its_own_coordinates(open_page: Callable[..., Chrome], tmp_path: Path) -> None:
+def test_an_upload_has_its_own_coordinates(
+    open_page: Callable[..., Chrome], tmp_path: Path
+) -> None:
     browser = open_page(DESKTOP)
     pixels = np.random.default_rng(0).integers(0, 256, (500, 1500, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
@@ -259,7 +308,9 @@ def test_finer_regions(open_page: Callable[..., Chrome]) -> None:
         ("tiny", "8 x 200 pixels: both sides need at least 16"),
     ],
 )
-def test_refused_uploads(kind: str, message: str, open_page: Callable[..., Chrome], tmp_path: Path) -> None:
+def test_refused_uploads(
+    kind: str, message: str, open_page: Callable[..., Chrome], tmp_path: Path
+) -> None:
     browser = open_page(DESKTOP)
     path, before = tmp_path / "upload.png", picture(browser, "picture-2")
     if kind == "text":
@@ -290,15 +341,21 @@ def test_an_upload_of_too_many_bytes(open_page: Callable[..., Chrome], tmp_path:
 @pytest.mark.parametrize("size", [PHONE, (320, 640), DESKTOP])
 def test_nothing_overflows(size: tuple[int, int], open_page: Callable[..., Chrome]) -> None:
     browser = open_page(size)
-    for name in ("Similar regions", "Best pairs", "Attention", "Region colours", "Nearest images"):
+    for name in ("Similar regions", "Best pairs", "Attention", "Region colors", "Nearest images"):
         open_tab(browser, name)
         time.sleep(0.3)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0], name
-    assert browser.find_element(By.CSS_SELECTOR, "#picture-1 img").rect["width"] > 0.6 * min(size[0], 400)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0], (
+            name
+        )
+    assert browser.find_element(By.CSS_SELECTOR, "#picture-1 img").rect["width"] > 0.6 * min(
+        size[0], 400
+    )
 
 
 def test_the_keyboard_is_enough(open_page: Callable[..., Chrome]) -> None:
-    """From the top, Tab reaches everything; arrows move the point, Enter and letters choose an example and a tab."""
+    """From the top, Tab reaches everything; arrows move the point, Enter and letters choose an
+    example and a tab.
+    """
     browser = open_page(DESKTOP)
     reached: list[str] = []
     moved = chosen = False
@@ -326,7 +383,13 @@ def test_the_keyboard_is_enough(open_page: Callable[..., Chrome]) -> None:
             focused.send_keys(Keys.ENTER)
     assert moved, reached
     assert chosen, reached
-    names = ("Upload image 1", "Upload image 2", "Example for image 1", "number input for Point y", "Similar regions")
+    names = (
+        "Upload image 1",
+        "Upload image 2",
+        "Example for image 1",
+        "number input for Point y",
+        "Similar regions",
+    )
     for name in names:
         assert any(label.startswith(name) for label in reached), (name, reached)
 
@@ -334,7 +397,9 @@ def test_the_keyboard_is_enough(open_page: Callable[..., Chrome]) -> None:
 def status(url: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
     data = None if body is None else json.dumps(body).encode()
     try:
-        with urlopen(Request(url, data=data, headers={"Content-Type": "application/json"})) as answer:
+        with urlopen(
+            Request(url, data=data, headers={"Content-Type": "application/json"})
+        ) as answer:
             return answer.status, answer.read().decode()
     except HTTPError as error:
         return error.code, error.read().decode()

@@ -1,4 +1,6 @@
-"""The comparison of the losses: its runs can be stopped and continued, its tables say what was measured."""
+"""The comparison of the losses: its runs can be stopped and continued, its tables say what was
+measured.
+"""
 
 import json
 from pathlib import Path
@@ -24,7 +26,14 @@ from esvit_hf.pretraining import parse_arguments
 from esvit_hf.pretraining.build import build_backbone
 
 IMAGES = str(ROOT / "examples" / "data" / "fashion_mnist")
-NETWORK = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
+NETWORK = {
+    "image_size": 32,
+    "patch_size": 4,
+    "embed_dim": 8,
+    "depths": [1, 1],
+    "num_heads": [1, 2],
+    "window_size": 4,
+}
 FIELDS = {
     "train_split": "train[:128]",
     "model": "esvit_swin",
@@ -44,7 +53,11 @@ TRANSFER = Splits(IMAGES, "train[:128]", "test[:64]")
 
 
 def small_fields(max_steps: int) -> list[str]:
-    return [word for name, value in {**FIELDS, "max_steps": max_steps}.items() for word in (f"--{name}", str(value))]
+    return [
+        word
+        for name, value in {**FIELDS, "max_steps": max_steps}.items()
+        for word in (f"--{name}", str(value))
+    ]
 
 
 def run_small(output: Path, variant: str, max_steps: int) -> None:
@@ -70,10 +83,14 @@ def test_runs_are_continued_until_they_have_a_result(tmp_path, capsys):
     (folder / "result.json").unlink()
     run_small(tmp_path, "V", max_steps=8)
     result = json.loads((folder / "result.json").read_text())
-    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line] == [*range(1, 9)]
+    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line] == [
+        *range(1, 9)
+    ]
     assert "region_loss" not in read_metrics(folder / "metrics.jsonl")[1]
     assert result["processor_minutes"] > 1.5 * first["processor_minutes"] > 0
-    assert result["images_per_processor_second"] == pytest.approx(8 * 32 / (60 * result["processor_minutes"]))
+    assert result["images_per_processor_second"] == pytest.approx(
+        8 * 32 / (60 * result["processor_minutes"])
+    )
     assert result["peak_mebibytes"] > 100
     assert all(0 <= result[name] <= 100 for name in QUALITIES)
     assert result["mirror_chance"] == pytest.approx(100 / 9)
@@ -93,10 +110,16 @@ def test_runs_are_continued_until_they_have_a_result(tmp_path, capsys):
 
     capsys.readouterr()
     regions(IMAGES, test_split="test[:64]", images=50, output=tmp_path)
-    assert [line.split("|")[1] for line in capsys.readouterr().out.splitlines()[2:]] == [" V ", " random "]
+    assert [line.split("|")[1] for line in capsys.readouterr().out.splitlines()[2:]] == [
+        " V ",
+        " random ",
+    ]
 
     first, *others = read_results(tmp_path)
-    for processor, expected in ((first["machine"]["processor"], {"V", "random"}), ("another", {"random"})):
+    for processor, expected in (
+        (first["machine"]["processor"], {"V", "random"}),
+        ("another", {"random"}),
+    ):
         elsewhere = first | {"machine": {"processor": processor}}
         axes = plot_compute([elsewhere, *others, *others]).figure.axes[0]
         assert set(axes.get_legend_handles_labels()[1]) == expected
@@ -122,9 +145,21 @@ def test_an_output_without_results_is_refused(tmp_path):
 
 
 def test_numbers_are_paired_by_seed():
-    shares = {("V", 0): 20.0, ("V", 1): 22.0, ("V", 2): 21.0, ("V+R", 0): 23.0, ("V+R", 2): 25.0, ("V+R", 5): 90.0}
+    shares = {
+        ("V", 0): 20.0,
+        ("V", 1): 22.0,
+        ("V", 2): 21.0,
+        ("V+R", 0): 23.0,
+        ("V+R", 2): 25.0,
+        ("V+R", 5): 90.0,
+    }
     results = [
-        {"variant": variant, "seed": seed, "machine": {"processor": "one"}, **dict.fromkeys(QUALITIES | COSTS, share)}
+        {
+            "variant": variant,
+            "seed": seed,
+            "machine": {"processor": "one"},
+            **dict.fromkeys(QUALITIES | COSTS, share),
+        }
         for (variant, seed), share in shares.items()
     ]
     line = "| V | 3 |" + " 21.0 ± 1.0 |" * 8
@@ -157,7 +192,9 @@ def test_the_variance_of_regions_is_split_into_its_parts():
     generator = torch.Generator().manual_seed(0)
     parts = {"image": (400, 1, 8), "place": (1, 400, 8), "content": (400, 400, 8)}
     scales = {"image": 3.0, "place": 2.0, "content": 1.0}
-    regions = sum(scales[name] * torch.randn(shape, generator=generator) for name, shape in parts.items())
+    regions = sum(
+        scales[name] * torch.randn(shape, generator=generator) for name, shape in parts.items()
+    )
     split = split_variance(regions)
     for name, scale in scales.items():
         assert split[name] == pytest.approx(100 * scale**2 / 14, rel=0.05)

@@ -1,4 +1,6 @@
-"""Runs on shards: exact after a resume, over the network, with broken images, and beyond the memory of a buffer."""
+"""Runs on shards: exact after a resume, over the network, with broken images, and beyond the memory
+of a buffer.
+"""
 
 import io
 import json
@@ -19,7 +21,13 @@ from datasets import load_dataset
 from range_server import serve
 from safetensors.torch import load_file
 
-from esvit_hf.data import MultiCropDataset, StreamSampler, load_image_source, make_multicrop_loader, open_stream
+from esvit_hf.data import (
+    MultiCropDataset,
+    StreamSampler,
+    load_image_source,
+    make_multicrop_loader,
+    open_stream,
+)
 from esvit_hf.data.shards import write_index
 from esvit_hf.data.views import ViewSpec
 from esvit_hf.pretraining import parse_arguments, pretrain
@@ -35,12 +43,45 @@ def run(dataset, output_dir, *overrides):
         parse_arguments(
             [
                 str(ROOT / "examples" / "recipes" / "demo.yaml"),
-                *("--dataset", str(dataset), "--output_dir", str(output_dir), "--streaming", "true"),
+                *(
+                    "--dataset",
+                    str(dataset),
+                    "--output_dir",
+                    str(output_dir),
+                    "--streaming",
+                    "true",
+                ),
                 "--model_config",
-                '{"image_size": 32, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}',
-                *("--num_prototypes", "32", "--head_hidden_dim", "16", "--head_bottleneck_dim", "8"),
-                *("--batch_size", "16", "--num_epochs", "2", "--num_workers", "2", "--shuffle_buffer", "48"),
-                *("--logging_steps", "1", "--knn_every_epochs", "0", "--mixed_precision", "no", "--trackers", "[]"),
+                '{"image_size": 32, "embed_dim": 8, "depths": [1, 2], '
+                '"num_heads": [1, 2], "window_size": 4}',
+                *(
+                    "--num_prototypes",
+                    "32",
+                    "--head_hidden_dim",
+                    "16",
+                    "--head_bottleneck_dim",
+                    "8",
+                ),
+                *(
+                    "--batch_size",
+                    "16",
+                    "--num_epochs",
+                    "2",
+                    "--num_workers",
+                    "2",
+                    "--shuffle_buffer",
+                    "48",
+                ),
+                *(
+                    "--logging_steps",
+                    "1",
+                    "--knn_every_epochs",
+                    "0",
+                    "--mixed_precision",
+                    "no",
+                    "--trackers",
+                    "[]",
+                ),
                 *overrides,
             ]
         )
@@ -88,9 +129,13 @@ def write_tar(path, images):
 
 
 def state(output_dir):
-    tensors = load_file(output_dir / "model.safetensors") | load_file(output_dir / "pretraining_heads.safetensors")
+    tensors = load_file(output_dir / "model.safetensors") | load_file(
+        output_dir / "pretraining_heads.safetensors"
+    )
     last = sorted((output_dir / "checkpoints").iterdir())[-1]
-    return tensors | {f"student.{name}": value for name, value in load_file(last / "model.safetensors").items()}
+    return tensors | {
+        f"student.{name}": value for name, value in load_file(last / "model.safetensors").items()
+    }
 
 
 def losses(output_dir):
@@ -135,15 +180,22 @@ def test_workers_read_remote_images_once_an_epoch(tmp_path):
     noise = np.random.default_rng(0)
     images = [noise.bytes(2000) for _ in range(4000)]
     for shard in range(4):
-        write_parquet(tmp_path / f"{shard}.parquet", images[1000 * shard : 1000 * (shard + 1)], group=50)
+        write_parquet(
+            tmp_path / f"{shard}.parquet", images[1000 * shard : 1000 * (shard + 1)], group=50
+        )
     with serve(tmp_path) as served:
         source = open_stream(f"{served.url}/{{0..3}}.parquet", shuffle_buffer=500)
         served.sent.clear()
-        sampler = StreamSampler(source.index.sizes, 50, 0, shuffle_buffer=500, readers_per_process=2, total_steps=80)
-        loader = torch.utils.data.DataLoader(Encoded(source), batch_sampler=sampler, num_workers=2, collate_fn=list)
+        sampler = StreamSampler(
+            source.index.sizes, 50, 0, shuffle_buffer=500, readers_per_process=2, total_steps=80
+        )
+        loader = torch.utils.data.DataLoader(
+            Encoded(source), batch_sampler=sampler, num_workers=2, collate_fn=list
+        )
         seen = [image for batch in loader for image in batch]
     assert sorted(seen) == sorted(images)
-    # Beyond the images themselves: footers, what is read ahead, and the chunk that two workers share.
+    # Beyond the images themselves: footers, what is read ahead, and the chunk that two workers
+    # share.
     assert sum(served.sent.values()) < 1.3 * 4000 * 2000 + 80 * 2**16
 
 
@@ -170,7 +222,9 @@ def test_a_lost_connection_is_tried_again(parquet, monkeypatch):
         served.failures = 10**6
         with (
             pytest.warns(UserWarning, match="trying again"),
-            pytest.raises(ValueError, match="cannot be reached after 2 attempts.: repair it") as error,
+            pytest.raises(
+                ValueError, match="cannot be reached after 2 attempts.: repair it"
+            ) as error,
         ):
             source.read_encoded([85])
     assert "\n" not in str(error.value)
@@ -182,10 +236,14 @@ def test_a_lost_connection_is_tried_again(parquet, monkeypatch):
 def test_a_shard_that_is_gone_ends_the_run_in_one_line(rows, tmp_path):
     (tmp_path / "data").mkdir()
     for shard in range(4):
-        write_parquet(tmp_path / "data" / f"train-{shard}.parquet", rows[50 * shard : 50 * (shard + 1)])
+        write_parquet(
+            tmp_path / "data" / f"train-{shard}.parquet", rows[50 * shard : 50 * (shard + 1)]
+        )
     write_index(f"{tmp_path}/data/train-*.parquet", tmp_path / "data" / "index.json")
     (tmp_path / "data" / "train-2.parquet").unlink()
-    with pytest.raises(ValueError, match=r"train-2\.parquet cannot be read .* repair it, or leave it out$") as error:
+    with pytest.raises(
+        ValueError, match=r"train-2\.parquet cannot be read .* repair it, or leave it out$"
+    ) as error:
         run(tmp_path / "data" / "index.json", tmp_path / "out")
     assert "Traceback" not in str(error.value)
     # Whoever keeps the error, as a notebook does, keeps no workers by it.
@@ -196,16 +254,31 @@ def test_a_run_whose_worker_fails_ends(rows, tmp_path):
     write_parquet(tmp_path / "train.parquet", rows)
     write_index(str(tmp_path / "train.parquet"), tmp_path / "index.json")
     (tmp_path / "train.parquet").unlink()
-    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_streaming as here; "
-    script += f"here.run({str(tmp_path / 'index.json')!r}, {str(tmp_path / 'out')!r}, '--image_column', 'image')"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_streaming as "
+        f"here; "
+    )
+    script += (
+        f"here.run({str(tmp_path / 'index.json')!r}, {str(tmp_path / 'out')!r}, '--image_column', "
+        f"'image')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=100
+    )
     assert done.returncode == 1
     assert "train.parquet cannot be read" in done.stderr
 
 
 def test_broken_images_are_named_replaced_and_counted(rows, tmp_path, capsys):
     write_parquet(tmp_path / "train.parquet", [*rows[:63], b"no image"])
-    run(tmp_path / "train.parquet", tmp_path / "out", "--num_epochs", "1", "--max_broken_fraction", "0.1")
+    run(
+        tmp_path / "train.parquet",
+        tmp_path / "out",
+        "--num_epochs",
+        "1",
+        "--max_broken_fraction",
+        "0.1",
+    )
     assert f"image 63 of {tmp_path / 'train.parquet'} cannot be decoded" in capsys.readouterr().out
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["broken_images"] >= 1
@@ -222,7 +295,9 @@ def test_crops_are_those_of_the_indexed_path(parquet):
 def test_memory_is_bounded_by_the_buffer(tmp_path):
     # 160 MB in one shard, read twice through a buffer of 20 images of 100 kB.
     images = [np.random.default_rng(number).bytes(100_000) for number in range(40)]
-    schema = pyarrow.schema({"image": pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})})
+    schema = pyarrow.schema(
+        {"image": pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})}
+    )
     with pyarrow.parquet.ParquetWriter(tmp_path / "big.parquet", schema) as writer:
         for _ in range(40):
             columns = {"image": [{"bytes": image, "path": None} for image in images]}
@@ -247,7 +322,14 @@ def test_a_loader_gives_an_epoch_once_whatever_the_workers(parquet):
     source = open_stream(str(parquet), shuffle_buffer=16)
     for workers in (0, 3):
         sampler = StreamSampler(
-            source.index.sizes, 10, 0, shuffle_buffer=16, readers_per_process=max(1, workers), total_steps=20
+            source.index.sizes,
+            10,
+            0,
+            shuffle_buffer=16,
+            readers_per_process=max(1, workers),
+            total_steps=20,
         )
-        loader = make_multicrop_loader(MultiCropDataset(source, VIEWS, 0), sampler, num_workers=workers)
+        loader = make_multicrop_loader(
+            MultiCropDataset(source, VIEWS, 0), sampler, num_workers=workers
+        )
         assert sorted(torch.cat([batch.indices for batch in loader]).tolist()) == list(range(200))

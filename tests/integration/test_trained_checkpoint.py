@@ -1,4 +1,6 @@
-"""The trained networks in the repository still do what was measured: a fault that leaves shapes intact shows here."""
+"""The trained networks in the repository still do what was measured: a fault that leaves shapes
+intact shows here.
+"""
 
 import pytest
 import torch
@@ -26,7 +28,9 @@ def test_it_is_the_zoo_entry(name: str) -> None:
     assert sum(path.stat().st_size for path in (CHECKPOINTS / name).iterdir()) <= LARGEST_BYTES
 
 
-@pytest.mark.parametrize(("name", "expected"), [(name, feature) for name, (_, feature) in EXPECTED.items()])
+@pytest.mark.parametrize(
+    ("name", "expected"), [(name, feature) for name, (_, feature) in EXPECTED.items()]
+)
 def test_a_feature_is_as_it_was(name: str, expected: tuple[float, ...]) -> None:
     pixels = torch.linspace(-2, 2, 3 * 48 * 48).view(1, 3, 48, 48)
     with torch.no_grad():
@@ -34,7 +38,9 @@ def test_a_feature_is_as_it_was(name: str, expected: tuple[float, ...]) -> None:
     torch.testing.assert_close(feature, torch.tensor(expected), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "expected"), [(name, top1) for name, (top1, _) in EXPECTED.items()])
+@pytest.mark.parametrize(
+    ("name", "expected"), [(name, top1) for name, (top1, _) in EXPECTED.items()]
+)
 def test_its_features_classify_a_small_sample_as_measured(name: str, expected: float) -> None:
     images = str(ROOT / "examples" / "data" / "fashion_mnist")
     splits = {"train_split": "train[:1000]", "test_split": "test[:500]"}

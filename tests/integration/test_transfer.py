@@ -55,7 +55,14 @@ def measured(
     """All copies and one set without any, both models, through the command line."""
     folder = tmp_path_factory.mktemp("measured")
     names = json.dumps([*copies, "UCF101 frames"])
-    arguments = ["--datasets", names, "--local_copies", json.dumps(copies), "--report", str(folder / "report")]
+    arguments = [
+        "--datasets",
+        names,
+        "--local_copies",
+        json.dumps(copies),
+        "--report",
+        str(folder / "report"),
+    ]
     kept = ["--features_folder", str(folder / "features"), "--num_workers", "0"]
     assert main(["transfer", *models, *arguments, *kept]) == 0
     return folder, json.loads((folder / "report" / "transfer.json").read_text())
@@ -76,7 +83,11 @@ def row(report: dict[str, Any], name: str) -> dict[str, Any]:
     ],
 )
 def test_numbers_are_those_of_scikit_learn(
-    measured: tuple[Path, dict[str, Any]], copies: dict[str, str], models: list[str], name: str, metric: str
+    measured: tuple[Path, dict[str, Any]],
+    copies: dict[str, str],
+    models: list[str],
+    name: str,
+    metric: str,
 ) -> None:
     found = row(measured[1], name)
     assert (found["status"], found["metric"]) == ("measured", metric)
@@ -90,7 +101,9 @@ def test_numbers_are_those_of_scikit_learn(
     fitted_on = [split for split in ("train", "validation") if split in features]
     train = np.concatenate([features[split] for split in fitted_on])
     labels = np.concatenate([data.labels[split].numpy() for split in fitted_on])
-    oracle = LogisticRegression(C=1 / result["strength"], solver="newton-cg", tol=1e-8, max_iter=1000)
+    oracle = LogisticRegression(
+        C=1 / result["strength"], solver="newton-cg", tol=1e-8, max_iter=1000
+    )
     oracle.fit(train - train.mean(axis=0), labels)
     test, expected = features["test"] - train.mean(axis=0), data.labels["test"].numpy()
     value = {
@@ -132,12 +145,19 @@ def test_the_table(measured: tuple[Path, dict[str, Any]]) -> None:
     assert "| data set | metric | wide | narrow |" in page
     line = next(line for line in page.splitlines() if line.startswith("| CIFAR-10 "))
     assert "90, 20 % held out | 45 |" in line
-    assert "90 images to train and validate on, 50000 published; 45 test images, 10000 published" in line
+    assert (
+        "90 images to train and validate on, 50000 published; 45 test images, 10000 published"
+        in line
+    )
     line = next(line for line in page.splitlines() if line.startswith("| DTD "))
     assert "60 + 30 | 30 |" in line
     assert "| UCF101 frames | accuracy | not available | not available |" in page
     assert report["not_available"].keys() == {"UCF101 frames"}
-    pairs = [[result["value"] for result in each["results"]] for each in report["table"] if each["results"]]
+    pairs = [
+        [result["value"] for result in each["results"]]
+        for each in report["table"]
+        if each["results"]
+    ]
     assert report["mean"] == pytest.approx(np.mean(pairs, axis=0))
     assert report["wins"] == [sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)]
     assert sum(report["wins"]) + report["ties"] == len(pairs) == 6
@@ -152,19 +172,35 @@ def test_measurements(measured: tuple[Path, dict[str, Any]], copies: dict[str, s
     for index, file in enumerate(("measurements.json", "measurements-2.json")):
         records = read_measurements(folder / "report" / file)
         assert [record.dataset for record in records] == list(copies)
-        assert [record.value for record in records] == [row(report, name)["results"][index]["value"] for name in copies]
+        assert [record.value for record in records] == [
+            row(report, name)["results"][index]["value"] for name in copies
+        ]
         assert all(str(folder) not in record.command for record in records)
     command = report["command"]
-    assert command.startswith('esvit transfer wide narrow --report transfer --datasets \'["CIFAR-10", "DTD", ')
+    assert command.startswith(
+        'esvit transfer wide narrow --report transfer --datasets \'["CIFAR-10", "DTD", '
+    )
     assert command in (folder / "report" / "transfer.md").read_text()
     assert [revision.split(":")[0] for revision in report["revisions"]] == ["sha256", "sha256"]
-    assert "esvit transfer narrow --report transfer --datasets CIFAR-10 --local_copies" in records[0].command
+    assert (
+        "esvit transfer narrow --report transfer --datasets CIFAR-10 --local_copies"
+        in records[0].command
+    )
 
 
-def again(measured: tuple[Path, dict[str, Any]], models: list[str], copies: dict[str, str], **changes: Any) -> Any:
+def again(
+    measured: tuple[Path, dict[str, Any]], models: list[str], copies: dict[str, str], **changes: Any
+) -> Any:
     folder, _ = measured
-    settings: dict[str, Any] = {"datasets": ["CIFAR-10", "DTD"], "local_copies": copies, "num_workers": 0, **changes}
-    return measure_transfer(models, report=folder / "report", features_folder=folder / "features", **settings)
+    settings: dict[str, Any] = {
+        "datasets": ["CIFAR-10", "DTD"],
+        "local_copies": copies,
+        "num_workers": 0,
+        **changes,
+    }
+    return measure_transfer(
+        models, report=folder / "report", features_folder=folder / "features", **settings
+    )
 
 
 def test_finished_data_sets_are_not_measured_again(
@@ -176,13 +212,18 @@ def test_finished_data_sets_are_not_measured_again(
 ) -> None:
     calls: list[Any] = []
     probe = transfer.logistic_probe
-    monkeypatch.setattr(transfer, "logistic_probe", lambda *args, **kwargs: calls.append(0) or probe(*args, **kwargs))
+    monkeypatch.setattr(
+        transfer,
+        "logistic_probe",
+        lambda *args, **kwargs: calls.append(0) or probe(*args, **kwargs),
+    )
     result = again(measured, models, copies)
     assert not calls
     cifar = [each["value"] for each in row(measured[1], "CIFAR-10")["results"]]
     dtd = [each["value"] for each in row(measured[1], "DTD")["results"]]
     assert result["mean"] == pytest.approx(np.mean([cifar, dtd], axis=0))
-    # The seed draws the held-out share; DTD has validation images and does not need it, but says so in its key.
+    # The seed draws the held-out share; DTD has validation images and does not need it, but says so
+    # in its key.
     again(measured, models[:1], copies, seed=1)
     assert len(calls) == 2
     again(measured, models[:1], copies, seed=1)
@@ -194,7 +235,9 @@ def test_finished_data_sets_are_not_measured_again(
     # The same images, other labels.
     again(measured, models[:1], copies, datasets="VOC 2007")
     assert len(calls) == 3
-    changed = {split: load_dataset_split(copies["VOC 2007"], split=split) for split in ("train", "test")}
+    changed = {
+        split: load_dataset_split(copies["VOC 2007"], split=split) for split in ("train", "test")
+    }
     for split, rows in changed.items():
         changed[split] = rows.map(lambda row: {"npy": [1 - abs(value) for value in row["npy"]]})
     other = {"VOC 2007": save_parquet(tmp_path / "changed", **changed)}
@@ -219,7 +262,11 @@ def test_an_interrupted_run_goes_on(
         return probe(*args, **kwargs)
 
     monkeypatch.setattr(transfer, "logistic_probe", interrupted)
-    arguments: dict[str, Any] = {"report": tmp_path / "report", "datasets": ["DTD", "CIFAR-10"], "num_workers": 0}
+    arguments: dict[str, Any] = {
+        "report": tmp_path / "report",
+        "datasets": ["DTD", "CIFAR-10"],
+        "num_workers": 0,
+    }
     arguments.update(local_copies=copies, features_folder=tmp_path / "features")
     with pytest.raises(KeyboardInterrupt):
         measure_transfer(models[:1], **arguments)
@@ -242,7 +289,11 @@ def test_what_cannot_be_measured_is_named(
     split = single_label(30, 0)
     split.to_parquet(broken / "train-0.parquet")
     split.filter(lambda each: each["label"] == 0).to_parquet(broken / "test-0.parquet")
-    three = {"Hateful Memes": copies["DTD"], "STL-10": str(tmp_path / "only_train"), "Food-101": str(broken)}
+    three = {
+        "Hateful Memes": copies["DTD"],
+        "STL-10": str(tmp_path / "only_train"),
+        "Food-101": str(broken),
+    }
     (tmp_path / "only_train").mkdir()
     split.to_parquet(tmp_path / "only_train" / "train-0.parquet")
     result = measure_transfer(
@@ -254,7 +305,9 @@ def test_what_cannot_be_measured_is_named(
         num_workers=0,
     )
     assert result is not None
-    assert result["failed"] == {"Hateful Memes": f"roc_auc got scores of {CLASSES} classes: it is for two classes"}
+    assert result["failed"] == {
+        "Hateful Memes": f"roc_auc got scores of {CLASSES} classes: it is for two classes"
+    }
     assert "ylecun/mnist cannot be loaded from the Hub" in result["not_available"]["MNIST"]
     assert "only_train cannot be loaded" in result["not_available"]["STL-10"]
     assert result["measured"] == ["Food-101"]
@@ -267,7 +320,10 @@ def test_what_cannot_be_measured_is_named(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"datasets": ["CIFAR10"]}, "--datasets names 'CIFAR10': choose all, or from Food-101, CIFAR-10"),
+        (
+            {"datasets": ["CIFAR10"]},
+            "--datasets names 'CIFAR10': choose all, or from Food-101, CIFAR-10",
+        ),
         ({"datasets": []}, "name at least one"),
         ({"datasets": ["DTD", "DTD"]}, "none twice"),
         ({"local_copies": {"cifar": "."}}, "--local_copies names 'cifar'"),
@@ -278,9 +334,13 @@ def test_what_cannot_be_measured_is_named(
         ({"models": ["/no/such/model"]}, "/no/such/model"),
     ],
 )
-def test_bad_input(arguments: dict[str, Any], message: str, tmp_path: Path, models: list[str]) -> None:
+def test_bad_input(
+    arguments: dict[str, Any], message: str, tmp_path: Path, models: list[str]
+) -> None:
     with pytest.raises(ValueError, match=message):
-        measure_transfer(**{"models": models[:1], "report": tmp_path, "features_folder": tmp_path, **arguments})
+        measure_transfer(
+            **{"models": models[:1], "report": tmp_path, "features_folder": tmp_path, **arguments}
+        )
     assert not any(tmp_path.glob("*.md"))
 
 
@@ -300,12 +360,17 @@ def test_images_of_one_class_are_refused_before_any_work(tmp_path: Path, models:
 
 def test_labels_that_are_not_found(tmp_path: Path) -> None:
     for name in ("train", "test"):
-        single_label(20, 0).cast_column("label", Value("int64")).rename_column("label", "kind").to_parquet(
-            tmp_path / f"{name}-0.parquet"
-        )
-    with pytest.raises(ValueError, match="has the columns image, kind: the one with the classes must be called"):
+        single_label(20, 0).cast_column("label", Value("int64")).rename_column(
+            "label", "kind"
+        ).to_parquet(tmp_path / f"{name}-0.parquet")
+    with pytest.raises(
+        ValueError, match="has the columns image, kind: the one with the classes must be called"
+    ):
         load_transfer_data(BY_NAME["DTD"], str(tmp_path))
-    with pytest.raises(ValueError, match="has the columns image, kind: the one with lists of classes must be called"):
+    with pytest.raises(
+        ValueError,
+        match="has the columns image, kind: the one with lists of classes must be called",
+    ):
         load_transfer_data(BY_NAME["VOC 2007"], str(tmp_path))
 
 
@@ -317,11 +382,14 @@ def test_image_folders_and_a_class_without_training_images(tmp_path: Path) -> No
                 folder = tmp_path / split / f"class {label}"
                 folder.mkdir(parents=True, exist_ok=True)
                 image.save(folder / f"{index}.png")
-    with pytest.raises(ValueError, match="1 test classes have no training image, for example class 'class 2'"):
+    with pytest.raises(
+        ValueError, match="1 test classes have no training image, for example class 'class 2'"
+    ):
         load_transfer_data(BY_NAME["Food-101"], str(tmp_path))
     for path in (tmp_path / "test" / "class 2").iterdir():
         path.unlink()
     data = load_transfer_data(BY_NAME["Food-101"], str(tmp_path))
-    # The Hub calls the test images of Food-101 'validation'; a copy that has both means what it says.
+    # The Hub calls the test images of Food-101 'validation'; a copy that has both means what it
+    # says.
     assert set(data.sources) == {"train", "validation", "test"}
     assert torch.equal(data.labels["train"], data.labels["validation"])

@@ -26,7 +26,9 @@ def position_index(shape: list[int], golden_vil: Mapping[str, Tensor]) -> Tensor
 def full_size_checkpoint(
     manifest: Mapping[str, Any], golden: Callable[[str], Any], *, with_heads: bool
 ) -> dict[str, Any]:
-    """Tensors of the shapes of a manifest, each full of a number of its own; constants take no space in a file."""
+    """Tensors of the shapes of a manifest, each full of a number of its own; constants take no
+    space in a file.
+    """
     vil = read_reference_checkpoint(golden("vil_view_region").checkpoint)["teacher"]
     networks: dict[str, dict[str, Tensor]] = {}
     for network in ("student", "teacher"):
@@ -39,10 +41,21 @@ def full_size_checkpoint(
                 networks[network][key] = position_index(shape, vil if is_vil else {})
             else:
                 # ViL stores these twice.
-                number = list(manifest[network]).index(key.replace("_global.", ".")) if "_global." in key else number
-                networks[network][key] = torch.full((1,) * len(shape), number, dtype=getattr(torch, dtype)).expand(
-                    shape
+                number = (
+                    list(manifest[network]).index(key.replace("_global.", "."))
+                    if "_global." in key
+                    else number
                 )
+                networks[network][key] = torch.full(
+                    (1,) * len(shape), number, dtype=getattr(torch, dtype)
+                ).expand(shape)
     prototypes = manifest["spec"]["head"]["out_dim"]
-    centres = {"center": torch.full((1, prototypes), 0.25), "center_grid": torch.full((1, prototypes), 0.5)}
-    return {**networks, "dino_loss": centres if with_heads else {}, "args": argparse.Namespace(arch="any")}
+    centers = {
+        "center": torch.full((1, prototypes), 0.25),
+        "center_grid": torch.full((1, prototypes), 0.5),
+    }
+    return {
+        **networks,
+        "dino_loss": centers if with_heads else {},
+        "args": argparse.Namespace(arch="any"),
+    }

@@ -1,4 +1,6 @@
-"""Conversion through the command line: golden networks, all released architectures, and the way back."""
+"""Conversion through the command line: golden networks, all released architectures, and the way
+back.
+"""
 
 import json
 import shutil
@@ -34,7 +36,13 @@ FIELDS = {
 }
 every_golden = pytest.mark.parametrize("name", FIELDS)
 DEFAULT_MANIFESTS = ["swin_tiny_w7", "vil_2262_w7", "cvt_tiny_w7", "deit_small_p16", "resnet50"]
-SLOW_MANIFESTS = ["swin_tiny_w14", "swin_small_w7", "swin_small_w14", "swin_base_w7", "swin_base_w14"]
+SLOW_MANIFESTS = [
+    "swin_tiny_w14",
+    "swin_small_w7",
+    "swin_small_w14",
+    "swin_base_w7",
+    "swin_base_w14",
+]
 Convert = Callable[..., dict[str, Any]]
 
 
@@ -56,10 +64,15 @@ def assert_same_names(checkpoint: Mapping[str, Any], expected: Mapping[str, Any]
     for network in ("student", "teacher"):
         # pytest explains unequal lists of this length for minutes.
         assert checkpoint[network].keys() ^ expected[network].keys() == set()
-        assert all(ours == theirs for ours, theirs in zip(checkpoint[network], expected[network], strict=True))
+        assert all(
+            ours == theirs
+            for ours, theirs in zip(checkpoint[network], expected[network], strict=True)
+        )
 
 
-def numbers_of_golden(backbone: RegionBackbone, heads_path: Path, case: Any, groups: list[list[int]]) -> dict[str, Any]:
+def numbers_of_golden(
+    backbone: RegionBackbone, heads_path: Path, case: Any, groups: list[list[int]]
+) -> dict[str, Any]:
     """Outputs for some crops through both heads, rows ordered as in the goldens."""
     pooled, regions, counts = [], [], []
     for group in groups:
@@ -78,10 +91,17 @@ def numbers_of_golden(backbone: RegionBackbone, heads_path: Path, case: Any, gro
 
 
 @every_golden
-@pytest.mark.parametrize(("weights", "groups"), [("teacher", [[0, 1]]), ("student", [[0, 1], [2, 3]])])
+@pytest.mark.parametrize(
+    ("weights", "groups"), [("teacher", [[0, 1]]), ("student", [[0, 1], [2, 3]])]
+)
 @torch.no_grad()
 def test_goldens_through_the_folder(
-    name: str, weights: str, groups: list[list[int]], golden: Callable[[str], Any], convert: Convert, tmp_path: Path
+    name: str,
+    weights: str,
+    groups: list[list[int]],
+    golden: Callable[[str], Any],
+    convert: Convert,
+    tmp_path: Path,
 ) -> None:
     case, output = golden(name), tmp_path / "model"
     report = convert(case.checkpoint, output, "--with-heads", "--weights", weights, *FIELDS[name])
@@ -94,21 +114,37 @@ def test_goldens_through_the_folder(
         "heads": tasks,
     }
     numbers = numbers_of_golden(backbone, output / HEADS_FILE, case, groups)
-    expected = {key.partition(".")[2]: value for key, value in case.tensors.items() if key.startswith(f"{weights}.")}
+    expected = {
+        key.partition(".")[2]: value
+        for key, value in case.tensors.items()
+        if key.startswith(f"{weights}.")
+    }
     assert expected.keys() >= {"view_logits"}
     for key, value in expected.items():
-        torch.testing.assert_close(numbers[key], value, rtol=0, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            numbers[key], value, rtol=0, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
     if weights == "teacher":
         crop = case.tensors["crops.0"].float()
         features = backbone(crop)
-        torch.testing.assert_close(features.pooled, case.tensors["features.view"], rtol=0, atol=1e-5)
-        torch.testing.assert_close(features.regions, case.tensors["features.regions"], rtol=0, atol=1e-5)
-        torch.testing.assert_close(backbone.pooled_blocks(crop, 4), case.tensors["features.last4"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            features.pooled, case.tensors["features.view"], rtol=0, atol=1e-5
+        )
+        torch.testing.assert_close(
+            features.regions, case.tensors["features.regions"], rtol=0, atol=1e-5
+        )
+        torch.testing.assert_close(
+            backbone.pooled_blocks(crop, 4), case.tensors["features.last4"], rtol=0, atol=1e-5
+        )
 
 
-@pytest.mark.parametrize("name", ["swin_w7_view", "swin_w7_view_region", "swin_w14_view_region", "vit_view_region"])
+@pytest.mark.parametrize(
+    "name", ["swin_w7_view", "swin_w7_view_region", "swin_w14_view_region", "vit_view_region"]
+)
 @torch.no_grad()
-def test_attentions_of_goldens(name: str, golden: Callable[[str], Any], convert: Convert, tmp_path: Path) -> None:
+def test_attentions_of_goldens(
+    name: str, golden: Callable[[str], Any], convert: Convert, tmp_path: Path
+) -> None:
     case = golden(name)
     convert(case.checkpoint, tmp_path / "model", *FIELDS[name])
     model = AutoModel.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
@@ -135,7 +171,9 @@ def test_a_folder_goes_back_to_the_reference(
         assert back["teacher"][key].dtype == tensor.dtype, key
         assert torch.equal(back["teacher"][key], tensor), key
     assert back["dino_loss"].keys() == original["dino_loss"].keys()
-    assert all(torch.equal(back["dino_loss"][key], tensor) for key, tensor in original["dino_loss"].items())
+    assert all(
+        torch.equal(back["dino_loss"][key], tensor) for key, tensor in original["dino_loss"].items()
+    )
     convert(file, tmp_path / "again", "--with-heads", *FIELDS[name])
     for part in ("model.safetensors", HEADS_FILE):
         first, second = load_file(folder / part), load_file(tmp_path / "again" / part)
@@ -143,7 +181,9 @@ def test_a_folder_goes_back_to_the_reference(
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_without_heads_the_reference_gets_the_backbone_alone(golden: Callable[[str], Any], tmp_path: Path) -> None:
+def test_without_heads_the_reference_gets_the_backbone_alone(
+    golden: Callable[[str], Any], tmp_path: Path
+) -> None:
     case = golden("swin_w7_view_region")
     convert_checkpoint(case.checkpoint).save_pretrained(tmp_path)
     back = convert_to_reference(str(tmp_path))
@@ -164,7 +204,13 @@ CVT = {
     "qkv_kernel_sizes": [3, 5],
     "qkv_bias": [True, False],
 }
-VIL = {"patch_sizes": [4, 2], "hidden_sizes": [8, 12], "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
+VIL = {
+    "patch_sizes": [4, 2],
+    "hidden_sizes": [8, 12],
+    "depths": [1, 2],
+    "num_heads": [1, 2],
+    "window_size": 4,
+}
 SWIN = {"embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
 RESNET = {"embedding_size": 4, "hidden_sizes": [8, 16], "depths": [1, 2]}
 
@@ -172,17 +218,38 @@ RESNET = {"embedding_size": 4, "hidden_sizes": [8, 16], "depths": [1, 2]}
 @pytest.mark.parametrize(
     ("model_type", "fields", "given"),
     [
-        ("esvit_swin", {**SWIN, "use_absolute_embeddings": True, "qkv_bias": False}, ["image_size"]),
+        (
+            "esvit_swin",
+            {**SWIN, "use_absolute_embeddings": True, "qkv_bias": False},
+            ["image_size"],
+        ),
         ("esvit_cvt", CVT, ["num_heads", "window_size", "patch_strides", "patch_padding"]),
-        ("esvit_cvt", {**CVT, "deep_stem": True, "relative_position_bias": True}, ["patch_strides", "patch_padding"]),
+        (
+            "esvit_cvt",
+            {**CVT, "deep_stem": True, "relative_position_bias": True},
+            ["patch_strides", "patch_padding"],
+        ),
         ("esvit_vil", {**VIL, "sparse_stages": [True, False], "num_global_tokens": [2, 1]}, []),
-        ("esvit_vil", {**VIL, "sparse_stages": [True, True], "num_global_tokens": [0, 1], "qkv_bias": False}, []),
         (
             "esvit_vil",
-            {**VIL, "sparse_stages": [True, False], "num_global_tokens": [1, 0], "position_embedding": "absolute"},
+            {**VIL, "sparse_stages": [True, True], "num_global_tokens": [0, 1], "qkv_bias": False},
+            [],
+        ),
+        (
+            "esvit_vil",
+            {
+                **VIL,
+                "sparse_stages": [True, False],
+                "num_global_tokens": [1, 0],
+                "position_embedding": "absolute",
+            },
             ["num_heads", "window_size"],
         ),
-        ("vit", {"hidden_size": 192, "num_hidden_layers": 2, "intermediate_size": 8, "qkv_bias": False}, []),
+        (
+            "vit",
+            {"hidden_size": 192, "num_hidden_layers": 2, "intermediate_size": 8, "qkv_bias": False},
+            [],
+        ),
         ("resnet", {**RESNET, "layer_type": "bottleneck"}, []),
     ],
 )
@@ -212,16 +279,22 @@ def test_options_that_no_golden_has_go_there_and_back(
 @pytest.mark.parametrize("num_layers", [1, 2, 4])
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_heads_of_any_depth_go_there_and_back(
-    num_layers: int, batch_norm: bool, golden: Callable[[str], Any], convert: Convert, tmp_path: Path
+    num_layers: int,
+    batch_norm: bool,
+    golden: Callable[[str], Any],
+    convert: Convert,
+    tmp_path: Path,
 ) -> None:
     folder, file = tmp_path / "model", tmp_path / "checkpoint.pth"
     convert(golden("swin_w7_view").checkpoint, folder)
-    head = ProjectionHead(64, 20, hidden_dim=12, bottleneck_dim=6, num_layers=num_layers, batch_norm=batch_norm)
+    head = ProjectionHead(
+        64, 20, hidden_dim=12, bottleneck_dim=6, num_layers=num_layers, batch_norm=batch_norm
+    )
     write_heads({"region": SavedHead(head.state_dict(), torch.rand(20))}, folder / HEADS_FILE)
     convert(folder, file, "--to-reference", "--with-heads")
     checkpoint = read_reference_checkpoint(file)
     first = "mlp.weight" if num_layers == 1 else "mlp.0.weight"
-    # Networks with batch norms are wrapped in the reference, to synchronise them.
+    # Networks with batch norms are wrapped in the reference, to synchronize them.
     wrapped = "module." if batch_norm and num_layers > 1 else ""
     assert f"{wrapped}head_dense.{first}" in checkpoint["teacher"]
     assert convert(file, tmp_path / "again", "--with-heads")["heads"] == ["region"]
@@ -232,21 +305,31 @@ def test_heads_of_any_depth_go_there_and_back(
 
 
 @pytest.mark.parametrize(
-    "name", [*DEFAULT_MANIFESTS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_MANIFESTS)]
+    "name",
+    [*DEFAULT_MANIFESTS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_MANIFESTS)],
 )
 def test_released_architectures_convert_at_full_size(
     name: str, manifest: Callable[[str], Any], golden: Callable[[str], Any], tmp_path: Path
 ) -> None:
     expected = manifest(name)
-    torch.save(full_size_checkpoint(expected, golden, with_heads=False), tmp_path / "checkpoint.pth")
+    torch.save(
+        full_size_checkpoint(expected, golden, with_heads=False), tmp_path / "checkpoint.pth"
+    )
     model = convert_checkpoint(tmp_path / "checkpoint.pth")
-    assert sum(parameter.numel() for parameter in model.parameters()) == expected["backbone_parameters"]
+    assert (
+        sum(parameter.numel() for parameter in model.parameters())
+        == expected["backbone_parameters"]
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*DEFAULT_MANIFESTS, *SLOW_MANIFESTS])
 def test_released_architectures_go_there_and_back_with_heads(
-    name: str, manifest: Callable[[str], Any], golden: Callable[[str], Any], convert: Convert, tmp_path: Path
+    name: str,
+    manifest: Callable[[str], Any],
+    golden: Callable[[str], Any],
+    convert: Convert,
+    tmp_path: Path,
 ) -> None:
     expected = manifest(name)
     original = full_size_checkpoint(expected, golden, with_heads=True)
@@ -259,7 +342,9 @@ def test_released_architectures_go_there_and_back_with_heads(
             assert [list(tensor.shape), str(tensor.dtype)[6:]] == expected[network][key], key
     for key, tensor in original["teacher"].items():
         assert torch.equal(back["teacher"][key], tensor), key
-    assert all(torch.equal(back["dino_loss"][key], tensor) for key, tensor in original["dino_loss"].items())
+    assert all(
+        torch.equal(back["dino_loss"][key], tensor) for key, tensor in original["dino_loss"].items()
+    )
     # pytest keeps the folders of several runs.
     shutil.rmtree(tmp_path / "model")
 
@@ -270,19 +355,53 @@ def test_a_converted_checkpoint_continues_pretraining(
     case, folder = golden("swin_w7_view_region"), tmp_path / "model"
     convert(case.checkpoint, folder, "--with-heads")
     words = [
-        *(str(ROOT / "examples" / "recipes" / "demo.yaml"), "--model", str(folder), "--model_config", "{}"),
+        *(
+            str(ROOT / "examples" / "recipes" / "demo.yaml"),
+            "--model",
+            str(folder),
+            "--model_config",
+            "{}",
+        ),
         *("--num_prototypes", "64", "--head_hidden_dim", "48", "--head_bottleneck_dim", "16"),
-        *("--dataset", str(ROOT / "examples" / "data" / "fashion_mnist"), "--train_split", "train[:16]"),
-        *("--output_dir", str(tmp_path / "run"), "--batch_size", "8", "--max_steps", "1", "--num_epochs", "1"),
-        *("--warmup_epochs", "0", "--num_workers", "0", "--knn_every_epochs", "0", "--trackers", "[]"),
+        *(
+            "--dataset",
+            str(ROOT / "examples" / "data" / "fashion_mnist"),
+            "--train_split",
+            "train[:16]",
+        ),
+        *(
+            "--output_dir",
+            str(tmp_path / "run"),
+            "--batch_size",
+            "8",
+            "--max_steps",
+            "1",
+            "--num_epochs",
+            "1",
+        ),
+        *(
+            "--warmup_epochs",
+            "0",
+            "--num_workers",
+            "0",
+            "--knn_every_epochs",
+            "0",
+            "--trackers",
+            "[]",
+        ),
     ]
     parts = build_parts(parse_arguments(words))
     reference = read_reference_checkpoint(case.checkpoint)
-    for task, prefix, centre in (("view", "head", "center"), ("region", "head_dense", "center_grid")):
+    for task, prefix, center in (
+        ("view", "head", "center"),
+        ("region", "head_dense", "center_grid"),
+    ):
         head = parts.teacher.heads()[f"{task}_head"]
         direction = reference["teacher"][f"{prefix}.last_layer.weight_v"]
         assert torch.equal(head.prototype_direction, direction)
-        assert torch.equal(parts.centres[task].get_buffer("centre"), reference["dino_loss"][centre][0])
+        assert torch.equal(
+            parts.centers[task].get_buffer("center"), reference["dino_loss"][center][0]
+        )
     assert main(["pretrain", *words]) == 0
     card = (tmp_path / "run" / "README.md").read_text()
     assert "| start | weights of `model` |" in card and str(tmp_path) not in card

@@ -1,4 +1,6 @@
-"""CvT: the reference's numbers, a window-by-window oracle for the attention, batch norm, and its own behaviour."""
+"""CvT: the reference's numbers, a window-by-window oracle for the attention, batch norm, and its
+own behavior.
+"""
 
 import copy
 import json
@@ -32,7 +34,9 @@ GOLDEN_FIELDS = {"num_heads": HEADS, "window_size": [7, 7, 7, 7]}
 
 
 def small_config(**fields) -> EsvitCvtConfig:
-    """Three stages; at 32 pixels the grids are 8, 4 and 2 tokens wide: padded, cut exactly, shrunk."""
+    """Three stages; at 32 pixels the grids are 8, 4 and 2 tokens wide: padded, cut exactly,
+    shrunk.
+    """
     defaults = {
         "image_size": 32,
         "hidden_sizes": [8, 16, 24],
@@ -49,7 +53,7 @@ def small_config(**fields) -> EsvitCvtConfig:
     return EsvitCvtConfig(**{**defaults, **fields})
 
 
-def randomised(model):
+def randomized(model):
     """Spread all parameters and running statistics, so that none sits at a trivial value."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -64,7 +68,7 @@ def randomised(model):
 
 def small_model(**fields) -> EsvitCvtModel:
     torch.manual_seed(0)
-    return randomised(EsvitCvtModel(small_config(**fields))).eval()
+    return randomized(EsvitCvtModel(small_config(**fields))).eval()
 
 
 def images(*shape: int) -> Tensor:
@@ -98,7 +102,9 @@ def test_features_equal_reference(golden, implementation, device):
         torch.testing.assert_close(ours, case.tensors[name], atol=1e-5, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize(("weights", "sizes"), [("teacher", [(0, 1)]), ("student", [(0, 1), (2, 3)])])
+@pytest.mark.parametrize(
+    ("weights", "sizes"), [("teacher", [(0, 1)]), ("student", [(0, 1), (2, 3)])]
+)
 def test_all_crops_and_heads_equal_reference(golden, weights, sizes):
     case = golden(CASE)
     model = golden_model(case, weights=weights)
@@ -123,23 +129,33 @@ def test_all_crops_and_heads_equal_reference(golden, weights, sizes):
         "region_features": region,
         "num_regions": torch.tensor(counts),
     }
-    assert {f"{weights}.{name}" for name in ours} == {name for name in case.tensors if name.startswith(weights)}
+    assert {f"{weights}.{name}" for name in ours} == {
+        name for name in case.tensors if name.startswith(weights)
+    }
     for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, case.tensors[f"{weights}.{name}"], atol=1e-5, rtol=0, msg=name)
+        torch.testing.assert_close(
+            tensor, case.tensors[f"{weights}.{name}"], atol=1e-5, rtol=0, msg=name
+        )
 
 
 def test_every_weight_and_statistic_matters_to_the_numbers(golden):
     case = golden(CASE)
     model = golden_model(case)
     generator = torch.Generator().manual_seed(3)
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    tensors = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     assert len(tensors) == 18 + 6 * 17
 
     def unnoticed(step: float, names: Iterable[str]) -> list[str]:
         quiet = []
         for name in names:
             original = tensors[name].clone()
-            tensors[name].add_(step * torch.randint(0, 2, original.shape, generator=generator).mul(2).sub(1))
+            tensors[name].add_(
+                step * torch.randint(0, 2, original.shape, generator=generator).mul(2).sub(1)
+            )
             numbers = golden_numbers(model, case)
             if all((ours - case.tensors[key]).abs().max() <= 1e-5 for key, ours in numbers.items()):
                 quiet.append(name)
@@ -148,7 +164,10 @@ def test_every_weight_and_statistic_matters_to_the_numbers(golden):
 
     # Attention averages what scales single tokens: it shows less.
     small = unnoticed(1e-3, tensors)
-    assert all(re.search(r"attention_norm\.weight|batch_norm\.(weight|running_var)", name) for name in small)
+    assert all(
+        re.search(r"attention_norm\.weight|batch_norm\.(weight|running_var)", name)
+        for name in small
+    )
     assert unnoticed(5e-3, small) == []
 
 
@@ -159,7 +178,9 @@ def test_preset_has_the_parameters_of_the_reference(manifest, tmp_path):
     facts = manifest("cvt_tiny_w7")
     with torch.device("meta"):
         model = EsvitCvtModel(EsvitCvtConfig.from_preset("tiny"))
-    assert sum(parameter.numel() for parameter in model.parameters()) == facts["backbone_parameters"]
+    assert (
+        sum(parameter.numel() for parameter in model.parameters()) == facts["backbone_parameters"]
+    )
     reference = {
         name: torch.zeros((), dtype=getattr(torch, dtype)).expand(shape)
         for name, (shape, dtype) in facts["teacher"].items()
@@ -170,8 +191,11 @@ def test_preset_has_the_parameters_of_the_reference(manifest, tmp_path):
     }
     assert view_head and region_head
 
-    # The shape of the paper is recognised without any field.
-    torch.save({"teacher": {name: tensor for name, tensor in reference.items() if ".head" not in name}}, tmp_path / "x")
+    # The shape of the paper is recognized without any field.
+    torch.save(
+        {"teacher": {name: tensor for name, tensor in reference.items() if ".head" not in name}},
+        tmp_path / "x",
+    )
     assert convert_checkpoint(tmp_path / "x").config.to_dict() == model.config.to_dict()
 
 
@@ -204,10 +228,15 @@ def as_reference(model: EsvitCvtModel) -> dict[str, Tensor]:
                 module = f"stage{stage}.0.stem.{int(layer) * 3 + (part == 'norms')}"
             case ["stages", stage, "embeddings", "projection" | "norm" as part]:
                 module = f"stage{stage}.0.{part.replace('projection', 'proj')}"
-            case ["stages", stage, "blocks", block, *rest] if kind == "relative_position_bias_table":
+            case ["stages", stage, "blocks", block, *rest] if (
+                kind == "relative_position_bias_table"
+            ):
                 module, kind = f"stage{stage}.1.layers.{block}.0.fn", "rel_pos_bias_table"
                 window = model.config.window_size[int(stage)]
-                row, column = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(window)] * 2, indexing="ij"))
+                row, column = (
+                    axis.flatten()
+                    for axis in torch.meshgrid(*[torch.arange(window)] * 2, indexing="ij")
+                )
                 down, right = (axis[:, None] - axis + window - 1 for axis in (row, column))
                 state[f"module.{module}.rel_pos_idx"] = down * (2 * window - 1) + right
             case ["stages", stage, "blocks", block, *rest]:
@@ -224,15 +253,21 @@ def test_optional_parts_are_converted(tmp_path):
     geometry = {"patch_strides": [4, 2, 2], "patch_padding": [2, 1, 1]}
     with pytest.raises(ValueError, match="do not show patch_strides and patch_padding"):
         convert_checkpoint(tmp_path / "optional.pth", weights="student")
-    converted = convert_checkpoint(tmp_path / "optional.pth", weights="student", **geometry, image_size=32)
+    converted = convert_checkpoint(
+        tmp_path / "optional.pth", weights="student", **geometry, image_size=32
+    )
     assert converted.config.to_dict() == model.config.to_dict()
     pixels = images(2, 3, 40, 32)
-    torch.testing.assert_close(converted(pixels).pooler_output, model(pixels).pooler_output, atol=0, rtol=0)
+    torch.testing.assert_close(
+        converted(pixels).pooler_output, model(pixels).pooler_output, atol=0, rtol=0
+    )
 
     state = as_reference(model)
     state["module.stage1.1.layers.0.0.fn.rel_pos_idx"] += 1
     torch.save({"student": state}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"stages\.1\.blocks\.0\.attention\.relative_position_index.*differs"):
+    with pytest.raises(
+        ValueError, match=r"stages\.1\.blocks\.0\.attention\.relative_position_index.*differs"
+    ):
         convert_checkpoint(tmp_path / "other.pth", weights="student", **geometry)
 
 
@@ -246,14 +281,18 @@ def window_oracle(module: EsvitCvtAttention, tokens: Tensor, grid: tuple[int, in
     height, width = (math.ceil(side / window) * window for side in grid)
     padded = torch.zeros(len(tokens), channels, height, width)
     padded[:, :, : grid[0], : grid[1]] = feature_map
-    maps = F.conv2d(padded, module.depthwise.weight, padding=module.depthwise.padding, groups=channels)
+    maps = F.conv2d(
+        padded, module.depthwise.weight, padding=module.depthwise.padding, groups=channels
+    )
     norm = module.batch_norm
     mean, variance = norm.running_mean, norm.running_var
     if module.training:
         mean, variance = maps.mean((0, 2, 3)), maps.var((0, 2, 3), unbiased=False)
     maps = (maps - mean[:, None, None]) / (variance[:, None, None] + norm.eps).sqrt()
     maps = maps * norm.weight[:, None, None] + norm.bias[:, None, None]
-    query, key, value = F.conv2d(maps, module.qkv.weight[:, :, None, None], module.qkv.bias).chunk(3, dim=1)
+    query, key, value = F.conv2d(maps, module.qkv.weight[:, :, None, None], module.qkv.bias).chunk(
+        3, dim=1
+    )
     mixed = torch.zeros_like(padded)
     for top in range(0, height, window):
         for left in range(0, width, window):
@@ -264,9 +303,22 @@ def window_oracle(module: EsvitCvtAttention, tokens: Tensor, grid: tuple[int, in
                 if module.relative:
                     y, x = torch.arange(window**2) // window, torch.arange(window**2) % window
                     span = 2 * module.window - 1
-                    row = (y[:, None] - y + module.window - 1) * span + x[:, None] - x + module.window - 1
-                    scores = scores + module.relative_position_bias_table[row][..., int(head[0]) * heads // channels]
-                mixed[place][:, head] = (v @ scores.softmax(-1).transpose(1, 2)).unflatten(2, (window, window))
+                    row = (
+                        (y[:, None] - y + module.window - 1) * span
+                        + x[:, None]
+                        - x
+                        + module.window
+                        - 1
+                    )
+                    scores = (
+                        scores
+                        + module.relative_position_bias_table[row][
+                            ..., int(head[0]) * heads // channels
+                        ]
+                    )
+                mixed[place][:, head] = (v @ scores.softmax(-1).transpose(1, 2)).unflatten(
+                    2, (window, window)
+                )
     output = F.conv2d(mixed, module.projection.weight[:, :, None, None], module.projection.bias)
     return output[:, :, : grid[0], : grid[1]].flatten(2).transpose(1, 2)
 
@@ -279,12 +331,22 @@ def window_oracle(module: EsvitCvtAttention, tokens: Tensor, grid: tuple[int, in
     training=st.booleans(),
 )
 @settings(max_examples=40, deadline=None)
-def test_attention_is_a_loop_over_windows_and_heads(grid, window, implementation, relative, training):
+def test_attention_is_a_loop_over_windows_and_heads(
+    grid, window, implementation, relative, training
+):
     config = small_config(window_size=[4, window, 4], relative_position_bias=relative)
     config._attn_implementation = implementation
-    module = randomised(EsvitCvtModel(config)).stages[1].blocks[0].attention.requires_grad_(False).train(training)
+    module = (
+        randomized(EsvitCvtModel(config))
+        .stages[1]
+        .blocks[0]
+        .attention.requires_grad_(False)
+        .train(training)
+    )
     tokens = images(2, math.prod(grid), 16)
-    torch.testing.assert_close(module(tokens, grid)[0], window_oracle(module, tokens, grid), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        module(tokens, grid)[0], window_oracle(module, tokens, grid), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_deep_stem_is_the_convolutions_one_after_the_other():
@@ -292,7 +354,9 @@ def test_deep_stem_is_the_convolutions_one_after_the_other():
     pixels = images(2, 3, 33, 50)
     layers = []
     for convolution, norm, stride in zip(stem.convolutions, stem.norms, (2, 1, 2), strict=True):
-        layers.append(nn.Conv2d(*convolution.weight.shape[1::-1], 3, stride=stride, padding=1, bias=False))
+        layers.append(
+            nn.Conv2d(*convolution.weight.shape[1::-1], 3, stride=stride, padding=1, bias=False)
+        )
         layers[-1].weight = convolution.weight
         layers += [norm, nn.ReLU()]
     expected = nn.Sequential(*layers)(pixels)
@@ -305,7 +369,9 @@ def test_deep_stem_is_the_convolutions_one_after_the_other():
 
 
 def statistics(model) -> dict[str, Tensor]:
-    kept = {name: buffer.clone() for name, buffer in model.named_buffers() if "relative" not in name}
+    kept = {
+        name: buffer.clone() for name, buffer in model.named_buffers() if "relative" not in name
+    }
     assert len(kept) % 3 == 0 and kept
     return kept
 
@@ -318,32 +384,46 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(reentrant):
         torch.manual_seed(0)
         output = model(pixels.clone().requires_grad_())
         (output.last_hidden_state.square().mean() + output.pooler_output[:, 0].sum()).backward()
-        return {name: parameter.grad for name, parameter in model.named_parameters()}, statistics(model)
+        return {name: parameter.grad for name, parameter in model.named_parameters()}, statistics(
+            model
+        )
 
     model = small_model(deep_stem=True, relative_position_bias=True, drop_path_rate=0.3).train()
     checkpointed = copy.deepcopy(model)
     before = statistics(model)
     gradients, after = step(model)
-    assert [name for name, gradient in gradients.items() if gradient is None or not gradient.abs().sum() > 0] == []
+    assert [
+        name
+        for name, gradient in gradients.items()
+        if gradient is None or not gradient.abs().sum() > 0
+    ] == []
     for name, buffer in after.items():
-        assert buffer.equal(before[name] + 1) if name.endswith("tracked") else not buffer.equal(before[name]), name
+        assert (
+            buffer.equal(before[name] + 1)
+            if name.endswith("tracked")
+            else not buffer.equal(before[name])
+        ), name
 
     checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
     for expected, ours in zip((gradients, after), step(checkpointed), strict=True):
         torch.testing.assert_close(ours, expected)
     # The settings that recomputing changes for a moment are back.
-    assert {module.momentum for module in checkpointed.modules() if isinstance(module, nn.BatchNorm2d)} == {0.1}
-    for (name, first), second in zip(step(model)[1].items(), step(checkpointed)[1].values(), strict=True):
+    assert {
+        module.momentum for module in checkpointed.modules() if isinstance(module, nn.BatchNorm2d)
+    } == {0.1}
+    for (name, first), second in zip(
+        step(model)[1].items(), step(checkpointed)[1].values(), strict=True
+    ):
         torch.testing.assert_close(second, first, msg=name)
 
 
-def test_batch_norms_can_be_synchronised():
+def test_batch_norms_can_be_synchronized():
     model = small_model(deep_stem=True)
-    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
-    assert sum(isinstance(module, nn.SyncBatchNorm) for module in synchronised.modules()) == 3 + 4
-    assert synchronised.state_dict().keys() == model.state_dict().keys()
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in synchronized.modules()) == 3 + 4
+    assert synchronized.state_dict().keys() == model.state_dict().keys()
     pixels = images(2, 3, 32, 32)
-    torch.testing.assert_close(synchronised(pixels).pooler_output, model(pixels).pooler_output)
+    torch.testing.assert_close(synchronized(pixels).pooler_output, model(pixels).pooler_output)
 
 
 # The contract of every network
@@ -365,7 +445,10 @@ def test_any_size_and_both_implementations(size, optional):
     first = tuple(math.ceil(side / 4) if optional else (side - 3) // 4 + 1 for side in size)
     grids = [tuple(math.ceil(side / stride) for side in first) for stride in (1, 2, 4)]
     assert model.region_grid(*size) == grids[2]
-    shapes = [(2, math.prod(grids[stage]), channels) for stage, channels in ((0, 8), (0, 8), (0, 8), (1, 16), (2, 24))]
+    shapes = [
+        (2, math.prod(grids[stage]), channels)
+        for stage, channels in ((0, 8), (0, 8), (0, 8), (1, 16), (2, 24))
+    ]
     assert [tuple(state.shape) for state in sdpa.hidden_states] == shapes
     assert sdpa.last_hidden_state.shape == shapes[-1]
 
@@ -386,7 +469,9 @@ def test_any_size_and_both_implementations(size, optional):
 
 def test_starts_like_the_reference():
     torch.manual_seed(0)
-    model = EsvitCvtModel(EsvitCvtConfig.from_preset("tiny", depths=[1, 1, 1, 1], relative_position_bias=True))
+    model = EsvitCvtModel(
+        EsvitCvtConfig.from_preset("tiny", depths=[1, 1, 1, 1], relative_position_bias=True)
+    )
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             assert parameter.std().item() == pytest.approx(0.02, rel=0.15), name
@@ -403,17 +488,27 @@ def test_saved_and_loaded_by_the_auto_classes(tmp_path):
     assert isinstance(loaded, EsvitCvtModel)
     pixels = images(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(pixels).last_hidden_state, model(pixels).last_hidden_state, atol=0, rtol=0)
+        torch.testing.assert_close(
+            loaded(pixels).last_hidden_state, model(pixels).last_hidden_state, atol=0, rtol=0
+        )
         classifier, facts = AutoModelForImageClassification.from_pretrained(
             tmp_path, num_labels=5, output_loading_info=True
         )
         assert isinstance(classifier, EsvitCvtForImageClassification)
         assert facts["missing_keys"] == {"classifier.weight", "classifier.bias"}
-        torch.testing.assert_close(classifier.network(pixels).pooler_output, model(pixels).pooler_output)
+        torch.testing.assert_close(
+            classifier.network(pixels).pooler_output, model(pixels).pooler_output
+        )
         assert classifier(pixels, labels=torch.tensor([0, 4])).loss.isfinite()
-        backbone = EsvitCvtBackbone.from_pretrained(tmp_path, out_features=["stem", "stage1", "stage3"])
+        backbone = EsvitCvtBackbone.from_pretrained(
+            tmp_path, out_features=["stem", "stage1", "stage3"]
+        )
         maps = backbone(pixels).feature_maps
-    assert [tuple(feature_map.shape) for feature_map in maps] == [(2, 8, 8, 8), (2, 8, 8, 8), (2, 24, 2, 2)]
+    assert [tuple(feature_map.shape) for feature_map in maps] == [
+        (2, 8, 8, 8),
+        (2, 8, 8, 8),
+        (2, 24, 2, 2),
+    ]
     torch.testing.assert_close(maps[-1].flatten(2).transpose(1, 2), model(pixels).last_hidden_state)
     assert isinstance(AutoBackbone.from_config(backbone.config), EsvitCvtBackbone)
 
@@ -434,7 +529,9 @@ def test_bfloat16_stays_close():
 def test_layer_norm_computes_in_float32():
     norm = small_model(layer_norm_eps=1e-5).bfloat16().norm
     tokens = (images(64, 24) + 30).bfloat16()
-    expected = F.layer_norm(tokens.float(), (24,), norm.weight.float(), norm.bias.float(), eps=1e-5).bfloat16()
+    expected = F.layer_norm(
+        tokens.float(), (24,), norm.weight.float(), norm.bias.float(), eps=1e-5
+    ).bfloat16()
     torch.testing.assert_close(norm(tokens), expected, atol=4e-3, rtol=2**-7)
 
 
@@ -442,13 +539,17 @@ def test_compiles_into_one_graph():
     model = small_model(depths=[1, 1, 1], relative_position_bias=True, drop_path_rate=0.0)
     pixels = images(2, 3, 32, 48)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(pixels).pooler_output, model(pixels).pooler_output, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        compiled(pixels).pooler_output, model(pixels).pooler_output, atol=1e-5, rtol=0
+    )
     eager = copy.deepcopy(model).train()
     model.train()
     results = []
     for network, parameters in ((compiled, model), (eager, eager)):
         network(pixels).pooler_output.square().sum().backward()
-        results.append((statistics(parameters), [parameter.grad for parameter in parameters.parameters()]))
+        results.append(
+            (statistics(parameters), [parameter.grad for parameter in parameters.parameters()])
+        )
     torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-4)
 
 
@@ -458,7 +559,10 @@ def test_exports_with_a_dynamic_batch():
     program = torch.export.export(model, (images(2, 3, 32, 32),), dynamic_shapes=dynamic)
     pixels = images(5, 3, 32, 32)
     torch.testing.assert_close(
-        program.module()(pixels).last_hidden_state, model(pixels).last_hidden_state, atol=1e-5, rtol=0
+        program.module()(pixels).last_hidden_state,
+        model(pixels).last_hidden_state,
+        atol=1e-5,
+        rtol=0,
     )
 
 
@@ -472,9 +576,15 @@ def test_exports_with_a_dynamic_batch():
         ({"window_size": [7, 7]}, r"window_size=\[7, 7\] has 2 entries; the network has 3 stages"),
         ({"window_size": [7, 7, 0]}, r"window_size=\[7, 7, 0\] must hold one positive number"),
         ({"qkv_bias": [True]}, r"qkv_bias=\[True\] has 1 entries; the network has 3 stages"),
-        ({"mlp_ratio": [4.0, 0.01, 4.0]}, r"mlp_ratio\[1\]=0.01 leaves no hidden channel .* at least 0.0625"),
+        (
+            {"mlp_ratio": [4.0, 0.01, 4.0]},
+            r"mlp_ratio\[1\]=0.01 leaves no hidden channel .* at least 0.0625",
+        ),
         ({"qkv_kernel_sizes": [3, 4, 3]}, r"qkv_kernel_sizes\[1\]=4 must be odd"),
-        ({"patch_padding": [2, 3, 1]}, r"patch_padding\[1\]=3 must be at least 0 and below patch_sizes\[1\]=3"),
+        (
+            {"patch_padding": [2, 3, 1]},
+            r"patch_padding\[1\]=3 must be at least 0 and below patch_sizes\[1\]=3",
+        ),
         ({"image_size": (0, 224)}, r"image_size=\(0, 224\) is not a size"),
         ({"num_channels": 0}, r"num_channels=0 must be at least 1"),
         ({"window_sizes": [7, 7, 7]}, r"did you mean 'window_size'"),
@@ -492,7 +602,11 @@ def test_wrong_images_are_refused(shape):
         small_model()(torch.zeros(shape))
 
 
-@given(stages=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(0, 6)), min_size=1, max_size=3))
+@given(
+    stages=st.lists(
+        st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(0, 6)), min_size=1, max_size=3
+    )
+)
 def test_smallest_image_has_a_region_and_smaller_ones_have_not(stages):
     sizes, strides, padding = zip(*stages, strict=True)
     padding = [min(pad, size - 1) for pad, size in zip(padding, sizes, strict=True)]
@@ -504,7 +618,9 @@ def test_smallest_image_has_a_region_and_smaller_ones_have_not(stages):
     )
     smallest = config.smallest_image
     assert min(config.token_grids(smallest, smallest)[-1]) >= 1
-    assert smallest == 1 or min(min(grid) for grid in config.token_grids(smallest - 1, smallest)) < 1
+    assert (
+        smallest == 1 or min(min(grid) for grid in config.token_grids(smallest - 1, smallest)) < 1
+    )
 
 
 def test_unknown_preset():

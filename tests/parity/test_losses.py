@@ -6,40 +6,51 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from esvit_hf.pretraining.centering import TeacherCentre
+from esvit_hf.pretraining.centering import TeacherCenter
 from esvit_hf.pretraining.losses import matched_cross_entropy, region_loss, view_loss
 from esvit_hf.pretraining.schedules import linear_schedule
 
 
 def teacher_temperature(spec):
-    return linear_schedule(spec["warmup_teacher_temp"], spec["teacher_temp"], spec["warmup_teacher_temp_epochs"])
+    return linear_schedule(
+        spec["warmup_teacher_temp"], spec["teacher_temp"], spec["warmup_teacher_temp_epochs"]
+    )
 
 
 def test_view_loss_equals_reference(golden):
     case = golden("loss_view")
     spec, tensors = case.spec, case.tensors
     identity = torch.eye(spec["out_dim"])
-    centre = TeacherCentre(spec["out_dim"], spec["out_dim"], spec["center_momentum"])
+    center = TeacherCenter(spec["out_dim"], spec["out_dim"], spec["center_momentum"])
     for call, epoch in enumerate(spec["epochs"]):
-        student = tensors[f"{call}.student.view_logits"].unflatten(0, (spec["num_crops"], -1)).requires_grad_()
+        student = (
+            tensors[f"{call}.student.view_logits"]
+            .unflatten(0, (spec["num_crops"], -1))
+            .requires_grad_()
+        )
         teacher = tensors[f"{call}.teacher.view_logits"].unflatten(0, (2, -1))
         loss = view_loss(
             student,
             identity,
             teacher,
             identity,
-            centre.centre,
+            center.center,
             student_temperature=spec["student_temp"],
             teacher_temperature=teacher_temperature(spec)(epoch),
         )
         loss.backward()
-        centre.observe(teacher)
-        centre.update_centre(identity)
+        center.observe(teacher)
+        center.update_center(identity)
         torch.testing.assert_close(loss, tensors[f"{call}.loss"][0], rtol=1e-6, atol=0)
         torch.testing.assert_close(
-            student.grad.flatten(0, 1), tensors[f"{call}.student.view_logits.grad"], atol=1e-6, rtol=0
+            student.grad.flatten(0, 1),
+            tensors[f"{call}.student.view_logits.grad"],
+            atol=1e-6,
+            rtol=0,
         )
-        torch.testing.assert_close(centre.centre[None], tensors[f"{call}.center_view"], atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            center.center[None], tensors[f"{call}.center_view"], atol=1e-6, rtol=0
+        )
 
 
 def region_groups(rows, spec, views):
@@ -55,8 +66,8 @@ def test_view_and_region_loss_equal_reference(golden):
     case = golden("loss_view_region")
     spec, tensors = case.spec, case.tensors
     identity = torch.eye(spec["out_dim"])
-    view_centre, region_centre = (
-        TeacherCentre(spec["out_dim"], spec["out_dim"], spec["center_momentum"]) for _ in range(2)
+    view_center, region_center = (
+        TeacherCenter(spec["out_dim"], spec["out_dim"], spec["center_momentum"]) for _ in range(2)
     )
     views = spec["num_crops"]
     for call, epoch in enumerate(spec["epochs"]):
@@ -73,7 +84,7 @@ def test_view_and_region_loss_equal_reference(golden):
             identity,
             teacher_view.unflatten(0, (2, -1)),
             identity,
-            view_centre.centre,
+            view_center.center,
             **temperatures,
         )
         second = region_loss(
@@ -83,24 +94,36 @@ def test_view_and_region_loss_equal_reference(golden):
             region_groups(teacher_region, spec, 2),
             region_groups(tensors[f"{call}.teacher.region_features"], spec, 2),
             identity,
-            region_centre.centre,
+            region_center.center,
             **temperatures,
         )
         loss = 0.5 * first + 0.5 * second
         loss.backward()
-        for centre, logits in ((view_centre, teacher_view), (region_centre, teacher_region)):
-            centre.observe(logits)
-            centre.update_centre(identity)
+        for center, logits in ((view_center, teacher_view), (region_center, teacher_region)):
+            center.observe(logits)
+            center.update_center(identity)
         close = {"atol": 1e-6, "rtol": 0}
         torch.testing.assert_close(loss, tensors[f"{call}.loss"][0], rtol=1e-6, atol=0)
-        torch.testing.assert_close(student_view.grad, tensors[f"{call}.student.view_logits.grad"], **close)
-        torch.testing.assert_close(student_region.grad, tensors[f"{call}.student.region_logits.grad"], **close)
-        torch.testing.assert_close(view_centre.centre[None], tensors[f"{call}.center_view"], **close)
-        torch.testing.assert_close(region_centre.centre[None], tensors[f"{call}.center_region"], **close)
+        torch.testing.assert_close(
+            student_view.grad, tensors[f"{call}.student.view_logits.grad"], **close
+        )
+        torch.testing.assert_close(
+            student_region.grad, tensors[f"{call}.student.region_logits.grad"], **close
+        )
+        torch.testing.assert_close(
+            view_center.center[None], tensors[f"{call}.center_view"], **close
+        )
+        torch.testing.assert_close(
+            region_center.center[None], tensors[f"{call}.center_region"], **close
+        )
 
 
-def plain_region_loss(student, student_features, teacher, teacher_features, prototypes, teacher_prototypes, centre):
-    """The formula of the paper, one pair of views and one image at a time, on lists of views (B, N, .)."""
+def plain_region_loss(
+    student, student_features, teacher, teacher_features, prototypes, teacher_prototypes, center
+):
+    """The formula of the paper, one pair of views and one image at a time, on lists of views (B, N,
+    .).
+    """
     total, pairs = 0.0, 0
     for q, (target, target_features) in enumerate(zip(teacher, teacher_features, strict=True)):
         for v, (source, source_features) in enumerate(zip(student, student_features, strict=True)):
@@ -108,9 +131,13 @@ def plain_region_loss(student, student_features, teacher, teacher_features, prot
                 continue
             pairs += 1
             for image in range(source.shape[0]):
-                similarity = F.cosine_similarity(source_features[image][:, None], target_features[image][None], dim=-1)
+                similarity = F.cosine_similarity(
+                    source_features[image][:, None], target_features[image][None], dim=-1
+                )
                 nearest = similarity.argmax(dim=1)
-                probabilities = F.softmax((target[image] @ teacher_prototypes.T - centre) / 0.05, dim=-1)[nearest]
+                probabilities = F.softmax(
+                    (target[image] @ teacher_prototypes.T - center) / 0.05, dim=-1
+                )[nearest]
                 log_student = F.log_softmax(source[image] @ prototypes.T / 0.1, dim=-1)
                 total = total - (probabilities * log_student).sum(dim=-1).mean() / source.shape[0]
     return total / pairs
@@ -142,7 +169,7 @@ def test_region_loss_and_gradients_equal_plain_formula(
     teacher = [F.normalize(draw(*shape, 6), dim=-1) for shape in targets]
     teacher_features = [draw(*shape, 4) for shape in targets]
     matrix = draw(prototypes, 6).requires_grad_()
-    teacher_matrix, centre = draw(prototypes, 6), draw(prototypes)
+    teacher_matrix, center = draw(prototypes, 6), draw(prototypes)
 
     expected = plain_region_loss(
         [view for group in student for view in group],
@@ -151,7 +178,7 @@ def test_region_loss_and_gradients_equal_plain_formula(
         [view for group in teacher_features for view in group],
         matrix,
         teacher_matrix,
-        centre,
+        center,
     )
     expected_gradients = torch.autograd.grad(expected, [matrix, *student], materialize_grads=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -163,7 +190,7 @@ def test_region_loss_and_gradients_equal_plain_formula(
             teacher,
             teacher_features,
             teacher_matrix,
-            centre,
+            center,
             student_temperature=0.1,
             teacher_temperature=0.05,
         )
@@ -217,5 +244,11 @@ def test_views_without_a_pair_are_refused():
     one = torch.ones(1, 2, 3)
     with pytest.raises(ValueError, match="form no pair"):
         view_loss(
-            one, torch.eye(3), one, torch.eye(3), torch.zeros(3), student_temperature=0.1, teacher_temperature=0.1
+            one,
+            torch.eye(3),
+            one,
+            torch.eye(3),
+            torch.zeros(3),
+            student_temperature=0.1,
+            teacher_temperature=0.1,
         )

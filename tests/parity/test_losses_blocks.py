@@ -1,4 +1,6 @@
-"""The block-wise core of the losses against full logits: odd block sizes, gains, repeated passes, and its memory."""
+"""The block-wise core of the losses against full logits: odd block sizes, gains, repeated passes,
+and its memory.
+"""
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ def draw_case(rows, teacher_rows, prototypes, seed, dtype=torch.float64, width=6
         "teacher": F.normalize(draw(teacher_rows, width), dim=1),
         "teacher_prototypes": draw(prototypes, width),
         "teacher_gain": 1 + draw(prototypes, 1) / 4,
-        "centre": draw(prototypes) / 10,
+        "center": draw(prototypes) / 10,
         "match": torch.randint(0, teacher_rows, (rows, 2), generator=generator),
         "weight": torch.rand(rows, 2, generator=generator, dtype=dtype),
     }
@@ -34,10 +36,17 @@ def draw_case(rows, teacher_rows, prototypes, seed, dtype=torch.float64, width=6
 
 def full_cross_entropy(case):
     """The definition, with every logit at once."""
-    weights = {name: F.normalize(case[f"{name}prototypes"], dim=1) * case[f"{name}gain"] for name in ("", "teacher_")}
-    target = (case["teacher"] @ weights["teacher_"].T - case["centre"]) / TEMPERATURES["teacher_temperature"]
+    weights = {
+        name: F.normalize(case[f"{name}prototypes"], dim=1) * case[f"{name}gain"]
+        for name in ("", "teacher_")
+    }
+    target = (case["teacher"] @ weights["teacher_"].T - case["center"]) / TEMPERATURES[
+        "teacher_temperature"
+    ]
     target = target.softmax(dim=1)[case["match"]]
-    student = (case["student"] @ weights[""].T / TEMPERATURES["student_temperature"]).log_softmax(dim=1)
+    student = (case["student"] @ weights[""].T / TEMPERATURES["student_temperature"]).log_softmax(
+        dim=1
+    )
     return -(case["weight"] * (target * student[:, None]).sum(dim=2)).sum()
 
 
@@ -54,7 +63,9 @@ def variables(case):
     tile=st.integers(1, 90),
     seed=st.integers(0, 1000),
 )
-def test_loss_and_gradients_equal_full_logits_for_any_blocks(rows, teacher_rows, prototypes, columns, tile, seed):
+def test_loss_and_gradients_equal_full_logits_for_any_blocks(
+    rows, teacher_rows, prototypes, columns, tile, seed
+):
     case = draw_case(rows, teacher_rows, prototypes, seed)
     expected = full_cross_entropy(case)
     expected_gradients = torch.autograd.grad(expected, variables(case))
@@ -63,7 +74,9 @@ def test_loss_and_gradients_equal_full_logits_for_any_blocks(rows, teacher_rows,
         patch.setattr(losses, "CPU_TILE_ELEMENTS", tile)
         loss = matched_cross_entropy(**case, **TEMPERATURES)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(torch.autograd.grad(loss, variables(case)), expected_gradients, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, variables(case)), expected_gradients, rtol=1e-8, atol=1e-9
+    )
 
 
 def test_a_graph_can_be_differentiated_twice():

@@ -25,7 +25,10 @@ def golden_numbers(model: EsvitSwinModel, case) -> dict[str, Tensor]:
 
 
 def largest_difference(model: EsvitSwinModel, case) -> float:
-    return max(float((ours - case.tensors[name]).abs().max()) for name, ours in golden_numbers(model, case).items())
+    return max(
+        float((ours - case.tensors[name]).abs().max())
+        for name, ours in golden_numbers(model, case).items()
+    )
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -51,18 +54,28 @@ def test_attentions_equal_reference(golden, name):
     torch.testing.assert_close(attentions[-1][: len(last)], last, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("weights", "groups"), [("teacher", [(0, 1)]), ("student", [(0, 1), (2, 3)])])
+@pytest.mark.parametrize(
+    ("weights", "groups"), [("teacher", [(0, 1)]), ("student", [(0, 1), (2, 3)])]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_all_crops_and_heads_equal_reference(golden, name, weights, groups):
     case = golden(name)
     model = convert_checkpoint(case.checkpoint, weights=weights)
     sizes = {"hidden_dim": 48, "bottleneck_dim": 16}
-    parts = dict(zip(["view", "region"], split_reference_state_dict(reference(case, weights))[1:], strict=True))
+    parts = dict(
+        zip(
+            ["view", "region"],
+            split_reference_state_dict(reference(case, weights))[1:],
+            strict=True,
+        )
+    )
     assert bool(parts["region"]) == case.spec["dense"]
     heads = {}
     for task, state in parts.items():
         if state:
-            heads[task] = ProjectionHead(case.spec["feature_dim"], 64, **sizes).requires_grad_(False)
+            heads[task] = ProjectionHead(case.spec["feature_dim"], 64, **sizes).requires_grad_(
+                False
+            )
             heads[task].load_state_dict(state)
     views, regions, counts = [], [], []
     for group in groups:
@@ -76,10 +89,14 @@ def test_all_crops_and_heads_equal_reference(golden, name, weights, groups):
     ours = {"view_logits": heads["view"](torch.cat(views)) @ heads["view"].prototypes().T}
     if "region" in heads:
         ours["region_features"] = torch.cat(regions)
-        ours["region_logits"] = heads["region"](ours["region_features"]) @ heads["region"].prototypes().T
+        ours["region_logits"] = (
+            heads["region"](ours["region_features"]) @ heads["region"].prototypes().T
+        )
         ours["num_regions"] = torch.tensor(counts)
     for key, tensor in ours.items():
-        torch.testing.assert_close(tensor, case.tensors[f"{weights}.{key}"], atol=1e-5, rtol=0, msg=key)
+        torch.testing.assert_close(
+            tensor, case.tensors[f"{weights}.{key}"], atol=1e-5, rtol=0, msg=key
+        )
 
 
 def reference(case, weights: str) -> dict[str, Tensor]:
@@ -94,7 +111,9 @@ def test_every_weight_matters_to_the_numbers(golden):
     for name, parameter in model.named_parameters():
         original = parameter.detach().clone()
         with torch.no_grad():
-            parameter.add_(1e-3 * torch.randint(0, 2, parameter.shape, generator=generator).mul(2).sub(1))
+            parameter.add_(
+                1e-3 * torch.randint(0, 2, parameter.shape, generator=generator).mul(2).sub(1)
+            )
             if largest_difference(model, case) <= 1e-5:
                 quiet.append(name)
             parameter.copy_(original)
@@ -108,9 +127,13 @@ def test_presets_have_the_tensors_of_the_reference(manifest, preset, window_size
     facts = manifest(f"swin_{preset}_w{window_size}")
     with torch.device("meta"):
         model = EsvitSwinModel(EsvitSwinConfig.from_preset(preset, window_size=window_size))
-    assert sum(parameter.numel() for parameter in model.parameters()) == facts["backbone_parameters"]
+    assert (
+        sum(parameter.numel() for parameter in model.parameters()) == facts["backbone_parameters"]
+    )
     for weights in ("student", "teacher"):
-        listed = {name: torch.empty(shape, device="meta") for name, (shape, _) in facts[weights].items()}
+        listed = {
+            name: torch.empty(shape, device="meta") for name, (shape, _) in facts[weights].items()
+        }
         backbone, view_head, region_head = split_reference_state_dict(listed)
         expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
         assert {name: tensor.shape for name, tensor in backbone.items()} == expected

@@ -1,4 +1,6 @@
-"""Vision Longformer: the reference's numbers, a dense oracle for the sparse attention, and its own behaviour."""
+"""Vision Longformer: the reference's numbers, a dense oracle for the sparse attention, and its own
+behavior.
+"""
 
 import copy
 import json
@@ -43,7 +45,7 @@ def small_config(**fields) -> EsvitVilConfig:
     return EsvitVilConfig(**{**defaults, **fields})
 
 
-def randomised(model):
+def randomized(model):
     """Spread all parameters, so that none sits at a trivial value."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -55,7 +57,7 @@ def randomised(model):
 
 def small_model(**fields) -> EsvitVilModel:
     torch.manual_seed(0)
-    return randomised(EsvitVilModel(small_config(**fields))).eval()
+    return randomized(EsvitVilModel(small_config(**fields))).eval()
 
 
 def images(*shape: int) -> Tensor:
@@ -76,7 +78,10 @@ def golden_numbers(model: EsvitVilModel, case) -> dict[str, Tensor]:
 
 
 def largest_difference(model: EsvitVilModel, case) -> float:
-    return max(float((ours - case.tensors[name]).abs().max()) for name, ours in golden_numbers(model, case).items())
+    return max(
+        float((ours - case.tensors[name]).abs().max())
+        for name, ours in golden_numbers(model, case).items()
+    )
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -89,7 +94,9 @@ def test_features_equal_reference(golden, implementation, device):
         torch.testing.assert_close(ours, case.tensors[name], atol=1e-5, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize(("weights", "sizes"), [("teacher", [(0, 1)]), ("student", [(0, 1), (2, 3)])])
+@pytest.mark.parametrize(
+    ("weights", "sizes"), [("teacher", [(0, 1)]), ("student", [(0, 1), (2, 3)])]
+)
 def test_all_crops_and_heads_equal_reference(golden, weights, sizes):
     case = golden(CASE)
     model = convert_checkpoint(case.checkpoint, weights=weights)
@@ -115,7 +122,9 @@ def test_all_crops_and_heads_equal_reference(golden, weights, sizes):
         "num_regions": torch.tensor(counts),
     }
     for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, case.tensors[f"{weights}.{name}"], atol=1e-5, rtol=0, msg=name)
+        torch.testing.assert_close(
+            tensor, case.tensors[f"{weights}.{name}"], atol=1e-5, rtol=0, msg=name
+        )
 
 
 def test_every_parameter_matters_to_the_numbers(golden):
@@ -129,7 +138,9 @@ def test_every_parameter_matters_to_the_numbers(golden):
             parameter = model.get_parameter(name)
             original = parameter.detach().clone()
             with torch.no_grad():
-                parameter.add_(step * torch.randint(0, 2, parameter.shape, generator=generator).mul(2).sub(1))
+                parameter.add_(
+                    step * torch.randint(0, 2, parameter.shape, generator=generator).mul(2).sub(1)
+                )
                 if largest_difference(model, case) <= 1e-5:
                     quiet.append(name)
                 parameter.copy_(original)
@@ -137,7 +148,10 @@ def test_every_parameter_matters_to_the_numbers(golden):
 
     small = unnoticed(1e-3, [name for name, _ in model.named_parameters()])
     # What is added to the scores of one key among hundreds shows less.
-    assert all(re.search(r"global_to_\w+_bias|position_bias_table|query\.bias|global_tokens", name) for name in small)
+    assert all(
+        re.search(r"global_to_\w+_bias|position_bias_table|query\.bias|global_tokens", name)
+        for name in small
+    )
     # The first stage's only block passes its global token on to nothing.
     assert unnoticed(0.5, small) == ["stages.0.blocks.0.attention.global_to_global_bias"]
 
@@ -146,8 +160,12 @@ def test_preset_has_the_parameters_of_the_reference(manifest):
     facts = manifest("vil_2262_w7")
     with torch.device("meta"):
         model = EsvitVilModel(EsvitVilConfig.from_preset("tiny"))
-    assert sum(parameter.numel() for parameter in model.parameters()) == facts["backbone_parameters"]
-    reference = {name: torch.zeros(1).expand(shape) for name, (shape, _) in facts["teacher"].items()}
+    assert (
+        sum(parameter.numel() for parameter in model.parameters()) == facts["backbone_parameters"]
+    )
+    reference = {
+        name: torch.zeros(1).expand(shape) for name, (shape, _) in facts["teacher"].items()
+    }
     backbone, view_head, region_head = split_reference_state_dict(reference)
     assert {name: tuple(tensor.shape) for name, tensor in backbone.items()} == {
         name: tuple(tensor.shape) for name, tensor in model.state_dict().items()
@@ -160,20 +178,31 @@ def test_conversion_refuses_own_projections_of_global_tokens(golden, tmp_path):
     name = "layer2.1.attn.kv_global.weight"
     checkpoint["teacher"][name] = checkpoint["teacher"][name] + 1
     torch.save({"teacher": checkpoint["teacher"]}, tmp_path / "unshared.pth")
-    with pytest.raises(ValueError, match=r"stages\.1\.blocks\.0\.attention\.key_value\.weight.*global tokens"):
+    with pytest.raises(
+        ValueError, match=r"stages\.1\.blocks\.0\.attention\.key_value\.weight.*global tokens"
+    ):
         convert_checkpoint(tmp_path / "unshared.pth")
 
 
 # Sparse attention against attention of everything to everything with a mask
 
 
-def dense_oracle(module: EsvitVilSparseAttention, tokens: Tensor, grid: tuple[int, int], chunks: set) -> Tensor:
-    """Attention with a score for every pair of tokens; `chunks` are the (rows, columns) away that may be seen."""
+def dense_oracle(
+    module: EsvitVilSparseAttention, tokens: Tensor, grid: tuple[int, int], chunks: set
+) -> Tensor:
+    """Attention with a score for every pair of tokens; `chunks` are the (rows, columns) away that
+    may be seen.
+    """
     heads, count, window = module.num_heads, module.num_global_tokens, module.window
-    y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij"))
+    y, x = (
+        axis.flatten()
+        for axis in torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    )
     down, right = y[:, None] - y[None, :], x[:, None] - x[None, :]
     limit = 2 * window - 1
-    rows = (down.clamp(-limit, limit) + limit) * (2 * limit + 1) + right.clamp(-limit, limit) + limit
+    rows = (
+        (down.clamp(-limit, limit) + limit) * (2 * limit + 1) + right.clamp(-limit, limit) + limit
+    )
     far = torch.ones(len(y), len(y), dtype=torch.bool)
     for chunk_rows, chunk_columns in chunks:
         seen = (y[None, :] // window - y[:, None] // window == chunk_rows) & (
@@ -197,10 +226,12 @@ def dense_oracle(module: EsvitVilSparseAttention, tokens: Tensor, grid: tuple[in
 ALL_CHUNKS = {(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)}
 
 
-def sparse_attention(window: int, count: int, implementation: str = "sdpa", **fields) -> EsvitVilSparseAttention:
+def sparse_attention(
+    window: int, count: int, implementation: str = "sdpa", **fields
+) -> EsvitVilSparseAttention:
     config = small_config(window_size=window, num_global_tokens=[count, 0, 0], **fields)
     config._attn_implementation = implementation
-    model = randomised(EsvitVilModel(config))
+    model = randomized(EsvitVilModel(config))
     return model.stages[0].blocks[0].attention.requires_grad_(False)
 
 
@@ -219,19 +250,24 @@ def test_sparse_attention_is_masked_dense_attention(grid, window, count, impleme
     torch.testing.assert_close(module(tokens, grid)[0], expected, atol=1e-5, rtol=0)
 
 
-def test_training_with_a_random_neighbour():
-    module = sparse_attention(3, 1, sparse_training_mode="random_neighbour")
+def test_training_with_a_random_neighbor():
+    module = sparse_attention(3, 1, sparse_training_mode="random_neighbor")
     grid = (8, 9)
     tokens = images(1, 1 + math.prod(grid), 8)
     expected = {
-        neighbour: dense_oracle(module, tokens, grid, {(0, 0), neighbour}) for neighbour in ALL_CHUNKS - {(0, 0)}
+        neighbor: dense_oracle(module, tokens, grid, {(0, 0), neighbor})
+        for neighbor in ALL_CHUNKS - {(0, 0)}
     }
     module.train()
     torch.manual_seed(0)
     drawn = []
     for _ in range(48):
         output = module(tokens, grid)[0]
-        close = [key for key, value in expected.items() if torch.allclose(output, value, atol=1e-5, rtol=0)]
+        close = [
+            key
+            for key, value in expected.items()
+            if torch.allclose(output, value, atol=1e-5, rtol=0)
+        ]
         assert len(close) == 1
         drawn += close
     assert set(drawn) == set(expected)
@@ -239,27 +275,36 @@ def test_training_with_a_random_neighbour():
     torch.testing.assert_close(module(tokens, grid)[0], expected[drawn[0]], atol=1e-5, rtol=0)
 
     module.eval()
-    torch.testing.assert_close(module(tokens, grid)[0], dense_oracle(module, tokens, grid, ALL_CHUNKS))
+    torch.testing.assert_close(
+        module(tokens, grid)[0], dense_oracle(module, tokens, grid, ALL_CHUNKS)
+    )
 
 
-def test_random_neighbour_of_the_only_chunk_is_masked():
-    module = sparse_attention(4, 1, sparse_training_mode="random_neighbour").train()
+def test_random_neighbor_of_the_only_chunk_is_masked():
+    module = sparse_attention(4, 1, sparse_training_mode="random_neighbor").train()
     tokens = images(2, 1 + 4 * 3, 8)
-    torch.testing.assert_close(module(tokens, (4, 3))[0], dense_oracle(module, tokens, (4, 3), ALL_CHUNKS))
+    torch.testing.assert_close(
+        module(tokens, (4, 3))[0], dense_oracle(module, tokens, (4, 3), ALL_CHUNKS)
+    )
 
 
 # Full attention away from its own grid
 
 
 def full_attention(image_size) -> EsvitVilFullAttention:
-    model = randomised(EsvitVilModel(small_config(image_size=image_size)))
+    model = randomized(EsvitVilModel(small_config(image_size=image_size)))
     return model.stages[1].blocks[0].attention.requires_grad_(False)
 
 
-@pytest.mark.parametrize(("image_size", "own", "grid"), [(32, (8, 8), (3, 3)), ((32, 48), (8, 12), (10, 15))])
+@pytest.mark.parametrize(
+    ("image_size", "own", "grid"), [(32, (8, 8), (3, 3)), ((32, 48), (8, 12), (10, 15))]
+)
 def test_bias_of_the_same_proportions_is_resized_like_an_image(image_size, own, grid):
     module = full_attention(image_size)
-    y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(own[0]), torch.arange(own[1]), indexing="ij"))
+    y, x = (
+        axis.flatten()
+        for axis in torch.meshgrid(torch.arange(own[0]), torch.arange(own[1]), indexing="ij")
+    )
     rows = (y[:, None] - y + own[0] - 1) * (2 * own[1] - 1) + x[:, None] - x + own[1] - 1
     matrix = module.relative_position_bias_table[rows].permute(2, 0, 1)
     torch.testing.assert_close(module.relative_position_bias(own), matrix, atol=0, rtol=0)
@@ -293,15 +338,21 @@ def test_absolute_positions_mark_rows_and_columns():
     tokens, grid = embeddings(torch.zeros(1, 3, 32, 32))
     assert grid == (16, 16)
     for row, column in ((0, 0), (3, 14), (15, 2)):
-        position = torch.cat([embeddings.row_positions[0, row], embeddings.column_positions[0, column]])
+        position = torch.cat(
+            [embeddings.row_positions[0, row], embeddings.column_positions[0, column]]
+        )
         torch.testing.assert_close(tokens[0, 2 + row * 16 + column], blank + position)
-    torch.testing.assert_close(tokens[:, :2], embeddings.global_tokens + embeddings.global_positions)
+    torch.testing.assert_close(
+        tokens[:, :2], embeddings.global_tokens + embeddings.global_positions
+    )
 
     both = [embeddings.row_positions[:, :, None].expand(-1, -1, 16, -1)]
     both.append(embeddings.column_positions[:, None].expand(-1, 16, -1, -1))
     resized = F.interpolate(torch.cat(both, -1).permute(0, 3, 1, 2), size=(9, 21), mode="bicubic")
     tokens, _ = embeddings(torch.zeros(1, 3, 18, 42))
-    torch.testing.assert_close(tokens[:, 2:] - blank, resized.flatten(2).transpose(1, 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        tokens[:, 2:] - blank, resized.flatten(2).transpose(1, 2), atol=1e-5, rtol=0
+    )
     model(images(1, 3, 18, 42))
 
 
@@ -324,8 +375,13 @@ def test_any_size_and_both_implementations(size, last_global):
     grids = [(size[0] // stride, size[1] // stride) for stride in (2, 4, 8)]
     assert model.region_grid(*size) == grids[2]
     assert sdpa.last_hidden_state.shape == (2, math.prod(grids[2]), 24)
-    tokens = [count + math.prod(grid) for count, grid in zip((2, 1, last_global), grids, strict=True)]
-    shapes = [(2, tokens[stage], channels) for stage, channels in ((0, 8), (0, 8), (0, 8), (1, 16), (2, 24))]
+    tokens = [
+        count + math.prod(grid) for count, grid in zip((2, 1, last_global), grids, strict=True)
+    ]
+    shapes = [
+        (2, tokens[stage], channels)
+        for stage, channels in ((0, 8), (0, 8), (0, 8), (1, 16), (2, 24))
+    ]
     assert [tuple(state.shape) for state in sdpa.hidden_states] == shapes
 
     chunks = math.prod(math.ceil(side / 6) for side in grids[0])
@@ -341,8 +397,8 @@ def test_any_size_and_both_implementations(size, last_global):
     pooled = model.pool_hidden_states(sdpa.hidden_states)
     torch.testing.assert_close(pooled[0], sdpa.hidden_states[1][:, 0])
     torch.testing.assert_close(pooled[-1], sdpa.pooler_output)
-    normalised = model.norm(sdpa.hidden_states[-1])
-    expected = normalised[:, 0] if last_global else normalised.mean(dim=1)
+    normalized = model.norm(sdpa.hidden_states[-1])
+    expected = normalized[:, 0] if last_global else normalized.mean(dim=1)
     torch.testing.assert_close(sdpa.pooler_output, expected)
 
 
@@ -351,13 +407,20 @@ def test_attention_outside_the_image_is_zero():
     model.set_attn_implementation("eager")
     with torch.no_grad():
         attention = model(images(1, 3, 32, 32), output_attentions=True).attentions[0]
-    # 16 x 16 tokens, 3 x 3 chunks of 6: of the last chunk's neighbourhood only its upper left part is in the image.
-    keys = attention[8, :, :, 2:].unflatten(-1, (3, 3, 6, 6)).transpose(-3, -2).flatten(-4, -3).flatten(-2)
+    # 16 x 16 tokens, 3 x 3 chunks of 6: of the last chunk's neighborhood only its upper left part
+    # is in the image.
+    keys = (
+        attention[8, :, :, 2:]
+        .unflatten(-1, (3, 3, 6, 6))
+        .transpose(-3, -2)
+        .flatten(-4, -3)
+        .flatten(-2)
+    )
     assert keys[..., :10, :10].gt(0).all()
     assert keys[..., 10:, :].eq(0).all() and keys[..., 10:].eq(0).all()
 
 
-@pytest.mark.parametrize("mode", ["all", "random_neighbour"])
+@pytest.mark.parametrize("mode", ["all", "random_neighbor"])
 def test_gradients_reach_every_parameter_and_survive_checkpointing(mode):
     model = small_model(sparse_training_mode=mode, drop_path_rate=0.3).train()
     pixels = images(3, 3, 40, 32)
@@ -369,8 +432,11 @@ def test_gradients_reach_every_parameter_and_survive_checkpointing(mode):
         return {name: parameter.grad for name, parameter in network.named_parameters()}
 
     plain = gradients(model)
-    dead = [name for name, gradient in plain.items() if gradient is None or not gradient.abs().sum() > 0]
-    # The last block of a stage passes its global tokens on to nothing; their gradient is zero, but it is there.
+    dead = [
+        name for name, gradient in plain.items() if gradient is None or not gradient.abs().sum() > 0
+    ]
+    # The last block of a stage passes its global tokens on to nothing; their gradient is zero, but
+    # it is there.
     assert dead == [
         "stages.0.blocks.1.attention.global_to_global_bias",
         "stages.1.blocks.0.attention.global_to_global_bias",
@@ -403,17 +469,27 @@ def test_saved_and_loaded_by_the_auto_classes(tmp_path):
     assert isinstance(loaded, EsvitVilModel)
     pixels = images(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(pixels).last_hidden_state, model(pixels).last_hidden_state, atol=0, rtol=0)
+        torch.testing.assert_close(
+            loaded(pixels).last_hidden_state, model(pixels).last_hidden_state, atol=0, rtol=0
+        )
         classifier, facts = AutoModelForImageClassification.from_pretrained(
             tmp_path, num_labels=5, output_loading_info=True
         )
         assert isinstance(classifier, EsvitVilForImageClassification)
         assert facts["missing_keys"] == {"classifier.weight", "classifier.bias"}
-        torch.testing.assert_close(classifier.network(pixels).pooler_output, model(pixels).pooler_output)
+        torch.testing.assert_close(
+            classifier.network(pixels).pooler_output, model(pixels).pooler_output
+        )
         assert classifier(pixels, labels=torch.tensor([0, 4])).loss.isfinite()
-        backbone = EsvitVilBackbone.from_pretrained(tmp_path, out_features=["stem", "stage1", "stage3"])
+        backbone = EsvitVilBackbone.from_pretrained(
+            tmp_path, out_features=["stem", "stage1", "stage3"]
+        )
         maps = backbone(pixels).feature_maps
-    assert [tuple(feature_map.shape) for feature_map in maps] == [(2, 8, 16, 16), (2, 8, 16, 16), (2, 24, 4, 4)]
+    assert [tuple(feature_map.shape) for feature_map in maps] == [
+        (2, 8, 16, 16),
+        (2, 8, 16, 16),
+        (2, 24, 4, 4),
+    ]
     torch.testing.assert_close(maps[-1].flatten(2).transpose(1, 2), model(pixels).last_hidden_state)
     assert isinstance(AutoBackbone.from_config(backbone.config), EsvitVilBackbone)
 
@@ -432,10 +508,14 @@ def test_bfloat16_stays_close():
 
 
 def test_compiles_into_one_graph():
-    model = small_model(depths=[1, 1, 1], sparse_training_mode="random_neighbour", drop_path_rate=0.0)
+    model = small_model(
+        depths=[1, 1, 1], sparse_training_mode="random_neighbor", drop_path_rate=0.0
+    )
     pixels = images(2, 3, 32, 48)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(pixels).pooler_output, model(pixels).pooler_output, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        compiled(pixels).pooler_output, model(pixels).pooler_output, atol=1e-5, rtol=0
+    )
     model.train()
     outputs = []
     for network in (compiled, model, model):
@@ -451,7 +531,10 @@ def test_exports_with_a_dynamic_batch():
     program = torch.export.export(model, (images(2, 3, 32, 32),), dynamic_shapes=dynamic)
     pixels = images(5, 3, 32, 32)
     torch.testing.assert_close(
-        program.module()(pixels).last_hidden_state, model(pixels).last_hidden_state, atol=1e-5, rtol=0
+        program.module()(pixels).last_hidden_state,
+        model(pixels).last_hidden_state,
+        atol=1e-5,
+        rtol=0,
     )
 
 
@@ -464,13 +547,19 @@ def test_exports_with_a_dynamic_batch():
         ({"image_size": 33}, r"image_size=33 .*32 or 34 pixels works"),
         ({"image_size": 4}, r"image_size=4 .*stride of 8 pixels: a height of 8 pixels works"),
         ({"num_heads": [3, 2, 3]}, r"num_heads\[0\]=3 does not divide hidden_sizes\[0\]=8"),
-        ({"sparse_stages": [True]}, r"sparse_stages=\[True\] has 1 entries; the network has 3 stages"),
+        (
+            {"sparse_stages": [True]},
+            r"sparse_stages=\[True\] has 1 entries; the network has 3 stages",
+        ),
         ({"num_global_tokens": [1, -1, 0]}, r"num_global_tokens=\[1, -1, 0\] must not be negative"),
         ({"window_size": 0}, r"window_size=0 must be at least 1"),
         ({"depths": [2, 1]}, r"hidden_sizes=\[8, 16, 24\] has 3 entries; the network has 2 stages"),
         ({"window_sizes": 7}, r"did you mean 'window_size'"),
         ({"embed_dim": 96}, r"no field 'embed_dim': give `hidden_sizes`"),
-        ({"hidden_sizes": [9, 16, 24], "num_heads": [3, 2, 3], "position_embedding": "absolute"}, r"=9 must be even"),
+        (
+            {"hidden_sizes": [9, 16, 24], "num_heads": [3, 2, 3], "position_embedding": "absolute"},
+            r"=9 must be even",
+        ),
     ],
 )
 def test_wrong_configurations_name_the_field(fields, message):

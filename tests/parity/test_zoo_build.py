@@ -1,4 +1,6 @@
-"""Hub folders of released checkpoints: full-size files become folders, files of something else do not."""
+"""Hub folders of released checkpoints: full-size files become folders, files of something else do
+not.
+"""
 
 import json
 import re
@@ -36,16 +38,22 @@ from PIL import Image
 from safetensors.torch import save_file
 name = sys.argv[1]
 image = Image.open("image.png")
-code = re.search(r"```python\\n(.*?)```", (Path(name) / "README.md").read_text(), flags=re.DOTALL)[1]
+card = (Path(name) / "README.md").read_text()
+code = re.search(r"```python\\n(.*?)```", card, flags=re.DOTALL)[1]
 assert len(code.strip().splitlines()) == 6, code
 exec(code)
 assert type(processor).__module__.startswith("transformers_modules."), type(processor)
-save_file({"pooled": outputs.pooler_output.contiguous(), "regions": outputs.last_hidden_state.contiguous()}, "out.st")
+tensors = {"pooled": outputs.pooler_output, "regions": outputs.last_hidden_state}
+save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, "out.st")
 """
 
 
 def checkpoint_of(
-    entry: ZooEntry, manifest: Callable[[str], Any], golden: Callable[[str], Any], *, small_heads: bool = False
+    entry: ZooEntry,
+    manifest: Callable[[str], Any],
+    golden: Callable[[str], Any],
+    *,
+    small_heads: bool = False,
 ) -> dict[str, Any]:
     """What the authors' file of an entry holds, as far as names and shapes go."""
     shapes = manifest(re.sub(r"esvit_|_vr?(_.*)?$", "", entry.name))
@@ -60,7 +68,9 @@ def checkpoint_of(
         del checkpoint["dino_loss"]["center_grid"]
         for network in ("student", "teacher"):
             checkpoint[network] = {
-                key: tensor for key, tensor in checkpoint[network].items() if "head_dense." not in key
+                key: tensor
+                for key, tensor in checkpoint[network].items()
+                if "head_dense." not in key
             }
     return checkpoint
 
@@ -78,10 +88,15 @@ def with_random_weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {**checkpoint, "teacher": teacher, "student": teacher}
 
 
-def build(entry: ZooEntry, checkpoint: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def build(
+    entry: ZooEntry, checkpoint: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> dict[str, Any]:
     """Run `esvit zoo build`; the report on its last line."""
     capsys.readouterr()
-    assert main(["zoo", "build", entry.name, "--checkpoint", str(checkpoint), "--output", str(output)]) == 0
+    assert (
+        main(["zoo", "build", entry.name, "--checkpoint", str(checkpoint), "--output", str(output)])
+        == 0
+    )
     report: dict[str, Any] = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     return report
 
@@ -98,12 +113,16 @@ def assert_is_the_record(entry: ZooEntry, report: dict[str, Any], folder: Path) 
     assert {name: config[name] for name in entry.architecture.fields} == entry.architecture.fields
     assert list(read_heads(folder / HEADS_FILE)) == heads
     # The card in the folder is the one in the repository.
-    assert (folder / "README.md").read_bytes() == (ROOT / "model_cards" / f"{entry.name}.md").read_bytes()
+    assert (folder / "README.md").read_bytes() == (
+        ROOT / "model_cards" / f"{entry.name}.md"
+    ).read_bytes()
     check_card(folder)
 
 
 def assert_the_card_runs_elsewhere(folder: Path) -> None:
-    """Run the lines of the card in a fresh process that cannot import this package; it computes the same bits."""
+    """Run the lines of the card in a fresh process that cannot import this package; it computes the
+    same bits.
+    """
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (240, 260, 3), generator=generator, dtype=torch.uint8)
     image = Image.fromarray(pixels.numpy())
@@ -121,7 +140,9 @@ def assert_the_card_runs_elsewhere(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def small_checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, manifest: Callable[[str], Any], golden: Callable[[str], Any]
+    tmp_path_factory: pytest.TempPathFactory,
+    manifest: Callable[[str], Any],
+    golden: Callable[[str], Any],
 ) -> Path:
     path = tmp_path_factory.mktemp("zoo") / "checkpoint.pth"
     torch.save(with_random_weights(checkpoint_of(SMALL, manifest, golden, small_heads=True)), path)
@@ -129,14 +150,19 @@ def small_checkpoint(
 
 
 def test_a_folder_is_built_and_its_card_runs_elsewhere(
-    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    small_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / SMALL.name
     report = build(SMALL, small_checkpoint, folder, capsys)
     assert_is_the_record(SMALL, report, folder)
     assert_the_card_runs_elsewhere(folder)
     # The card's other lines, with this package.
-    _, with_the_package = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
+    _, with_the_package = re.findall(
+        r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL
+    )
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"image": Image.open("image.png")}
     exec(with_the_package, names)
@@ -146,21 +172,39 @@ def test_a_folder_is_built_and_its_card_runs_elsewhere(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("esvit_swin_tiny_w7_vr", "tasks with a head is ['view'] in the file and ['view', 'region'] in the record"),
-        ("esvit_swin_small_w7_v", "depths is [2, 2, 6, 2] in the file and [2, 2, 18, 2] in the record"),
+        (
+            "esvit_swin_tiny_w7_vr",
+            "tasks with a head is ['view'] in the file and ['view', 'region'] in the record",
+        ),
+        (
+            "esvit_swin_small_w7_v",
+            "depths is [2, 2, 6, 2] in the file and [2, 2, 18, 2] in the record",
+        ),
         ("esvit_swin_tiny_w14_vr", "window_size is 7 in the file and 14 in the record"),
         ("esvit_resnet50_v", "family of the network is swin in the file and resnet in the record"),
     ],
 )
 def test_a_file_of_something_else_is_refused(
-    name: str, message: str, small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    message: str,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["zoo", "build", name, "--checkpoint", str(small_checkpoint), "--output", str(tmp_path / "out")]
+    words = [
+        "zoo",
+        "build",
+        name,
+        "--checkpoint",
+        str(small_checkpoint),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert main(words) == 2
     error = capsys.readouterr().err
     assert error == (
-        f"error: '{small_checkpoint}' is not the checkpoint of {name}: {message}; give the file or the entry that "
-        "belongs to it\n"
+        f"error: '{small_checkpoint}' is not the checkpoint of {name}: {message}; give the file or "
+        f"the entry that belongs to it\n"
     )
     assert list(tmp_path.iterdir()) == []
 

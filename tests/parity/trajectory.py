@@ -14,7 +14,15 @@ from golden import load_golden
 def make_step(case, *, accelerator, batch_size, accumulation_steps=1):
     """Build the golden's student and teacher with our own classes."""
     model, training = case.spec["model"], case.spec["training"]
-    fields = ("image_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio")
+    fields = (
+        "image_size",
+        "patch_size",
+        "embed_dim",
+        "depths",
+        "num_heads",
+        "window_size",
+        "mlp_ratio",
+    )
     arguments = PretrainingArguments(
         dataset="none",
         model="esvit_swin",
@@ -46,12 +54,18 @@ def make_step(case, *, accelerator, batch_size, accumulation_steps=1):
     )
     parts = build_parts(arguments)
     load_networks(parts, reference_state(case.tensors, "init."))
-    schedules = StepSchedules.from_arguments(arguments, training["iters_per_epoch"], training["batch"])
+    schedules = StepSchedules.from_arguments(
+        arguments, training["iters_per_epoch"], training["batch"]
+    )
     return DistillationStep(arguments, parts, schedules, accelerator)
 
 
 def reference_state(tensors, prefix):
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def load_networks(parts, state):
@@ -77,28 +91,37 @@ def assert_same_network(network, state):
         actual = module.state_dict()
         assert actual.keys() == tensors.keys()
         for name, tensor in tensors.items():
-            # A tensor as a whole: attention does not depend on the key bias, so the gradient of its single elements is
-            # rounding noise, which AdamW blows up to full steps in the reference and here.
-            error = torch.linalg.vector_norm(actual[name] - tensor) / torch.linalg.vector_norm(tensor)
+            # A tensor as a whole: attention does not depend on the key bias, so the gradient of its
+            # single elements is rounding noise, which AdamW blows up to full steps in the reference
+            # and here.
+            error = torch.linalg.vector_norm(actual[name] - tensor) / torch.linalg.vector_norm(
+                tensor
+            )
             assert error <= 1e-3, f"{name}: relative error {error:.1e}"
 
 
 def assert_end_of_trajectory(case, step):
     assert_same_network(step.student, reference_state(case.tensors, "final.student."))
     assert_same_network(step.teacher, reference_state(case.tensors, "final.teacher."))
-    for task, centre in step.centres.items():
-        torch.testing.assert_close(centre.centre[None], case.tensors[f"center_{task}"], rtol=1e-3, atol=1e-6)
+    for task, center in step.centers.items():
+        torch.testing.assert_close(
+            center.center[None], case.tensors[f"center_{task}"], rtol=1e-3, atol=1e-6
+        )
 
 
 def run(case, accelerator, images_of_micro_batches):
     """Take the nine steps; check every loss and everything at the end."""
     micro_batches = len(images_of_micro_batches)
     batch_size = len(range(case.spec["training"]["batch"])[images_of_micro_batches[0]])
-    step = make_step(case, accelerator=accelerator, batch_size=batch_size, accumulation_steps=micro_batches)
+    step = make_step(
+        case, accelerator=accelerator, batch_size=batch_size, accumulation_steps=micro_batches
+    )
     for index in range(9):
         losses = []
         for number, images in enumerate(images_of_micro_batches):
-            values = step.accumulate(crops_of(case, index, images), 2, index, last=number == micro_batches - 1)
+            values = step.accumulate(
+                crops_of(case, index, images), 2, index, last=number == micro_batches - 1
+            )
             losses.append(values.total.detach())
         step.update(index)
         mean = accelerator.reduce(torch.stack(losses).mean(), reduction="mean")
@@ -107,7 +130,9 @@ def run(case, accelerator, images_of_micro_batches):
 
 
 def run_share(name, mode):
-    """What each of several processes runs, on one of the three images ("split") or on all of them ("same")."""
+    """What each of several processes runs, on one of the three images ("split") or on all of them
+    ("same").
+    """
     accelerator = Accelerator()
     rank = accelerator.process_index
     run(load_golden(name), accelerator, [slice(rank, rank + 1) if mode == "split" else slice(None)])

@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 from esvit_hf.analysis.attention import QueryAttention
 from esvit_hf.analysis.attention_figure import draw_attention
-from esvit_hf.analysis.correspondence_figure import RegionPairs, draw_correspondence, find_correspondence
-from esvit_hf.analysis.figures import COLOURS, check_picture_path, drawing
+from esvit_hf.analysis.correspondence_figure import (
+    RegionPairs,
+    draw_correspondence,
+    find_correspondence,
+)
+from esvit_hf.analysis.figures import COLORS, check_picture_path, drawing
 from esvit_hf.analysis.training_curves import plot_training
 
 
@@ -22,7 +26,7 @@ def test_png_and_pdf(tmp_path: Path) -> None:
     with drawing(4, 3) as picture:
         axes = picture.figure.subplots()
         lines = [axes.plot([0, 1], [number, 2])[0] for number in range(3)]
-    assert [to_hex(line.get_color()).upper() for line in lines] == list(COLOURS[:3])
+    assert [to_hex(line.get_color()).upper() for line in lines] == list(COLORS[:3])
     assert len({line.get_linestyle() for line in lines}) == 3
     assert not axes.spines["top"].get_visible()
     for name, start in (("new/figure.png", b"\x89PNG"), ("figure.PDF", b"%PDF")):
@@ -33,16 +37,18 @@ def test_png_and_pdf(tmp_path: Path) -> None:
     assert dict(matplotlib.rcParams) == settings
 
 
-def test_colours_stay_apart_in_grey() -> None:
-    """For each pair of lines colour or dashes differ; the first two colours differ even in a grey print."""
-    luma = [0.299 * red + 0.587 * green + 0.114 * blue for red, green, blue in map(rgb, COLOURS)]
-    assert len(set(COLOURS)) == len(COLOURS)
+def test_colors_stay_apart_in_gray() -> None:
+    """For each pair of lines color or dashes differ; the first two colors differ even in a gray
+    print.
+    """
+    luma = [0.299 * red + 0.587 * green + 0.114 * blue for red, green, blue in map(rgb, COLORS)]
+    assert len(set(COLORS)) == len(COLORS)
     assert abs(luma[0] - luma[1]) > 20
     assert max(luma) < 200
 
 
-def rgb(colour: str) -> tuple[int, int, int]:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:], 16)
+def rgb(color: str) -> tuple[int, int, int]:
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:], 16)
 
 
 @pytest.mark.parametrize("name", ["figure.svg", "figure", "png"])
@@ -55,14 +61,19 @@ def test_other_formats(tmp_path: Path, name: str) -> None:
 
 def test_files_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with drawing(1, 1) as picture, pytest.raises(ValueError, match="cannot write .*file.figure.png"):
+    with (
+        drawing(1, 1) as picture,
+        pytest.raises(ValueError, match="cannot write .*file.figure.png"),
+    ):
         picture.save(tmp_path / "file" / "figure.png")
 
 
 class PlainNetwork(nn.Module):
-    """Regions are the mean colours of 8 x 8 pixels."""
+    """Regions are the mean colors of 8 x 8 pixels."""
 
-    def layer_regions(self, pixel_values: Tensor, layer: int | None) -> tuple[Tensor, tuple[int, int]]:
+    def layer_regions(
+        self, pixel_values: Tensor, layer: int | None
+    ) -> tuple[Tensor, tuple[int, int]]:
         cells = nn.functional.avg_pool2d(pixel_values, 8)
         return cells.flatten(2).transpose(1, 2), (cells.shape[2], cells.shape[3])
 
@@ -77,15 +88,22 @@ def test_pairs_of_two_images() -> None:
     torch.testing.assert_close(pairs.second[:, 1], pairs.first[:, 1])
     torch.testing.assert_close(pairs.similarity, torch.ones(4))
     everything = find_correspondence(PlainNetwork(), first, second, count=100)  # type: ignore[arg-type]
-    assert {tuple(point) for point in everything.first.tolist()} == {(x, y) for x in (4, 12, 20) for y in (4, 12)}
+    assert {tuple(point) for point in everything.first.tolist()} == {
+        (x, y) for x in (4, 12, 20) for y in (4, 12)
+    }
     with pytest.raises(ValueError, match="give at least 1"):
         find_correspondence(PlainNetwork(), first, second, count=0)  # type: ignore[arg-type]
 
 
 def test_lines_end_where_the_regions_are(tmp_path: Path) -> None:
-    first, second = torch.zeros(3, 40, 60, dtype=torch.uint8), torch.full((3, 20, 10), 200, dtype=torch.uint8)
+    first, second = (
+        torch.zeros(3, 40, 60, dtype=torch.uint8),
+        torch.full((3, 20, 10), 200, dtype=torch.uint8),
+    )
     pairs = RegionPairs(
-        torch.tensor([[10.0, 20.0], [50.0, 5.0]]), torch.tensor([[5.0, 10.0], [2.0, 20.0]]), torch.tensor([0.9, 0.123])
+        torch.tensor([[10.0, 20.0], [50.0, 5.0]]),
+        torch.tensor([[5.0, 10.0], [2.0, 20.0]]),
+        torch.tensor([0.9, 0.123]),
     )
     picture = draw_correspondence(first, second, pairs)
     (axes,) = picture.figure.axes
@@ -103,8 +121,12 @@ def test_lines_end_where_the_regions_are(tmp_path: Path) -> None:
 def test_many_lines_to_one_place() -> None:
     image = torch.zeros(3, 40, 40, dtype=torch.uint8)
     starts = torch.tensor([[5.0 * number, 5.0] for number in range(1, 6)])
-    pairs = RegionPairs(starts, torch.tensor([[9.0, 9.0]] * 4 + [[30.0, 30.0]]), torch.linspace(1, 0.5, 5))
-    labels = [text.get_text() for text in draw_correspondence(image, image, pairs).figure.axes[0].texts]
+    pairs = RegionPairs(
+        starts, torch.tensor([[9.0, 9.0]] * 4 + [[30.0, 30.0]]), torch.linspace(1, 0.5, 5)
+    )
+    labels = [
+        text.get_text() for text in draw_correspondence(image, image, pairs).figure.axes[0].texts
+    ]
     assert sorted(labels) == ["1", "2", "3", "4", "4 lines", "5", "5"]
 
 
@@ -116,7 +138,10 @@ def test_attention_of_each_head(tmp_path: Path, heads: int) -> None:
     image = torch.randint(0, 256, (3, 22, 30), dtype=torch.uint8)
     picture = draw_attention(image, QueryAttention(maps, (1, 2), (8, 8)), (17.0, 9.0))
     panels = [axes for axes in picture.figure.axes if axes.get_title()]
-    assert [axes.get_title() for axes in panels] == ["query", *(f"head {head}" for head in range(heads))]
+    assert [axes.get_title() for axes in panels] == [
+        "query",
+        *(f"head {head}" for head in range(heads)),
+    ]
     for head, axes in enumerate(panels[1:]):
         heat = axes.images[1]
         # Regions of 8 pixels from the corner on, also those that stick out.

@@ -16,10 +16,12 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def noise(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
-def test_size_and_normalisation() -> None:
+def test_size_and_normalization() -> None:
     found = read_input_format(EsvitImageProcessor())
     assert found.size == (224, 224)
     expected = torch.diag(1 / (255 * torch.tensor(STD, dtype=torch.float64)))
@@ -38,17 +40,17 @@ def test_size_and_normalisation() -> None:
     ],
     ids=["esvit", "vit", "mobilevit"],
 )
-def test_colours_there_and_back(processor: Callable[..., Any]) -> None:
+def test_colors_there_and_back(processor: Callable[..., Any]) -> None:
     image = noise(32, 32)
-    colours = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    colors = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     pixel_values = apply_processor(processor, [image])
     found = read_input_format(processor)
-    assert torch.equal(found.restore(pixel_values), colours)
-    torch.testing.assert_close(found.normalise(colours), pixel_values, atol=1e-5, rtol=1e-5)
+    assert torch.equal(found.restore(pixel_values), colors)
+    torch.testing.assert_close(found.normalize(colors), pixel_values, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(500, 375), (300, 700), (256, 256), (64, 48)])
-def test_frame_of_a_resize_and_centre_crop(size: tuple[int, int]) -> None:
+def test_frame_of_a_resize_and_center_crop(size: tuple[int, int]) -> None:
     scale = min(size) / 256
     frame = read_input_frame(EsvitImageProcessor(), size)
     assert frame.size == (224, 224)
@@ -70,7 +72,7 @@ def test_frame_of_a_processor_that_squeezes() -> None:
 
 
 def test_processors_that_cannot_be_measured() -> None:
-    def grey(images: list[Image.Image], return_tensors: str) -> dict[str, torch.Tensor]:
+    def gray(images: list[Image.Image], return_tensors: str) -> dict[str, torch.Tensor]:
         values = torch.stack([torch.from_numpy(np.array(image.convert("L"))) for image in images])
         return {"pixel_values": values[:, None].expand(-1, 3, -1, -1).float()}
 
@@ -82,7 +84,7 @@ def test_processors_that_cannot_be_measured() -> None:
         return {"pixel_values": values.permute(0, 3, 1, 2).flip(-1).float()}
 
     with pytest.raises(ValueError, match="does not keep red, green and blue apart"):
-        read_input_format(grey)
+        read_input_format(gray)
     with pytest.raises(ValueError, match="shape .4, 1, 8, 8., not .images, 3, H, W."):
         read_input_format(single)
     with pytest.raises(ValueError, match="turns or mirrors"):

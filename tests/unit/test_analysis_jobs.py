@@ -1,4 +1,6 @@
-"""`esvit correspond` and `esvit attention`: pictures from files, and one line for whatever is wrong."""
+"""`esvit correspond` and `esvit attention`: pictures from files, and one line for whatever is
+wrong.
+"""
 
 import json
 import re
@@ -25,7 +27,11 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
         capsys.readouterr()
         code = main([str(word) for word in words])
         output, errors = capsys.readouterr()
-        return code, output, "\n".join(line for line in errors.splitlines() if "it/s]" not in line and line.strip())
+        return (
+            code,
+            output,
+            "\n".join(line for line in errors.splitlines() if "it/s]" not in line and line.strip()),
+        )
 
     return program
 
@@ -45,9 +51,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 32-pixel images, and two photographs twice as large; one is lying on its side."""
     folder = tmp_path_factory.mktemp("analysis")
     torch.manual_seed(0)
-    config = EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4)
+    config = EsvitSwinConfig(
+        image_size=32, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4
+    )
     EsvitSwinModel(config).save_pretrained(folder / "model")
-    processor = EsvitImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32})
+    processor = EsvitImageProcessor(
+        size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}
+    )
     processor.save_pretrained(folder / "model")
     pixels = np.random.default_rng(0).integers(0, 256, (72, 108, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "a.png")
@@ -68,7 +78,14 @@ def last_line(output: str) -> dict[str, Any]:
 def test_correspond(call: Call, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "pictures" / "lines.png"
     code, printed, _ = call(
-        "correspond", folder / "model", folder / "a.png", folder / "b.jpg", "--output", output, "--count", "5"
+        "correspond",
+        folder / "model",
+        folder / "a.png",
+        folder / "b.jpg",
+        "--output",
+        output,
+        "--count",
+        "5",
     )
     assert code == 0
     with Image.open(output) as picture:
@@ -88,7 +105,14 @@ def test_correspond(call: Call, folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_image_corresponds_to_itself(call: Call, folder: Path, tmp_path: Path) -> None:
-    words = ["correspond", folder / "model", folder / "a.png", folder / "a.png", "--output", tmp_path / "lines.pdf"]
+    words = [
+        "correspond",
+        folder / "model",
+        folder / "a.png",
+        folder / "a.png",
+        "--output",
+        tmp_path / "lines.pdf",
+    ]
     code, printed, _ = call(*words, "--layer", "0")
     assert code == 0
     for pair in last_line(printed)["pairs"]:
@@ -99,7 +123,15 @@ def test_an_image_corresponds_to_itself(call: Call, folder: Path, tmp_path: Path
 @pytest.mark.parametrize(("layer", "heads"), [("-1", 2), ("0", 1)])
 def test_attention(call: Call, folder: Path, tmp_path: Path, layer: str, heads: int) -> None:
     output = tmp_path / "attention.png"
-    words = ["attention", folder / "model", folder / "a.png", "--query", "40,30", "--output", output]
+    words = [
+        "attention",
+        folder / "model",
+        folder / "a.png",
+        "--query",
+        "40,30",
+        "--output",
+        output,
+    ]
     code, printed, _ = call(*words, "--layer", layer)
     assert code == 0
     assert output.is_file()
@@ -116,10 +148,16 @@ def test_attention(call: Call, folder: Path, tmp_path: Path, layer: str, heads: 
         ("model", "there is no image file"),
     ],
 )
-def test_images_that_cannot_be_used(call: Call, folder: Path, tmp_path: Path, image: str, reason: str) -> None:
+def test_images_that_cannot_be_used(
+    call: Call, folder: Path, tmp_path: Path, image: str, reason: str
+) -> None:
     output, model = tmp_path / "figure.png", folder / "model"
-    assert reason in refused(call("correspond", model, folder / "a.png", folder / image, "--output", output))
-    assert reason in refused(call("attention", model, folder / image, "--query", "1,1", "--output", output))
+    assert reason in refused(
+        call("correspond", model, folder / "a.png", folder / image, "--output", output)
+    )
+    assert reason in refused(
+        call("attention", model, folder / image, "--query", "1,1", "--output", output)
+    )
     assert not output.exists()
 
 
@@ -135,8 +173,18 @@ def test_images_that_cannot_be_used(call: Call, folder: Path, tmp_path: Path, im
         ("1,2,3", "give a point as x,y"),
     ],
 )
-def test_points_that_cannot_be_used(call: Call, folder: Path, tmp_path: Path, query: str, reason: str) -> None:
-    words = ["attention", folder / "model", folder / "a.png", "--query", query, "--output", tmp_path / "figure.png"]
+def test_points_that_cannot_be_used(
+    call: Call, folder: Path, tmp_path: Path, query: str, reason: str
+) -> None:
+    words = [
+        "attention",
+        folder / "model",
+        folder / "a.png",
+        "--query",
+        query,
+        "--output",
+        tmp_path / "figure.png",
+    ]
     assert re.search(reason, refused(call(*words)))
 
 
@@ -146,7 +194,9 @@ def test_settings_that_cannot_be_used(call: Call, folder: Path, tmp_path: Path) 
     assert "must end in .png or .pdf" in refused(call(*pair, tmp_path / "figure.jpg"))
     assert "choose 0 to 3" in refused(call(*pair, output, "--layer", "9"))
     assert "give at least 1" in refused(call(*pair, output, "--count", "0"))
-    assert "cannot load a model" in refused(call("correspond", folder / "none", a, a, "--output", output))
+    assert "cannot load a model" in refused(
+        call("correspond", folder / "none", a, a, "--output", output)
+    )
     single = ["attention", model, a, "--query", "40,30", "--output"]
     assert "has 3 blocks with attention" in refused(call(*single, output, "--layer", "3"))
     assert "cannot write" in refused(call(*single, folder / "a.png" / "figure.png"))

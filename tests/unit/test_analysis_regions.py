@@ -1,4 +1,6 @@
-"""Regions of whole images: places, sizes, similarity, principal components, and what their figures show."""
+"""Regions of whole images: places, sizes, similarity, principal components, and what their figures
+show.
+"""
 
 from types import SimpleNamespace
 
@@ -14,15 +16,15 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
-from esvit_hf.analysis.region_figures import draw_colours, draw_map
-from esvit_hf.analysis.regions import RegionMatch, region_colours, similar_regions, similarity_map
+from esvit_hf.analysis.region_figures import draw_colors, draw_map
+from esvit_hf.analysis.regions import RegionMatch, region_colors, similar_regions, similarity_map
 from esvit_hf.analysis.whole_images import ImageRegions, WholeImages
 from esvit_hf.backbones import BackboneFeatures, RegionBackbone
 
 CELL = 8
 
 
-class MeanColours(nn.Module):
+class MeanColors(nn.Module):
     """A network whose region features are the mean input of each 8 x 8 cell."""
 
     model = SimpleNamespace(device="cpu")
@@ -34,7 +36,9 @@ class MeanColours(nn.Module):
 
 
 def processor(side: int) -> EsvitImageProcessor:
-    return EsvitImageProcessor(size={"shortest_edge": side + 8}, crop_size={"height": side, "width": side})
+    return EsvitImageProcessor(
+        size={"shortest_edge": side + 8}, crop_size={"height": side, "width": side}
+    )
 
 
 def regions(features: Tensor, image_size: tuple[int, int] = (40, 60)) -> ImageRegions:
@@ -53,10 +57,10 @@ def test_regions_divide_the_image_evenly(
     image = regions(torch.zeros(*grid, 1), image_size)
     x, y = share[0] * image_size[1], share[1] * image_size[0]
     row, column = image.region_at((x, y))
-    centre = image.centre(row, column)
-    assert image.region_at(centre) == (row, column)
-    assert abs(centre[0] - x) <= image_size[1] / grid[1] / 2 + 1e-6
-    assert abs(centre[1] - y) <= image_size[0] / grid[0] / 2 + 1e-6
+    center = image.center(row, column)
+    assert image.region_at(center) == (row, column)
+    assert abs(center[0] - x) <= image_size[1] / grid[1] / 2 + 1e-6
+    assert abs(center[1] - y) <= image_size[0] / grid[0] / 2 + 1e-6
 
 
 def test_places_by_hand() -> None:
@@ -68,7 +72,7 @@ def test_places_by_hand() -> None:
         (1, 1),
         (1, 2),
     ]
-    assert image.centre(1, 2) == (50, 30)
+    assert image.center(1, 2) == (50, 30)
     for point in ((60, 0), (0, 40), (-1, 0), (0, -0.1)):
         with pytest.raises(ValueError, match="outside the image of 60 x 40 pixels"):
             image.region_at(point)
@@ -88,33 +92,39 @@ def test_places_by_hand() -> None:
     ],
 )
 def test_input_sizes(image_size: tuple[int, int], detail: int, expected: tuple[int, int]) -> None:
-    whole_images = WholeImages(MeanColours(), processor(32))
+    whole_images = WholeImages(MeanColors(), processor(32))
     assert whole_images.input_size(image_size, detail=detail) == expected
 
 
 @pytest.mark.parametrize("size", [(120, 60), (33, 71), (500, 20)])
-def test_a_coloured_place_is_found_at_its_region(size: tuple[int, int]) -> None:
-    """Click coordinates are exact: what lies in the left upper ninth of the image changes the regions there alone."""
-    whole_images = WholeImages(MeanColours(), processor(48))
+def test_a_colored_place_is_found_at_its_region(size: tuple[int, int]) -> None:
+    """Click coordinates are exact: what lies in the left upper ninth of the image changes the
+    regions there alone.
+    """
+    whole_images = WholeImages(MeanColors(), processor(48))
     plain, marked = Image.new("RGB", size, (90, 90, 90)), Image.new("RGB", size, (90, 90, 90))
     marked.paste((250, 20, 20), (0, 0, size[0] // 3, size[1] // 3))
-    difference = (whole_images.regions(marked).features - whole_images.regions(plain).features).abs().sum(dim=2)
+    difference = (
+        (whole_images.regions(marked).features - whole_images.regions(plain).features)
+        .abs()
+        .sum(dim=2)
+    )
     image = whole_images.regions(marked)
     assert image.image_size == (size[1], size[0])
     row, column = image.region_at((size[0] / 6, size[1] / 6))
     assert difference[row, column] > 1
     rows, columns = image.grid
-    # Bicubic weights reach two pixels of the larger grid into the neighbouring cell.
+    # Bicubic weights reach two pixels of the larger grid into the neighboring cell.
     assert difference[rows // 2 + 1 :].max() < 1e-6
     assert difference[:, columns // 2 + 1 :].max() < 1e-6
 
 
 def test_pixels_are_those_of_the_processor() -> None:
-    """An image of the input's size and shape is normalised as the processor does it."""
+    """An image of the input's size and shape is normalized as the processor does it."""
     plain = EsvitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    whole_images = WholeImages(MeanColours(), plain)
+    whole_images = WholeImages(MeanColors(), plain)
     expected = torch.as_tensor(plain(images=[image], return_tensors="pt")["pixel_values"])
     torch.testing.assert_close(whole_images.pixel_values(image), expected, atol=1e-5, rtol=0)
     assert torch.equal(whole_images.resized(image), torch.from_numpy(pixels).permute(2, 0, 1))
@@ -125,7 +135,9 @@ def test_any_network_and_shape(kind: str) -> None:
     torch.manual_seed(0)
     networks = {
         "swin": lambda: EsvitSwinModel(
-            EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+            EsvitSwinConfig(
+                image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
+            )
         ),
         "vit": lambda: ViTModel(
             ViTConfig(
@@ -138,17 +150,21 @@ def test_any_network_and_shape(kind: str) -> None:
             ),
             add_pooling_layer=False,
         ),
-        "resnet": lambda: ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])),
+        "resnet": lambda: ResNetModel(
+            ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+        ),
     }
     backbone = RegionBackbone(networks[kind](), image_size=32).eval()
-    image = WholeImages(backbone, processor(32)).regions(Image.new("RGB", (90, 45), (200, 10, 10)), detail=2)
+    image = WholeImages(backbone, processor(32)).regions(
+        Image.new("RGB", (90, 45), (200, 10, 10)), detail=2
+    )
     assert image.grid == (8, 16)
     assert image.features.shape == (8, 16, backbone.feature_dim)
     assert image.features.dtype == torch.float32
 
 
 def test_a_network_of_one_size_says_so() -> None:
-    class OnlySquare(MeanColours):
+    class OnlySquare(MeanColors):
         def forward(self, pixel_values: Tensor) -> BackboneFeatures:
             if pixel_values.shape[2] != pixel_values.shape[3]:
                 raise RuntimeError("mat1 and mat2\ncannot be multiplied")
@@ -184,29 +200,34 @@ def test_similar_regions_in_order() -> None:
     assert len(similar_regions(similarities, image, 100)) == 6
 
 
-def test_colours_are_principal_components() -> None:
+def test_colors_are_principal_components() -> None:
     """Directions and stretch agree with an eigendecomposition; images share both."""
     generator = torch.Generator().manual_seed(0)
-    first, second = torch.randn(4, 5, 7, generator=generator), torch.randn(3, 3, 7, generator=generator)
-    colours = region_colours([regions(first), regions(second)])
-    assert [tuple(values.shape) for values in colours] == [(4, 5, 3), (3, 3, 3)]
+    first, second = (
+        torch.randn(4, 5, 7, generator=generator),
+        torch.randn(3, 3, 7, generator=generator),
+    )
+    colors = region_colors([regions(first), regions(second)])
+    assert [tuple(values.shape) for values in colors] == [(4, 5, 3), (3, 3, 3)]
     rows = F.normalize(torch.cat([first.flatten(0, 1), second.flatten(0, 1)]).double(), dim=1)
-    centred = rows - rows.mean(dim=0)
-    _, directions = torch.linalg.eigh(centred.T @ centred)
-    projected = centred @ directions.flip(1)[:, :3]
-    found = torch.cat([values.flatten(0, 1) for values in colours]).double()
+    centerd = rows - rows.mean(dim=0)
+    _, directions = torch.linalg.eigh(centerd.T @ centerd)
+    projected = centerd @ directions.flip(1)[:, :3]
+    found = torch.cat([values.flatten(0, 1) for values in colors]).double()
     for component in range(3):
         expected = projected[:, component]
         expected = (expected - expected.min()) / (expected.max() - expected.min())
         # The sign of a direction is free.
-        differences = [(found[:, component] - values).abs().max() for values in (expected, 1 - expected)]
+        differences = [
+            (found[:, component] - values).abs().max() for values in (expected, 1 - expected)
+        ]
         assert min(differences) < 1e-5
 
 
-def test_colours_of_few_or_equal_regions() -> None:
-    assert torch.equal(region_colours([regions(torch.ones(2, 2, 4))])[0], torch.full((2, 2, 3), 0.5))
-    assert region_colours([regions(torch.randn(1, 1, 4))])[0].tolist() == [[[0.5, 0.5, 0.5]]]
-    two = region_colours([regions(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))])[0]
+def test_colors_of_few_or_equal_regions() -> None:
+    assert torch.equal(region_colors([regions(torch.ones(2, 2, 4))])[0], torch.full((2, 2, 3), 0.5))
+    assert region_colors([regions(torch.randn(1, 1, 4))])[0].tolist() == [[[0.5, 0.5, 0.5]]]
+    two = region_colors([regions(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))])[0]
     assert sorted(two[0, :, 0].tolist()) == [0, 1]
     assert torch.equal(two[0, :, 2], torch.full((2,), 0.5))
 
@@ -215,7 +236,9 @@ def test_the_map_lies_on_the_image() -> None:
     image = Image.new("RGB", (60, 40), "red")
     values = torch.tensor([[0.0, 0.5, 1.0], [0.2, 0.1, 0.3]])
     matches = [RegionMatch((50.0, 10.0), 1.0), RegionMatch((30.0, 10.0), 0.5)]
-    figure = draw_map(image, values, label="cosine", limits=(-1, 1), point=(12, 7), matches=matches).figure
+    figure = draw_map(
+        image, values, label="cosine", limits=(-1, 1), point=(12, 7), matches=matches
+    ).figure
     axes, bar = figure.axes
     below, above = axes.images
     assert below.get_extent() == above.get_extent() == [0, 60, 40, 0]
@@ -231,8 +254,8 @@ def test_the_map_lies_on_the_image() -> None:
     assert own_limits == (0, 1)
 
 
-def test_the_colours_fill_the_image() -> None:
-    colours = torch.rand(2, 3, 3)
-    (axes,) = draw_colours(Image.new("RGB", (60, 40)), colours).figure.axes
-    np.testing.assert_allclose(axes.images[0].get_array(), colours)
+def test_the_colors_fill_the_image() -> None:
+    colors = torch.rand(2, 3, 3)
+    (axes,) = draw_colors(Image.new("RGB", (60, 40)), colors).figure.axes
+    np.testing.assert_allclose(axes.images[0].get_array(), colors)
     assert axes.images[0].get_extent() == [0, 60, 40, 0]

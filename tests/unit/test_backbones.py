@@ -42,7 +42,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from esvit_hf import EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.backbones import RegionBackbone, load_backbone
 
-TOKENS: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32}
+TOKENS: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 32,
+}
 VIT = {**TOKENS, "intermediate_size": 64, "patch_size": 8}
 DINO = {**TOKENS, "mlp_ratio": 2, "patch_size": 8}
 SWIN: dict[str, Any] = {
@@ -60,8 +65,16 @@ def esvit_swin() -> EsvitSwinModel:
 
 
 def timm_channels_last() -> TimmWrapperModel:
-    arguments = {"img_size": 32, "embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2), "window_size": 4}
-    return TimmWrapperModel(TimmWrapperConfig(architecture="swin_tiny_patch4_window7_224", model_args=arguments))
+    arguments = {
+        "img_size": 32,
+        "embed_dim": 8,
+        "depths": (1, 2),
+        "num_heads": (1, 2),
+        "window_size": 4,
+    }
+    return TimmWrapperModel(
+        TimmWrapperConfig(architecture="swin_tiny_patch4_window7_224", model_args=arguments)
+    )
 
 
 def tokens_after(prefix: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -72,8 +85,11 @@ def from_maps(last: Tensor) -> tuple[Tensor, Tensor]:
     return last.flatten(2).transpose(1, 2), last.mean(dim=(2, 3))
 
 
-# Network, its own size, another size, the grid at both, and regions and view feature read off by hand.
-NETWORKS: dict[str, tuple[Callable[[], PreTrainedModel], int, int, Callable[[Tensor], tuple[Tensor, Tensor]]]] = {
+# Network, its own size, another size, the grid at both, and regions and view feature read off by
+# hand.
+NETWORKS: dict[
+    str, tuple[Callable[[], PreTrainedModel], int, int, Callable[[Tensor], tuple[Tensor, Tensor]]]
+] = {
     "vit": (lambda: ViTModel(ViTConfig(**VIT)), 32, 8, tokens_after(1)),
     "deit": (lambda: DeiTModel(DeiTConfig(**VIT)), 32, 8, tokens_after(2)),
     "dinov2": (lambda: Dinov2Model(Dinov2Config(**DINO)), 32, 8, tokens_after(1)),
@@ -108,14 +124,18 @@ def seeded() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("scale", [(1, 1), (2, 3)])
-def test_regions_and_view_feature_are_those_of_the_network(name: str, scale: tuple[int, int]) -> None:
+def test_regions_and_view_feature_are_those_of_the_network(
+    name: str, scale: tuple[int, int]
+) -> None:
     build, size, stride, by_hand = NETWORKS[name]
     backbone = RegionBackbone(build()).eval()
     height, width = scale[0] * size, scale[1] * size
     pixels = torch.randn(2, 3, height, width)
     with torch.no_grad():
         features = backbone(pixels)
-        interpolation = {"interpolate_pos_encoding": True} if name in ("vit", "deit", "siglip", "swin") else {}
+        interpolation = (
+            {"interpolate_pos_encoding": True} if name in ("vit", "deit", "siglip", "swin") else {}
+        )
         regions, pooled = by_hand(backbone.model(pixels, **interpolation).last_hidden_state)
     assert features.grid == (height // stride, width // stride)
     assert features.regions.shape == (2, features.grid[0] * features.grid[1], backbone.feature_dim)
@@ -149,7 +169,11 @@ def test_every_trainable_parameter_gets_a_gradient(name: str) -> None:
     backbone = RegionBackbone(NETWORKS[name][0]()).train()
     features = backbone(torch.randn(2, 3, 32, 32))
     (features.regions.sum() + features.pooled.sum()).backward()
-    without = [key for key, value in backbone.named_parameters() if value.requires_grad and value.grad is None]
+    without = [
+        key
+        for key, value in backbone.named_parameters()
+        if value.requires_grad and value.grad is None
+    ]
     assert not without
 
 
@@ -222,13 +246,15 @@ def test_autocast_and_half_weights(name: str) -> None:
 
 
 class TestPooledBlocks:
-    def test_vit_takes_the_normalised_class_token_of_each_block(self) -> None:
+    def test_vit_takes_the_normalized_class_token_of_each_block(self) -> None:
         backbone = RegionBackbone(ViTModel(ViTConfig(**VIT))).eval()
         with torch.no_grad():
             backbone.model.layernorm.bias.uniform_()
             pixels = torch.randn(2, 3, 32, 32)
             states = backbone.model(pixels, output_hidden_states=True).hidden_states
-            expected = torch.cat([backbone.model.layernorm(state)[:, 0] for state in states[-2:]], dim=1)
+            expected = torch.cat(
+                [backbone.model.layernorm(state)[:, 0] for state in states[-2:]], dim=1
+            )
             torch.testing.assert_close(backbone.pooled_blocks(pixels, 2), expected)
 
     def test_maps_are_averaged_whatever_their_width(self) -> None:
@@ -241,7 +267,11 @@ class TestPooledBlocks:
 
     def test_the_final_norm_touches_its_own_width_only(self) -> None:
         backbone = RegionBackbone(
-            SwinModel(SwinConfig(**{**SWIN, "depths": [1, 1, 1], "num_heads": [1, 2, 4], "window_size": 2}))
+            SwinModel(
+                SwinConfig(
+                    **{**SWIN, "depths": [1, 1, 1], "num_heads": [1, 2, 4], "window_size": 2}
+                )
+            )
         ).eval()
         with torch.no_grad():
             pixels = torch.randn(2, 3, 32, 32)
@@ -291,21 +321,27 @@ class VectorModel(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        return BaseModelOutputWithPooling(last_hidden_state=self.linear(pixel_values.mean(dim=(2, 3))))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=self.linear(pixel_values.mean(dim=(2, 3)))
+        )
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (
-            lambda: BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)),
+            lambda: BertModel(
+                BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
+            ),
             "images",
         ),
         (lambda: VectorModel(VectorConfig()), "no spatial tokens"),
         (lambda: ViTMAEModel(ViTMAEConfig(**VIT)), "random"),
     ],
 )
-def test_networks_that_are_no_backbone_are_refused(build: Callable[[], PreTrainedModel], message: str) -> None:
+def test_networks_that_are_no_backbone_are_refused(
+    build: Callable[[], PreTrainedModel], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         RegionBackbone(build())
 
@@ -323,7 +359,9 @@ def vit_key(key: str) -> list[str]:
         r"patch_embed\.proj\.(.*)": [r"embeddings.patch_embeddings.projection.\1"],
         r"blocks\.(\d+)\.norm1\.(.*)": [r"layers.\1.layernorm_before.\2"],
         r"blocks\.(\d+)\.norm2\.(.*)": [r"layers.\1.layernorm_after.\2"],
-        r"blocks\.(\d+)\.attn\.qkv\.(.*)": [rf"layers.\1.attention.{part}_proj.\2" for part in "qkv"],
+        r"blocks\.(\d+)\.attn\.qkv\.(.*)": [
+            rf"layers.\1.attention.{part}_proj.\2" for part in "qkv"
+        ],
         r"blocks\.(\d+)\.attn\.proj\.(.*)": [r"layers.\1.attention.o_proj.\2"],
         r"blocks\.(\d+)\.mlp\.(.*)": [r"layers.\1.mlp.\2"],
         r"norm\.(.*)": [r"layernorm.\1"],
@@ -358,8 +396,12 @@ def test_vit_as_the_reference_uses_it(golden: Callable[[str], Any]) -> None:
     crop = case.tensors["crops.0"].float()
     with torch.no_grad():
         features = backbone(crop)
-        torch.testing.assert_close(features.pooled, case.tensors["features.view"], rtol=0, atol=1e-5)
-        torch.testing.assert_close(features.regions, case.tensors["features.regions"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            features.pooled, case.tensors["features.view"], rtol=0, atol=1e-5
+        )
+        torch.testing.assert_close(
+            features.regions, case.tensors["features.regions"], rtol=0, atol=1e-5
+        )
         last4 = backbone.pooled_blocks(crop, 4)
         torch.testing.assert_close(last4, case.tensors["features.last4"], rtol=0, atol=1e-5)
         model.layernorm.bias += 1e-3

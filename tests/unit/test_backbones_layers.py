@@ -40,14 +40,23 @@ def vil() -> EsvitVilModel:
 
 def deit() -> DeiTModel:
     config = DeiTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=32,
+        patch_size=8,
     )
     return DeiTModel(config)
 
 
-# Network, then for each hidden state the grid and the number of tokens in front of it; None for maps.
+# Network, then for each hidden state the grid and the number of tokens in front of it; None for
+# maps.
 NETWORKS: dict[str, tuple[Callable[[], PreTrainedModel], list[tuple[int, int | None]]]] = {
-    "esvit swin": (lambda: EsvitSwinModel(EsvitSwinConfig(**SWIN)), [(8, 0), (8, 0), (4, 0), (4, 0)]),
+    "esvit swin": (
+        lambda: EsvitSwinModel(EsvitSwinConfig(**SWIN)),
+        [(8, 0), (8, 0), (4, 0), (4, 0)],
+    ),
     "esvit vil": (vil, [(8, 2), (8, 2), (4, 0), (4, 0)]),
     "deit": (deit, [(4, 2), (4, 2), (4, 2)]),
     "swin": (lambda: SwinModel(SwinConfig(**SWIN, patch_size=4)), [(8, 0), (4, 0), (4, 0)]),
@@ -75,7 +84,11 @@ def test_regions_of_every_layer(name: str) -> None:
         states = backbone.model(pixels, output_hidden_states=True).hidden_states
         assert len(states) == len(expected)
         for layer, (side, prefix) in enumerate(expected):
-            rows = states[layer].flatten(2).transpose(1, 2) if prefix is None else states[layer][:, prefix:]
+            rows = (
+                states[layer].flatten(2).transpose(1, 2)
+                if prefix is None
+                else states[layer][:, prefix:]
+            )
             for index in (layer, layer - len(states)):
                 regions, grid = backbone.layer_regions(pixels, index)
                 assert grid == (side, side)
@@ -83,14 +96,25 @@ def test_regions_of_every_layer(name: str) -> None:
         regions, grid = backbone.layer_regions(pixels)
         assert torch.equal(regions, backbone(pixels).regions)
         assert grid == backbone(pixels).grid
-        with pytest.raises(ValueError, match=f"layer {len(states)} asked for.*choose 0 to {len(states) - 1}"):
+        with pytest.raises(
+            ValueError, match=f"layer {len(states)} asked for.*choose 0 to {len(states) - 1}"
+        ):
             backbone.layer_regions(pixels, len(states))
 
 
 def test_maps_with_channels_last() -> None:
-    arguments = {"img_size": 32, "embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2), "window_size": 4}
+    arguments = {
+        "img_size": 32,
+        "embed_dim": 8,
+        "depths": (1, 2),
+        "num_heads": (1, 2),
+        "window_size": 4,
+    }
     config = TimmWrapperConfig(architecture="swin_tiny_patch4_window7_224", model_args=arguments)
-    backbone, pixels = RegionBackbone(TimmWrapperModel(config), image_size=32).eval(), torch.randn(2, 3, 32, 32)
+    backbone, pixels = (
+        RegionBackbone(TimmWrapperModel(config), image_size=32).eval(),
+        torch.randn(2, 3, 32, 32),
+    )
     with torch.no_grad():
         states = backbone.model(pixels, output_hidden_states=True).hidden_states
         regions, grid = backbone.layer_regions(pixels, 0)
@@ -99,7 +123,10 @@ def test_maps_with_channels_last() -> None:
 
 
 def test_images_that_are_not_square() -> None:
-    backbone, pixels = RegionBackbone(EsvitSwinModel(EsvitSwinConfig(**SWIN))).eval(), torch.randn(1, 3, 36, 50)
+    backbone, pixels = (
+        RegionBackbone(EsvitSwinModel(EsvitSwinConfig(**SWIN))).eval(),
+        torch.randn(1, 3, 36, 50),
+    )
     with torch.no_grad():
         assert backbone.layer_regions(pixels, 1)[1] == (9, 12)
         assert backbone.layer_regions(pixels, -1)[1] == (5, 6)

@@ -1,4 +1,6 @@
-"""Which checkpoint a run continues from, which ones are kept, and what it says about a damaged one or a full disk."""
+"""Which checkpoint a run continues from, which ones are kept, and what it says about a damaged one
+or a full disk.
+"""
 
 import json
 import resource
@@ -77,7 +79,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, dama
     with pytest.warns(UserWarning, match=f"step-000000002 is damaged.*{damage(second)}"):
         assert find_checkpoint(tmp_path) == first
     damage(first)
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="every checkpoint in .* is damaged"):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match="every checkpoint in .* is damaged"),
+    ):
         find_checkpoint(tmp_path)
 
 
@@ -101,7 +106,9 @@ def test_where_a_run_starts(tmp_path):
     assert choose_checkpoint(accelerator, tmp_path, resume=True) is None
     checkpoint = save(tmp_path, 1)
     assert choose_checkpoint(accelerator, tmp_path, resume=True) == checkpoint
-    with pytest.raises(ValueError, match="holds the checkpoints of a run: continue it with --resume true"):
+    with pytest.raises(
+        ValueError, match="holds the checkpoints of a run: continue it with --resume true"
+    ):
         choose_checkpoint(accelerator, tmp_path, resume=False)
 
 
@@ -117,14 +124,17 @@ def test_progress_of_other_steps_is_refused():
         Progress(total_batch=16, num_processes=2).load_state_dict(saved.state_dict())
 
 
-# Too small for any file; for the weights, which safetensors writes; for the optimizer, which torch writes.
+# Too small for any file; for the weights, which safetensors writes; for the optimizer, which torch
+# writes.
 @pytest.mark.parametrize("limit", [100, 100_000, 400_000])
 def test_a_checkpoint_that_does_not_fit_leaves_the_older_ones(tmp_path, limit):
     older = save(tmp_path, 1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(CheckpointError, match=r"step-000000002 cannot be written.*last complete one is .*0001"):
+        with pytest.raises(
+            CheckpointError, match=r"step-000000002 cannot be written.*last complete one is .*0001"
+        ):
             save(tmp_path, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -136,7 +146,9 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_older_ones(tmp_path, limit):
 def test_metrics_are_cut_at_the_checkpoint_and_survive_a_cut_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "loss": step / 3, f"only{step}": 1}) for step in (2, 4, 6)]
-    path.write_text("\n".join([lines[0], lines[1], '{"step": 5, "lo', lines[2], '{"step": 8, "loss": 0.1']))
+    path.write_text(
+        "\n".join([lines[0], lines[1], '{"step": 5, "lo', lines[2], '{"step": 8, "loss": 0.1'])
+    )
     with pytest.warns(UserWarning, match="line [35] was cut") as caught:
         log = MetricsLog(Accelerator(cpu=True), path, first_step=4)
     assert len(caught) == 2

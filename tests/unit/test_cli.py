@@ -1,4 +1,6 @@
-"""The command `esvit`: folders are whole, hostile files harmless, wrong words explained, and the other jobs run."""
+"""The command `esvit`: folders are whole, hostile files harmless, wrong words explained, and the
+other jobs run.
+"""
 
 import argparse
 import json
@@ -36,7 +38,11 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
         capsys.readouterr()
         code = main([str(word) for word in words])
         output, errors = capsys.readouterr()
-        return code, output, "\n".join(line for line in errors.splitlines() if "it/s]" not in line and line.strip())
+        return (
+            code,
+            output,
+            "\n".join(line for line in errors.splitlines() if "it/s]" not in line and line.strip()),
+        )
 
     return program
 
@@ -63,12 +69,26 @@ def last_line(output: str) -> dict[str, Any]:
 def test_the_folder_is_complete(golden: Callable[[str], Any], call: Call, tmp_path: Path) -> None:
     output = tmp_path / "new" / "folder" / "model"
     assert (
-        call("convert", golden("swin_w7_view").checkpoint, output, "--set", "image_size=56", "--set", "patch_size=2")[0]
+        call(
+            "convert",
+            golden("swin_w7_view").checkpoint,
+            output,
+            "--set",
+            "image_size=56",
+            "--set",
+            "patch_size=2",
+        )[0]
         == 2
     )
     assert contents(tmp_path) == []
-    assert call("convert", golden("swin_w7_view").checkpoint, output, "--set", "drop_path_rate=0.3")[0] == 0
-    assert contents(tmp_path / "new" / "folder") == ["model", *(f"model/{name}" for name in contents(output))]
+    assert (
+        call("convert", golden("swin_w7_view").checkpoint, output, "--set", "drop_path_rate=0.3")[0]
+        == 0
+    )
+    assert contents(tmp_path / "new" / "folder") == [
+        "model",
+        *(f"model/{name}" for name in contents(output)),
+    ]
     assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= set(contents(output))
     model = AutoModel.from_pretrained(output)
     assert type(model) is EsvitSwinModel
@@ -102,7 +122,12 @@ class Command(Payload):
 @pytest.mark.parametrize("write", ["zip", "legacy", "pickle"])
 @pytest.mark.parametrize("place", ["args", "teacher", "top"])
 def test_payloads_are_not_executed(
-    payload: type[Payload], write: str, place: str, golden: Callable[[str], Any], call: Call, tmp_path: Path
+    payload: type[Payload],
+    write: str,
+    place: str,
+    golden: Callable[[str], Any],
+    call: Call,
+    tmp_path: Path,
 ) -> None:
     sentinel = tmp_path / "executed"
     checkpoint: Any = read_reference_checkpoint(golden("swin_w7_view").checkpoint)
@@ -127,10 +152,14 @@ def test_payloads_are_not_executed(
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.9, 0.999])
-def test_truncated_files(share: float, golden: Callable[[str], Any], call: Call, tmp_path: Path) -> None:
+def test_truncated_files(
+    share: float, golden: Callable[[str], Any], call: Call, tmp_path: Path
+) -> None:
     whole = golden("vil_view_region").checkpoint.read_bytes()
     (tmp_path / "checkpoint.pth").write_bytes(whole[: int(len(whole) * share)])
-    assert "checkpoint.pth" in refused(call("convert", tmp_path / "checkpoint.pth", tmp_path / "model"))
+    assert "checkpoint.pth" in refused(
+        call("convert", tmp_path / "checkpoint.pth", tmp_path / "model")
+    )
     assert contents(tmp_path) == ["checkpoint.pth"]
 
 
@@ -175,12 +204,16 @@ def write_foreign(kind: str, path: Path) -> None:
 def test_foreign_files(kind: str, message: str, call: Call, tmp_path: Path) -> None:
     write_foreign(kind, tmp_path / "checkpoint.pth")
     before = contents(tmp_path)
-    assert re.search(message, refused(call("convert", tmp_path / "checkpoint.pth", tmp_path / "model")))
+    assert re.search(
+        message, refused(call("convert", tmp_path / "checkpoint.pth", tmp_path / "model"))
+    )
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("edit", ["missing", "left over", "shape", "index", "head", "centre"])
-def test_every_tensor_counts(edit: str, golden: Callable[[str], Any], call: Call, tmp_path: Path) -> None:
+@pytest.mark.parametrize("edit", ["missing", "left over", "shape", "index", "head", "center"])
+def test_every_tensor_counts(
+    edit: str, golden: Callable[[str], Any], call: Call, tmp_path: Path
+) -> None:
     checkpoint = read_reference_checkpoint(golden("swin_w7_view").checkpoint)
     teacher, block = checkpoint["teacher"], "layers.0.blocks.0."
     names = {
@@ -189,27 +222,33 @@ def test_every_tensor_counts(edit: str, golden: Callable[[str], Any], call: Call
         "shape": block + "norm1.bias",
         "index": block + "attn.relative_position_index",
         "head": "head.mlp.0.gain",
-        "centre": "center",
+        "center": "center",
     }
     name = names[edit]
     if edit == "missing":
         del teacher[name]
     elif edit == "index":
         teacher[name] = teacher[name].T.contiguous()
-    elif edit == "centre":
+    elif edit == "center":
         checkpoint["dino_loss"]["center"] = torch.zeros(1, 63)
     else:
         teacher[name] = torch.ones(3)
     torch.save(checkpoint, tmp_path / "checkpoint.pth")
-    message = refused(call("convert", tmp_path / "checkpoint.pth", tmp_path / "model", "--with-heads"))
-    ours = {"missing": "mlp.contract.bias", "shape": "attention_norm.bias", "index": "relative_position_index"} | {
-        "head": "layers.0.gain"
-    }
+    message = refused(
+        call("convert", tmp_path / "checkpoint.pth", tmp_path / "model", "--with-heads")
+    )
+    ours = {
+        "missing": "mlp.contract.bias",
+        "shape": "attention_norm.bias",
+        "index": "relative_position_index",
+    } | {"head": "layers.0.gain"}
     assert ours.get(edit, name) in message
     assert contents(tmp_path) == ["checkpoint.pth"]
 
 
-def test_an_existing_output_is_refused(golden: Callable[[str], Any], call: Call, tmp_path: Path) -> None:
+def test_an_existing_output_is_refused(
+    golden: Callable[[str], Any], call: Call, tmp_path: Path
+) -> None:
     checkpoint = golden("swin_w7_view").checkpoint
     folder, file, link = tmp_path / "folder", tmp_path / "file", tmp_path / "link"
     folder.mkdir()
@@ -228,7 +267,11 @@ def test_an_existing_output_is_refused(golden: Callable[[str], Any], call: Call,
 
 @pytest.mark.parametrize("existing", [False, True])
 def test_nothing_is_left_when_writing_fails(
-    existing: bool, golden: Callable[[str], Any], call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    existing: bool,
+    golden: Callable[[str], Any],
+    call: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full_disk(self: EsvitImageProcessor, folder: Path, **_: Any) -> None:
         assert (folder / "model.safetensors").is_file()
@@ -237,7 +280,9 @@ def test_nothing_is_left_when_writing_fails(
     monkeypatch.setattr(EsvitImageProcessor, "save_pretrained", full_disk)
     if existing:
         (tmp_path / "model").mkdir()
-    assert "no space" in refused(call("convert", golden("swin_w7_view").checkpoint, tmp_path / "model"))
+    assert "no space" in refused(
+        call("convert", golden("swin_w7_view").checkpoint, tmp_path / "model")
+    )
     assert contents(tmp_path) == (["model"] if existing else [])
 
 
@@ -247,7 +292,7 @@ def test_nothing_is_left_when_writing_fails(
         ("swin_w7_view", ["--set", "image_size"], "FIELD=VALUE"),
         ("swin_w7_view", ["--set", "=3"], "FIELD=VALUE"),
         ("swin_w7_view", ["--set", "imagesize=224"], "image_size"),
-        ("swin_w7_view", ["--set", "colour=3"], "no field colour"),
+        ("swin_w7_view", ["--set", "color=3"], "no field color"),
         ("swin_w7_view", ["--set", "depths=[1,2]"], "4 entries; the network has 2 stages"),
         ("swin_w7_view", ["--set", "qkv_bias=maybe"], "qkv_bias"),
         ("swin_w7_view", ["--set", "image_size=56"], "image_size"),
@@ -263,13 +308,22 @@ def test_nothing_is_left_when_writing_fails(
     ],
 )
 def test_wrong_words_of_convert(
-    case: str, words: list[str], message: str, golden: Callable[[str], Any], call: Call, tmp_path: Path
+    case: str,
+    words: list[str],
+    message: str,
+    golden: Callable[[str], Any],
+    call: Call,
+    tmp_path: Path,
 ) -> None:
-    assert re.search(message, refused(call("convert", golden(case).checkpoint, tmp_path / "model", *words)))
+    assert re.search(
+        message, refused(call("convert", golden(case).checkpoint, tmp_path / "model", *words))
+    )
     assert contents(tmp_path) == []
 
 
-def test_what_cannot_go_to_the_reference(golden: Callable[[str], Any], call: Call, tmp_path: Path) -> None:
+def test_what_cannot_go_to_the_reference(
+    golden: Callable[[str], Any], call: Call, tmp_path: Path
+) -> None:
     folder, file = tmp_path / "folder", tmp_path / "file.pth"
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     Dinov2Model(Dinov2Config(**small)).save_pretrained(folder)
@@ -279,7 +333,9 @@ def test_what_cannot_go_to_the_reference(golden: Callable[[str], Any], call: Cal
     model = convert_checkpoint(golden("vit_view_region").checkpoint, num_attention_heads=4)
     assert type(model) is ViTModel
     model.save_pretrained(tmp_path / "vit")
-    assert "no heads" in refused(call("convert", tmp_path / "vit", file, "--to-reference", "--with-heads"))
+    assert "no heads" in refused(
+        call("convert", tmp_path / "vit", file, "--to-reference", "--with-heads")
+    )
     weights = load_file(tmp_path / "vit" / "model.safetensors")
     weights.pop(sorted(weights)[0])
     save_file(weights, tmp_path / "vit" / "model.safetensors", metadata={"format": "pt"})
@@ -295,17 +351,26 @@ def dark_and_bright(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
     for split, count in (("train", 20), ("test", 6)):
         labels = [index % 2 for index in range(count)]
-        pixels = [random.integers(140 * label, 140 * label + 100, (32, 32, 3), dtype=np.uint8) for label in labels]
+        pixels = [
+            random.integers(140 * label, 140 * label + 100, (32, 32, 3), dtype=np.uint8)
+            for label in labels
+        ]
         rows = {"image": [Image.fromarray(values) for values in pixels], "label": labels}
-        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+        Dataset.from_dict(rows, features=features).to_parquet(
+            tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+        )
     return tmp_path / "data"
 
 
 def save_small_model(folder: Path) -> None:
     torch.manual_seed(0)
-    config = esvit_hf.EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    config = esvit_hf.EsvitSwinConfig(
+        image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
+    )
     EsvitSwinModel(config).save_pretrained(folder)
-    EsvitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    EsvitImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(folder)
 
 
 @pytest.mark.filterwarnings("ignore:the best learning rate")
@@ -315,10 +380,14 @@ def test_evaluation_jobs(dark_and_bright: Path, call: Call, tmp_path: Path) -> N
     code, output, _ = call("knn", model, data, "--k", "3", "--num_workers", "0")
     assert code == 0
     assert last_line(output)["knn"] == [{"k": 3, "temperature": 0.07, "top1": 100.0, "top5": 100.0}]
-    code, output, _ = call("linear-probe", model, data, "--blocks=2", "--epochs=20", "--num_workers=0")
+    code, output, _ = call(
+        "linear-probe", model, data, "--blocks=2", "--epochs=20", "--num_workers=0"
+    )
     assert code == 0
     assert last_line(output)["top1"] == 100.0
-    code, output, _ = call("features", model, data, "--output", rows, "--split", "test", "--num_workers", "0")
+    code, output, _ = call(
+        "features", model, data, "--output", rows, "--split", "test", "--num_workers", "0"
+    )
     assert code == 0
     assert last_line(output) == {"output": str(rows), "images": 6, "dimension": 16, "labels": True}
     assert load_file(rows)["features"].shape == (6, 16)
@@ -350,7 +419,17 @@ def test_wrong_words(words: list[str], message: str, call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    "job", [[], ["convert"], ["export"], ["knn"], ["linear-probe"], ["features"], ["evaluate"], ["pretrain"]]
+    "job",
+    [
+        [],
+        ["convert"],
+        ["export"],
+        ["knn"],
+        ["linear-probe"],
+        ["features"],
+        ["evaluate"],
+        ["pretrain"],
+    ],
 )
 def test_help(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -1,4 +1,6 @@
-"""Files of a run that were cut, changed or made up: one line that names the file, never a crash, nothing executed."""
+"""Files of a run that were cut, changed or made up: one line that names the file, never a crash,
+nothing executed.
+"""
 
 import json
 import pickle
@@ -29,7 +31,9 @@ class Explode:
 
 def heads() -> dict[str, SavedHead]:
     return {
-        task: SavedHead({"layers.0.weight": torch.ones(3, 2), "gain": torch.ones(4)}, torch.zeros(4))
+        task: SavedHead(
+            {"layers.0.weight": torch.ones(3, 2), "gain": torch.ones(4)}, torch.zeros(4)
+        )
         for task in ("view", "region")
     }
 
@@ -83,8 +87,8 @@ def test_pickles_are_not_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("view_centre", "view_center"),
-        ("region_centre", "centre"),
+        ("view_center", "view_center"),
+        ("region_center", "center"),
         ("view_head.gain", "view_head_gain"),
         ("view_head.gain", "other.gain"),
     ],
@@ -92,8 +96,12 @@ def test_pickles_are_not_executed(tmp_path: Path) -> None:
 def test_renamed_keys_are_named(tmp_path: Path, old: str, new: str) -> None:
     path = tmp_path / HEADS_FILE
     write_heads(heads(), path)
-    tensors = {f"{task}_head.{name}": value for task, head in heads().items() for name, value in head.state.items()}
-    tensors |= {f"{task}_centre": head.centre for task, head in heads().items()}
+    tensors = {
+        f"{task}_head.{name}": value
+        for task, head in heads().items()
+        for name, value in head.state.items()
+    }
+    tensors |= {f"{task}_center": head.center for task, head in heads().items()}
     tensors[new] = tensors.pop(old)
     save_file(tensors, path)
     refuse(path)
@@ -102,16 +110,24 @@ def test_renamed_keys_are_named(tmp_path: Path, old: str, new: str) -> None:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> PretrainingArguments:
     """A recipe that starts from a small model with heads."""
-    small = {"image_size": 32, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
+    small = {
+        "image_size": 32,
+        "embed_dim": 8,
+        "depths": [1, 2],
+        "num_heads": [1, 2],
+        "window_size": 4,
+    }
     sizes = {"num_prototypes": 16, "head_hidden_dim": 8, "head_bottleneck_dim": 4}
-    parts = build_parts(PretrainingArguments("none", model="esvit_swin", model_config=small, **sizes))
+    parts = build_parts(
+        PretrainingArguments("none", model="esvit_swin", model_config=small, **sizes)
+    )
     folder = tmp_path_factory.mktemp("model")
     parts.teacher.backbone.model.save_pretrained(folder)
-    write_heads(saved_heads(parts.teacher, parts.centres), folder / HEADS_FILE)
+    write_heads(saved_heads(parts.teacher, parts.centers), folder / HEADS_FILE)
     return PretrainingArguments("none", model=str(folder), **sizes)
 
 
-@pytest.mark.parametrize("change", ["longer", "other_layer", "centre", "region"])
+@pytest.mark.parametrize("change", ["longer", "other_layer", "center", "region"])
 def test_heads_of_another_shape_are_named(recipe: PretrainingArguments, change: str) -> None:
     path = Path(recipe.model) / HEADS_FILE
     whole = path.read_bytes()
@@ -121,13 +137,15 @@ def test_heads_of_another_shape_are_named(recipe: PretrainingArguments, change: 
         saved["view"].state[name] = torch.ones(99)
     elif change == "other_layer":
         saved["view"].state[f"{name}_renamed"] = saved["view"].state.pop(name)
-    elif change == "centre":
+    elif change == "center":
         saved["view"] = SavedHead(saved["view"].state, torch.zeros(99))
     else:
         saved["region"].state.pop(name)
     try:
         write_heads(saved, path)
-        with pytest.raises(ValueError, match=f"{HEADS_FILE}: the (view|region) head does not fit the recipe") as error:
+        with pytest.raises(
+            ValueError, match=f"{HEADS_FILE}: the (view|region) head does not fit the recipe"
+        ) as error:
             build_parts(recipe)
         assert "\n" not in str(error.value)
     finally:
@@ -140,7 +158,9 @@ def test_code_of_a_model_runs_only_with_leave(tmp_path: Path) -> None:
     model.mkdir()
     classes = {"AutoConfig": "strange.StrangeConfig", "AutoModel": "strange.StrangeModel"}
     (model / "config.json").write_text(json.dumps({"model_type": "strange", "auto_map": classes}))
-    (model / "strange.py").write_text(f"open({str(executed)!r}, 'w').close()\nraise RuntimeError('executed')\n")
+    (model / "strange.py").write_text(
+        f"open({str(executed)!r}, 'w').close()\nraise RuntimeError('executed')\n"
+    )
     with pytest.raises(ValueError, match="trust_remote_code"):
         build_parts(PretrainingArguments("none", model=str(model)))
     assert not executed.exists()
@@ -151,7 +171,10 @@ def test_code_of_a_model_runs_only_with_leave(tmp_path: Path) -> None:
 
 def test_metrics_cut_at_any_byte(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"step": step, "loss": 1.0 / step, "view_teacher_entropy": 1.0}) for step in range(1, 4)]
+    lines = [
+        json.dumps({"step": step, "loss": 1.0 / step, "view_teacher_entropy": 1.0})
+        for step in range(1, 4)
+    ]
     whole = ("\n".join(lines) + "\n").encode()
     for length in range(len(whole) + 1):
         for tail in (b"", bytes(5), b"\xff\xfe"):
@@ -165,7 +188,10 @@ def test_metrics_cut_at_any_byte(tmp_path: Path) -> None:
 
 
 @settings(deadline=None, max_examples=50, suppress_health_check=ON_A_FOLDER)
-@given(st.binary(max_size=60) | st.sampled_from([b"[1]", b"{}", b'[{"task": 1}]', b"null", b"[" * 5000]))
+@given(
+    st.binary(max_size=60)
+    | st.sampled_from([b"[1]", b"{}", b'[{"task": 1}]', b"null", b"[" * 5000])
+)
 def test_measurements_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "measurements.json"
     path.write_bytes(data)

@@ -1,4 +1,6 @@
-"""Colour augmentation: each operation against Pillow and torchvision at the same parameters, then all together."""
+"""Color augmentation: each operation against Pillow and torchvision at the same parameters, then
+all together.
+"""
 
 import random
 from dataclasses import replace
@@ -27,19 +29,23 @@ BRIGHTNESS_FIRST = JITTER_ORDERS.index((0, 1, 2, 3))
 
 
 def photographs(count: int, size: int, seed: int = 0) -> torch.Tensor:
-    """(count, 3, size, size) uint8: smooth colours with hard edges and some grain."""
+    """(count, 3, size, size) uint8: smooth colors with hard edges and some grain."""
     generator = np.random.default_rng(seed)
     images = []
     for _ in range(count):
-        coarse = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((size, size), 3)
+        coarse = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
+            (size, size), 3
+        )
         pixels = np.asarray(coarse) + generator.normal(0, 5, (size, size, 1))
         pixels[: size // 4, : size // 3] = generator.integers(0, 256, 3)
         images.append(pixels.clip(0, 255).astype(np.uint8).transpose(2, 0, 1))
     return torch.from_numpy(np.stack(images))
 
 
-def apply(crops: torch.Tensor, samples: list[ColorSample], *, gray_images: bool = False) -> torch.Tensor:
-    """Augmented crops in 0..255, before normalisation."""
+def apply(
+    crops: torch.Tensor, samples: list[ColorSample], *, gray_images: bool = False
+) -> torch.Tensor:
+    """Augmented crops in 0..255, before normalization."""
     parameters = pack_color_samples(samples, gray_images=gray_images)
     return augment(crops, parameters, mean=(0, 0, 0), std=(1, 1, 1)) * 255
 
@@ -76,7 +82,7 @@ SAMPLES = st.builds(
 )
 
 
-def test_nothing_but_normalisation() -> None:
+def test_nothing_but_normalization() -> None:
     crops = photographs(3, 16)
     expected = F.normalize(crops.float() / 255, IMAGENET_MEAN, IMAGENET_STD)
     result = augment(crops, pack_color_samples([ColorSample()] * 3))
@@ -90,7 +96,8 @@ def test_blends_agree_with_pillow(name: str, factor: float) -> None:
     result = apply(crops, [ColorSample(order=BRIGHTNESS_FIRST, **{name: factor})] * 4)
     for crop, ours in zip(crops, result, strict=True):
         expected = tensor(getattr(F, f"adjust_{name}")(pillow(crop), factor))
-        # Pillow rounds down, and rounds the mean and the grey values by which contrast and saturation blend.
+        # Pillow rounds down, and rounds the mean and the gray values by which contrast and
+        # saturation blend.
         assert (ours - expected).abs().max() <= 1 + abs(1 - factor)
 
 
@@ -99,19 +106,39 @@ def test_hue_agrees_with_pillow_and_exactly_with_floats(rotation: float) -> None
     crops = photographs(4, 40)
     sample = ColorSample(order=BRIGHTNESS_FIRST, hue=rotation)
     for crop, ours in zip(crops, apply(crops, [sample] * 4), strict=True):
-        torch.testing.assert_close(ours, F.adjust_hue(crop.float() / 255, rotation) * 255, rtol=0, atol=2e-3)
+        torch.testing.assert_close(
+            ours, F.adjust_hue(crop.float() / 255, rotation) * 255, rtol=0, atol=2e-3
+        )
         difference = (ours - tensor(F.adjust_hue(pillow(crop), rotation))).abs()
         assert difference.max() <= 16
         assert difference.mean() <= 1.5
 
 
-def test_hue_of_grey_and_of_pure_colours() -> None:
+def test_hue_of_gray_and_of_pure_colors() -> None:
     colors = torch.tensor(
-        [[0, 0, 0], [255, 255, 255], [77, 77, 77], [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]]
+        [
+            [0, 0, 0],
+            [255, 255, 255],
+            [77, 77, 77],
+            [255, 0, 0],
+            [0, 255, 0],
+            [0, 0, 255],
+            [255, 255, 0],
+        ]
     )
     crops = colors.to(torch.uint8)[:, :, None, None].expand(-1, -1, 2, 2)
-    turned = apply(crops, [ColorSample(order=BRIGHTNESS_FIRST, hue=1 / 3)] * len(colors))[:, :, 0, 0]
-    expected = [[0, 0, 0], [255, 255, 255], [77, 77, 77], [0, 255, 0], [0, 0, 255], [255, 0, 0], [0, 255, 255]]
+    turned = apply(crops, [ColorSample(order=BRIGHTNESS_FIRST, hue=1 / 3)] * len(colors))[
+        :, :, 0, 0
+    ]
+    expected = [
+        [0, 0, 0],
+        [255, 255, 255],
+        [77, 77, 77],
+        [0, 255, 0],
+        [0, 0, 255],
+        [255, 0, 0],
+        [0, 255, 255],
+    ]
     torch.testing.assert_close(turned, torch.tensor(expected).float(), rtol=0, atol=1e-2)
 
 
@@ -177,7 +204,7 @@ def test_mixed_batches_agree_with_the_operations_one_by_one(samples: list[ColorS
             expected = gaussian_blur(expected[None], torch.tensor([sample.blur_sigma]))[0]
         if sample.solarize:
             expected = torch.where(expected < 128, expected, 255 - expected)
-        # torchvision's grey weights have four digits, and solarise has a step at 128.
+        # torchvision's gray weights have four digits, and solarize has a step at 128.
         difference = (ours - expected).abs()
         assert torch.quantile(difference, 0.98) < 0.5
         assert difference.max() < 1.5
@@ -187,7 +214,9 @@ def test_mixed_batches_agree_with_the_operations_one_by_one(samples: list[ColorS
 @given(st.lists(SAMPLES, min_size=1, max_size=12))
 def test_gray_images_may_go_through_one_channel(samples: list[ColorSample]) -> None:
     crops = photographs(len(samples), 17)[:, :1].expand(-1, 3, -1, -1).contiguous()
-    torch.testing.assert_close(apply(crops, samples, gray_images=True), apply(crops, samples), rtol=0, atol=5e-3)
+    torch.testing.assert_close(
+        apply(crops, samples, gray_images=True), apply(crops, samples), rtol=0, atol=5e-3
+    )
 
 
 def drawn(count: int) -> list[ColorSample]:
@@ -229,7 +258,8 @@ def test_no_value_is_read_back_from_the_device(gray_images: bool) -> None:
     assert min(plan.num_grayscale, plan.num_blurred, plan.num_solarized, sum(plan.active_slots)) > 0
     with FakeTensorMode() as mode:
         fake = parameters._replace(
-            integers=mode.from_tensor(parameters.integers), floats=mode.from_tensor(parameters.floats)
+            integers=mode.from_tensor(parameters.integers),
+            floats=mode.from_tensor(parameters.floats),
         )
         result = augment(mode.from_tensor(photographs(30, 20)), fake, torch.bfloat16)
         with pytest.raises(DataDependentOutputException):
@@ -238,10 +268,19 @@ def test_no_value_is_read_back_from_the_device(gray_images: bool) -> None:
 
 
 def test_a_view_without_jitter_strength_changes_nothing() -> None:
-    quiet = ViewSpec(count=1, size=8, scale=(0.5, 1.0), jitter=(0, 0, 0, 0), gray_probability=0, blur_probability=0)
+    quiet = ViewSpec(
+        count=1,
+        size=8,
+        scale=(0.5, 1.0),
+        jitter=(0, 0, 0, 0),
+        gray_probability=0,
+        blur_probability=0,
+    )
     crops = photographs(4, 20)
     generator = random.Random(0)
-    parameters = pack_color_samples([replace(quiet, jitter_probability=1.0).draw_color(generator) for _ in range(4)])
+    parameters = pack_color_samples(
+        [replace(quiet, jitter_probability=1.0).draw_color(generator) for _ in range(4)]
+    )
     assert not any(parameters.plan.active_slots)
     assert not parameters.plan.hue
     result = augment(crops, parameters, mean=(0, 0, 0), std=(1, 1, 1)) * 255

@@ -1,4 +1,6 @@
-"""Crops: the geometry of torchvision's RandomResizedCrop, and the pixels of Pillow's crop and resize."""
+"""Crops: the geometry of torchvision's RandomResizedCrop, and the pixels of Pillow's crop and
+resize.
+"""
 
 import random
 
@@ -18,7 +20,9 @@ SCALES = st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted).map(tuple
 def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
     """Smooth shapes with edges and some grain."""
     generator = np.random.default_rng(seed)
-    coarse = Image.fromarray(generator.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((width, height), 3)
+    coarse = Image.fromarray(generator.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize(
+        (width, height), 3
+    )
     pixels = np.asarray(coarse).astype(int) + generator.normal(0, 6, (height, width, 1))
     pixels[height // 3 : height // 2, width // 4 : width // 2] = (250, 20, 60)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
@@ -42,7 +46,9 @@ def pillow_crop(image: Image.Image, box: CropBox, size: int) -> np.ndarray:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 700), st.integers(1, 700), SCALES)
-def test_boxes_lie_within_the_image(seed: int, width: int, height: int, scale: tuple[float, float]) -> None:
+def test_boxes_lie_within_the_image(
+    seed: int, width: int, height: int, scale: tuple[float, float]
+) -> None:
     box = draw_crop_box(random.Random(seed), width, height, scale)
     assert box.top >= 0 <= box.left
     assert box.height >= 1 <= box.width
@@ -50,8 +56,16 @@ def test_boxes_lie_within_the_image(seed: int, width: int, height: int, scale: t
     assert box.left + box.width <= width
 
 
-@given(st.integers(0, 2**32), st.integers(200, 260), st.integers(200, 260), st.floats(0.05, 0.5), st.floats(0, 0.1))
-def test_boxes_have_the_asked_area_and_ratio(seed: int, width: int, height: int, low: float, spread: float) -> None:
+@given(
+    st.integers(0, 2**32),
+    st.integers(200, 260),
+    st.integers(200, 260),
+    st.floats(0.05, 0.5),
+    st.floats(0, 0.1),
+)
+def test_boxes_have_the_asked_area_and_ratio(
+    seed: int, width: int, height: int, low: float, spread: float
+) -> None:
     box = draw_crop_box(random.Random(seed), width, height, (low, low + spread))
     share = box.height * box.width / (width * height)
     # Rounding moves each side by half a pixel.
@@ -62,14 +76,19 @@ def test_boxes_have_the_asked_area_and_ratio(seed: int, width: int, height: int,
 
 @pytest.mark.parametrize("scale", [(0.05, 0.4), (0.4, 1.0)])
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (96, 320)])
-def test_boxes_are_distributed_as_in_torchvision(scale: tuple[float, float], width: int, height: int) -> None:
+def test_boxes_are_distributed_as_in_torchvision(
+    scale: tuple[float, float], width: int, height: int
+) -> None:
     generator = random.Random(1)
     torch.manual_seed(1)
     count = 3000
     image = Image.new("L", (width, height))
-    ours = np.array([draw_crop_box(generator, width, height, scale) for _ in range(count)], dtype=float)
+    ours = np.array(
+        [draw_crop_box(generator, width, height, scale) for _ in range(count)], dtype=float
+    )
     theirs = np.array(
-        [RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(count)], dtype=float
+        [RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(count)],
+        dtype=float,
     )
     for name, values, expected in (
         *zip(("top", "left", "height", "width"), ours.T, theirs.T, strict=True),
@@ -79,7 +98,8 @@ def test_boxes_are_distributed_as_in_torchvision(scale: tuple[float, float], wid
         # Kolmogorov-Smirnov distance; 2.2 / sqrt(count / 2) is exceeded once in ten thousand times.
         points = np.sort(np.concatenate([values, expected]))
         distance = np.abs(
-            np.searchsorted(np.sort(values), points, "right") - np.searchsorted(np.sort(expected), points, "right")
+            np.searchsorted(np.sort(values), points, "right")
+            - np.searchsorted(np.sort(expected), points, "right")
         ).max()
         assert distance / count < 2.2 / np.sqrt(count / 2), name
 
@@ -88,7 +108,9 @@ def test_boxes_are_distributed_as_in_torchvision(scale: tuple[float, float], wid
 def test_fallback_is_the_one_of_torchvision(width: int, height: int) -> None:
     # No box of a thousandfold area fits, so both give up drawing.
     scale = (1000.0, 1000.0)
-    expected = RandomResizedCrop.get_params(Image.new("L", (width, height)), list(scale), [3 / 4, 4 / 3])
+    expected = RandomResizedCrop.get_params(
+        Image.new("L", (width, height)), list(scale), [3 / 4, 4 / 3]
+    )
     assert draw_crop_box(random.Random(0), width, height, scale) == tuple(expected)
 
 
@@ -115,7 +137,9 @@ def test_pixels_are_those_of_pillow(box: CropBox, size: int, mode: str) -> None:
 @given(st.data())
 def test_pixels_of_unclipped_noise_are_those_of_pillow(data: st.DataObject) -> None:
     width, height, size = (data.draw(st.integers(1, 80)) for _ in range(3))
-    noise = np.random.default_rng(data.draw(st.integers(0, 99))).integers(80, 176, (height, width, 3), dtype=np.uint8)
+    noise = np.random.default_rng(data.draw(st.integers(0, 99))).integers(
+        80, 176, (height, width, 3), dtype=np.uint8
+    )
     box = draw_crop_box(random.Random(data.draw(st.integers(0, 99))), width, height, (0.05, 1.0))
     image = Image.fromarray(noise)
     assert np.abs(crop(image, box, size) - pillow_crop(image, box, size)).max() <= 2
@@ -136,8 +160,12 @@ def test_jpeg_reduction_never_leaves_a_crop_to_be_enlarged() -> None:
     assert jpeg_reduction([CropBox(0, 0, 5, 5)], [224]) == 1
 
 
-@given(st.integers(0, 2**32), st.integers(16, 3000), st.integers(16, 3000), st.sampled_from([2, 4, 8]))
-def test_reduced_boxes_lie_where_they_lay(seed: int, width: int, height: int, reduction: int) -> None:
+@given(
+    st.integers(0, 2**32), st.integers(16, 3000), st.integers(16, 3000), st.sampled_from([2, 4, 8])
+)
+def test_reduced_boxes_lie_where_they_lay(
+    seed: int, width: int, height: int, reduction: int
+) -> None:
     box = draw_crop_box(random.Random(seed), width, height, (0.3, 1.0))
     small_width, small_height = -(-width // reduction), -(-height // reduction)
     reduced = reduce_box(box, reduction, small_width, small_height)

@@ -34,11 +34,16 @@ def repeated(gray: np.ndarray) -> np.ndarray:
 
 def png_with_header(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -57,7 +62,9 @@ def test_grayscale_is_repeated_or_kept(image_format: str) -> None:
 
 def test_bilevel() -> None:
     mask = RAMP > 100
-    np.testing.assert_array_equal(decoded(encode(Image.fromarray(mask), "PNG")), repeated(mask * np.uint8(255)))
+    np.testing.assert_array_equal(
+        decoded(encode(Image.fromarray(mask), "PNG")), repeated(mask * np.uint8(255))
+    )
 
 
 def test_palette() -> None:
@@ -89,7 +96,7 @@ def test_gray_alpha_is_composited_on_white() -> None:
     np.testing.assert_array_equal(decoded(encode(image, "PNG")), np.full((4, 6, 3), 255))
 
 
-def test_transparent_colour_of_rgb_png_is_put_on_white() -> None:
+def test_transparent_color_of_rgb_png_is_put_on_white() -> None:
     data = encode(Image.fromarray(COLORS), "PNG", transparency=tuple(COLORS[0, 0].tolist()))
     result = decoded(data)
     np.testing.assert_array_equal(result[0, 0], [255, 255, 255])
@@ -106,14 +113,18 @@ def test_cmyk_jpeg() -> None:
 def test_sixteen_bits_are_scaled_not_clipped(image_format: str) -> None:
     values = np.array([[0, 257, 1000], [32768, 65534, 65535]], dtype=np.uint16)
     expected = np.rint(values / 65535 * 255).astype(np.uint8)
-    np.testing.assert_array_equal(decoded(encode(Image.fromarray(values), image_format)), repeated(expected))
+    np.testing.assert_array_equal(
+        decoded(encode(Image.fromarray(values), image_format)), repeated(expected)
+    )
     np.testing.assert_array_equal(decoded(values), repeated(expected))
 
 
 def test_thirty_two_bit_integers_beyond_sixteen_are_stretched() -> None:
     values = np.array([[0, 50_000], [100_000, 200_000]], dtype=np.int32)
     expected = np.array([[0, 64], [128, 255]], dtype=np.uint8)
-    np.testing.assert_array_equal(decoded(encode(Image.fromarray(values), "TIFF")), repeated(expected))
+    np.testing.assert_array_equal(
+        decoded(encode(Image.fromarray(values), "TIFF")), repeated(expected)
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +141,8 @@ def test_floats(values: list[list[float]], expected: list[list[int]]) -> None:
     array = np.array(values, dtype=np.float32)
     np.testing.assert_array_equal(decoded(array), repeated(np.array(expected, dtype=np.uint8)))
     np.testing.assert_array_equal(
-        decoded(encode(Image.fromarray(array), "TIFF")), repeated(np.array(expected, dtype=np.uint8))
+        decoded(encode(Image.fromarray(array), "TIFF")),
+        repeated(np.array(expected, dtype=np.uint8)),
     )
 
 
@@ -178,7 +190,9 @@ def test_exif_rotation_is_applied(image_format: str, orientation: int) -> None:
 
 
 def test_one_pixel() -> None:
-    np.testing.assert_array_equal(decoded(encode(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")), [[[1, 2, 3]]])
+    np.testing.assert_array_equal(
+        decoded(encode(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")), [[[1, 2, 3]]]
+    )
 
 
 def test_the_image_of_the_caller_stays_as_it_is() -> None:

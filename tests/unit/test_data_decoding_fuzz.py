@@ -1,4 +1,6 @@
-"""Hostile image files: whatever the bytes, an RGB image or one line, in bounded memory, and nothing is executed."""
+"""Hostile image files: whatever the bytes, an RGB image or one line, in bounded memory, and nothing
+is executed.
+"""
 
 import functools
 import io
@@ -17,7 +19,10 @@ from esvit_hf.data.decoding import MAX_PIXELS, UndecodableImageError, decode_ima
 
 # What Pillow says about files that it can read in part.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:Corrupt EXIF data", "ignore:Truncated File Read", "ignore:Tag data larger", "ignore:Metadata Warning"
+    "ignore:Corrupt EXIF data",
+    "ignore:Truncated File Read",
+    "ignore:Tag data larger",
+    "ignore:Metadata Warning",
 )
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (11, 14, 4), dtype=np.uint8)
@@ -56,7 +61,9 @@ def encoded(kind: str) -> bytes:
         image = Image.fromarray(PIXELS)
     buffer = io.BytesIO()
     with_exif = {"exif": exif.tobytes()} if image_format in {"JPEG", "PNG", "WEBP"} else {}
-    (image if image.mode == mode else image.convert(mode)).save(buffer, image_format, **with_exif, **options)
+    (image if image.mode == mode else image.convert(mode)).save(
+        buffer, image_format, **with_exif, **options
+    )
     return buffer.getvalue()
 
 
@@ -74,7 +81,9 @@ class OneImage:
 
 
 def check(data: bytes) -> None:
-    """Decode as evaluation does and crop as training does: both give an image, or neither, and say why in one line."""
+    """Decode as evaluation does and crop as training does: both give an image, or neither, and say
+    why in one line.
+    """
     try:
         image = decode_image(data)
         assert image.mode == "RGB"
@@ -104,14 +113,18 @@ def test_cut_at_any_byte(kind: str) -> None:
 def test_changed_bytes(data: st.DataObject) -> None:
     content = bytearray(encoded(data.draw(st.sampled_from(sorted(FORMATS)))))
     places = st.integers(0, min(len(content), 200) - 1) | st.integers(0, len(content) - 1)
-    for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=6)):
+    for place, value in data.draw(
+        st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=6)
+    ):
         content[place] = value
     check(bytes(content))
 
 
 @settings(deadline=None, max_examples=100)
 @given(
-    st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF", b"II*\0", b"BM", b"P6 "]),
+    st.sampled_from(
+        [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF", b"II*\0", b"BM", b"P6 "]
+    ),
     st.data(),
 )
 def test_any_bytes(start: bytes, data: st.DataObject) -> None:
@@ -134,11 +147,22 @@ def with_png_size(width: int, height: int) -> bytes:
         (with_png_size(0, 7), "no pixels|no image format|cannot|zero"),
         (b"P6 99999 99999 255\n" + bytes(30), "limit"),
         (encoded("gif")[:6] + b"\xff\xff\xff\xff" + encoded("gif")[10:], "limit"),
-        (b"BM" + bytes(8) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little") + b"\xff\xff\0\0" * 2, "."),
+        (
+            b"BM"
+            + bytes(8)
+            + (54).to_bytes(4, "little")
+            + (40).to_bytes(4, "little")
+            + b"\xff\xff\0\0" * 2,
+            ".",
+        ),
     ],
 )
-def test_bombs_are_refused_before_they_are_decoded(data: bytes, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode_image(encoded("png"))  # Pillow loads its plugins, some of which decode images of their own.
+def test_bombs_are_refused_before_they_are_decoded(
+    data: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode_image(
+        encoded("png")
+    )  # Pillow loads its plugins, some of which decode images of their own.
 
     def explode(image: Image.Image) -> None:
         raise AssertionError("the pixels were decoded")
@@ -164,7 +188,9 @@ def test_the_first_frame_of_an_animation_is_read() -> None:
     frames = [Image.new("RGB", (6, 4), color) for color in ("red", "blue")]
     for image_format in ("GIF", "WEBP", "PNG", "TIFF"):
         buffer = io.BytesIO()
-        frames[0].save(buffer, image_format, save_all=True, append_images=frames[1:], **{"lossless": True})
+        frames[0].save(
+            buffer, image_format, save_all=True, append_images=frames[1:], **{"lossless": True}
+        )
         red, green, blue = decode_image(buffer.getvalue()).getpixel((0, 0))  # type: ignore[misc]
         assert (red, green, blue) == (255, 0, 0), image_format
 

@@ -33,7 +33,9 @@ def originals(tmp_path: Path) -> Path:
         labels = np.random.default_rng(count).permutation(np.arange(count, dtype=np.uint8) % 10)
         for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
             header = np.array([2048 + array.ndim, *array.shape], dtype=">u4").tobytes()
-            (folder / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+            (folder / f"{prefix}-{kind}-ubyte.gz").write_bytes(
+                gzip.compress(header + array.tobytes())
+            )
     return folder
 
 
@@ -43,7 +45,9 @@ def test_the_first_images_of_each_class_in_their_order(
     make(originals, tmp_path / "out", train_per_class=3, test_per_class=1)
     raw = gzip.decompress((originals / "train-images-idx3-ubyte.gz").read_bytes())
     images = np.frombuffer(raw[16:], np.uint8).reshape(-1, 28, 28)
-    labels = np.frombuffer(gzip.decompress((originals / "train-labels-idx1-ubyte.gz").read_bytes())[8:], np.uint8)
+    labels = np.frombuffer(
+        gzip.decompress((originals / "train-labels-idx1-ubyte.gz").read_bytes())[8:], np.uint8
+    )
     kept = [index for index, label in enumerate(labels) if (labels[:index] == label).sum() < 3]
     source = load_image_source(str(tmp_path / "out"))
     assert source.labels is not None
@@ -58,6 +62,8 @@ def test_wrong_input_is_named(make: Callable[..., None], originals: Path, tmp_pa
         make(originals, tmp_path / "out", train_per_class=5)
     with pytest.raises(ValueError, match="does not exist; FOLDER must hold"):
         make(tmp_path, tmp_path / "out")
-    (originals / "train-images-idx3-ubyte.gz").write_bytes((originals / "train-labels-idx1-ubyte.gz").read_bytes())
+    (originals / "train-images-idx3-ubyte.gz").write_bytes(
+        (originals / "train-labels-idx1-ubyte.gz").read_bytes()
+    )
     with pytest.raises(ValueError, match="starts with 2049 instead of 2051"):
         make(originals, tmp_path / "out")

@@ -1,4 +1,6 @@
-"""Batches of crops: the same for any number of workers and processes, after a resume, and around broken images."""
+"""Batches of crops: the same for any number of workers and processes, after a resume, and around
+broken images.
+"""
 
 import io
 import itertools
@@ -56,11 +58,17 @@ def assert_same(one: CropBatch, other: CropBatch) -> None:
 
 
 def test_a_batch_has_the_teachers_views_first() -> None:
-    batch = MultiCropDataset(source_of(colorful(5)), VIEWS, seed=0).__getitems__([(0, 4), (0, 1), (3, 1)])
+    batch = MultiCropDataset(source_of(colorful(5)), VIEWS, seed=0).__getitems__(
+        [(0, 4), (0, 1), (3, 1)]
+    )
     assert [(tuple(crop.shape), crop.dtype) for crop in batch.crops] == [
         ((3, 3, size, size), torch.uint8) for size in (16, 16, 9, 9)
     ]
-    assert (batch.indices.tolist(), batch.indices.dtype, batch.broken) == ([4, 1, 1], torch.int64, [])
+    assert (batch.indices.tolist(), batch.indices.dtype, batch.broken) == (
+        [4, 1, 1],
+        torch.int64,
+        [],
+    )
     for crops, parameters in zip(batch.crops, batch.parameters, strict=True):
         views = augment(crops, parameters, torch.bfloat16)
         assert (views.shape, views.dtype) == (crops.shape, torch.bfloat16)
@@ -68,11 +76,16 @@ def test_a_batch_has_the_teachers_views_first() -> None:
     assert sum(parameters.plan.num_solarized for parameters in batch.parameters[2:]) == 0
 
 
-def test_colour_parameters_survive_the_way_through_the_buffer() -> None:
-    # The whole image, gray with certainty, and nothing else: every view is the normalised gray image.
-    view = ViewSpec(count=2, size=24, jitter_probability=0, gray_probability=1, blur_probability=0, **WHOLE)
+def test_color_parameters_survive_the_way_through_the_buffer() -> None:
+    # The whole image, gray with certainty, and nothing else: every view is the normalized gray
+    # image.
+    view = ViewSpec(
+        count=2, size=24, jitter_probability=0, gray_probability=1, blur_probability=0, **WHOLE
+    )
     pixels = [noise(seed, 24, 24) for seed in range(3)]
-    dataset = MultiCropDataset(source_of([encode(Image.fromarray(image)) for image in pixels]), [view], seed=0)
+    dataset = MultiCropDataset(
+        source_of([encode(Image.fromarray(image)) for image in pixels]), [view], seed=0
+    )
     batch = pickle.loads(pickle.dumps(dataset.__getitems__([(0, 2), (0, 0)]))).to("cpu")
     for crops, parameters in zip(batch.crops, batch.parameters, strict=True):
         np.testing.assert_array_equal(crops[0].permute(1, 2, 0), pixels[2])
@@ -85,7 +98,9 @@ def test_colour_parameters_survive_the_way_through_the_buffer() -> None:
 def test_flips() -> None:
     pixels = noise(0, 24, 24)
     view = ViewSpec(count=1, size=24, **(WHOLE | {"flip_probability": 1.0}))
-    batch = MultiCropDataset(source_of([encode(Image.fromarray(pixels))]), [view], seed=0).__getitems__([(0, 0)])
+    batch = MultiCropDataset(
+        source_of([encode(Image.fromarray(pixels))]), [view], seed=0
+    ).__getitems__([(0, 0)])
     np.testing.assert_array_equal(batch.crops[0][0].permute(1, 2, 0), pixels[:, ::-1])
 
 
@@ -97,7 +112,12 @@ def test_exif_rotation_is_applied_before_cropping() -> None:
     data = encode(Image.fromarray(pixels), "JPEG", quality=95, exif=exif.tobytes())
     # Upright, the bright half is on top; the ten tries fail, and the fallback crops the middle.
     view = ViewSpec(count=1, size=16, **WHOLE)
-    crop = MultiCropDataset(source_of([data]), [view], seed=0).__getitems__([(0, 0)]).crops[0][0].float()
+    crop = (
+        MultiCropDataset(source_of([data]), [view], seed=0)
+        .__getitems__([(0, 0)])
+        .crops[0][0]
+        .float()
+    )
     assert crop[:, :6].mean() > 190
     assert crop[:, -6:].mean() < 10
 
@@ -116,20 +136,27 @@ def test_crops_depend_on_seed_epoch_and_index_alone() -> None:
     first, second = together.crops[0][:6], together.crops[0][6:]
     assert all(not torch.equal(one, other) for one, other in zip(first, second, strict=True))
     other_seed = MultiCropDataset(source, VIEWS, seed=6).__getitems__(keys)
-    assert all(not torch.equal(one, other) for one, other in zip(together.crops[0], other_seed.crops[0], strict=True))
+    assert all(
+        not torch.equal(one, other)
+        for one, other in zip(together.crops[0], other_seed.crops[0], strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
 def parquet_source(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
     folder = tmp_path_factory.mktemp("data")
-    Dataset.from_dict({"image": [*colorful(20), b"damaged", *colorful(3)]}).to_parquet(folder / "train.parquet")
+    Dataset.from_dict({"image": [*colorful(20), b"damaged", *colorful(3)]}).to_parquet(
+        folder / "train.parquet"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
         return load_image_source(str(folder))
 
 
 def batches(source: ImageSource, num_workers: int = 0, **sampling: int) -> list[CropBatch]:
-    sampler = EpochSampler(len(source), seed=1, **({"batch_size_per_process": 4, "total_steps": 8} | sampling))
+    sampler = EpochSampler(
+        len(source), seed=1, **({"batch_size_per_process": 4, "total_steps": 8} | sampling)
+    )
     dataset = MultiCropDataset(source, VIEWS, seed=1, max_broken_fraction=0.5)
     return list(make_multicrop_loader(dataset, sampler, num_workers=num_workers))
 
@@ -147,7 +174,8 @@ def test_workers_change_nothing(parquet_source: ImageSource) -> None:
 def test_processes_and_accumulation_change_nothing(parquet_source: ImageSource) -> None:
     alone = batches(parquet_source, batch_size_per_process=8, total_steps=5)
     ranks = [
-        batches(parquet_source, batch_size_per_process=4, world_size=2, rank=rank, total_steps=5) for rank in (0, 1)
+        batches(parquet_source, batch_size_per_process=4, world_size=2, rank=rank, total_steps=5)
+        for rank in (0, 1)
     ]
     accumulated = batches(parquet_source, batch_size_per_process=4, accumulation=2, total_steps=5)
     for step, whole in enumerate(alone):
@@ -159,7 +187,9 @@ def test_processes_and_accumulation_change_nothing(parquet_source: ImageSource) 
 
 def test_a_resumed_run_continues_exactly(parquet_source: ImageSource) -> None:
     whole = batches(parquet_source, total_steps=9)
-    for one, other in zip(whole[7:], batches(parquet_source, start_step=7, total_steps=9), strict=True):
+    for one, other in zip(
+        whole[7:], batches(parquet_source, start_step=7, total_steps=9), strict=True
+    ):
         assert_same(one, other)
 
 
@@ -180,7 +210,9 @@ def test_broken_images_are_replaced_and_reported() -> None:
     assert len(set(chosen)) > 2
     assert not {3, 4} & set(chosen)
     assert {index for index, _ in batch.broken} == {3, 4}
-    assert {reason for _, reason in batch.broken} == {"the bytes are in no image format that Pillow knows"}
+    assert {reason for _, reason in batch.broken} == {
+        "the bytes are in no image format that Pillow knows"
+    }
     again = dataset.__getitems__([(7, 3)])
     assert again.indices[0] == batch.indices[15]
     assert torch.equal(again.crops[0][0], batch.crops[0][15])
@@ -199,11 +231,13 @@ def test_too_many_broken_images_stop_with_one_line(num_workers: int) -> None:
     with pytest.raises(TooManyBrokenImagesError) as error:
         list(iterator)
     if num_workers:
-        # Left to the garbage collector, which closes the pipes first, this would wait five seconds for the worker.
+        # Left to the garbage collector, which closes the pipes first, this would wait five seconds
+        # for the worker.
         iterator._shutdown_workers()
     assert str(error.value) == (
-        "1 of 11 images cannot be decoded, more than the allowed share of 0.05, the last one at index 3 "
-        "(the bytes are in no image format that Pillow knows); repair the data or raise max_broken_fraction"
+        "1 of 11 images cannot be decoded, more than the allowed share of 0.05, the last one at "
+        "index 3 (the bytes are in no image format that Pillow knows); repair the data or raise "
+        "max_broken_fraction"
     )
 
 
@@ -218,7 +252,9 @@ def test_the_share_is_judged_even_if_the_last_batch_is_fine() -> None:
 
 def test_data_without_a_single_image_stops_at_once() -> None:
     dataset = MultiCropDataset(source_of([b"text"] * 5000), VIEWS, seed=0)
-    with pytest.raises(TooManyBrokenImagesError, match=r"20 images in a row .* check the data and --image_column"):
+    with pytest.raises(
+        TooManyBrokenImagesError, match=r"20 images in a row .* check the data and --image_column"
+    ):
         dataset.__getitems__([(0, 0)])
 
 
@@ -244,7 +280,9 @@ def test_large_jpegs_are_reduced_while_decoding_and_the_crops_stay_in_place() ->
     image = Image.fromarray(pixels.astype(np.uint8))
     views = [ViewSpec(count=3, size=40, scale=(0.3, 1.0), teacher=True)]
     keys = [(epoch, 0) for epoch in range(8)]
-    reduced = MultiCropDataset(source_of([encode(image, "JPEG", quality=95)]), views, seed=0).__getitems__(keys)
+    reduced = MultiCropDataset(
+        source_of([encode(image, "JPEG", quality=95)]), views, seed=0
+    ).__getitems__(keys)
     whole = MultiCropDataset(source_of([encode(image, "PNG")]), views, seed=0).__getitems__(keys)
     for one, other in zip(reduced.crops, whole.crops, strict=True):
         difference = (one.float() - other.float()).abs()
@@ -254,13 +292,17 @@ def test_large_jpegs_are_reduced_while_decoding_and_the_crops_stay_in_place() ->
 
 
 def test_all_tensors_of_a_batch_share_one_memory() -> None:
-    batch = MultiCropDataset(source_of(colorful(3)), VIEWS, seed=0).__getitems__([(0, 0), (0, 1), (0, 2)])
+    batch = MultiCropDataset(source_of(colorful(3)), VIEWS, seed=0).__getitems__(
+        [(0, 0), (0, 1), (0, 2)]
+    )
     tensors = [
         batch.indices,
         *batch.crops,
         *itertools.chain(*((view.integers, view.floats) for view in batch.parameters)),
     ]
-    assert {tensor.untyped_storage().data_ptr() for tensor in tensors} == {batch.buffer.untyped_storage().data_ptr()}
+    assert {tensor.untyped_storage().data_ptr() for tensor in tensors} == {
+        batch.buffer.untyped_storage().data_ptr()
+    }
     covered = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     assert covered == batch.buffer.numel()
     assert batch.to("meta").crops[0].device.type == "meta"
@@ -286,9 +328,13 @@ def test_bad_settings_are_named() -> None:
 def test_real_images_in_a_loader() -> None:
     folder = Path(__file__).parents[2] / "examples" / "data" / "fashion_mnist"
     source = load_image_source(str(folder), split="test")
-    (batch,) = make_multicrop_loader(MultiCropDataset(source, VIEWS, seed=0), EpochSampler(2000, 64, 0, total_steps=1))
+    (batch,) = make_multicrop_loader(
+        MultiCropDataset(source, VIEWS, seed=0), EpochSampler(2000, 64, 0, total_steps=1)
+    )
     assert all(plan.gray_images for plan in batch.plans)
-    views = [augment(crops, view) for crops, view in zip(batch.crops, batch.parameters, strict=True)]
+    views = [
+        augment(crops, view) for crops, view in zip(batch.crops, batch.parameters, strict=True)
+    ]
     # Clothes on black: the mean lies well below that of ImageNet, and no view is empty.
     assert -1.8 < torch.cat([view.mean((1, 2, 3)) for view in views]).mean() < -0.2
     assert min(view.std((1, 2, 3)).min().item() for view in views[:2]) > 0.05

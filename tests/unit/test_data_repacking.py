@@ -1,4 +1,6 @@
-"""Packs of the reference as parquet: every sound row once, what is broken named, and safe to interrupt."""
+"""Packs of the reference as parquet: every sound row once, what is broken named, and safe to
+interrupt.
+"""
 
 import base64
 import io
@@ -17,7 +19,9 @@ from esvit_hf.data.repacking import repack
 
 
 @pytest.fixture(autouse=True)
-def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _private_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
@@ -27,7 +31,9 @@ def png(value: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_zip(folder: Path, count: int, more: dict[str, bytes] | None = None, lines: str = "") -> Path:
+def write_zip(
+    folder: Path, count: int, more: dict[str, bytes] | None = None, lines: str = ""
+) -> Path:
     """A pack whose image i has label i % 3."""
     names = [f"n{i % 3:08d}/n{i % 3:08d}_{i}.JPEG" for i in range(count)]
     with zipfile.ZipFile(folder / "train.zip", "w") as archive:
@@ -35,7 +41,9 @@ def write_zip(folder: Path, count: int, more: dict[str, bytes] | None = None, li
             archive.writestr(name, png(i))
         for name, content in (more or {}).items():
             archive.writestr(name, content)
-    (folder / "train_map.txt").write_text("".join(f"{name}\t{i % 3}\n" for i, name in enumerate(names)) + lines)
+    (folder / "train_map.txt").write_text(
+        "".join(f"{name}\t{i % 3}\n" for i, name in enumerate(names)) + lines
+    )
     return folder / "train.zip"
 
 
@@ -51,7 +59,9 @@ def contents(output: Path) -> dict[int, int | str]:
     names = source.class_names
     red = [image.getpixel((0, 0))[0] for image in source.read(range(len(source)))]
     assert len(red) == len(set(red))
-    return {value: names[label] if names else label for value, label in zip(red, labels, strict=True)}
+    return {
+        value: names[label] if names else label for value, label in zip(red, labels, strict=True)
+    }
 
 
 def test_zip_with_its_map(tmp_path: Path) -> None:
@@ -79,7 +89,9 @@ def test_rows_are_shuffled_by_the_seed_or_not_at_all(tmp_path: Path) -> None:
 def test_map_with_the_name_of_the_zip_file(tmp_path: Path) -> None:
     pack = write_zip(tmp_path, 3)
     path = tmp_path / "train_map.txt"
-    path.write_text("".join(f"train.zip@/{line}\r\n" for line in path.read_text().splitlines()) + "\n")
+    path.write_text(
+        "".join(f"train.zip@/{line}\r\n" for line in path.read_text().splitlines()) + "\n"
+    )
     repack(pack, tmp_path / "out")
     assert contents(tmp_path / "out") == {0: 0, 1: 1, 2: 2}
 
@@ -92,7 +104,9 @@ def test_tsv_files_with_numbers(tmp_path: Path, with_index: bool) -> None:
         (tmp_path / "pack" / f"{file}.tsv").write_bytes(b"".join(lines))
         if with_index:
             starts = [sum(map(len, lines[:i])) for i in range(len(lines))]
-            (tmp_path / "pack" / f"{file}.lineidx").write_text("".join(f"{start}\n" for start in starts))
+            (tmp_path / "pack" / f"{file}.lineidx").write_text(
+                "".join(f"{start}\n" for start in starts)
+            )
     repack(tmp_path / "pack", tmp_path / "out")
     assert contents(tmp_path / "out") == {i: i % 3 for i in range(12)}
 
@@ -105,7 +119,9 @@ def test_tsv_with_names_of_classes(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == {0: "dog", 1: "ape", 2: "dog"}
 
 
-def test_broken_rows_are_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_rows_are_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = "gone.JPEG\t1\nno tab\nn00000000/n00000000_0.JPEG\tcat\ntext.JPEG\t0\nbomb.JPEG\t2\n"
     bomb = bytearray(png(9))
     bomb[16:24] = (60_000).to_bytes(4, "big") * 2
@@ -127,14 +143,23 @@ def test_broken_rows_are_named_and_left_out(tmp_path: Path, capsys: pytest.Captu
 def test_broken_tsv_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [
         *(tsv_line("a", "0", png(0)), b"only\ttwo\n", b"b\t1\t***\n", tsv_line("c", "[]", png(2))),
-        *(b"\xff\xfe\t1\t" + base64.b64encode(png(3)) + b"\n", tsv_line("d", '[{"class": "ape"}]', png(4))),
+        *(
+            b"\xff\xfe\t1\t" + base64.b64encode(png(3)) + b"\n",
+            tsv_line("d", '[{"class": "ape"}]', png(4)),
+        ),
         tsv_line("e", "1", png(5)).rstrip(b"\n")[:-9],
     ]
     (tmp_path / "train.tsv").write_bytes(b"".join(lines))
     result = repack(tmp_path / "train.tsv", tmp_path / "out", shuffle_seed=None)
     assert (result["images"], result["left_out"]) in {(1, 6), (2, 5)}
     printed = capsys.readouterr().out
-    for reason in ("2 columns", "not base64", "has no class", "not UTF-8", "another kind than the others"):
+    for reason in (
+        "2 columns",
+        "not base64",
+        "has no class",
+        "not UTF-8",
+        "another kind than the others",
+    ):
         assert reason in printed
 
 
@@ -195,7 +220,12 @@ def test_what_cannot_be_packed_is_refused_in_one_line(tmp_path: Path) -> None:
         (tmp_path / "folder", "a", {}, "is no pack"),
         (tmp_path / "nowhere", "a", {}, "is no pack"),
         (pack, "a", {"shard_size": 0}, "shard_size is 0"),
-        (pack, "out", {"shuffle_seed": 1}, "was written with .* and not with .*: give another output folder"),
+        (
+            pack,
+            "out",
+            {"shuffle_seed": 1},
+            "was written with .* and not with .*: give another output folder",
+        ),
         (pack, "strange", {}, "was not written by esvit repack"),
     ]
     for source, output, options, message in cases:

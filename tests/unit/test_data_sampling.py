@@ -13,33 +13,57 @@ from esvit_hf.data import EpochSampler
 def by_step(sampler: EpochSampler) -> list[list[list[tuple[int, int]]]]:
     """Micro-batches, grouped by optimizer step."""
     batches = list(sampler)
-    return [batches[start : start + sampler.accumulation] for start in range(0, len(batches), sampler.accumulation)]
+    return [
+        batches[start : start + sampler.accumulation]
+        for start in range(0, len(batches), sampler.accumulation)
+    ]
 
 
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 30), st.integers(0, 5))
+@given(
+    st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 30), st.integers(0, 5)
+)
 def test_processes_together_see_what_one_process_sees(
     batch: int, world_size: int, accumulation: int, spare: int, seed: int
 ) -> None:
     num_images = batch * world_size * accumulation + spare
-    alone = by_step(EpochSampler(num_images, batch * world_size * accumulation, seed, total_steps=7))
+    alone = by_step(
+        EpochSampler(num_images, batch * world_size * accumulation, seed, total_steps=7)
+    )
     ranks = [
         by_step(
             EpochSampler(
-                num_images, batch, seed, rank=rank, world_size=world_size, accumulation=accumulation, total_steps=7
+                num_images,
+                batch,
+                seed,
+                rank=rank,
+                world_size=world_size,
+                accumulation=accumulation,
+                total_steps=7,
             )
         )
         for rank in range(world_size)
     ]
     for step, ((together,), *parts) in enumerate(zip(alone, *ranks, strict=True)):
-        micro_batches = [micro_batch for per_rank in zip(*parts, strict=True) for micro_batch in per_rank]
-        assert [len(micro_batch) for micro_batch in micro_batches] == [batch] * (world_size * accumulation)
+        micro_batches = [
+            micro_batch for per_rank in zip(*parts, strict=True) for micro_batch in per_rank
+        ]
+        assert [len(micro_batch) for micro_batch in micro_batches] == [batch] * (
+            world_size * accumulation
+        )
         assert list(itertools.chain(*micro_batches)) == together, step
 
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 12), st.integers(1, 2))
-def test_a_later_start_continues_exactly(spare: int, batch: int, start: int, accumulation: int) -> None:
+def test_a_later_start_continues_exactly(
+    spare: int, batch: int, start: int, accumulation: int
+) -> None:
     num_images = batch * accumulation + spare
-    settings = {"num_images": num_images, "batch_size_per_process": batch, "seed": 3, "accumulation": accumulation}
+    settings = {
+        "num_images": num_images,
+        "batch_size_per_process": batch,
+        "seed": 3,
+        "accumulation": accumulation,
+    }
     whole = EpochSampler(**settings, total_steps=12)
     rest = EpochSampler(**settings, start_step=start, total_steps=12)
     assert len(rest) == (12 - start) * accumulation
@@ -90,4 +114,9 @@ def test_orders_are_uniform() -> None:
 )
 def test_bad_values_are_named(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        EpochSampler(**({"num_images": 100, "batch_size_per_process": 4, "seed": 0, "total_steps": 10} | changes))
+        EpochSampler(
+            **(
+                {"num_images": 100, "batch_size_per_process": 4, "seed": 0, "total_steps": 10}
+                | changes
+            )
+        )

@@ -26,7 +26,9 @@ from esvit_hf.data.shards import (
 
 
 @pytest.fixture(autouse=True)
-def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _private_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
@@ -36,16 +38,20 @@ def png(value: int) -> bytes:
     return buffer.getvalue()
 
 
-def labelled(first: int, count: int) -> Dataset:
+def labeled(first: int, count: int) -> Dataset:
     features = Features({"label": ClassLabel(names=["a", "b"]), "image": ImageFeature()})
     rows = [{"bytes": png(i), "path": f"{i}.png"} for i in range(first, first + count)]
-    return Dataset.from_dict({"label": [i % 2 for i in range(count)], "image": rows}, features=features)
+    return Dataset.from_dict(
+        {"label": [i % 2 for i in range(count)], "image": rows}, features=features
+    )
 
 
 def write_parquet(folder: Path, sizes: list[int], group: int = 10) -> None:
     first = 0
     for shard, size in enumerate(sizes):
-        labelled(first, size).to_parquet(folder / f"train-{shard:05d}-of-{len(sizes):05d}.parquet", batch_size=group)
+        labeled(first, size).to_parquet(
+            folder / f"train-{shard:05d}-of-{len(sizes):05d}.parquet", batch_size=group
+        )
         first += size
 
 
@@ -68,7 +74,7 @@ def test_parquet_shards_read_as_the_indexed_data_set(tmp_path: Path) -> None:
     write_parquet(tmp_path, [25, 7, 30])
     source = stream(tmp_path)
     assert source.index.sizes.tolist() == [10, 10, 5, 7, 10, 10, 10]
-    indexed = ImageSource(labelled(0, 62))
+    indexed = ImageSource(labeled(0, 62))
     order = np.random.default_rng(0).permutation(62).tolist()
     assert source.read_encoded(order) == indexed.read_encoded(order)
     assert source.image_column == "image"
@@ -82,21 +88,26 @@ def test_parquet_shards_read_as_the_indexed_data_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ["{folder}", "{folder}/train-*.parquet", "{folder}/train-{{00000..00002}}-of-00003.parquet"]
+    "form",
+    ["{folder}", "{folder}/train-*.parquet", "{folder}/train-{{00000..00002}}-of-00003.parquet"],
 )
 def test_shards_are_found_in_order(tmp_path: Path, form: str) -> None:
     write_parquet(tmp_path, [3, 4, 5])
     (tmp_path / "README.md").write_text("about the data")
     found = find_shards(form.format(folder=tmp_path))
-    assert [Path(url).name for url in found] == [f"train-{i:05d}-of-00003.parquet" for i in range(3)]
+    assert [Path(url).name for url in found] == [
+        f"train-{i:05d}-of-00003.parquet" for i in range(3)
+    ]
 
 
 def test_splits_of_a_folder(tmp_path: Path) -> None:
-    labelled(0, 6).to_parquet(tmp_path / "train-00000-of-00001.parquet")
-    labelled(9, 2).to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    labeled(0, 6).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    labeled(9, 2).to_parquet(tmp_path / "test-00000-of-00001.parquet")
     assert len(stream(tmp_path)) == 6
     assert stream(tmp_path, split="test").read_encoded([1]) == [png(10)]
-    with pytest.raises(ValueError, match="no split 'train.:3.' to stream; streaming takes whole splits: "):
+    with pytest.raises(
+        ValueError, match="no split 'train.:3.' to stream; streaming takes whole splits: "
+    ):
         stream(tmp_path, split="train[:3]")
 
 
@@ -134,8 +145,13 @@ def test_a_sample_without_an_image_is_broken_and_formats_can_be_mixed(tmp_path: 
             archive.addfile(member, io.BytesIO(content))
     write_index(str(tmp_path / "a.tar"), tmp_path / "index.json")
     assert stream(tmp_path / "index.json").read_encoded([0, 2, 3]) == [png(0), None, None]
-    assert stream(tmp_path / "index.json", image_column="jpg;png").read_encoded([0, 3]) == [png(0), b"other"]
-    with pytest.raises(ValueError, match="no column 'jpeg'; set --image_column to one of: cls, png"):
+    assert stream(tmp_path / "index.json", image_column="jpg;png").read_encoded([0, 3]) == [
+        png(0),
+        b"other",
+    ]
+    with pytest.raises(
+        ValueError, match="no column 'jpeg'; set --image_column to one of: cls, png"
+    ):
         stream(tmp_path / "index.json", image_column="jpeg")
 
 
@@ -150,7 +166,9 @@ def test_few_chunks_stay_in_memory(tmp_path: Path) -> None:
     assert sum(len(values) for values in source._cache.values()) <= 50
 
 
-def test_chunks_in_memory_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_in_memory_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_parquet(tmp_path, [60], group=10)
     source, read = stream(tmp_path, shuffle_buffer=30), list[int]()
     original = ShardIndex.read
@@ -183,7 +201,9 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
     shard = tmp_path / "train-00001-of-00002.parquet"
     source, whole = stream(tmp_path), shard.read_bytes()
     shard.write_bytes(b"\0" * (len(whole) // 2) + whole[len(whole) // 2 :])
-    with pytest.raises(UnreadableShardError, match="train-00001-of-00002.parquet cannot be read") as error:
+    with pytest.raises(
+        UnreadableShardError, match="train-00001-of-00002.parquet cannot be read"
+    ) as error:
         source.read_encoded([20])
     assert "\n" not in str(error.value)
     shard.write_bytes(whole[:-9])
@@ -210,7 +230,9 @@ def test_damaged_tars_are_named_at_every_cut(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
     for place in headers:
         path.write_bytes(whole[:place] + b"x" + whole[place + 1 :])
-        with pytest.raises(ValueError, match="damaged header|bad checksum|has . images where its index says 6"):
+        with pytest.raises(
+            ValueError, match="damaged header|bad checksum|has . images where its index says 6"
+        ):
             write_index(str(path), tmp_path / "other.json")
             stream(index).read_encoded([5])
 
@@ -220,7 +242,9 @@ def test_a_changed_shard_is_noticed(tmp_path: Path) -> None:
     write_index(str(tmp_path / "a.tar"), tmp_path / "index.json")
     source = stream(tmp_path / "index.json")
     write_tar(tmp_path / "a.tar", 0, 5)
-    with pytest.raises(UnreadableShardError, match="has 5 images where its index says 6: run esvit index again"):
+    with pytest.raises(
+        UnreadableShardError, match="has 5 images where its index says 6: run esvit index again"
+    ):
         source.read_encoded([0])
 
 
@@ -229,8 +253,8 @@ def test_wrong_places_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(png(1))
     write_tar(tmp_path / "both" / "a.tar", 0, 1)
-    labelled(0, 1).to_parquet(tmp_path / "both" / "a.parquet")
-    pyarrow.parquet.write_table(labelled(0, 1).data.table.slice(0, 0), tmp_path / "none.parquet")
+    labeled(0, 1).to_parquet(tmp_path / "both" / "a.parquet")
+    pyarrow.parquet.write_table(labeled(0, 1).data.table.slice(0, 0), tmp_path / "none.parquet")
     (tmp_path / "a.tar.gz").write_bytes(b"")
     for name, text in {
         "words": "no json",
@@ -239,12 +263,16 @@ def test_wrong_places_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         "bad": '{"shards": [{"url": "a.tar"}]}',
     }.items():
         (tmp_path / f"{name}.json").write_text(text)
-    (tmp_path / "odd.json").write_text(json.dumps({"shards": [{"url": "a.tar", "chunks": [[0, -1]]}]}))
+    (tmp_path / "odd.json").write_text(
+        json.dumps({"shards": [{"url": "a.tar", "chunks": [[0, -1]]}]})
+    )
     cases = {
         "nowhere/at all": "does not exist; give a folder, shards, an index",
         str(tmp_path / "no-*.parquet"): "no file matches",
         str(tmp_path / "no-{0..1}.parquet"): "no-0.parquet cannot be read",
-        str(tmp_path / "pictures"): r"files such as .*a.png; streaming takes .parquet or uncompressed .tar files",
+        str(
+            tmp_path / "pictures"
+        ): r"files such as .*a.png; streaming takes .parquet or uncompressed .tar files",
         str(tmp_path / "a.tar.gz"): "uncompressed .tar files",
         str(tmp_path / "both" / "*"): "both parquet and tar",
         str(tmp_path / "both" / "a.tar"): "run 'esvit index .*a.tar index.json' once",

@@ -1,4 +1,6 @@
-"""Sources: real parquet files and image folders written here, found, read, and refused in one line if wrong."""
+"""Sources: real parquet files and image folders written here, found, read, and refused in one line
+if wrong.
+"""
 
 import io
 import pickle
@@ -17,7 +19,9 @@ FASHION_MNIST = Path(__file__).parents[2] / "examples" / "data" / "fashion_mnist
 
 
 @pytest.fixture(autouse=True)
-def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _private_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
@@ -27,9 +31,12 @@ def png(value: int) -> bytes:
     return buffer.getvalue()
 
 
-def labelled(count: int = 6) -> Dataset:
+def labeled(count: int = 6) -> Dataset:
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
-    columns = {"image": [{"bytes": png(i), "path": None} for i in range(count)], "label": [i % 2 for i in range(count)]}
+    columns = {
+        "image": [{"bytes": png(i), "path": None} for i in range(count)],
+        "label": [i % 2 for i in range(count)],
+    }
     return Dataset.from_dict(columns, features=features)
 
 
@@ -49,8 +56,8 @@ def write_image(path: Path, value: int) -> None:
 
 
 def test_parquet_folder_with_two_splits(tmp_path: Path) -> None:
-    labelled(6).to_parquet(tmp_path / "train-00000-of-00001.parquet")
-    labelled(4).to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    labeled(6).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    labeled(4).to_parquet(tmp_path / "test-00000-of-00001.parquet")
     train = load_image_source(str(tmp_path))
     assert len(train) == 6
     assert len(load_image_source(str(tmp_path), split="test")) == 4
@@ -64,7 +71,7 @@ def test_parquet_folder_with_two_splits(tmp_path: Path) -> None:
 
 
 def test_one_parquet_file_is_one_split(tmp_path: Path) -> None:
-    labelled().to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    labeled().to_parquet(tmp_path / "test-00000-of-00001.parquet")
     path = str(tmp_path / "test-00000-of-00001.parquet")
     assert len(load_image_source(path)) == len(load_image_source(path, split="test")) == 6
     with pytest.raises(ValueError, match="without a split 'validation'; set --split train"):
@@ -101,7 +108,9 @@ def test_image_folder_with_a_folder_a_class(tmp_path: Path) -> None:
 
 
 def test_image_folder_with_split_folders(tmp_path: Path) -> None:
-    for value, name in enumerate(["train/cat/1.png", "train/dog/1.png", "train/dog/2.png", "val/cat/1.png"]):
+    for value, name in enumerate(
+        ["train/cat/1.png", "train/dog/1.png", "train/dog/2.png", "val/cat/1.png"]
+    ):
         write_image(tmp_path / name, value)
     train = load_image_source(str(tmp_path))
     validation = load_image_source(str(tmp_path), split="validation")
@@ -113,8 +122,8 @@ def test_image_folder_with_split_folders(tmp_path: Path) -> None:
 
 
 def test_folder_of_save_to_disk(tmp_path: Path) -> None:
-    labelled().save_to_disk(tmp_path / "one")
-    datasets.DatasetDict(train=labelled(4), test=labelled(2)).save_to_disk(tmp_path / "two")
+    labeled().save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=labeled(4), test=labeled(2)).save_to_disk(tmp_path / "two")
     assert len(load_image_source(str(tmp_path / "one"))) == 6
     assert len(load_image_source(str(tmp_path / "two"), split="test")) == 2
     with pytest.raises(ValueError, match="set --split to one of: train, test"):
@@ -143,7 +152,10 @@ def test_broken_images_are_values_in_their_place(tmp_path: Path) -> None:
     images = source.read([3, 1, 0, 2])
     assert [type(image) for image in images[1::2]] == [BrokenImage, BrokenImage]
     assert isinstance(images[1], BrokenImage)
-    assert (images[1].index, images[1].reason) == (1, "the bytes are in no image format that Pillow knows")
+    assert (images[1].index, images[1].reason) == (
+        1,
+        "the bytes are in no image format that Pillow knows",
+    )
     assert isinstance(images[0], Image.Image)
     assert images[0].getpixel((0, 0)) == (4, 0, 0)
     with pytest.raises(IndexError):
@@ -162,7 +174,9 @@ def test_an_image_file_that_vanished_is_broken(tmp_path: Path) -> None:
 
 def test_null_image_is_broken() -> None:
     features = Features({"image": ImageFeature()})
-    source = ImageSource(Dataset.from_dict({"image": [{"bytes": png(1), "path": None}, None]}, features=features))
+    source = ImageSource(
+        Dataset.from_dict({"image": [{"bytes": png(1), "path": None}, None]}, features=features)
+    )
     assert isinstance(source.read([1])[0], BrokenImage)
 
 
@@ -172,12 +186,14 @@ def test_image_columns_of_arrays_paths_and_pillow_images(tmp_path: Path) -> None
     assert red_values(ImageSource(arrays, image_column="pixels"), [1]) == [77]
     paths = Dataset.from_dict({"file": [str(tmp_path / "x.png")]})
     assert red_values(ImageSource(paths, image_column="file"), [0]) == [77]
-    pillow = Dataset.from_dict({"a": [Image.new("RGB", (2, 2), (77, 0, 0))]}, features=Features({"a": ImageFeature()}))
+    pillow = Dataset.from_dict(
+        {"a": [Image.new("RGB", (2, 2), (77, 0, 0))]}, features=Features({"a": ImageFeature()})
+    )
     assert red_values(ImageSource(pillow), [0]) == [77]
 
 
 def test_selected_and_shuffled_rows_keep_images_and_labels_together() -> None:
-    source = ImageSource(labelled(6).select([5, 2, 3]))
+    source = ImageSource(labeled(6).select([5, 2, 3]))
     assert red_values(source, [0, 1, 2]) == [5, 2, 3]
     assert source.labels is not None
     assert source.labels.tolist() == [1, 0, 1]
@@ -202,7 +218,11 @@ def test_kept_secret_labels_are_no_labels() -> None:
 
 def test_several_class_columns_need_a_choice() -> None:
     features = Features(
-        {"image": Value("binary"), "coarse": ClassLabel(num_classes=2), "fine": ClassLabel(num_classes=4)}
+        {
+            "image": Value("binary"),
+            "coarse": ClassLabel(num_classes=2),
+            "fine": ClassLabel(num_classes=4),
+        }
     )
     dataset = Dataset.from_dict({"image": [png(0)], "coarse": [1], "fine": [3]}, features=features)
     assert ImageSource(dataset).labels is None
@@ -213,7 +233,11 @@ def test_several_class_columns_need_a_choice() -> None:
 
 def test_a_usual_name_decides_among_class_columns() -> None:
     features = Features(
-        {"image": Value("binary"), "coarse": ClassLabel(num_classes=2), "label": ClassLabel(num_classes=4)}
+        {
+            "image": Value("binary"),
+            "coarse": ClassLabel(num_classes=2),
+            "label": ClassLabel(num_classes=4),
+        }
     )
     dataset = Dataset.from_dict({"image": [png(0)], "coarse": [1], "label": [3]}, features=features)
     assert ImageSource(dataset).label_column == "label"
@@ -221,12 +245,14 @@ def test_a_usual_name_decides_among_class_columns() -> None:
 
 def test_a_column_of_images_is_preferred_to_a_name() -> None:
     rows = {"image": ["photo_1"], "scan": [{"bytes": png(5), "path": None}]}
-    dataset = Dataset.from_dict(rows, features=Features({"image": Value("string"), "scan": ImageFeature()}))
+    dataset = Dataset.from_dict(
+        rows, features=Features({"image": Value("string"), "scan": ImageFeature()})
+    )
     assert red_values(ImageSource(dataset), [0]) == [5]
 
 
 def test_pickled_source_reads_the_same_and_is_small(tmp_path: Path) -> None:
-    labelled(2000).to_parquet(tmp_path / "train.parquet")
+    labeled(2000).to_parquet(tmp_path / "train.parquet")
     source = load_image_source(str(tmp_path))
     data = pickle.dumps(source)
     encoded = sum(len(png(i)) for i in range(256)) * 2000 // 256
@@ -239,12 +265,12 @@ def test_pickled_source_reads_the_same_and_is_small(tmp_path: Path) -> None:
 def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
-        labelled().to_parquet(tmp_path / name / "train.parquet")
+        labeled().to_parquet(tmp_path / name / "train.parquet")
     one = load_image_source(str(tmp_path / "here")).fingerprint
     assert one == load_image_source(str(tmp_path / "there")).fingerprint
-    assert one == ImageSource(labelled()).fingerprint
-    assert one != ImageSource(labelled().select([1, 0, 2, 3, 4, 5])).fingerprint
-    assert one != ImageSource(labelled(7)).fingerprint
+    assert one == ImageSource(labeled()).fingerprint
+    assert one != ImageSource(labeled().select([1, 0, 2, 3, 4, 5])).fingerprint
+    assert one != ImageSource(labeled(7)).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -255,15 +281,31 @@ def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
             {},
             "no column that is known to hold images; set --image_column to one of: x, y",
         ),
-        (with_images(1, img=[b""]), {}, "several image columns; set --image_column to one of: image, img"),
-        (with_images(1), {"image_column": "pic"}, "no column 'pic'; set --image_column to one of: image"),
-        (labelled(), {"image_column": "label"}, "column 'label' .* no images"),
-        (with_images(1), {"label_column": "y"}, "no column 'y'; set --label_column to one of: image"),
+        (
+            with_images(1, img=[b""]),
+            {},
+            "several image columns; set --image_column to one of: image, img",
+        ),
+        (
+            with_images(1),
+            {"image_column": "pic"},
+            "no column 'pic'; set --image_column to one of: image",
+        ),
+        (labeled(), {"image_column": "label"}, "column 'label' .* no images"),
+        (
+            with_images(1),
+            {"label_column": "y"},
+            "no column 'y'; set --label_column to one of: image",
+        ),
         (with_images(2, label=[0.5, 1.5]), {}, "holds float64, no class labels"),
-        (with_images(2, label=[[1], [2]]), {}, "several labels an image, not one; set --label_column"),
+        (
+            with_images(2, label=[[1], [2]]),
+            {},
+            "several labels an image, not one; set --label_column",
+        ),
         (with_images(2, label=[1, None]), {}, "1 of the 2 labels in column 'label' .* are missing"),
-        (labelled().select([]), {}, "has no rows"),
-        (labelled().to_iterable_dataset(), {}, "is of type IterableDataset"),
+        (labeled().select([]), {}, "has no rows"),
+        (labeled().to_iterable_dataset(), {}, "is of type IterableDataset"),
     ],
 )
 def test_wrong_columns_are_named(dataset: Dataset, options: dict[str, str], message: str) -> None:
@@ -278,7 +320,7 @@ def test_wrong_places_are_one_line_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "text" / "a.txt").write_text("no image")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "train.parquet").write_bytes(b"PAR1 but not really")
-    labelled().to_parquet(tmp_path / "good.parquet")
+    labeled().to_parquet(tmp_path / "good.parquet")
     cases = {
         str(tmp_path / "nowhere"): "does not exist; give a folder",
         str(tmp_path / "empty"): "holds no parquet file and no image",
@@ -295,6 +337,8 @@ def test_wrong_places_are_one_line_with_a_remedy(tmp_path: Path) -> None:
 
 def test_unknown_hub_name_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="nobody/nothing.*not a path here.*check the path or name") as error:
+    with pytest.raises(
+        ValueError, match="nobody/nothing.*not a path here.*check the path or name"
+    ) as error:
         load_image_source("nobody/nothing")
     assert "\n" not in str(error.value)

@@ -1,4 +1,6 @@
-"""The order of streams: each image once an epoch over all processes and workers, and exact from any step on."""
+"""The order of streams: each image once an epoch over all processes and workers, and exact from any
+step on.
+"""
 
 import itertools
 
@@ -12,7 +14,15 @@ from esvit_hf.data import StreamSampler
 CHUNKS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
 
-def samplers(chunks: list[int], *, batch: int, ranks: int, workers: int, accumulation: int = 1, **settings: int):
+def samplers(
+    chunks: list[int],
+    *,
+    batch: int,
+    ranks: int,
+    workers: int,
+    accumulation: int = 1,
+    **settings: int,
+):
     return [
         StreamSampler(
             np.array(chunks),
@@ -28,14 +38,26 @@ def samplers(chunks: list[int], *, batch: int, ranks: int, workers: int, accumul
 
 
 @settings(deadline=None)
-@given(CHUNKS, st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 9))
+@given(
+    CHUNKS,
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 9),
+)
 def test_each_image_once_an_epoch(
     chunks: list[int], batch: int, ranks: int, workers: int, accumulation: int, buffer: int
 ) -> None:
     total = batch * ranks * accumulation
     chunks = [*chunks, total]
     order = samplers(
-        chunks, batch=batch, ranks=ranks, workers=workers, accumulation=accumulation, shuffle_buffer=buffer
+        chunks,
+        batch=batch,
+        ranks=ranks,
+        workers=workers,
+        accumulation=accumulation,
+        shuffle_buffer=buffer,
     )
     batches = [list(sampler) for sampler in order]
     # Every process takes the same number of steps, and no step is short.
@@ -43,18 +65,37 @@ def test_each_image_once_an_epoch(
     assert {len(micro_batch) for own in batches for micro_batch in own} == {batch}
     per_epoch = sum(chunks) // total
     for epoch in range(7 // per_epoch):
-        seen = [index for own in batches for micro_batch in own for number, index in micro_batch if number == epoch]
+        seen = [
+            index
+            for own in batches
+            for micro_batch in own
+            for number, index in micro_batch
+            if number == epoch
+        ]
         # Dropped is less than one step.
         assert len(seen) == len(set(seen)) == per_epoch * total
         assert set(seen) <= set(range(sum(chunks)))
 
 
 @settings(deadline=None)
-@given(CHUNKS, st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 2), st.integers(0, 12))
+@given(
+    CHUNKS,
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(0, 12),
+)
 def test_a_later_start_continues_exactly(
     chunks: list[int], batch: int, ranks: int, workers: int, accumulation: int, start: int
 ) -> None:
-    shape = {"batch": batch, "ranks": ranks, "workers": workers, "accumulation": accumulation, "total_steps": 12}
+    shape = {
+        "batch": batch,
+        "ranks": ranks,
+        "workers": workers,
+        "accumulation": accumulation,
+        "total_steps": 12,
+    }
     chunks = [*chunks, batch * ranks * accumulation]
     whole = samplers(chunks, **shape)
     rest = samplers(chunks, **shape, start_step=start)
@@ -64,9 +105,13 @@ def test_a_later_start_continues_exactly(
 
 @settings(deadline=None)
 @given(CHUNKS, st.integers(1, 3), st.integers(1, 4), st.integers(1, 9))
-def test_each_worker_reads_a_stretch_of_its_own(chunks: list[int], batch: int, workers: int, buffer: int) -> None:
+def test_each_worker_reads_a_stretch_of_its_own(
+    chunks: list[int], batch: int, workers: int, buffer: int
+) -> None:
     chunks = [*chunks, 3 * batch * workers]
-    (sampler,) = samplers(chunks, batch=batch, ranks=1, workers=workers, shuffle_buffer=buffer, total_steps=99)
+    (sampler,) = samplers(
+        chunks, batch=batch, ranks=1, workers=workers, shuffle_buffer=buffer, total_steps=99
+    )
     ends = np.cumsum(chunks)
     readers: list[list[int]] = [[] for _ in range(workers)]
     # A loader gives its workers batches in turns.
@@ -74,7 +119,8 @@ def test_each_worker_reads_a_stretch_of_its_own(chunks: list[int], batch: int, w
         if micro_batch[0][0] == 0:
             readers[worker] += [index for _, index in micro_batch]
     touched = [set(np.searchsorted(ends, own, side="right").tolist()) for own in readers]
-    # Stretches that follow each other share at most the chunk in which one ends and the next begins.
+    # Stretches that follow each other share at most the chunk in which one ends and the next
+    # begins.
     assert sum(len(own) for own in touched) <= len(set().union(*touched)) + workers - 1
 
 
@@ -86,7 +132,9 @@ def test_processes_and_workers_can_be_traded() -> None:
 
 
 def test_a_block_stays_in_the_buffer() -> None:
-    (sampler,) = samplers([10] * 50, batch=4, ranks=1, workers=1, shuffle_buffer=40, total_steps=125)
+    (sampler,) = samplers(
+        [10] * 50, batch=4, ranks=1, workers=1, shuffle_buffer=40, total_steps=125
+    )
     batches = [[index for _, index in micro_batch] for micro_batch in sampler]
     for start in range(0, 120, 10):
         block = np.concatenate(batches[start : start + 10])
@@ -96,7 +144,9 @@ def test_a_block_stays_in_the_buffer() -> None:
 
 def test_epochs_seeds_and_readers_have_orders_of_their_own() -> None:
     def order(seed: int, start: int) -> tuple[int, ...]:
-        (sampler,) = samplers([5] * 8, batch=40, ranks=1, workers=1, shuffle_buffer=40, seed=seed, start_step=start)
+        (sampler,) = samplers(
+            [5] * 8, batch=40, ranks=1, workers=1, shuffle_buffer=40, seed=seed, start_step=start
+        )
         return tuple(index for _, index in next(iter(sampler)))
 
     orders = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
@@ -110,7 +160,9 @@ def test_epochs_seeds_and_readers_have_orders_of_their_own() -> None:
 
 def test_an_image_can_come_at_any_place() -> None:
     first = [
-        next(iter(samplers([3, 3, 2], batch=1, ranks=1, workers=1, seed=seed, total_steps=1)[0]))[0][1]
+        next(iter(samplers([3, 3, 2], batch=1, ranks=1, workers=1, seed=seed, total_steps=1)[0]))[
+            0
+        ][1]
         for seed in range(2000)
     ]
     assert np.abs(np.bincount(first) / 2000 - 1 / 8).max() < 4 * np.sqrt(1 / 8 * 7 / 8 / 2000)

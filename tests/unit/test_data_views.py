@@ -18,7 +18,11 @@ def test_dino_views_are_those_of_the_paper() -> None:
     assert [view.solarize_probability for view in (first, second, local)] == [0.0, 0.2, 0.0]
     for view in (first, second, local):
         assert view.jitter == (0.4, 0.4, 0.2, 0.1)
-        assert (view.jitter_probability, view.gray_probability, view.flip_probability) == (0.8, 0.2, 0.5)
+        assert (view.jitter_probability, view.gray_probability, view.flip_probability) == (
+            0.8,
+            0.2,
+            0.5,
+        )
         assert view.blur_sigma == (0.1, 2.0)
 
 
@@ -74,9 +78,14 @@ def test_bad_values_are_named_with_a_remedy(field: str, value: object) -> None:
     assert repr(value) in str(error.value)
 
 
-def test_drawn_colour_operations_have_the_asked_distribution() -> None:
+def test_drawn_color_operations_have_the_asked_distribution() -> None:
     view = ViewSpec(
-        count=1, size=8, scale=(0.5, 1.0), jitter=(0.4, 0.3, 0.2, 0.1), blur_probability=0.3, solarize_probability=0.2
+        count=1,
+        size=8,
+        scale=(0.5, 1.0),
+        jitter=(0.4, 0.3, 0.2, 0.1),
+        blur_probability=0.3,
+        solarize_probability=0.2,
     )
     generator = random.Random(0)
     count = 20_000
@@ -100,7 +109,10 @@ def test_drawn_colour_operations_have_the_asked_distribution() -> None:
         "hue": (-0.1, 0.1),
     }
     uniforms = {name: [getattr(sample, name) for sample in jittered] for name in ranges}
-    for values, (low, high) in [*((uniforms[name], ranges[name]) for name in ranges), (blurred, (0.1, 2.0))]:
+    for values, (low, high) in [
+        *((uniforms[name], ranges[name]) for name in ranges),
+        (blurred, (0.1, 2.0)),
+    ]:
         assert low <= min(values) < max(values) <= high
         quarters = np.histogram(values, bins=4, range=(low, high))[0] / len(values)
         assert all(near(share, 0.25, len(values)) for share in quarters)
@@ -109,7 +121,9 @@ def test_drawn_colour_operations_have_the_asked_distribution() -> None:
 
 
 def test_brightness_factors_never_fall_below_zero() -> None:
-    view = ViewSpec(count=1, size=8, scale=(0.5, 1.0), jitter=(3.0, 0, 0, 0), jitter_probability=1.0)
+    view = ViewSpec(
+        count=1, size=8, scale=(0.5, 1.0), jitter=(3.0, 0, 0, 0), jitter_probability=1.0
+    )
     drawn = [view.draw_color(random.Random(seed)).brightness for seed in range(200)]
     assert min(drawn) >= 0
     assert 3 < max(drawn) <= 4

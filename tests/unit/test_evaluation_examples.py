@@ -26,9 +26,13 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    config = EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    config = EsvitSwinConfig(
+        image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
+    )
     EsvitSwinModel(config).save_pretrained(folder)
-    EsvitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    EsvitImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(folder)
     return str(folder)
 
 
@@ -40,14 +44,21 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     features = Features({"image": Image(), "label": ClassLabel(names=["dark", "bright"])})
     for split, count in (("train", 40), ("test", 10)):
         labels = [index % 2 for index in range(count)]
-        pixels = [random.integers(128 * label, 128 * label + 64, (32, 32, 3), dtype=np.uint8) for label in labels]
+        pixels = [
+            random.integers(128 * label, 128 * label + 64, (32, 32, 3), dtype=np.uint8)
+            for label in labels
+        ]
         rows = {"image": [PILImage.fromarray(values) for values in pixels], "label": labels}
-        Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+        Dataset.from_dict(rows, features=features).to_parquet(
+            folder / f"{split}-00000-of-00001.parquet"
+        )
     return str(folder)
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
     """Run an example with arguments; its exit code, stdout and stderr."""
 
     def program(name: str, *arguments: str) -> tuple[int, str, str]:
@@ -73,30 +84,50 @@ def last_line(output: str) -> Any:
 
 
 def test_knn(call: Call, model: str, dataset: str) -> None:
-    code, output, _ = call("knn", model, dataset, "--k=[1,20]", "--temperature=0.1", "--num_workers=0")
+    code, output, _ = call(
+        "knn", model, dataset, "--k=[1,20]", "--temperature=0.1", "--num_workers=0"
+    )
     assert code == 0
     rows = last_line(output)
     assert (rows["train_images"], rows["test_images"]) == (40, 10)
-    assert rows["knn"] == [{"k": k, "temperature": 0.1, "top1": 100.0, "top5": 100.0} for k in (1, 20)]
+    assert rows["knn"] == [
+        {"k": k, "temperature": 0.1, "top1": 100.0, "top5": 100.0} for k in (1, 20)
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:the best learning rate")
 def test_linear_probe(call: Call, model: str, dataset: str) -> None:
-    arguments = ("--learning_rates=[0.1,1.0]", "--blocks=2", "--epochs=20", "--num_workers=0", "--test_split=test[:6]")
+    arguments = (
+        "--learning_rates=[0.1,1.0]",
+        "--blocks=2",
+        "--epochs=20",
+        "--num_workers=0",
+        "--test_split=test[:6]",
+    )
     code, output, _ = call("linear_probe", model, dataset, *arguments)
     assert code == 0
     numbers = last_line(output)
     assert (numbers["top1"], numbers["top5"], numbers["mean_per_class"]) == (100.0, 100.0, 100.0)
-    assert [(row["blocks"], row["learning_rate"]) for row in numbers["validation"]] == [(2, 0.1), (2, 1.0)]
+    assert [(row["blocks"], row["learning_rate"]) for row in numbers["validation"]] == [
+        (2, 0.1),
+        (2, 1.0),
+    ]
     assert numbers["blocks"] == 2
     assert numbers["test_images"] == 6
 
 
 def test_extract_features(call: Call, model: str, dataset: str, tmp_path: Path) -> None:
     target = tmp_path / "features.safetensors"
-    code, output, _ = call("extract_features", model, dataset, f"--output={target}", "--split=test", "--num_workers=0")
+    code, output, _ = call(
+        "extract_features", model, dataset, f"--output={target}", "--split=test", "--num_workers=0"
+    )
     assert code == 0
-    assert last_line(output) == {"output": str(target), "images": 10, "dimension": 16, "labels": True}
+    assert last_line(output) == {
+        "output": str(target),
+        "images": 10,
+        "dimension": 16,
+        "labels": True,
+    }
     saved = load_file(target)
     assert saved["features"].shape == (10, 16)
     assert saved["labels"].tolist() == [0, 1] * 5
@@ -110,7 +141,7 @@ def test_extract_features(call: Call, model: str, dataset: str, tmp_path: Path) 
         ("knn", ("{model}", "{dataset}", "--image_column=picture"), "'picture'.*image, label"),
         ("knn", ("{model}", "{dataset}", "--test_split=dev"), "dev"),
         ("knn", ("{model}", "{dataset}", "--k=x"), "k"),
-        ("knn", ("{model}", "{dataset}", "--neighbours=3"), "--neighbours"),
+        ("knn", ("{model}", "{dataset}", "--neighbors=3"), "--neighbors"),
         ("knn", ("{model}",), "dataset"),
         ("knn", ("{model}", "{dataset}", "--k=1", "--processor={dataset}"), "--processor"),
         ("knn", ("{model}", "{dataset}", "--num_workers=0"), "k is 200, the training set has 40"),
@@ -121,7 +152,9 @@ def test_extract_features(call: Call, model: str, dataset: str, tmp_path: Path) 
 def test_errors_are_one_line(
     call: Call, model: str, dataset: str, name: str, arguments: tuple[str, ...], message: str
 ) -> None:
-    code, output, errors = call(name, *(argument.format(model=model, dataset=dataset) for argument in arguments))
+    code, output, errors = call(
+        name, *(argument.format(model=model, dataset=dataset) for argument in arguments)
+    )
     assert code == 2
     assert "Traceback" not in errors
     last = [line.rsplit("\r", 1)[-1] for line in errors.strip().splitlines()][-1]
@@ -147,7 +180,9 @@ def test_help(call: Call, name: str) -> None:
         (KeyboardInterrupt(), 130),
     ],
 )
-def test_expected_errors_become_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_expected_errors_become_exit_codes(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     @report_errors
     def main() -> int:
         raise error

@@ -26,14 +26,16 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def source(count: int, *, broken: tuple[int, ...] = (), labelled: bool = True) -> ImageSource:
+def source(count: int, *, broken: tuple[int, ...] = (), labeled: bool = True) -> ImageSource:
     random = np.random.default_rng(0)
-    images = [png(random.integers(0, 256, (30 + index, 40, 3), dtype=np.uint8)) for index in range(count)]
+    images = [
+        png(random.integers(0, 256, (30 + index, 40, 3), dtype=np.uint8)) for index in range(count)
+    ]
     for index in broken:
         images[index] = images[index][:50]
     columns: dict[str, Any] = {"image": [{"bytes": image, "path": None} for image in images]}
     features: dict[str, Any] = {"image": Image(decode=False)}
-    if labelled:
+    if labeled:
         columns["label"] = [index % 3 for index in range(count)]
         features["label"] = ClassLabel(names=["a", "b", "c"])
     return ImageSource(Dataset.from_dict(columns, features=Features(features)))
@@ -42,17 +44,28 @@ def source(count: int, *, broken: tuple[int, ...] = (), labelled: bool = True) -
 @pytest.fixture(scope="module")
 def backbone() -> RegionBackbone:
     torch.manual_seed(0)
-    config = EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4)
+    config = EsvitSwinConfig(
+        image_size=32, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4
+    )
     return RegionBackbone(EsvitSwinModel(config)).eval()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_every_row_is_the_feature_of_its_image(backbone: RegionBackbone, num_workers: int, blocks: int) -> None:
+def test_every_row_is_the_feature_of_its_image(
+    backbone: RegionBackbone, num_workers: int, blocks: int
+) -> None:
     images = source(11)
-    features = extract_features(backbone, images, PROCESSOR, blocks=blocks, batch_size=4, num_workers=num_workers)
-    assert features.values.dtype == torch.float32 and features.values.shape == (11, {1: 16, 3: 8 + 16 + 16}[blocks])
-    assert features.labels is not None and features.labels.tolist() == [index % 3 for index in range(11)]
+    features = extract_features(
+        backbone, images, PROCESSOR, blocks=blocks, batch_size=4, num_workers=num_workers
+    )
+    assert features.values.dtype == torch.float32 and features.values.shape == (
+        11,
+        {1: 16, 3: 8 + 16 + 16}[blocks],
+    )
+    assert features.labels is not None and features.labels.tolist() == [
+        index % 3 for index in range(11)
+    ]
     with torch.no_grad():
         for index in range(11):
             pixels = PROCESSOR(images.read([index]), return_tensors="pt")["pixel_values"]
@@ -60,8 +73,8 @@ def test_every_row_is_the_feature_of_its_image(backbone: RegionBackbone, num_wor
             torch.testing.assert_close(features.values[index], row[0])
 
 
-def test_unlabelled_images(backbone: RegionBackbone) -> None:
-    assert extract_features(backbone, source(2, labelled=False), PROCESSOR).labels is None
+def test_unlabeled_images(backbone: RegionBackbone) -> None:
+    assert extract_features(backbone, source(2, labeled=False), PROCESSOR).labels is None
 
 
 def test_stochastic_depth_is_off_and_the_mode_comes_back(backbone: RegionBackbone) -> None:
@@ -89,7 +102,9 @@ def test_broken_images_are_named_and_refused(backbone: RegionBackbone, num_worke
     with pytest.raises(
         ValueError, match=r"^3 of 9 images cannot be decoded.*image 1: .*image 4: .*image 8: "
     ) as caught:
-        extract_features(backbone, source(9, broken=(4, 1, 8)), PROCESSOR, batch_size=2, num_workers=num_workers)
+        extract_features(
+            backbone, source(9, broken=(4, 1, 8)), PROCESSOR, batch_size=2, num_workers=num_workers
+        )
     assert "\n" not in str(caught.value)
 
 
@@ -100,7 +115,11 @@ def test_many_broken_images_are_counted(backbone: RegionBackbone) -> None:
 
 def test_features_that_are_not_finite() -> None:
     torch.manual_seed(0)
-    model = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=32, patch_size=8))
+    model = ViTModel(
+        ViTConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=32, patch_size=8
+        )
+    )
     backbone = RegionBackbone(model)
     torch.nn.init.constant_(model.embeddings.cls_token, torch.inf)
     with pytest.raises(ValueError, match="4 of 4 images are not finite, the first is image 0"):
@@ -133,7 +152,9 @@ def named(labels: list[int], names: list[str] | None) -> ImageSource:
 
 
 def test_labels_are_matched_by_class_name() -> None:
-    train, test = shared_labels(named([0, 1, 2], ["cat", "dog", "owl"]), named([0, 1, 2], ["owl", "bee", "cat"]))
+    train, test = shared_labels(
+        named([0, 1, 2], ["cat", "dog", "owl"]), named([0, 1, 2], ["owl", "bee", "cat"])
+    )
     assert (train.tolist(), test.tolist()) == ([0, 1, 2], [2, 3, 0])
     train, test = shared_labels(named([4, 5], None), named([5, 6], None))
     assert (train.tolist(), test.tolist()) == ([4, 5], [5, 6])
@@ -141,7 +162,7 @@ def test_labels_are_matched_by_class_name() -> None:
 
 def test_labels_are_needed() -> None:
     with pytest.raises(ValueError, match="--label_column"):
-        shared_labels(source(3), source(3, labelled=False))
+        shared_labels(source(3), source(3, labeled=False))
 
 
 def test_processor_of_a_model(tmp_path: Any) -> None:
@@ -151,5 +172,6 @@ def test_processor_of_a_model(tmp_path: Any) -> None:
     loaded = load_image_processor(str(tmp_path))
     images = source(1).read([0])
     assert torch.equal(
-        loaded(images, return_tensors="pt")["pixel_values"], PROCESSOR(images, return_tensors="pt")["pixel_values"]
+        loaded(images, return_tensors="pt")["pixel_values"],
+        PROCESSOR(images, return_tensors="pt")["pixel_values"],
     )

@@ -18,12 +18,17 @@ def test_all_images_of_balanced_classes_give_scikit_learns_centroids() -> None:
     images, labels = torch.from_numpy(bunch.data).float(), torch.from_numpy(bunch.target)
     chosen = torch.cat([(labels == digit).nonzero()[:20, 0] for digit in range(10)])
     chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
-    train, train_labels, test, test_labels = images[chosen], labels[chosen], images[1000:], labels[1000:]
+    train, train_labels, test, test_labels = (
+        images[chosen],
+        labels[chosen],
+        images[1000:],
+        labels[1000:],
+    )
     (result,) = few_shot_accuracy(train, train_labels, test, test_labels, shots=(20,), draws=2)
 
-    centre = train.double().numpy().mean(axis=0)
-    oracle = NearestCentroid().fit(normalize(train.double().numpy() - centre), train_labels.numpy())
-    predicted = cosine_similarity(test.double().numpy() - centre, oracle.centroids_).argmax(axis=1)
+    center = train.double().numpy().mean(axis=0)
+    oracle = NearestCentroid().fit(normalize(train.double().numpy() - center), train_labels.numpy())
+    predicted = cosine_similarity(test.double().numpy() - center, oracle.centroids_).argmax(axis=1)
     expected = (predicted == test_labels.numpy()).mean()
     assert expected > 0.7
     assert (result.shots, result.draws) == (20, pytest.approx((expected, expected)))
@@ -57,7 +62,9 @@ def test_a_draw_takes_different_images_of_the_right_class() -> None:
     for draw in draws:
         assert (labels[draw] == classes[:, None]).all()
         assert all(len(row.unique()) == 4 for row in draw)
-    assert {int(index) for draw in draws for index in draw[2]} == set((labels == 5).nonzero()[:, 0].tolist())
+    assert {int(index) for draw in draws for index in draw[2]} == set(
+        (labels == 5).nonzero()[:, 0].tolist()
+    )
 
 
 GOOD: dict[str, Any] = {

@@ -12,22 +12,26 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from esvit_hf.evaluation.knn import knn_accuracy, knn_predictions, nearest_neighbours
+from esvit_hf.evaluation.knn import knn_accuracy, knn_predictions, nearest_neighbors
 
 
-def data(seed: int, train: int, test: int, width: int, classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def data(
+    seed: int, train: int, test: int, width: int, classes: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, width, generator=generator)
+    centers = torch.randn(classes, width, generator=generator)
     labels = [torch.randint(classes, (count,), generator=generator) for count in (train, test)]
     features = [
-        (centres[label] + torch.randn(len(label), width, generator=generator))
+        (centers[label] + torch.randn(len(label), width, generator=generator))
         * torch.rand(len(label), 1, generator=generator)
         for label in labels
     ]
     return features[0], labels[0], features[1], labels[1]
 
 
-def by_formula(train: Tensor, labels: Tensor, query: Tensor, k: int, temperature: float) -> list[int]:
+def by_formula(
+    train: Tensor, labels: Tensor, query: Tensor, k: int, temperature: float
+) -> list[int]:
     """Classes that got votes, best first, with plain Python floats."""
     cosines = [float(F.cosine_similarity(row.double(), query.double(), dim=0)) for row in train]
     nearest = sorted(range(len(train)), key=lambda index: -cosines[index])[:k]
@@ -38,7 +42,8 @@ def by_formula(train: Tensor, labels: Tensor, query: Tensor, k: int, temperature
     return sorted(votes, key=lambda label: -votes[label])
 
 
-# Fixed examples: with random ones, cosines equal in float32 but not in float64 would turn up now and then.
+# Fixed examples: with random ones, cosines equal in float32 but not in float64 would turn up now
+# and then.
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
@@ -51,12 +56,26 @@ def by_formula(train: Tensor, labels: Tensor, query: Tensor, k: int, temperature
     block_bytes=st.sampled_from([1, 500, 4000, 2**20]),
 )
 def test_every_setting_agrees_with_the_formula(
-    seed: int, train: int, test: int, width: int, classes: int, share: float, temperature: float, block_bytes: int
+    seed: int,
+    train: int,
+    test: int,
+    width: int,
+    classes: int,
+    share: float,
+    temperature: float,
+    block_bytes: int,
 ) -> None:
-    train_features, train_labels, test_features, test_labels = data(seed, train, test, width, classes)
+    train_features, train_labels, test_features, test_labels = data(
+        seed, train, test, width, classes
+    )
     counts = sorted({1, 1 + int(share * (train - 1)), train})
     ranked = knn_predictions(
-        train_features, train_labels, test_features, k=counts, temperature=(temperature,), block_bytes=block_bytes
+        train_features,
+        train_labels,
+        test_features,
+        k=counts,
+        temperature=(temperature,),
+        block_bytes=block_bytes,
     )
     accuracies = knn_accuracy(
         train_features,
@@ -68,10 +87,22 @@ def test_every_setting_agrees_with_the_formula(
         block_bytes=block_bytes,
     )
     for count in counts:
-        expected = [by_formula(train_features, train_labels, query, count, temperature) for query in test_features]
-        assert ranked[count, temperature].tolist() == [(classes + 5 * [-1])[:5] for classes in expected]
-        top1 = np.mean([int(label) == ranking[0] for label, ranking in zip(test_labels, expected, strict=True)])
-        top5 = np.mean([int(label) in ranking[:5] for label, ranking in zip(test_labels, expected, strict=True)])
+        expected = [
+            by_formula(train_features, train_labels, query, count, temperature)
+            for query in test_features
+        ]
+        assert ranked[count, temperature].tolist() == [
+            (classes + 5 * [-1])[:5] for classes in expected
+        ]
+        top1 = np.mean(
+            [int(label) == ranking[0] for label, ranking in zip(test_labels, expected, strict=True)]
+        )
+        top5 = np.mean(
+            [
+                int(label) in ranking[:5]
+                for label, ranking in zip(test_labels, expected, strict=True)
+            ]
+        )
         assert accuracies[count, temperature] == pytest.approx((top1, top5), abs=1e-12)
 
 
@@ -79,9 +110,17 @@ def test_every_setting_agrees_with_the_formula(
 def test_agrees_with_scikit_learn(block_bytes: int) -> None:
     train, train_labels, test, test_labels = data(3, 3000, 500, 16, 20)
     counts, temperatures = (10, 20, 100, 200), (0.07, 0.2)
-    ours = knn_predictions(train, train_labels, test, k=counts, temperature=temperatures, block_bytes=block_bytes)
+    ours = knn_predictions(
+        train, train_labels, test, k=counts, temperature=temperatures, block_bytes=block_bytes
+    )
     accuracies = knn_accuracy(
-        train, train_labels, test, test_labels, k=counts, temperature=temperatures, block_bytes=block_bytes
+        train,
+        train_labels,
+        test,
+        test_labels,
+        k=counts,
+        temperature=temperatures,
+        block_bytes=block_bytes,
     )
     for temperature in temperatures:
 
@@ -89,17 +128,21 @@ def test_agrees_with_scikit_learn(block_bytes: int) -> None:
             return np.exp((1 - distance) / temperature)
 
         for count in counts:
-            classifier = KNeighborsClassifier(count, weights=weights, metric="cosine", algorithm="brute")
+            classifier = KNeighborsClassifier(
+                count, weights=weights, metric="cosine", algorithm="brute"
+            )
             classifier.fit(train.double().numpy(), train_labels.numpy())
             predicted = classifier.predict(test.double().numpy())
             np.testing.assert_array_equal(ours[count, temperature][:, 0].numpy(), predicted)
-            assert accuracies[count, temperature][0] == pytest.approx((predicted == test_labels.numpy()).mean())
+            assert accuracies[count, temperature][0] == pytest.approx(
+                (predicted == test_labels.numpy()).mean()
+            )
 
 
 @pytest.mark.parametrize("columns", [40, 4000])
-def test_neighbours_are_exact_over_long_rows(columns: int) -> None:
+def test_neighbors_are_exact_over_long_rows(columns: int) -> None:
     train, _, test, _ = data(4, 4000, 64, 8, 5)
-    cosines, indices = nearest_neighbours(train, test, 7, block_bytes=2 * 4 * 8 * columns)
+    cosines, indices = nearest_neighbors(train, test, 7, block_bytes=2 * 4 * 8 * columns)
     expected = (F.normalize(test) @ F.normalize(train).T).sort(dim=1, descending=True)
     torch.testing.assert_close(cosines, expected.values[:, :7])
     assert torch.equal(indices, expected.indices[:, :7])
@@ -113,22 +156,30 @@ def test_equal_similarities_are_taken_from_the_lowest_index(columns: int, k: int
     directions = torch.cat([torch.eye(4), -torch.eye(4)])
     train = directions[torch.randint(8, (5000,), generator=generator)]
     test = directions[torch.randint(8, (20,), generator=generator)]
-    _, indices = nearest_neighbours(train, test, k, block_bytes=2 * 4 * 4 * columns)
+    _, indices = nearest_neighbors(train, test, k, block_bytes=2 * 4 * 4 * columns)
     expected = (test @ train.T).sort(dim=1, descending=True, stable=True).indices[:, :k]
     assert torch.equal(indices, expected)
 
 
 def test_a_collapsed_network_is_measured_too() -> None:
     labels = torch.tensor([2, 1, 1, 0, 0, 0])
-    accuracy = knn_accuracy(torch.ones(6, 3), labels, torch.ones(2, 3), torch.tensor([2, 1]), k=(1, 2, 3))
-    # The first k rows are the neighbours; of equal votes the lower class wins.
+    accuracy = knn_accuracy(
+        torch.ones(6, 3), labels, torch.ones(2, 3), torch.tensor([2, 1]), k=(1, 2, 3)
+    )
+    # The first k rows are the neighbors; of equal votes the lower class wins.
     assert accuracy == {(1, 0.07): (0.5, 0.5), (2, 0.07): (0.5, 1.0), (3, 0.07): (0.5, 1.0)}
 
 
 def test_a_class_without_votes_is_no_prediction() -> None:
     train, labels = torch.eye(3), torch.tensor([0, 1, 2])
-    assert knn_accuracy(train, labels, torch.eye(3)[:1], torch.tensor([1]), k=(1,))[1, 0.07] == (0.0, 0.0)
-    assert knn_accuracy(train, labels, torch.eye(3)[:1], torch.tensor([7]), k=(3,))[3, 0.07] == (0.0, 0.0)
+    assert knn_accuracy(train, labels, torch.eye(3)[:1], torch.tensor([1]), k=(1,))[1, 0.07] == (
+        0.0,
+        0.0,
+    )
+    assert knn_accuracy(train, labels, torch.eye(3)[:1], torch.tensor([7]), k=(3,))[3, 0.07] == (
+        0.0,
+        0.0,
+    )
 
 
 def test_low_temperatures_do_not_overflow() -> None:
@@ -166,8 +217,14 @@ GOOD: dict[str, Any] = {
         ({"temperature": (0.0,)}, "above 0"),
         ({"temperature": (float("nan"),)}, "above 0"),
         ({"train": torch.eye(3)[:, :2]}, r"\(3, 2\).*\(3, 3\)"),
-        ({"test": torch.empty(0, 3), "test_labels": torch.empty(0, dtype=torch.int64)}, "at least one image"),
-        ({"train": torch.tensor([[1.0, 2, 3], [1, torch.nan, 3], [1, 2, 3]])}, "train features are not all finite"),
+        (
+            {"test": torch.empty(0, 3), "test_labels": torch.empty(0, dtype=torch.int64)},
+            "at least one image",
+        ),
+        (
+            {"train": torch.tensor([[1.0, 2, 3], [1, torch.nan, 3], [1, 2, 3]])},
+            "train features are not all finite",
+        ),
         ({"test": torch.full((3, 3), torch.inf)}, "test features are not all finite"),
         ({"train_labels": torch.arange(2)}, "pass one integer each"),
         ({"train_labels": torch.ones(3)}, "pass one integer each"),

@@ -10,14 +10,23 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from esvit_hf.evaluation.linear_probe import LinearProbeResult, _Schedule, _Training, held_out, linear_probe
+from esvit_hf.evaluation.linear_probe import (
+    LinearProbeResult,
+    _Schedule,
+    _Training,
+    held_out,
+    linear_probe,
+)
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Real 8 x 8 images of handwritten digits, 1347 to train on and 450 to test."""
     bunch = load_digits()
     order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(0))
-    features, labels = torch.from_numpy(bunch.data).float()[order] / 16, torch.from_numpy(bunch.target)[order]
+    features, labels = (
+        torch.from_numpy(bunch.data).float()[order] / 16,
+        torch.from_numpy(bunch.target)[order],
+    )
     return features[:1347], labels[:1347], features[1347:], labels[1347:]
 
 
@@ -40,7 +49,9 @@ def test_the_chosen_rate_is_the_best_on_validation(probed: LinearProbeResult) ->
     assert list(probed.validation) == [(1, 0.01), (1, 0.1), (1, 1.0), (1, 10.0)]
     assert probed.validation[1, probed.learning_rate] == max(probed.validation.values())
     assert probed.validation[1, 0.01] < probed.validation[1, 1.0]
-    assert {setting: len(shares) for setting, shares in probed.history.items()} == dict.fromkeys(probed.validation, 40)
+    assert {setting: len(shares) for setting, shares in probed.history.items()} == dict.fromkeys(
+        probed.validation, 40
+    )
     assert probed.history[1, 0.01][0] < probed.history[1, 0.01][-1]
 
 
@@ -48,7 +59,11 @@ def test_the_chosen_rate_is_the_best_on_validation(probed: LinearProbeResult) ->
 def test_one_rate_alone_gives_what_it_gives_among_others(probed: LinearProbeResult) -> None:
     alone = linear_probe(*digits(), learning_rates=(probed.learning_rate,), epochs=40)
     assert alone.history[1, probed.learning_rate] == probed.history[1, probed.learning_rate]
-    assert (alone.top1, alone.top5, alone.mean_per_class) == (probed.top1, probed.top5, probed.mean_per_class)
+    assert (alone.top1, alone.top5, alone.mean_per_class) == (
+        probed.top1,
+        probed.top5,
+        probed.mean_per_class,
+    )
 
 
 def test_training_is_sgd_with_momentum_on_a_cosine() -> None:
@@ -75,7 +90,9 @@ def test_training_is_sgd_with_momentum_on_a_cosine() -> None:
                 optimizer.step()
             scheduler.step()
         trained, place = ours.classifiers[count], rates.index(rate)
-        torch.testing.assert_close(trained.weight[:, place], layer.weight.detach().T, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            trained.weight[:, place], layer.weight.detach().T, rtol=1e-4, atol=1e-5
+        )
         torch.testing.assert_close(trained.bias[place], layer.bias.detach(), rtol=1e-4, atol=1e-5)
 
 
@@ -136,7 +153,15 @@ def test_separable_classes_are_separated() -> None:
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(60) % 3
     features = torch.eye(3)[labels] * 4 + 0.1 * torch.randn(60, 3, generator=generator)
-    result = linear_probe(features, labels, features, labels, learning_rates=(0.01, 0.1, 1.0), epochs=60, batch_size=16)
+    result = linear_probe(
+        features,
+        labels,
+        features,
+        labels,
+        learning_rates=(0.01, 0.1, 1.0),
+        epochs=60,
+        batch_size=16,
+    )
     assert (result.top1, result.top5, result.mean_per_class) == (1.0, 1.0, 1.0)
 
 
@@ -145,7 +170,8 @@ def test_same_seed_same_result() -> None:
     train, train_labels, test, test_labels = digits()
     settings: dict[str, Any] = {"learning_rates": (0.003, 0.03, 0.3), "epochs": 2}
     first, again, other = (
-        linear_probe(train, train_labels, test, test_labels, seed=seed, **settings) for seed in (0, 0, 1)
+        linear_probe(train, train_labels, test, test_labels, seed=seed, **settings)
+        for seed in (0, 0, 1)
     )
     assert first == again
     assert first.validation != other.validation
@@ -153,7 +179,9 @@ def test_same_seed_same_result() -> None:
 
 def test_a_rate_that_diverges_loses() -> None:
     train, train_labels, test, test_labels = digits()
-    result = linear_probe(train, train_labels, test, test_labels, learning_rates=(0.1, 1.0, 1e38), epochs=5)
+    result = linear_probe(
+        train, train_labels, test, test_labels, learning_rates=(0.1, 1.0, 1e38), epochs=5
+    )
     assert result.validation[1, 1e38] == 0.0
     assert result.learning_rate == 1.0
     with pytest.raises(ValueError, match="diverged"):
@@ -193,7 +221,10 @@ GOOD: dict[str, Any] = {
         ({"test_features": torch.full((4, 4), torch.inf)}, "test features are not all finite"),
         ({"test_features": torch.eye(5)}, r"\(4, 4\).*\(5, 5\)"),
         ({"train_labels": torch.zeros(4, dtype=torch.int64)}, "two classes"),
-        ({"test_labels": torch.tensor([0, 1, 3, 3])}, "1 test classes have no training image.*class 3"),
+        (
+            {"test_labels": torch.tensor([0, 1, 3, 3])},
+            "1 test classes have no training image.*class 3",
+        ),
         ({"train_labels": torch.arange(3)}, "pass one integer"),
         ({"train_labels": torch.arange(4) - 1}, "pass one integer"),
         ({"test_labels": torch.ones(4)}, "pass one integer"),

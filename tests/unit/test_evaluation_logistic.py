@@ -20,7 +20,10 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Real 8 x 8 images of handwritten digits, 1000 to train on and 797 to test."""
     bunch = load_digits()
     order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(0))
-    features, labels = torch.from_numpy(bunch.data).float()[order] / 16, torch.from_numpy(bunch.target)[order]
+    features, labels = (
+        torch.from_numpy(bunch.data).float()[order] / 16,
+        torch.from_numpy(bunch.target)[order],
+    )
     return features[:1000], labels[:1000], features[1000:], labels[1000:]
 
 
@@ -43,12 +46,19 @@ def test_reaches_the_optimum_of_scikit_learn(strength: float) -> None:
     # An offset of the features changes the bias alone, and must not slow the optimizer.
     found = _Problem(train.double() + 30, train_labels, 10).fit(strength)
     assert found.converged
-    minimum = loss(*map(torch.from_numpy, (expected.coef_.T, expected.intercept_)), train, train_labels, strength)
+    minimum = loss(
+        *map(torch.from_numpy, (expected.coef_.T, expected.intercept_)),
+        train,
+        train_labels,
+        strength,
+    )
     reached = loss(found.weight, found.bias, train.double() + 30, train_labels, strength)
     assert reached - minimum < 1e-8 * len(train)
     np.testing.assert_allclose(found.weight.T, expected.coef_, atol=1e-3 / strength**0.5)
     probabilities = found.scores(test.double() + 30).softmax(dim=1)
-    np.testing.assert_allclose(probabilities, expected.predict_proba(test.double().numpy()), atol=2e-3)
+    np.testing.assert_allclose(
+        probabilities, expected.predict_proba(test.double().numpy()), atol=2e-3
+    )
 
 
 @pytest.mark.parametrize("strength", [0.01, 1.0, 100.0])
@@ -70,7 +80,9 @@ def test_two_classes_are_one_sigmoid(strength: float) -> None:
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=25, deadline=None)
-def test_no_other_weights_are_better(images: int, width: int, classes: int, exponent: float, seed: int) -> None:
+def test_no_other_weights_are_better(
+    images: int, width: int, classes: int, exponent: float, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(images, width, generator=generator, dtype=torch.float64) * 3 + 5
     labels = torch.arange(images) % classes
@@ -87,13 +99,19 @@ def test_no_other_weights_are_better(images: int, width: int, classes: int, expo
 def test_the_search_is_that_of_scikit_learn() -> None:
     train, train_labels, test, _ = digits()
     validation = (train[700:], train_labels[700:])
-    result = logistic_probe(train[:700], train_labels[:700], test, validation=validation, strengths=(1e-3, 1, 1e3))
+    result = logistic_probe(
+        train[:700], train_labels[:700], test, validation=validation, strengths=(1e-3, 1, 1e3)
+    )
     for strength, value in result.validation.items():
         model = oracle(train[:700], train_labels[:700], strength)
-        assert value == pytest.approx(model.score(validation[0].double().numpy(), validation[1].numpy()), abs=1e-9)
+        assert value == pytest.approx(
+            model.score(validation[0].double().numpy(), validation[1].numpy()), abs=1e-9
+        )
     assert result.validation[result.strength] == max(result.validation.values())
     final = oracle(train, train_labels, result.strength)
-    np.testing.assert_allclose(result.scores.softmax(dim=1), final.predict_proba(test.double().numpy()), atol=2e-3)
+    np.testing.assert_allclose(
+        result.scores.softmax(dim=1), final.predict_proba(test.double().numpy()), atol=2e-3
+    )
 
 
 def test_the_search_halves_the_spacing_around_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +147,9 @@ def multi_label_data() -> tuple[Tensor, Tensor]:
 
 def test_multi_label_is_one_classifier_a_class_without_ignored_images() -> None:
     features, labels = multi_label_data()
-    result = logistic_probe(features[:200], labels[:200], features[200:], strengths=(2.0,), multi_label=True)
+    result = logistic_probe(
+        features[:200], labels[:200], features[200:], strengths=(2.0,), multi_label=True
+    )
     assert result.strength == 2.0
     for index in range(3):
         counted = labels[:200, index] >= 0
@@ -140,14 +160,18 @@ def test_multi_label_is_one_classifier_a_class_without_ignored_images() -> None:
 
 
 def test_the_metric_decides() -> None:
-    """On unbalanced labels accuracy is content with the frequent class, the mean per class is not."""
+    """On unbalanced labels accuracy is content with the frequent class, the mean per class is
+    not.
+    """
     generator = torch.Generator().manual_seed(0)
     labels = (torch.arange(400) % 10 == 0).long()
     features = torch.randn(400, 5, generator=generator) + labels[:, None] * 0.8
     arguments: dict[str, Any] = {"strengths": (0.01, 1e4), "halvings": 0}
     with pytest.warns(UserWarning, match="at the edge"):
         accuracy = logistic_probe(features, labels, features, **arguments)
-        per_class = logistic_probe(features, labels, features, metric="mean_per_class_accuracy", **arguments)
+        per_class = logistic_probe(
+            features, labels, features, metric="mean_per_class_accuracy", **arguments
+        )
         area = logistic_probe(features, labels, features, metric="roc_auc", **arguments)
     assert per_class.validation[1e4] == 0.5
     assert accuracy.validation[1e4] == pytest.approx(0.9)
@@ -167,7 +191,9 @@ def test_a_class_that_is_only_in_the_validation_part() -> None:
     train, train_labels, test, _ = digits()
     kept = train_labels != 9
     late = (train[~kept], train_labels[~kept])
-    result = logistic_probe(train[kept], train_labels[kept], test, validation=late, strengths=(1.0,))
+    result = logistic_probe(
+        train[kept], train_labels[kept], test, validation=late, strengths=(1.0,)
+    )
     assert result.scores.shape == (797, 10)
     assert result.validation == {1.0: 0.0}
     assert (result.scores.argmax(dim=1) == 9).any()
@@ -177,7 +203,9 @@ def test_same_seed_same_result() -> None:
     train, train_labels, test, _ = digits()
     arguments: dict[str, Any] = {"strengths": (0.1, 10), "halvings": 0}
     with pytest.warns(UserWarning, match="at the edge"):
-        first, again, other = (logistic_probe(train, train_labels, test, seed=seed, **arguments) for seed in (0, 0, 1))
+        first, again, other = (
+            logistic_probe(train, train_labels, test, seed=seed, **arguments) for seed in (0, 0, 1)
+        )
     assert torch.equal(first.scores, again.scores)
     assert first.validation == again.validation != other.validation
 
@@ -209,7 +237,10 @@ ROWS = torch.eye(4, dtype=torch.int64)
         ({"train_labels": ROWS}, "pass one integer"),
         ({"multi_label": True}, "one row of 1, 0 and -1"),
         ({"multi_label": True, "train_labels": ROWS * 2}, "from 0 to 2: pass one row"),
-        ({"multi_label": True, "train_labels": ROWS * 0 + torch.tensor([1, 0, 0, 1])}, "4 classes are present"),
+        (
+            {"multi_label": True, "train_labels": ROWS * 0 + torch.tensor([1, 0, 0, 1])},
+            "4 classes are present",
+        ),
         ({"validation": (torch.eye(3), torch.arange(3))}, r"\(4, 4\).*\(3, 3\)"),
         ({"validation": (torch.eye(4), torch.ones(4))}, "validation features have labels"),
         (

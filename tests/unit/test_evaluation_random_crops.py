@@ -1,4 +1,6 @@
-"""Random crops for the linear probe: the same for a seed, epoch and image, and the distribution of torchvision's."""
+"""Random crops for the linear probe: the same for a seed, epoch and image, and the distribution of
+torchvision's.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,15 @@ def source(count: int, *, broken: tuple[int, ...] = ()) -> ImageSource:
     row, column = np.mgrid[0:60, 0:80].astype(np.uint8)
     pixels = np.stack([2 * column, 2 * row, np.zeros_like(row)], axis=2)
     rows: list[dict[str, Any]] = [{"image": PILImage.fromarray(pixels)} for _ in range(count)]
-    dataset = Dataset.from_list(rows, features=Features({"image": Image()})).cast_column("image", Image(decode=False))
+    dataset = Dataset.from_list(rows, features=Features({"image": Image()})).cast_column(
+        "image", Image(decode=False)
+    )
     encoded = dataset.to_list()
     for index in broken:
         encoded[index]["image"]["bytes"] = b"broken"
-    return ImageSource(Dataset.from_list(encoded, features=Features({"image": Image(decode=False)})))
+    return ImageSource(
+        Dataset.from_list(encoded, features=Features({"image": Image(decode=False)}))
+    )
 
 
 def crops(images: ImageSource, *, seed: int = 0, epoch: int = 0) -> np.ndarray:
@@ -60,7 +66,8 @@ def test_places_and_mirroring_are_those_of_torchvision() -> None:
     )
     image = source(1).read([0])[0]
     theirs = np.stack([np.asarray(reference(image)) for _ in range(400)]).astype(float)
-    # Of each crop: where it starts, how wide and high it is, and whether red falls from left to right.
+    # Of each crop: where it starts, how wide and high it is, and whether red falls from left to
+    # right.
     for measure in (
         lambda batch: batch[:, 8, :, 0].min(axis=1),
         lambda batch: np.abs(batch[:, 8, -1, 0] - batch[:, 8, 0, 0]),
@@ -73,25 +80,33 @@ def test_places_and_mirroring_are_those_of_torchvision() -> None:
 @pytest.fixture(scope="module")
 def backbone() -> RegionBackbone:
     torch.manual_seed(0)
-    config = EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    config = EsvitSwinConfig(
+        image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
+    )
     return RegionBackbone(EsvitSwinModel(config)).eval()
 
 
-def augmented(backbone: RegionBackbone, images: ImageSource, processor: Any = PROCESSOR) -> AugmentedFeatures:
+def augmented(
+    backbone: RegionBackbone, images: ImageSource, processor: Any = PROCESSOR
+) -> AugmentedFeatures:
     options: dict[str, Any] = {"blocks": 2, "seed": 3, "batch_size": 4, "num_workers": 0}
     return AugmentedFeatures(backbone, images, processor, accelerator=Accelerator(), **options)
 
 
-def test_features_are_those_of_the_normalised_crops(backbone: RegionBackbone) -> None:
+def test_features_are_those_of_the_normalized_crops(backbone: RegionBackbone) -> None:
     images = source(5)
     features = augmented(backbone, images)
     found = features(7)
     pixels = []
     for crop in RandomCrops(images, (32, 32), seed=3, epoch=7).read(range(5)):
-        values = v2.functional.to_dtype(v2.functional.pil_to_tensor(crop), torch.float32, scale=True)
+        values = v2.functional.to_dtype(
+            v2.functional.pil_to_tensor(crop), torch.float32, scale=True
+        )
         pixels.append(v2.functional.normalize(values, PROCESSOR.image_mean, PROCESSOR.image_std))
     with torch.no_grad():
-        torch.testing.assert_close(found, backbone.pooled_blocks(torch.stack(pixels), 2), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            found, backbone.pooled_blocks(torch.stack(pixels), 2), rtol=1e-4, atol=1e-5
+        )
     assert not torch.equal(found, features(8))
 
 

@@ -1,4 +1,6 @@
-"""Labels of two splits, what is refused before anything is computed, and images that both splits hold."""
+"""Labels of two splits, what is refused before anything is computed, and images that both splits
+hold.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from esvit_hf.evaluation.splits import check_images_per_class, load_splits, over
 
 def write(folder: Path, split: str, labels: list[Any], feature: Any, *, seed: int = 0) -> None:
     random = np.random.default_rng(seed)
-    images = [PILImage.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in labels]
+    images = [
+        PILImage.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in labels
+    ]
     rows = Dataset.from_dict(
         {"image": images, "label": labels}, features=Features({"image": Image(), "label": feature})
     )
@@ -43,14 +47,19 @@ def test_numbers_are_their_own_names(tmp_path: Path) -> None:
 def test_one_class(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path, split, [1, 1], ClassLabel(names=["bee", "cat"]))
-    with pytest.raises(ValueError, match="all training images have class 'cat': a classifier needs two"):
+    with pytest.raises(
+        ValueError, match="all training images have class 'cat': a classifier needs two"
+    ):
         load(tmp_path)
 
 
 def test_a_class_absent_from_train(tmp_path: Path) -> None:
     write(tmp_path, "train", ["owl", "bee"], Value("string"))
     write(tmp_path, "test", ["yak", "owl", "ant"], Value("string"))
-    with pytest.raises(ValueError, match="2 test classes have no training image, for example class 'ant'.*drop those"):
+    with pytest.raises(
+        ValueError,
+        match="2 test classes have no training image, for example class 'ant'.*drop those",
+    ):
         load(tmp_path)
 
 
@@ -59,7 +68,10 @@ def test_several_labels_an_image(tmp_path: Path) -> None:
         write(tmp_path, split, [[0, 1], [1]], [Value("int64")])
     with pytest.raises(
         ValueError,
-        match="column 'label'.*several labels an image, not one; set --label_column to a column of integers or strings",
+        match=(
+            "column 'label'.*several labels an image, not one; set --label_column to a column of "
+            "integers or strings"
+        ),
     ):
         load(tmp_path)
 
@@ -81,7 +93,9 @@ def source(folder: Path, seeds: list[int], kind: str) -> ImageSource:
     if kind == "paths":
         return ImageSource(Dataset.from_dict({"image": [str(path) for path in paths]}))
     rows = [{"bytes": path.read_bytes(), "path": None} for path in paths]
-    return ImageSource(Dataset.from_dict({"image": rows}, features=Features({"image": Image(decode=False)})))
+    return ImageSource(
+        Dataset.from_dict({"image": rows}, features=Features({"image": Image(decode=False)}))
+    )
 
 
 @pytest.mark.parametrize("kinds", [("bytes", "bytes"), ("paths", "bytes"), ("paths", "paths")])

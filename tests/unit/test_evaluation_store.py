@@ -1,4 +1,6 @@
-"""Features on disk: reused when everything that decides them is the same, computed again when it is not."""
+"""Features on disk: reused when everything that decides them is the same, computed again when it is
+not.
+"""
 
 import json
 import warnings
@@ -24,15 +26,22 @@ from esvit_hf.evaluation.store import FeatureStore, default_features_folder
 
 def save_model(folder: Path, *, seed: int = 0, size: int = 32) -> str:
     torch.manual_seed(seed)
-    config = EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4)
+    config = EsvitSwinConfig(
+        image_size=32, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4
+    )
     EsvitSwinModel(config).save_pretrained(folder)
-    EsvitImageProcessor(size={"shortest_edge": size}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    EsvitImageProcessor(
+        size={"shortest_edge": size}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(folder)
     return str(folder)
 
 
 def source(count: int = 7, *, seed: int = 0, labels: tuple[int, ...] = (0, 1)) -> ImageSource:
     random = np.random.default_rng(seed)
-    images = [PILImage.fromarray(random.integers(0, 256, (36, 40, 3), dtype=np.uint8)) for _ in range(count)]
+    images = [
+        PILImage.fromarray(random.integers(0, 256, (36, 40, 3), dtype=np.uint8))
+        for _ in range(count)
+    ]
     rows = {"image": images, "label": [labels[index % len(labels)] for index in range(count)]}
     features = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c"])})
     return ImageSource(Dataset.from_dict(rows, features=features))
@@ -63,7 +72,9 @@ def test_a_second_store_reads_what_the_first_computed(model: str, tmp_path: Path
     first = store(tmp_path, model)
     computed = first.features(source(), blocks=3)
     assert loads_network(first)
-    expected = extract_features(load_backbone(model), source(), load_image_processor(model), blocks=3)
+    expected = extract_features(
+        load_backbone(model), source(), load_image_processor(model), blocks=3
+    )
     assert torch.equal(computed.values, expected.values)
     assert computed.block_widths == (8, 16, 16)
 
@@ -105,8 +116,12 @@ def test_the_place_of_a_model_does_not_matter(model: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("no_warning")
-@pytest.mark.parametrize("change", ["weights", "configuration", "images", "labels", "count", "transform", "precision"])
-def test_what_decides_the_features_makes_a_new_entry(change: str, model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change", ["weights", "configuration", "images", "labels", "count", "transform", "precision"]
+)
+def test_what_decides_the_features_makes_a_new_entry(
+    change: str, model: str, tmp_path: Path
+) -> None:
     store(tmp_path / "features", model).features(source())
     changed_model, images = model, source()
     options: dict[str, Any] = {}
@@ -115,7 +130,9 @@ def test_what_decides_the_features_makes_a_new_entry(change: str, model: str, tm
     elif change == "configuration":
         changed_model = save_model(tmp_path / "other")
         config = json.loads((tmp_path / "other" / "config.json").read_text())
-        (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 0.1}))
+        (tmp_path / "other" / "config.json").write_text(
+            json.dumps({**config, "layer_norm_eps": 0.1})
+        )
     elif change == "images":
         images = source(seed=1)
     elif change == "labels":

@@ -12,7 +12,13 @@ from esvit_hf.data.loading import load_dataset_split, local_split_names
 from esvit_hf.evaluation import METRICS
 from esvit_hf.evaluation.multi_label import read_multi_labels
 from esvit_hf.evaluation.transfer_datasets import METRIC_LABELS, TRANSFER_DATASETS
-from esvit_hf.evaluation.transfer_report import TransferResult, TransferRow, datasets_table, display_names, summary
+from esvit_hf.evaluation.transfer_report import (
+    TransferResult,
+    TransferRow,
+    datasets_table,
+    display_names,
+    summary,
+)
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "transfer.md"
 
@@ -28,20 +34,34 @@ def test_the_records_agree_with_each_other() -> None:
         assert dataset.validation_split is None or dataset.validation_images
         assert len({dataset.train_split, dataset.validation_split, dataset.test_split}) == 3
     assert [each.name for each in TRANSFER_DATASETS if each.multi_label] == ["VOC 2007"]
-    assert [each.name for each in TRANSFER_DATASETS if each.metric == "roc_auc"] == ["Hateful Memes"]
+    assert [each.name for each in TRANSFER_DATASETS if each.metric == "roc_auc"] == [
+        "Hateful Memes"
+    ]
     per_class = ["FGVC Aircraft", "Oxford-IIIT Pets", "Caltech-101", "Oxford Flowers 102"]
-    assert [each.name for each in TRANSFER_DATASETS if each.metric == "mean_per_class_accuracy"] == per_class
-    assert [each.name for each in TRANSFER_DATASETS if not each.sizes_verified] == ["SUN397", "STL-10", "UCF101 frames"]
+    assert [
+        each.name for each in TRANSFER_DATASETS if each.metric == "mean_per_class_accuracy"
+    ] == per_class
+    assert [each.name for each in TRANSFER_DATASETS if not each.sizes_verified] == [
+        "SUN397",
+        "STL-10",
+        "UCF101 frames",
+    ]
 
 
 def test_the_documented_table_is_current() -> None:
     page = DOCUMENTATION.read_text()
-    command, table = page.split("<!-- datasets: ")[1].split("<!-- end of datasets -->")[0].split(" -->\n", 1)
-    assert table.strip() == datasets_table().strip(), f"replace the table by the output of {command}"
+    command, table = (
+        page.split("<!-- datasets: ")[1].split("<!-- end of datasets -->")[0].split(" -->\n", 1)
+    )
+    assert table.strip() == datasets_table().strip(), (
+        f"replace the table by the output of {command}"
+    )
 
 
 def lists(rows: list[Any], feature: Any = None) -> Dataset:
-    return Dataset.from_dict({"labels": rows}, features=Features({"labels": feature or List(Value("int64"))}))
+    return Dataset.from_dict(
+        {"labels": rows}, features=Features({"labels": feature or List(Value("int64"))})
+    )
 
 
 def test_lists_of_classes() -> None:
@@ -49,7 +69,9 @@ def test_lists_of_classes() -> None:
     assert train.tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
     assert test.tolist() == [[0, 0, 0, 1], [1, 0, 0, 0]]
     named = List(ClassLabel(names=["cat", "dog"]))
-    assert torch.equal(*read_multi_labels([lists([[0], [0, 1]], named), lists([[0], [0, 1]])], "labels"))
+    assert torch.equal(
+        *read_multi_labels([lists([[0], [0, 1]], named), lists([[0], [0, 1]])], "labels")
+    )
 
 
 def test_one_number_a_class() -> None:
@@ -61,7 +83,10 @@ def test_one_number_a_class() -> None:
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        (lists([1, 2], Value("int64")), "column 'labels' holds 1: each image needs a list of integers"),
+        (
+            lists([1, 2], Value("int64")),
+            "column 'labels' holds 1: each image needs a list of integers",
+        ),
         (lists([["a"], ["b"]], List(Value("string"))), "each image needs a list of integers"),
         (lists([[0, 1], None]), "holds None"),
         (lists([[], []]), "must list the classes"),

@@ -44,7 +44,13 @@ def save_vil(folder) -> EsvitVilModel:
 
 def save_swin(folder) -> EsvitSwinForImageClassification:
     config = EsvitSwinConfig(
-        image_size=16, patch_size=2, embed_dim=8, depths=[2, 1], num_heads=[2, 2], window_size=3, num_labels=5
+        image_size=16,
+        patch_size=2,
+        embed_dim=8,
+        depths=[2, 1],
+        num_heads=[2, 2],
+        window_size=3,
+        num_labels=5,
     )
     model = spread(EsvitSwinForImageClassification(config))
     model.save_pretrained(folder)
@@ -71,7 +77,8 @@ def save_cvt(folder) -> EsvitCvtModel:
 
 
 @pytest.mark.parametrize(
-    # The bias tables of ViL are resized for another grid; Swin and CvT pad, Swin masks its shifted windows.
+    # The bias tables of ViL are resized for another grid; Swin and CvT pad, Swin masks its shifted
+    # windows.
     ("save", "image_size", "size", "outputs"),
     [
         (save_vil, (22, 14), (22, 14), ("last_hidden_state", "pooler_output")),
@@ -93,20 +100,27 @@ def test_file_computes_what_the_network_computes(tmp_path, save, image_size, siz
     pixels = torch.randn(5, 3, *size)
     with torch.no_grad():
         expected = model(pixels)
-    for name, array in zip(outputs, session.run(list(outputs), {"pixel_values": pixels.numpy()}), strict=True):
+    for name, array in zip(
+        outputs, session.run(list(outputs), {"pixel_values": pixels.numpy()}), strict=True
+    ):
         torch.testing.assert_close(torch.from_numpy(array), expected[name], atol=1e-5, rtol=0)
 
     # The comparison that guards the export sees another network in the file.
     with torch.no_grad():
         list(model.parameters())[-1].add_(0.01)
-    assert export._largest_difference(export._PlainOutputs(model, outputs), path, (3, *size)) > export.TOLERANCE
+    assert (
+        export._largest_difference(export._PlainOutputs(model, outputs), path, (3, *size))
+        > export.TOLERANCE
+    )
 
 
 def test_nothing_is_kept_of_a_failed_export(tmp_path):
     save_vil(tmp_path / "model")
     path = tmp_path / "network.onnx"
     path.write_text("an older file")
-    with pytest.raises(ValueError, match="cannot be exported for 2 x 2 pixels with opset 18: .*needs .*4 x 4"):
+    with pytest.raises(
+        ValueError, match="cannot be exported for 2 x 2 pixels with opset 18: .*needs .*4 x 4"
+    ):
         export_onnx(tmp_path / "model", path, image_size=2)
     assert path.read_text() == "an older file"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model", "network.onnx"]
@@ -128,8 +142,12 @@ def test_wrong_arguments(tmp_path, output, image_size, message):
 
 
 def test_models_that_are_not_ours(tmp_path):
-    ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1])).save_pretrained(tmp_path / "resnet")
+    ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1])).save_pretrained(
+        tmp_path / "resnet"
+    )
     with pytest.raises(ValueError, match="holds a ResNetModel: only networks of this package"):
         export_onnx(tmp_path / "resnet", tmp_path / "network.onnx")
-    with pytest.raises(ValueError, match="cannot load a model from .*: give a Hub name or a folder"):
+    with pytest.raises(
+        ValueError, match="cannot load a model from .*: give a Hub name or a folder"
+    ):
         export_onnx(tmp_path / "nothing", tmp_path / "network.onnx")

@@ -1,4 +1,6 @@
-"""The evaluation transform against torchvision, the oracle, and its way through the Auto classes."""
+"""The evaluation transform against torchvision, the oracle, and its way through the Auto
+classes.
+"""
 
 import json
 import subprocess
@@ -22,7 +24,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth colours with a little noise."""
+    """Smooth colors with a little noise."""
     generator = np.random.default_rng(seed)
     coarse = Image.fromarray(generator.integers(0, 256, (5, 7, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int64)
@@ -45,32 +47,43 @@ def processed(processor: EsvitImageProcessor, image) -> torch.Tensor:
     return processor(image, return_tensors="pt").pixel_values[0]
 
 
-# Sizes at which rounding the corner of the crop down, as transformers does, is off by one are among these.
+# Sizes at which rounding the corner of the crop down, as transformers does, is off by one are among
+# these.
 @given(width=st.integers(20, 500), height=st.integers(20, 500), seed=st.integers(0, 9))
 @settings(max_examples=25, deadline=None)
 def test_equals_torchvision_bit_for_bit(width, height, seed):
     image = photograph(width, height, seed)
-    assert torch.equal(processed(EsvitImageProcessor(), image), torchvision_transform(256, 224)(image))
+    assert torch.equal(
+        processed(EsvitImageProcessor(), image), torchvision_transform(256, 224)(image)
+    )
 
 
-@pytest.mark.parametrize(("width", "height"), [(1, 9), (224, 224), (256, 256), (257, 512), (1001, 333), (28, 28)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(1, 9), (224, 224), (256, 256), (257, 512), (1001, 333), (28, 28)]
+)
 def test_equals_torchvision_at_the_edges(width, height):
     image = photograph(width, height)
-    assert torch.equal(processed(EsvitImageProcessor(), image), torchvision_transform(256, 224)(image))
+    assert torch.equal(
+        processed(EsvitImageProcessor(), image), torchvision_transform(256, 224)(image)
+    )
 
 
 @pytest.mark.parametrize(("resize", "crop"), [(32, 32), (73, 64), (30, 41)])
 def test_other_sizes_equal_torchvision_too(resize, crop):
-    processor = EsvitImageProcessor(size={"shortest_edge": resize}, crop_size={"height": crop, "width": crop})
+    processor = EsvitImageProcessor(
+        size={"shortest_edge": resize}, crop_size={"height": crop, "width": crop}
+    )
     for width, height in [(47, 60), (90, 31), (28, 28)]:
         image = photograph(width, height)
         assert torch.equal(processed(processor, image), torchvision_transform(resize, crop)(image))
 
 
-def test_every_pixel_value_is_normalised_exactly():
+def test_every_pixel_value_is_normalized_exactly():
     values = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     processor = EsvitImageProcessor(do_resize=False, do_center_crop=False)
-    expected = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])(Image.fromarray(values))
+    expected = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])(
+        Image.fromarray(values)
+    )
     assert torch.equal(processed(processor, values), expected)
 
 
@@ -84,7 +97,9 @@ def test_other_modes_become_rgb():
     for other in (gray, sixteen_bits, array[..., None], channel):
         assert torch.equal(processed(EsvitImageProcessor(), other), expected)
     opaque = image.convert("RGBA")
-    assert torch.equal(processed(EsvitImageProcessor(), opaque), processed(EsvitImageProcessor(), image))
+    assert torch.equal(
+        processed(EsvitImageProcessor(), opaque), processed(EsvitImageProcessor(), image)
+    )
     invisible = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
     white = processed(EsvitImageProcessor(), Image.new("RGB", (40, 40), "white"))
     assert torch.equal(processed(EsvitImageProcessor(), invisible), white)
@@ -101,13 +116,17 @@ def test_batches_of_several_sizes():
 def test_auto_class_finds_the_saved_processor(backend, tmp_path):
     config = EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[1], window_size=4)
     EsvitSwinModel(config).save_pretrained(tmp_path)
-    EsvitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    EsvitImageProcessor(
+        size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(tmp_path)
     options = {} if backend is None else {"backend": backend}
     loaded = AutoImageProcessor.from_pretrained(tmp_path, **options)
     assert type(loaded) is EsvitImageProcessor
     image = photograph(60, 50)
     assert torch.equal(processed(loaded, image), torchvision_transform(40, 32)(image))
-    assert json.loads(Path(tmp_path, "preprocessor_config.json").read_text())["size"] == {"shortest_edge": 40}
+    assert json.loads(Path(tmp_path, "preprocessor_config.json").read_text())["size"] == {
+        "shortest_edge": 40
+    }
 
 
 def test_works_without_torchvision(tmp_path):
@@ -121,7 +140,10 @@ sys.path[:0] = [{str(tmp_path)!r}, {str(Path(esvit_hf.__file__).parents[1])!r}]
 assert importlib.util.find_spec("torchvision") is None
 from PIL import Image
 from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
-print(tuple(EsvitImageProcessor()(Image.new("RGB", (300, 200)), return_tensors="pt").pixel_values.shape))
+inputs = EsvitImageProcessor()(Image.new("RGB", (300, 200)), return_tensors="pt")
+print(tuple(inputs.pixel_values.shape))
 """
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True
+    )
     assert done.stdout.strip() == "(1, 3, 224, 224)", done.stderr

@@ -2,9 +2,22 @@
 
 import pytest
 
-from esvit_hf.measurements import MEASUREMENTS_FILE, Measurement, read_measurements, write_measurements
+from esvit_hf.measurements import (
+    MEASUREMENTS_FILE,
+    Measurement,
+    read_measurements,
+    write_measurements,
+)
 
-RECORD = Measurement("k-NN", "fashion_mnist", "test", "top1", 74.05, "k = 20, T = 0.07", "esvit knn outputs/demo data")
+RECORD = Measurement(
+    "k-NN",
+    "fashion_mnist",
+    "test",
+    "top1",
+    74.05,
+    "k = 20, T = 0.07",
+    "esvit knn outputs/demo data",
+)
 
 
 def test_records_come_back(tmp_path):

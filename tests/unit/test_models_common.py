@@ -14,7 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, UperNetConfig
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    UperNetConfig,
+)
 from transformers import UperNetForSemanticSegmentation as UperNet
 
 import esvit_hf
@@ -37,21 +43,46 @@ class Network:
 
 
 def swin_config(**fields):
-    shape = {"image_size": SIZE, "patch_size": 4, "embed_dim": 8, "depths": [2, 1], "num_heads": [2, 4]}
+    shape = {
+        "image_size": SIZE,
+        "patch_size": 4,
+        "embed_dim": 8,
+        "depths": [2, 1],
+        "num_heads": [2, 4],
+    }
     return esvit_hf.EsvitSwinConfig(**{**shape, "window_size": 4, "drop_path_rate": 0.0, **fields})
 
 
 def cvt_config(**fields):
-    shape = {"image_size": SIZE, "hidden_sizes": [8, 16], "depths": [2, 1], "num_heads": [2, 4], "window_size": [3, 4]}
-    patches = {"patch_sizes": [7, 3], "patch_strides": [4, 2], "patch_padding": [2, 1], "mlp_ratio": [4.0, 4.0]}
+    shape = {
+        "image_size": SIZE,
+        "hidden_sizes": [8, 16],
+        "depths": [2, 1],
+        "num_heads": [2, 4],
+        "window_size": [3, 4],
+    }
+    patches = {
+        "patch_sizes": [7, 3],
+        "patch_strides": [4, 2],
+        "patch_padding": [2, 1],
+        "mlp_ratio": [4.0, 4.0],
+    }
     qkv = {"qkv_kernel_sizes": [3, 3], "qkv_bias": [True, True]}
     return esvit_hf.EsvitCvtConfig(**{**shape, **patches, **qkv, "drop_path_rate": 0.0, **fields})
 
 
 def vil_config(**fields):
-    shape = {"image_size": SIZE, "patch_sizes": [4, 2], "hidden_sizes": [8, 16], "depths": [2, 1], "num_heads": [2, 4]}
+    shape = {
+        "image_size": SIZE,
+        "patch_sizes": [4, 2],
+        "hidden_sizes": [8, 16],
+        "depths": [2, 1],
+        "num_heads": [2, 4],
+    }
     stages = {"sparse_stages": [True, False], "num_global_tokens": [1, 0]}
-    return esvit_hf.EsvitVilConfig(**{**shape, **stages, "window_size": 3, "drop_path_rate": 0.0, **fields})
+    return esvit_hf.EsvitVilConfig(
+        **{**shape, **stages, "window_size": 3, "drop_path_rate": 0.0, **fields}
+    )
 
 
 NETWORKS = {
@@ -132,11 +163,14 @@ def test_regions_and_view_of_any_size(network, shape):
 def test_an_image_does_not_see_the_others_of_its_batch(network):
     model = build(network.model, network.config())
     pixels = images(3, 3, 40, 24)
-    together, alone = features(model, pixels), torch.cat([features(model, image[None]) for image in pixels])
+    together, alone = (
+        features(model, pixels),
+        torch.cat([features(model, image[None]) for image in pixels]),
+    )
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_hidden_states_are_the_unnormalised_blocks(network):
+def test_hidden_states_are_the_unnormalized_blocks(network):
     model = build(network.model, network.config())
     pixels = images(2, 3, SIZE, SIZE)
     with torch.no_grad():
@@ -145,7 +179,9 @@ def test_hidden_states_are_the_unnormalised_blocks(network):
         chosen = model(pixels, output_hidden_states=[-1])
     torch.testing.assert_close(model.norm(output.hidden_states[-1]), output.last_hidden_state)
     assert [row.shape[0] for row in pooled] == [2] * sum(model.config.depths)
-    assert [row.shape[1] for row in pooled] == [state.shape[-1] for state in output.hidden_states[1:]]
+    assert [row.shape[1] for row in pooled] == [
+        state.shape[-1] for state in output.hidden_states[1:]
+    ]
     torch.testing.assert_close(pooled[-1], output.pooler_output)
     torch.testing.assert_close(model.pool_hidden_states(chosen.hidden_states), pooled[-1:])
     with pytest.raises(ValueError, match="hidden states"):
@@ -172,7 +208,10 @@ def test_eager_equals_sdpa(network, shape):
     for implementation in ("sdpa", "eager"):
         model.set_attn_implementation(implementation)
         assert model.config._attn_implementation == implementation
-        outputs[implementation], derivatives[implementation] = features(model, pixels), gradients(model, pixels)
+        outputs[implementation], derivatives[implementation] = (
+            features(model, pixels),
+            gradients(model, pixels),
+        )
     torch.testing.assert_close(outputs["sdpa"], outputs["eager"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(derivatives["sdpa"], derivatives["eager"], atol=1e-5, rtol=1e-4)
 
@@ -184,12 +223,16 @@ def test_tuples_and_recorded_outputs_do_not_change_the_features(network):
         plain = model(pixels)
         recorded = model(pixels, output_hidden_states=True, output_attentions=True)
         regions, view = model(pixels, return_dict=False)
-    torch.testing.assert_close(recorded.last_hidden_state, plain.last_hidden_state, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        recorded.last_hidden_state, plain.last_hidden_state, atol=1e-5, rtol=1e-5
+    )
     assert torch.equal(regions, plain.last_hidden_state)
     assert torch.equal(view, plain.pooler_output)
 
 
-@pytest.mark.parametrize("pixels", [torch.zeros(1, 1, 32, 32), torch.zeros(3, 32, 32), torch.zeros(1, 3, 2, 32)])
+@pytest.mark.parametrize(
+    "pixels", [torch.zeros(1, 1, 32, 32), torch.zeros(3, 32, 32), torch.zeros(1, 3, 2, 32)]
+)
 def test_images_of_the_wrong_shape_are_named(network, pixels):
     model = network.model(network.config())
     with pytest.raises(ValueError, match="pixel_values"):
@@ -208,7 +251,9 @@ def test_every_parameter_gets_a_gradient(network, kind):
         model(images(2, 3, SIZE, SIZE), labels=torch.tensor([0, 2])).loss.backward()
         found = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert all(gradient is not None for gradient in found.values())
-    still = [name.removeprefix("network.") for name, gradient in found.items() if not gradient.any()]
+    still = [
+        name.removeprefix("network.") for name, gradient in found.items() if not gradient.any()
+    ]
     assert still == list(network.idle)
 
 
@@ -272,10 +317,14 @@ def test_saved_and_loaded_is_the_same_network(network, kind, tmp_path):
     loaded = type(model).from_pretrained(tmp_path)
     assert not loaded.training
     assert loaded.state_dict().keys() == model.state_dict().keys()
-    torch.testing.assert_close(dict(loaded.named_buffers()), dict(model.named_buffers()), atol=0, rtol=0)
+    torch.testing.assert_close(
+        dict(loaded.named_buffers()), dict(model.named_buffers()), atol=0, rtol=0
+    )
     pixels = images(2, 3, 36, SIZE)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(pixels).to_tuple(), model(pixels).to_tuple(), atol=0, rtol=0)
+        torch.testing.assert_close(
+            loaded(pixels).to_tuple(), model(pixels).to_tuple(), atol=0, rtol=0
+        )
 
 
 def test_auto_classes_find_the_network(network, tmp_path):
@@ -305,7 +354,11 @@ def test_missing_weights_start_as_in_a_new_network(network, half, tmp_path):
     model = build(network.model, network.config())
     model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
-    kept = {name: tensor for index, (name, tensor) in enumerate(sorted(load_file(file).items())) if index % 2 == half}
+    kept = {
+        name: tensor
+        for index, (name, tensor) in enumerate(sorted(load_file(file).items()))
+        if index % 2 == half
+    }
     save_file(kept, file, metadata={"format": "pt"})
     loaded = network.model.from_pretrained(tmp_path)
     fresh = network.model(model.config)
@@ -352,7 +405,7 @@ def test_copies_and_pickles_are_independent_networks(network):
         assert torch.equal(features(other, pixels), expected)
 
 
-def test_misspelt_and_foreign_fields_are_refused(network):
+def test_misspelled_and_foreign_fields_are_refused(network):
     for name in ("drop_pth_rate", "hidden_dropout_prob", "image_sizes"):
         with pytest.raises(ValueError, match=name):
             network.config(**{name: 1})
@@ -367,7 +420,9 @@ def test_feature_maps_of_every_stage(network):
     pixels = images(2, 3, 32, 48)
     with torch.no_grad():
         output = model(pixels, output_hidden_states=True)
-    assert [maps.shape[:2] for maps in output.feature_maps] == [(2, channels) for channels in model.channels]
+    assert [maps.shape[:2] for maps in output.feature_maps] == [
+        (2, channels) for channels in model.channels
+    ]
     assert [tuple(maps.shape[2:]) for maps in output.feature_maps] == [(8, 12), (8, 12), (4, 6)]
     assert len(output.hidden_states) == sum(model.config.depths) + 1
 
@@ -395,7 +450,9 @@ def test_exports_with_a_free_batch_size(network):
     model = build(network.model, network.config())
     sizes = {"pixel_values": {0: torch.export.Dim("batch")}}
     with torch.no_grad():
-        exported = torch.export.export(model, (images(2, 3, SIZE, SIZE),), dynamic_shapes=sizes).module()
+        exported = torch.export.export(
+            model, (images(2, 3, SIZE, SIZE),), dynamic_shapes=sizes
+        ).module()
         pixels = images(5, 3, SIZE, SIZE)
         torch.testing.assert_close(exported(pixels).pooler_output, model(pixels).pooler_output)
         torch.testing.assert_close(features(model, pixels), features(copy.deepcopy(model), pixels))

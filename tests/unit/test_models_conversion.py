@@ -30,23 +30,41 @@ def test_configuration_is_read_off_the_tensors(golden):
     spec = golden("swin_w14_view_region").spec
     model = convert_checkpoint(golden("swin_w14_view_region").checkpoint)
     assert not model.training
-    for field in ("image_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio"):
+    for field in (
+        "image_size",
+        "patch_size",
+        "embed_dim",
+        "depths",
+        "num_heads",
+        "window_size",
+        "mlp_ratio",
+    ):
         assert getattr(model.config, field) == spec[field], field
-    given = convert_checkpoint(golden("swin_w14_view_region").checkpoint, drop_path_rate=0.3, num_labels=7)
+    given = convert_checkpoint(
+        golden("swin_w14_view_region").checkpoint, drop_path_rate=0.3, num_labels=7
+    )
     assert (given.config.drop_path_rate, given.config.num_labels) == (0.3, 7)
 
 
 def test_the_student_is_converted_on_request(golden):
     case = golden("swin_w7_view_region")
-    teacher, student = (convert_checkpoint(case.checkpoint, weights=weights) for weights in ("teacher", "student"))
+    teacher, student = (
+        convert_checkpoint(case.checkpoint, weights=weights) for weights in ("teacher", "student")
+    )
     assert not torch.equal(teacher.norm.weight, student.norm.weight)
 
 
 def test_small_windows_reveal_the_image_size(golden, tmp_path):
     tensors = golden("trajectory_swin_view").tensors
-    state = {name.removeprefix("init."): value for name, value in tensors.items() if name.startswith("init.")}
+    state = {
+        name.removeprefix("init."): value
+        for name, value in tensors.items()
+        if name.startswith("init.")
+    }
     model = convert_checkpoint(saved({"teacher": state}, tmp_path))
-    assert model.config.image_size == golden("trajectory_swin_view").spec["model"]["image_size"] == 64
+    assert (
+        model.config.image_size == golden("trajectory_swin_view").spec["model"]["image_size"] == 64
+    )
     assert model.config.stage_windows == [4, 4, 4, 2]
 
 
@@ -59,10 +77,20 @@ def test_heads_keep_their_layers(reference):
     _, view, region = split_reference_state_dict(reference["teacher"])
     for head, prefix in ((view, "head."), (region, "head_dense.")):
         assert torch.equal(head["layers.2.weight"], reference["teacher"][prefix + "mlp.2.weight"])
-        assert torch.equal(head["prototype_gain"], reference["teacher"][prefix + "last_layer.weight_g"])
-        assert torch.equal(head["prototype_direction"], reference["teacher"][prefix + "last_layer.weight_v"])
-    one_layer = {**reference["teacher"], "head.mlp.weight": torch.ones(1), "head.mlp.bias": torch.zeros(1)}
-    one_layer = {name: value for name, value in one_layer.items() if not re.match(r"head\.mlp\.\d", name)}
+        assert torch.equal(
+            head["prototype_gain"], reference["teacher"][prefix + "last_layer.weight_g"]
+        )
+        assert torch.equal(
+            head["prototype_direction"], reference["teacher"][prefix + "last_layer.weight_v"]
+        )
+    one_layer = {
+        **reference["teacher"],
+        "head.mlp.weight": torch.ones(1),
+        "head.mlp.bias": torch.zeros(1),
+    }
+    one_layer = {
+        name: value for name, value in one_layer.items() if not re.match(r"head\.mlp\.\d", name)
+    }
     assert split_reference_state_dict(one_layer)[1]["layers.0.weight"] == 1
 
 
@@ -72,10 +100,16 @@ def test_heads_keep_their_layers(reference):
         (lambda state: state.update({"norm.scale": torch.ones(1)}), "norm.scale"),
         (lambda state: state.update({"head.extra": torch.ones(1)}), "head.extra"),
         (lambda state: state.update({"module.norm.weight": torch.ones(64)}), "twice"),
-        (lambda state: state.pop("layers.2.blocks.1.mlp.fc1.bias"), "stages.2.blocks.1.mlp.expand.bias"),
+        (
+            lambda state: state.pop("layers.2.blocks.1.mlp.fc1.bias"),
+            "stages.2.blocks.1.mlp.expand.bias",
+        ),
         (lambda state: state.pop("patch_embed.proj.weight"), "embeddings.projection.weight"),
         (lambda state: state.update({"norm.weight": torch.ones(3)}), "norm.weight is (3,)"),
-        (lambda state: state["layers.0.blocks.0.attn.relative_position_index"].add_(1), "relative_position_index"),
+        (
+            lambda state: state["layers.0.blocks.0.attn.relative_position_index"].add_(1),
+            "relative_position_index",
+        ),
         (lambda state: state.clear(), "none of the known networks"),
     ],
 )
@@ -124,7 +158,11 @@ def test_broken_and_foreign_files_are_one_line_errors(golden, reference, tmp_pat
     }
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
-    foreign = {"list.pth": [1, 2], "model.pth": {"model": {}}, "names.pth": {"teacher": {"norm.weight": 3}}}
+    foreign = {
+        "list.pth": [1, 2],
+        "model.pth": {"model": {}},
+        "names.pth": {"teacher": {"norm.weight": 3}},
+    }
     for name, content in foreign.items():
         torch.save(content, tmp_path / name)
     for name in [*cases, *foreign, "missing.pth", "."]:
@@ -137,7 +175,9 @@ def test_broken_and_foreign_files_are_one_line_errors(golden, reference, tmp_pat
 
 def test_damaged_bytes_never_escape_as_another_error(tmp_path):
     buffer = io.BytesIO()
-    torch.save({"teacher": {"norm.weight": torch.ones(3)}}, buffer, _use_new_zipfile_serialization=False)
+    torch.save(
+        {"teacher": {"norm.weight": torch.ones(3)}}, buffer, _use_new_zipfile_serialization=False
+    )
     whole, chance = buffer.getvalue(), random.Random(0)
     for _ in range(300):
         damaged = bytearray(whole)
@@ -185,7 +225,9 @@ def test_a_network_without_bias_and_with_positions(tmp_path, reference):
         for ours, theirs in renames.items():
             name = name.replace(ours, theirs)
         state["module." + name] = tensor
-    converted = convert_checkpoint(saved({"student": state}, tmp_path), weights="student", image_size=(64, 32))
+    converted = convert_checkpoint(
+        saved({"student": state}, tmp_path), weights="student", image_size=(64, 32)
+    )
     assert not converted.config.qkv_bias
     pixels = torch.randn(1, 3, 64, 32)
     with torch.no_grad():

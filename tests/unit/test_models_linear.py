@@ -8,7 +8,9 @@ from torch.func import functional_call, grad, vmap
 from esvit_hf.models import modeling_esvit_linear
 from esvit_hf.models.modeling_esvit_linear import EsvitLinear, _OneDnnLinear
 
-needs_onednn = pytest.mark.skipif(not modeling_esvit_linear._HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+needs_onednn = pytest.mark.skipif(
+    not modeling_esvit_linear._HAS_ONEDNN, reason="this PyTorch has no oneDNN"
+)
 
 
 @needs_onednn
@@ -36,7 +38,9 @@ def test_strided_inputs_and_second_derivatives():
     layer = EsvitLinear(6, 4)
     inputs = torch.randn(6, 5, requires_grad=True)
     for product in (layer, lambda x: F.linear(x, layer.weight, layer.bias)):
-        (first,) = torch.autograd.grad(product(inputs.t()).square().sum(), inputs, create_graph=True)
+        (first,) = torch.autograd.grad(
+            product(inputs.t()).square().sum(), inputs, create_graph=True
+        )
         second = torch.autograd.grad(first.square().sum(), [inputs, layer.weight])
         if product is layer:
             found = first, *second

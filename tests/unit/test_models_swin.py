@@ -1,4 +1,6 @@
-"""Swin: its configuration, its windows against a definition spelt out token by token, and its shortcuts."""
+"""Swin: its configuration, its windows against a definition spelled out token by token, and its
+shortcuts.
+"""
 
 import re
 
@@ -25,7 +27,13 @@ GRIDS = st.tuples(st.integers(1, 11), st.integers(1, 11))
 
 
 def small_model(**fields) -> EsvitSwinModel:
-    shape = {"image_size": 32, "embed_dim": 8, "depths": [2, 1], "num_heads": [2, 4], "window_size": 4}
+    shape = {
+        "image_size": 32,
+        "embed_dim": 8,
+        "depths": [2, 1],
+        "num_heads": [2, 4],
+        "window_size": 4,
+    }
     torch.manual_seed(0)
     return EsvitSwinModel(EsvitSwinConfig(**{**shape, **fields})).eval()
 
@@ -41,7 +49,10 @@ def features(model: EsvitSwinModel, pixels: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image_size": 30}, "image_size=30 is not divisible by patch_size=4: a height of 28 or 32 pixels works"),
+        (
+            {"image_size": 30},
+            "image_size=30 is not divisible by patch_size=4: a height of 28 or 32 pixels works",
+        ),
         ({"image_size": (32, 3)}, "a width of 4 pixels works"),
         ({"image_size": [32, 32, 32]}, "image_size=[32, 32, 32] is not a size"),
         ({"patch_size": 0}, "patch_size=0 is not a size"),
@@ -59,7 +70,9 @@ def features(model: EsvitSwinModel, pixels: Tensor) -> Tensor:
 )
 def test_wrong_fields_are_named_with_what_works(fields, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        EsvitSwinConfig(**{"image_size": 32, "embed_dim": 8, "depths": [2, 1], "num_heads": [2, 4], **fields})
+        EsvitSwinConfig(
+            **{"image_size": 32, "embed_dim": 8, "depths": [2, 1], "num_heads": [2, 4], **fields}
+        )
 
 
 def test_unknown_preset_lists_the_known_ones():
@@ -68,7 +81,8 @@ def test_unknown_preset_lists_the_known_ones():
 
 
 @pytest.mark.parametrize(
-    ("size", "parameters"), [("tiny", 27_519_354), ("small", 48_837_258), ("base", 86_743_224), ("large", 194_995_476)]
+    ("size", "parameters"),
+    [("tiny", 27_519_354), ("small", 48_837_258), ("base", 86_743_224), ("large", 194_995_476)],
 )
 def test_sizes_of_the_presets(size, parameters):
     with torch.device("meta"):
@@ -130,7 +144,9 @@ def test_joining_undoes_cutting_and_the_gather_is_the_same(grid, window, data):
     weights = torch.randn_like(tokens)
     assert torch.equal(
         torch.autograd.grad((taken * weights).sum(), windows)[0],
-        torch.autograd.grad((join_windows(windows, grid, window, shift) * weights).sum(), windows)[0],
+        torch.autograd.grad((join_windows(windows, grid, window, shift) * weights).sum(), windows)[
+            0
+        ],
     )
 
 
@@ -148,16 +164,22 @@ def test_all_padded_slots_get_the_last_token_and_return_its_gradient():
 @pytest.mark.parametrize("grid", [(3, 5), (4, 4)])
 def test_second_derivative_of_the_windows(grid):
     indices = _window_indices(grid, 2, 1, torch.device("cpu"))
-    tokens = torch.randn(1, grid[0] * grid[1] + (len(indices.padded_slots) > 0), 2, dtype=torch.double)
+    tokens = torch.randn(
+        1, grid[0] * grid[1] + (len(indices.padded_slots) > 0), 2, dtype=torch.double
+    )
 
     def there_and_back(tokens: Tensor) -> Tensor:
-        return _WindowsToTokens.apply(_TokensToWindows.apply(tokens, *indices).square(), *indices).square()
+        return _WindowsToTokens.apply(
+            _TokensToWindows.apply(tokens, *indices).square(), *indices
+        ).square()
 
     assert torch.autograd.gradcheck(there_and_back, (tokens.requires_grad_(),))
     assert torch.autograd.gradgradcheck(there_and_back, (tokens,))
 
 
-def attention_token_by_token(module: EsvitSwinAttention, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+def attention_token_by_token(
+    module: EsvitSwinAttention, tokens: Tensor, grid: tuple[int, int]
+) -> Tensor:
     """Window attention of one image, from its definition."""
     window, shift, heads = module.window, module.shift, module.num_heads
     height, width = grid
@@ -172,18 +194,29 @@ def attention_token_by_token(module: EsvitSwinAttention, tokens: Tensor, grid: t
     for y, x in ((y, x) for y in range(height) for x in range(width)):
         here = places.index((y, x))
         row, column = rolled[here]
-        neighbours, biases = [], []
+        neighbors, biases = [], []
         for other, (other_row, other_column) in enumerate(rolled):
             if (other_row // window, other_column // window) != (row // window, column // window):
                 continue
-            offset = (row - other_row + window - 1) * (2 * window - 1) + column - other_column + window - 1
+            offset = (
+                (row - other_row + window - 1) * (2 * window - 1)
+                + column
+                - other_column
+                + window
+                - 1
+            )
             bias = module.relative_position_bias_table[offset]
             # The roll brought the first `shift` rows and columns behind the last ones.
-            same_side = (y < shift, x < shift) == (places[other][0] < shift, places[other][1] < shift)
-            neighbours.append(other)
+            same_side = (y < shift, x < shift) == (
+                places[other][0] < shift,
+                places[other][1] < shift,
+            )
+            neighbors.append(other)
             biases.append(bias if same_side else bias - 100)
-        scores = torch.einsum("hd,nhd->nh", query[here], key[neighbours]) * module.scaling + torch.stack(biases)
-        mixed = torch.einsum("nh,nhd->hd", scores.softmax(dim=0), value[neighbours])
+        scores = torch.einsum(
+            "hd,nhd->nh", query[here], key[neighbors]
+        ) * module.scaling + torch.stack(biases)
+        mixed = torch.einsum("nh,nhd->hd", scores.softmax(dim=0), value[neighbors])
         outputs.append(module.projection(mixed.flatten()))
     return torch.stack(outputs)
 
@@ -228,7 +261,7 @@ def test_downsampling_pads_odd_sides_and_keeps_the_order_of_the_reference():
         module.reduction.weight.copy_(torch.eye(2, 4) + torch.eye(2, 4).roll(2, dims=1) * 10)
     tokens = torch.arange(1.0, 16.0).view(1, 15, 1)
     merged = module(tokens, (3, 5))
-    # Top left + 10 top right, bottom left + 10 bottom right of each 2 x 2 neighbourhood.
+    # Top left + 10 top right, bottom left + 10 bottom right of each 2 x 2 neighborhood.
     expected = [[1 + 20, 6 + 70], [3 + 40, 8 + 90], [5, 10], [11 + 120, 0], [13 + 140, 0], [15, 0]]
     torch.testing.assert_close(merged, torch.tensor([expected], dtype=torch.float))
 
@@ -239,14 +272,18 @@ def test_downsampling_pads_odd_sides_and_keeps_the_order_of_the_reference():
 def test_pixels_that_fill_no_patch_are_left_out():
     model = small_model()
     pixels = torch.randn(1, 3, 35, 42)
-    assert torch.equal(features(model, pixels), features(model, pixels[:, :, :32, :40].contiguous()))
+    assert torch.equal(
+        features(model, pixels), features(model, pixels[:, :, :32, :40].contiguous())
+    )
     assert model.region_grid(35, 42) == (4, 5)
 
 
 def test_position_embeddings_fit_every_size():
     model = small_model(use_absolute_embeddings=True, depths=[1], num_heads=[2])
     plain = small_model(depths=[1], num_heads=[2])
-    plain.load_state_dict({name: value for name, value in model.state_dict().items() if "position_emb" not in name})
+    plain.load_state_dict(
+        {name: value for name, value in model.state_dict().items() if "position_emb" not in name}
+    )
     with torch.no_grad():
         model.embeddings.position_embeddings.fill_(2.0)
         for size in (32, 48):

@@ -6,7 +6,13 @@ import warnings
 import pytest
 import torch
 
-from esvit_hf.pretraining.monitor import PATIENCE, RunMonitor, match_diversity, output_spread, teacher_entropy
+from esvit_hf.pretraining.monitor import (
+    PATIENCE,
+    RunMonitor,
+    match_diversity,
+    output_spread,
+    teacher_entropy,
+)
 
 SOUND = {
     "loss": 2.0,
@@ -26,17 +32,19 @@ def read(monitor, readings, start=1):
 
 
 def test_entropy_of_uniform_and_of_constant_targets():
-    prototypes, centre = torch.eye(8), torch.zeros(8)
-    single, mean = teacher_entropy(torch.zeros(5, 8), prototypes, centre, 0.1)
+    prototypes, center = torch.eye(8), torch.zeros(8)
+    single, mean = teacher_entropy(torch.zeros(5, 8), prototypes, center, 0.1)
     torch.testing.assert_close(torch.stack([single, mean]), torch.full((2,), math.log(8)))
-    single, mean = teacher_entropy(torch.eye(8)[:1].expand(5, 8) * 100, prototypes, centre, 0.1)
+    single, mean = teacher_entropy(torch.eye(8)[:1].expand(5, 8) * 100, prototypes, center, 0.1)
     torch.testing.assert_close(torch.stack([single, mean]), torch.zeros(2))
 
 
 def test_spread_is_one_on_the_sphere_and_zero_for_one_output():
     torch.manual_seed(0)
     rows = torch.nn.functional.normalize(torch.randn(20000, 16), dim=1)
-    torch.testing.assert_close(output_spread(rows.view(2, -1, 16)), torch.tensor(1.0), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        output_spread(rows.view(2, -1, 16)), torch.tensor(1.0), atol=0.01, rtol=0
+    )
     assert output_spread(rows[:1].expand(50, -1)) < 1e-6
 
 
@@ -44,7 +52,13 @@ def test_diversity_counts_the_regions_chosen():
     torch.manual_seed(0)
     student, teacher = torch.randn(3, 2, 5, 4), torch.randn(2, 2, 7, 4)
     shares = [
-        len({(teacher[q, b] @ row / teacher[q, b].norm(dim=1)).argmax().item() for row in student[v, b]}) / 7
+        len(
+            {
+                (teacher[q, b] @ row / teacher[q, b].norm(dim=1)).argmax().item()
+                for row in student[v, b]
+            }
+        )
+        / 7
         for v in range(3)
         for q in range(2)
         for b in range(2)
@@ -59,7 +73,7 @@ def test_diversity_counts_the_regions_chosen():
     ("values", "message"),
     [
         ({"view_teacher_entropy": math.log(8)}, "uniform.*lower teacher_temperature"),
-        ({"view_mean_target_entropy": 0.1}, "same target.*lower centre_momentum"),
+        ({"view_mean_target_entropy": 0.1}, "same target.*lower center_momentum"),
         ({"view_teacher_spread": 0.001}, "same for every image.*lower learning_rate"),
         ({"region_match_diversity": 0.001}, "same region.*lower learning_rate"),
     ],
@@ -76,7 +90,10 @@ def test_a_collapse_is_named_once_after_some_readings(values, message):
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"loss_peak": 3.2}, "the loss jumped.*lower learning_rate"), ({"gradient_norm_peak": 11.0}, "norm jumped")],
+    [
+        ({"loss_peak": 3.2}, "the loss jumped.*lower learning_rate"),
+        ({"gradient_norm_peak": 11.0}, "norm jumped"),
+    ],
 )
 def test_a_spike_is_named_at_once(values, message):
     monitor = RunMonitor(8, 1.0)

@@ -1,4 +1,6 @@
-"""Optimizer groups, clipping, the moving average and the schedules against their plain definitions."""
+"""Optimizer groups, clipping, the moving average and the schedules against their plain
+definitions.
+"""
 
 import copy
 import math
@@ -16,15 +18,25 @@ from esvit_hf.pretraining.optim import build_optimizer, clip_all_gradients, clip
 from esvit_hf.pretraining.schedules import cosine_schedule, linear_schedule
 
 
-@given(warmup=st.integers(0, 20), rest=st.integers(1, 50), start=st.floats(0.1, 2), end=st.floats(0, 0.1))
+@given(
+    warmup=st.integers(0, 20),
+    rest=st.integers(1, 50),
+    start=st.floats(0.1, 2),
+    end=st.floats(0, 0.1),
+)
 def test_cosine_schedule_is_linspace_then_cosine(warmup, rest, start, end):
     total = warmup + rest
     steps = np.arange(rest)
     expected = np.concatenate(
-        [np.linspace(0, start, warmup), end + 0.5 * (start - end) * (1 + np.cos(math.pi * steps / rest))]
+        [
+            np.linspace(0, start, warmup),
+            end + 0.5 * (start - end) * (1 + np.cos(math.pi * steps / rest)),
+        ]
     )
     schedule = cosine_schedule(start, end, total, warmup_steps=warmup)
-    np.testing.assert_allclose([schedule(step) for step in range(total)], expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        [schedule(step) for step in range(total)], expected, rtol=1e-12, atol=1e-12
+    )
 
 
 @given(epochs=st.integers(0, 30))
@@ -42,7 +54,9 @@ def test_weight_decay_reaches_matrices_only():
     assert len(decayed["params"]) + len(kept["params"]) == len(list(head.parameters()))
     frozen = ProjectionHead(4, 6, train_prototype_gain=False)
     assert all(
-        p is not frozen.prototype_gain for group in build_optimizer(frozen).param_groups for p in group["params"]
+        p is not frozen.prototype_gain
+        for group in build_optimizer(frozen).param_groups
+        for p in group["params"]
     )
 
 

@@ -29,7 +29,11 @@ def test_display_sizes(image_size: tuple[int, int], expected: tuple[int, int]) -
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(width=st.integers(16, 5000), height=st.integers(16, 5000), share=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+@given(
+    width=st.integers(16, 5000),
+    height=st.integers(16, 5000),
+    share=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
 def test_a_click_is_the_pixel_under_it(width: int, height: int, share: tuple[float, float]) -> None:
     shown = display_size((width, height))
     click = int(share[0] * (shown[0] - 1)), int(share[1] * (shown[1] - 1))
@@ -102,7 +106,9 @@ def test_refused_uploads(kind: str, message: str, tmp_path: Path) -> None:
     assert "secret_name" not in str(refused.value)
 
 
-def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pixels_are_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def decoded(image: Image.Image) -> Image.Image:
         raise AssertionError("the pixels were decoded")
 

@@ -1,4 +1,6 @@
-"""Resume points as tensors and JSON: the same files again, nothing that could run, nothing outside the folder."""
+"""Resume points as tensors and JSON: the same files again, nothing that could run, nothing outside
+the folder.
+"""
 
 import json
 import random
@@ -15,7 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from esvit_hf.pretraining.checkpoint import find_damage, write_manifest
-from esvit_hf.pretraining.portable_checkpoint import _put_together, _take_apart, read_portable, write_portable
+from esvit_hf.pretraining.portable_checkpoint import (
+    _put_together,
+    _take_apart,
+    read_portable,
+    write_portable,
+)
 
 NAME = "step-000000007"
 
@@ -46,7 +53,9 @@ def checkpoint(tmp_path: Path) -> Path:
     save_file(network.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
     torch.save(optimizer.state_dict(), folder / "optimizer.bin")
     shared = torch.randn(4)
-    torch.save({"first": shared, "second": shared[1:], "none": None}, folder / "custom_checkpoint_0.pkl")
+    torch.save(
+        {"first": shared, "second": shared[1:], "none": None}, folder / "custom_checkpoint_0.pkl"
+    )
     states = {
         "random_state": random.getstate(),
         "numpy_random_seed": np.random.get_state(),
@@ -67,7 +76,9 @@ def test_a_checkpoint_comes_back_as_it_was(checkpoint: Path, tmp_path: Path) -> 
     assert find_damage(made) is None
     assert [path.name for path in made.parent.iterdir()] == [NAME]
     for name in ("optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl"):
-        assert equal(*(load(folder / name, weights_only=True) for folder in (checkpoint, made))), name
+        assert equal(*(load(folder / name, weights_only=True) for folder in (checkpoint, made))), (
+            name
+        )
     assert equal(load_file(checkpoint / "model.safetensors"), load_file(made / "model.safetensors"))
     assert (made / "extra.json").read_text() == (checkpoint / "extra.json").read_text()
 
@@ -79,7 +90,9 @@ VALUES = st.recursive(
         | st.lists(inner).map(tuple)
         | st.dictionaries(st.text() | st.integers(-9, 9), inner)
         | st.lists(st.floats(width=32, allow_nan=False), max_size=3).map(torch.tensor)
-        | st.lists(st.integers(0, 2**32 - 1), max_size=3).map(lambda numbers: np.array(numbers, dtype=np.uint32))
+        | st.lists(st.integers(0, 2**32 - 1), max_size=3).map(
+            lambda numbers: np.array(numbers, dtype=np.uint32)
+        )
     ),
     max_leaves=12,
 )
@@ -121,7 +134,9 @@ def test_a_pickle_that_would_run_code_is_not_read(checkpoint: Path, tmp_path: Pa
         (NAME, ""),
     ],
 )
-def test_names_from_elsewhere_stay_in_the_folder(tmp_path: Path, checkpoint_name: str, file_name: str) -> None:
+def test_names_from_elsewhere_stay_in_the_folder(
+    tmp_path: Path, checkpoint_name: str, file_name: str
+) -> None:
     metadata = {"checkpoint": checkpoint_name, "files": json.dumps({file_name: {"value": 1}})}
     save_file({"x": torch.zeros(1)}, tmp_path / "point.safetensors", metadata=metadata)
     with pytest.raises(ValueError, match="outside its folder"):
@@ -144,7 +159,11 @@ def test_damaged_files_are_named_and_leave_nothing(checkpoint: Path, tmp_path: P
         {"files": '{"a.bin": {"code": 1}}'},
         {"files": '{"a.bin": {"tensor": "absent"}}'},
     ):
-        save_file({"x": torch.zeros(1)}, point, metadata={**metadata, **changed} if changed else {"format": "pt"})
+        save_file(
+            {"x": torch.zeros(1)},
+            point,
+            metadata={**metadata, **changed} if changed else {"format": "pt"},
+        )
         with pytest.raises(ValueError, match="point.safetensors is no readable resume point"):
             read_portable(point, tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere").exists()

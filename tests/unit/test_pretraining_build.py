@@ -13,7 +13,13 @@ from esvit_hf.pretraining.build import build_backbone, checkpoint_blocks
 
 def test_the_first_blocks_alone_are_computed_again():
     torch.manual_seed(0)
-    shape = {"image_size": 32, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
+    shape = {
+        "image_size": 32,
+        "embed_dim": 8,
+        "depths": [1, 2],
+        "num_heads": [1, 2],
+        "window_size": 4,
+    }
     config = EsvitSwinConfig(**shape, drop_path_rate=0.0)
     plain = EsvitSwinModel(config).train()
     checkpointed = copy.deepcopy(plain)
@@ -23,7 +29,9 @@ def test_the_first_blocks_alone_are_computed_again():
         blocks = [module for module in model.modules() if type(module).__name__ == "EsvitSwinBlock"]
         for number, block in enumerate(blocks):
             block.attention.register_forward_hook(
-                lambda *_, name=name, number=number: runs[name].__setitem__(number, runs[name][number] + 1)
+                lambda *_, name=name, number=number: runs[name].__setitem__(
+                    number, runs[name][number] + 1
+                )
             )
         model(torch.ones(1, 3, 32, 32)).last_hidden_state.square().sum().backward()
     assert runs == {"plain": [1, 1, 1], "checkpointed": [2, 2, 1]}
@@ -43,5 +51,7 @@ def test_the_attention_of_a_network_can_be_chosen(tmp_path, implementation):
     ViTModel(ViTConfig(**shape)).save_pretrained(tmp_path)
     chosen = {"attn_implementation": implementation}
     for model, fields in (("vit", shape | chosen), (str(tmp_path), chosen)):
-        arguments = PretrainingArguments(dataset="images", output_dir=tmp_path, model=model, model_config=fields)
+        arguments = PretrainingArguments(
+            dataset="images", output_dir=tmp_path, model=model, model_config=fields
+        )
         assert build_backbone(arguments).model.config._attn_implementation == implementation

@@ -1,4 +1,6 @@
-"""Wrong recipes: every field with every kind of wrong value is refused in one line that names it, or is sound."""
+"""Wrong recipes: every field with every kind of wrong value is refused in one line that names it,
+or is sound.
+"""
 
 import functools
 import math
@@ -18,7 +20,9 @@ from esvit_hf.pretraining.arguments import PretrainingArguments
 
 FIELDS = {entry.name: entry for entry in fields(PretrainingArguments)}
 OPTIONAL = {name for name, entry in FIELDS.items() if entry.default is None}
-NUMBERS = {name: entry.type for name, entry in FIELDS.items() if entry.type in (int, float, int | None)}
+NUMBERS = {
+    name: entry.type for name, entry in FIELDS.items() if entry.type in (int, float, int | None)
+}
 WRONG_TYPES: dict[str, list[Any]] = {
     "int": [1.5, "many", [1], {"a": 1}, float("nan"), float("inf"), "1e3x", True],
     "float": ["many", [1], {"a": 1}, "1e3x", True],
@@ -29,7 +33,23 @@ WRONG_TYPES: dict[str, list[Any]] = {
     "dict": ["many", 3, [1]],
     "Literal": ["many", 3, [1], {"a": 1}],
 }
-EVIL = [-1, -0.5, 2**31, 2**70, float("nan"), float("inf"), -float("inf"), "", "\n", "../..", "ü", "\0", [], {}, None]
+EVIL = [
+    -1,
+    -0.5,
+    2**31,
+    2**70,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    "",
+    "\n",
+    "../..",
+    "ü",
+    "\0",
+    [],
+    {},
+    None,
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,9 +78,12 @@ def refusal(folder: Path, recipe: dict[str, Any]) -> str | None:
 
 def kind_of(name: str) -> str:
     kind = str(FIELDS[name].type).split(" | ")[0].split("[")[0].split(".")[-1]
-    return {"<class 'int'>": "int", "<class 'float'>": "float", "<class 'bool'>": "bool", "<class 'str'>": "str"}.get(
-        kind, kind.removesuffix("'>")
-    )
+    return {
+        "<class 'int'>": "int",
+        "<class 'float'>": "float",
+        "<class 'bool'>": "bool",
+        "<class 'str'>": "str",
+    }.get(kind, kind.removesuffix("'>"))
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -88,7 +111,9 @@ def test_numbers_have_bounds(name: str, tmp_path: Path) -> None:
     assert reason is not None and (name in reason or "too large" in reason)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.dictionaries(
         st.sampled_from(sorted(FIELDS)) | st.text(max_size=8),
@@ -111,12 +136,24 @@ def test_combinations_are_sound_or_one_line(tmp_path: Path, recipe: dict[str, An
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"view_weight": 0, "region_weight": 0}, "view_weight and region_weight must not both be 0"),
+        (
+            {"view_weight": 0, "region_weight": 0},
+            "view_weight and region_weight must not both be 0",
+        ),
         ({"region_start_epoch": 3, "view_weight": 0}, "region_start_epoch needs a view loss"),
-        ({"region_start_epoch": 8, "num_epochs": 8}, r"region_start_epoch must be less than num_epochs \(8\)"),
+        (
+            {"region_start_epoch": 8, "num_epochs": 8},
+            r"region_start_epoch must be less than num_epochs \(8\)",
+        ),
         ({"warmup_epochs": 9, "num_epochs": 8}, r"warmup_epochs must not exceed num_epochs \(8\)"),
-        ({"streaming": True, "knn_every_epochs": 1}, "knn_every_epochs must be 0 with streaming: true"),
-        ({"views": [{"count": 2, "size": 8, "scale": [0.1, 1.0]}]}, "views need at least one with teacher: true"),
+        (
+            {"streaming": True, "knn_every_epochs": 1},
+            "knn_every_epochs must be 0 with streaming: true",
+        ),
+        (
+            {"views": [{"count": 2, "size": 8, "scale": [0.1, 1.0]}]},
+            "views need at least one with teacher: true",
+        ),
         ({"views": [{"count": 2, "size": 8, "scale": [1.0]}]}, "views"),
         ({"views": [{"count": 2, "size": 0, "scale": [0.1, 1.0], "teacher": True}]}, "size"),
         ({"trackers": [None]}, "trackers"),
@@ -124,15 +161,20 @@ def test_combinations_are_sound_or_one_line(tmp_path: Path, recipe: dict[str, An
         ({"learning_rate": 10**400}, "too large"),
     ],
 )
-def test_combinations_that_cannot_work_are_named(recipe: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_combinations_that_cannot_work_are_named(
+    recipe: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(AssertionError, match=message):
         assert refusal(tmp_path, recipe) is None
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[1]", "3", "a: [", "dataset: !!python/object/apply:os.system ['exit 3']", "\0", "&a *a"]
+    "text",
+    ["", "[1]", "3", "a: [", "dataset: !!python/object/apply:os.system ['exit 3']", "\0", "&a *a"],
 )
-def test_files_that_are_no_recipe(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_no_recipe(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     assert main(["pretrain", str(path)]) == 2
@@ -149,5 +191,7 @@ def test_a_recipe_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_the_fuzzing_knows_all_fields() -> None:
     assert {kind_of(name) for name in FIELDS} <= set(WRONG_TYPES)
-    required = [entry.name for entry in FIELDS.values() if entry.default is entry.default_factory is MISSING]
+    required = [
+        entry.name for entry in FIELDS.values() if entry.default is entry.default_factory is MISSING
+    ]
     assert required == ["dataset"]

@@ -1,4 +1,6 @@
-"""No file of the package reads pickles that could run code, and pickles are written in two places only."""
+"""No file of the package reads pickles that could run code, and pickles are written in two places
+only.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -20,12 +22,17 @@ def calls(tree: ast.AST, *names: str) -> Iterator[ast.Call]:
 
 
 def unsafe_loads(code: str) -> list[int]:
-    """Lines that load with torch, or Accelerate's wrapper of it, without saying weights_only=True."""
+    """Lines that load with torch, or Accelerate's wrapper of it, without saying
+    weights_only=True.
+    """
     tree = ast.parse(code)
     return [
         call.lineno
         for call in calls(tree, "torch.load", "load")
-        if not any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in call.keywords)
+        if not any(
+            word.arg == "weights_only" and ast.unparse(word.value) == "True"
+            for word in call.keywords
+        )
     ]
 
 
@@ -39,13 +46,17 @@ def modules(code: str) -> set[str]:
     return imported
 
 
-@pytest.mark.parametrize("path", sorted(SOURCES.rglob("*.py")), ids=lambda path: path.relative_to(SOURCES).as_posix())
+@pytest.mark.parametrize(
+    "path", sorted(SOURCES.rglob("*.py")), ids=lambda path: path.relative_to(SOURCES).as_posix()
+)
 def test_nothing_loaded_can_run(path: Path) -> None:
     code = path.read_text()
     assert unsafe_loads(code) == []
     # pickle.UnpicklingError is the name of an error, and the one use of the module.
     uses = code.replace("pickle.UnpicklingError", "")
-    assert "pickle." not in uses and not {"cPickle", "dill", "joblib", "cloudpickle"} & modules(code)
+    assert "pickle." not in uses and not {"cPickle", "dill", "joblib", "cloudpickle"} & modules(
+        code
+    )
     if path.relative_to(SOURCES).as_posix() not in WRITES_PICKLES:
         assert not list(calls(ast.parse(code), "torch.save"))
 

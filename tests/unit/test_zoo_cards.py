@@ -1,4 +1,6 @@
-"""Model cards: generated, true to their records, accepted by the library, and refused when they are damaged."""
+"""Model cards: generated, true to their records, accepted by the library, and refused when they are
+damaged.
+"""
 
 import copy
 import re
@@ -25,8 +27,12 @@ from esvit_hf.zoo.entry_cards import entry_facts, released_table, write_cards
 ROOT = Path(__file__).parents[2]
 every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 ENTRY = find_entry("esvit_swin_tiny_w7_vr")
-ON_OTHER_DATA = Measurement("k-NN", "user/birds", "test", "top1", 61.25, "k = 20", "esvit knn a user/birds --k 20")
-ON_IMAGENET = Measurement("k-NN", "ILSVRC/imagenet-1k", "validation", "top1", 75.625, "k = 10", "esvit knn a b --k 10")
+ON_OTHER_DATA = Measurement(
+    "k-NN", "user/birds", "test", "top1", 61.25, "k = 20", "esvit knn a user/birds --k 20"
+)
+ON_IMAGENET = Measurement(
+    "k-NN", "ILSVRC/imagenet-1k", "validation", "top1", 75.625, "k = 10", "esvit knn a b --k 10"
+)
 
 
 def card_of(entry: ZooEntry) -> ModelCard:
@@ -50,7 +56,9 @@ def test_the_cards_of_the_repository_are_the_generated_ones(tmp_path: Path) -> N
 
 def test_the_table_of_the_readme_is_the_generated_one() -> None:
     text = (ROOT / "README.md").read_text()
-    assert replace_section(text, "zoo", released_table(), ROOT / "README.md") == text, "run `make cards`"
+    assert replace_section(text, "zoo", released_table(), ROOT / "README.md") == text, (
+        "run `make cards`"
+    )
     assert released_table().count("\n") == 20
 
 
@@ -67,7 +75,11 @@ def test_every_share_stands_in_the_record(entry: ZooEntry) -> None:
     release = entry.release
     known = [row.value for row in entry.measurements]
     if release is not None:
-        known += [value for numbers in (release.readme, release.paper) for value in (numbers.linear, numbers.knn)]
+        known += [
+            value
+            for numbers in (release.readme, release.paper)
+            for value in (numbers.linear, numbers.knn)
+        ]
     content = str(card_of(entry)).replace(AUTHORS_COMMIT, "")
     found = {float(number) for number in re.findall(r"(?<![\d.])[1-9]\d\.\d+", content)}
     assert found == set(known)
@@ -97,21 +109,34 @@ def test_metadata_come_back_and_name_their_source(entry: ZooEntry, tmp_path: Pat
     assert {"esvit", entry.architecture.model_type, "arxiv:2106.09785"} <= set(data.tags)
     results = {result.metric_name: result for result in data.eval_results}
     if entry.release is None:
-        assert [result.metric_value for result in results.values()] == [row.value for row in entry.measurements]
+        assert [result.metric_value for result in results.values()] == [
+            row.value for row in entry.measurements
+        ]
         assert all(result.source_url is None for result in results.values())
     else:
-        linear, knn = (results[f"{task} top-1 (%), reported by the authors"] for task in ("linear probe", "k-NN"))
-        assert (linear.metric_value, knn.metric_value) == (entry.release.readme.linear, entry.release.readme.knn)
+        linear, knn = (
+            results[f"{task} top-1 (%), reported by the authors"]
+            for task in ("linear probe", "k-NN")
+        )
+        assert (linear.metric_value, knn.metric_value) == (
+            entry.release.readme.linear,
+            entry.release.readme.knn,
+        )
         assert len(results) == 2
         for result in (linear, knn):
             assert result.verified is False
             assert result.source_name == "README of microsoft/esvit"
             assert AUTHORS_COMMIT in result.source_url
-            assert (result.dataset_type, result.dataset_split) == ("ILSVRC/imagenet-1k", "validation")
+            assert (result.dataset_type, result.dataset_split) == (
+                "ILSVRC/imagenet-1k",
+                "validation",
+            )
 
 
 @every_entry
-def test_the_command_of_a_card_trains_what_the_record_says(entry: ZooEntry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_of_a_card_trains_what_the_record_says(
+    entry: ZooEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     command = re.search(r"```bash\n(accelerate launch .*)\n```", str(card_of(entry)))
     assert command is not None
@@ -128,10 +153,21 @@ def test_the_command_of_a_card_trains_what_the_record_says(entry: ZooEntry, monk
         assert arguments.region_start_epoch == training.region_start_epoch
     assert arguments.model == entry.architecture.model_type
     config = CONFIG_MAPPING[arguments.model]
-    ours, recorded = config(**arguments.model_config).to_dict(), config(**entry.architecture.fields).to_dict()
-    assert {name: list(value) if isinstance(value, tuple) else value for name, value in ours.items()} == recorded
-    expected = {entry.data.hub_id} if entry.release and entry.data.hub_id else {f"outputs/{entry.data.folder}"}
-    assert arguments.dataset in expected | {f"{place}/{entry.data.folder}" for place in ("path/to", "examples/data")}
+    ours, recorded = (
+        config(**arguments.model_config).to_dict(),
+        config(**entry.architecture.fields).to_dict(),
+    )
+    assert {
+        name: list(value) if isinstance(value, tuple) else value for name, value in ours.items()
+    } == recorded
+    expected = (
+        {entry.data.hub_id}
+        if entry.release and entry.data.hub_id
+        else {f"outputs/{entry.data.folder}"}
+    )
+    assert arguments.dataset in expected | {
+        f"{place}/{entry.data.folder}" for place in ("path/to", "examples/data")
+    }
 
 
 def test_a_good_card_passes(folder: Path) -> None:
@@ -142,7 +178,11 @@ def test_a_good_card_passes(folder: Path) -> None:
     ("old", "new", "message"),
     [
         ("library_name: transformers\n", "", "the metadata lack library_name"),
-        ("image-feature-extraction", "image-features", "pipeline_tag is 'image-features', which is none of"),
+        (
+            "image-feature-extraction",
+            "image-features",
+            "pipeline_tag is 'image-features', which is none of",
+        ),
         ("license: mit", "license: 3", "license is 3, not a word"),
         ("license: mit", "license: other", "add license_name and license_link"),
         ("- esvit\n", "- 4\n", "tags is .* not a list of words"),
@@ -151,17 +191,31 @@ def test_a_good_card_passes(folder: Path) -> None:
         ("value: 78.0", "value: .nan", "is nan, not a number"),
         ("verified: false", "verified: true", "claims to be verified"),
         ("url: https://", "url: ", "the source of .* is 'github.com.*', not an address"),
-        ("      type: ILSVRC/imagenet-1k\n", "", "metadata of .* cannot be read: Invalid `model_index`"),
+        (
+            "      type: ILSVRC/imagenet-1k\n",
+            "",
+            "metadata of .* cannot be read: Invalid `model_index`",
+        ),
         ("      url: https", "      address: https", "model-index|source_url"),
-        ("    metrics:\n", "    extra: 1\n    metrics:\n", "model-index is not what the library writes"),
+        (
+            "    metrics:\n",
+            "    extra: 1\n    metrics:\n",
+            "model-index is not what the library writes",
+        ),
         ("---\ndatasets", "--\ndatasets", "does not start with metadata"),
         ("library_name: transformers", "library_name: [", "metadata of .* cannot be read"),
-        ("tags:\n", "extra: " + "x" * 60_000 + "\ntags:\n", "the metadata of .* have 6.... bytes, more than 50000"),
+        (
+            "tags:\n",
+            "extra: " + "x" * 60_000 + "\ntags:\n",
+            "the metadata of .* have 6.... bytes, more than 50000",
+        ),
         ("## Use", "![f](f.png)", "it shows f.png, which is not in the folder"),
         ("Nothing yet", "Much", "it does not say what measurements.json and the figures"),
     ],
 )
-def test_a_damaged_card_is_refused_in_one_line(folder: Path, old: str, new: str, message: str) -> None:
+def test_a_damaged_card_is_refused_in_one_line(
+    folder: Path, old: str, new: str, message: str
+) -> None:
     path = folder / "README.md"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
@@ -180,20 +234,30 @@ def test_a_missing_card_is_refused(tmp_path: Path) -> None:
 METADATA = ModelCard(str(make_card(entry_facts(ENTRY)))).data.to_dict()
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda values: st.lists(values, max_size=2) | st.dictionaries(st.text(max_size=8), values, max_size=2),
+    lambda values: (
+        st.lists(values, max_size=2) | st.dictionaries(st.text(max_size=8), values, max_size=2)
+    ),
     max_leaves=4,
 )
 
 
 def places_of(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """All places in nested metadata."""
-    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    inside = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     return [path, *(place for key, value in inside for place in places_of(value, (*path, key)))]
 
 
 @settings(max_examples=100, deadline=None)
 @given(place=st.sampled_from(places_of(METADATA)[1:]), value=VALUES)
-def test_whatever_stands_in_the_metadata_is_passed_or_refused(place: tuple[Any, ...], value: Any) -> None:
+def test_whatever_stands_in_the_metadata_is_passed_or_refused(
+    place: tuple[Any, ...], value: Any
+) -> None:
     metadata = copy.deepcopy(METADATA)
     node: Any = metadata
     for key in place[:-1]:
@@ -225,7 +289,9 @@ def test_a_card_follows_the_measurements_and_figures(folder: Path) -> None:
     assert [result.metric_value for result in data.eval_results] == [78.0, 75.7, 61.25]
     assert [result.source_url is None for result in data.eval_results] == [False, False, True]
     # Measured again, on something else: the old number goes.
-    write_measurements([replace(ON_OTHER_DATA, dataset="user/fish", value=62.5)], folder / MEASUREMENTS_FILE)
+    write_measurements(
+        [replace(ON_OTHER_DATA, dataset="user/fish", value=62.5)], folder / MEASUREMENTS_FILE
+    )
     update_card(folder)
     text = (folder / "README.md").read_text()
     assert "61.25" not in text and "user/birds, test" not in text
@@ -250,9 +316,15 @@ def test_any_measurements_come_into_the_card_and_back(records: list[Measurement]
         update_card(folder)
         assert (folder / "README.md").read_text() == content
         data: Any = ModelCard(content).data
-        measured = [result.metric_value for result in data.eval_results if result.source_url is None]
+        measured = [
+            result.metric_value for result in data.eval_results if result.source_url is None
+        ]
         assert sorted(measured) == sorted(record.value for record in records)
-        rows = [line for line in content.partition("Measured here")[2].splitlines() if line.startswith("| ")]
+        rows = [
+            line
+            for line in content.partition("Measured here")[2].splitlines()
+            if line.startswith("| ")
+        ]
         assert len(rows) == (len(records) + 1 if records else 0)
         assert all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
 
@@ -262,7 +334,9 @@ def test_numbers_of_our_own_are_never_under_the_authors_name(folder: Path) -> No
     update_card(folder)
     check_card(folder)
     data: Any = ModelCard((folder / "README.md").read_text()).data
-    assert [(result.metric_value, result.source_url) for result in data.eval_results] == [(75.625, None)]
+    assert [(result.metric_value, result.source_url) for result in data.eval_results] == [
+        (75.625, None)
+    ]
     assert "| README of microsoft/esvit | 78.0 | 75.7 |" in (folder / "README.md").read_text()
 
 
@@ -277,7 +351,13 @@ def test_a_card_gets_the_name_of_its_repository(folder: Path) -> None:
 
 
 def test_the_card_of_a_classifier(tmp_path: Path) -> None:
-    facts = replace(entry_facts(ENTRY), classes=10, base_model="someone/esvit-tiny", has_heads=False, reported=())
+    facts = replace(
+        entry_facts(ENTRY),
+        classes=10,
+        base_model="someone/esvit-tiny",
+        has_heads=False,
+        reported=(),
+    )
     write_card(tmp_path, facts)
     update_card(tmp_path, "someone/esvit-clothes")
     check_card(tmp_path)

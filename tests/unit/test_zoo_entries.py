@@ -1,4 +1,6 @@
-"""The zoo's records: complete, consistent with each other, with the configurations and with the reference's shapes."""
+"""The zoo's records: complete, consistent with each other, with the configurations and with the
+reference's shapes.
+"""
 
 import json
 import re
@@ -25,7 +27,9 @@ every_released = pytest.mark.parametrize("entry", RELEASED, ids=lambda entry: en
 
 def manifest_name(architecture: Architecture) -> str:
     if architecture.family != "swin":
-        return {"vil": "vil_2262_w7", "cvt": "cvt_tiny_w7", "resnet": "resnet50"}[architecture.family]
+        return {"vil": "vil_2262_w7", "cvt": "cvt_tiny_w7", "resnet": "resnet50"}[
+            architecture.family
+        ]
     size = {"Swin-T": "tiny", "Swin-S": "small", "Swin-B": "base"}[architecture.title]
     return f"swin_{size}_w{architecture.window}"
 
@@ -33,8 +37,10 @@ def manifest_name(architecture: Architecture) -> str:
 def test_all_released_checkpoints_are_there_once() -> None:
     assert len(RELEASED) == 19
     assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
-    facts = [(entry.architecture.title, entry.architecture.window, entry.tasks, entry.data, entry.training.batch)
-             for entry in RELEASED]  # fmt: skip
+    facts = []
+    for entry in RELEASED:
+        network = entry.architecture
+        facts.append((network.title, network.window, entry.tasks, entry.data, entry.training.batch))
     assert len(set(facts)) == 19
 
 
@@ -75,7 +81,11 @@ def test_the_region_loss_helps_where_both_were_released(entry: ZooEntry) -> None
     assert (sibling is None) == (entry.tasks == "V" or entry.architecture.window == 14)
     if sibling is not None:
         other = find_entry(sibling)
-        assert (other.tasks, other.architecture, other.data) == ("V", entry.architecture, entry.data)
+        assert (other.tasks, other.architecture, other.data) == (
+            "V",
+            entry.architecture,
+            entry.data,
+        )
         assert entry.release is not None and other.release is not None
         assert entry.release.readme.linear > other.release.readme.linear
         assert entry.release.readme.knn > other.release.readme.knn
@@ -103,7 +113,10 @@ def test_the_configuration_is_the_preset(architecture: Architecture) -> None:
         preset = CONFIG_MAPPING["resnet"]()
 
     def plain(config: Any) -> dict[str, Any]:
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in config.to_dict().items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in config.to_dict().items()
+        }
 
     assert plain(config) == plain(preset)
 
@@ -113,12 +126,19 @@ def test_an_own_entry_is_its_recipe(entry: ZooEntry) -> None:
     recipe = yaml.safe_load((ROOT / entry.training.recipe).read_text())
     assert recipe["model"] == entry.architecture.model_type
     assert recipe["model_config"] == entry.architecture.fields
-    assert (recipe["batch_size"], recipe["num_epochs"]) == (entry.training.batch, entry.training.epochs)
+    assert (recipe["batch_size"], recipe["num_epochs"]) == (
+        entry.training.batch,
+        entry.training.epochs,
+    )
     start = None if recipe.get("region_weight") == 0 else recipe.get("region_start_epoch", 0)
     assert start == entry.training.region_start_epoch
     assert Path(recipe["dataset"]).name == entry.data.folder
-    model = AutoModel.from_config(CONFIG_MAPPING[entry.architecture.model_type](**entry.architecture.fields))
-    assert sum(parameter.numel() for parameter in model.parameters()) == entry.architecture.parameters
+    model = AutoModel.from_config(
+        CONFIG_MAPPING[entry.architecture.model_type](**entry.architecture.fields)
+    )
+    assert (
+        sum(parameter.numel() for parameter in model.parameters()) == entry.architecture.parameters
+    )
 
 
 @pytest.mark.parametrize("entry", OWN, ids=lambda entry: entry.name)
@@ -129,12 +149,14 @@ def test_an_own_entry_has_measured_numbers(entry: ZooEntry) -> None:
 
 def test_measurements_belong_to_entries() -> None:
     folder = Path(esvit_hf.__file__).parent / "zoo" / "measurements"
-    assert {path.stem for path in folder.glob("*.json")} == {entry.name for entry in ENTRIES if entry.measurements}
+    assert {path.stem for path in folder.glob("*.json")} == {
+        entry.name for entry in ENTRIES if entry.measurements
+    }
 
 
 def test_no_address_with_a_token_is_kept() -> None:
-    text = "".join(path.read_text() for path in (Path(esvit_hf.__file__).parent / "zoo").rglob("*.*") if path.suffix in
-                   (".py", ".json", ".md"))  # fmt: skip
+    files = (Path(esvit_hf.__file__).parent / "zoo").rglob("*.*")
+    text = "".join(path.read_text() for path in files if path.suffix in (".py", ".json", ".md"))
     assert "sig=" not in text and "blob.core.windows.net" not in text
 
 
@@ -159,16 +181,25 @@ def test_the_zoo_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "fits"),
     [
         (["--arch", "swin-t"], lambda entry: entry.architecture.title == "Swin-T"),
-        (["--arch", "swin", "--tasks", "V"], lambda e: e.architecture.family == "swin" and e.tasks == "V"),
+        (
+            ["--arch", "swin", "--tasks", "V"],
+            lambda e: e.architecture.family == "swin" and e.tasks == "V",
+        ),
         (["--data", "imagenet"], lambda entry: "ImageNet" in entry.data.name),
         (["--data", "webvision", "--tasks", "V"], lambda entry: entry.data.name == "WebVision-v1"),
     ],
 )
-def test_filters(words: list[str], fits: Callable[[ZooEntry], bool], capsys: pytest.CaptureFixture[str]) -> None:
+def test_filters(
+    words: list[str], fits: Callable[[ZooEntry], bool], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["zoo", *words, "--json"]) == 0
     records = json.loads(capsys.readouterr().out)["entries"]
-    assert [record["name"] for record in records] == [entry.name for entry in ENTRIES if fits(entry)]
-    assert all(record["release"] is None or record["release"]["readme"]["linear"] for record in records)
+    assert [record["name"] for record in records] == [
+        entry.name for entry in ENTRIES if fits(entry)
+    ]
+    assert all(
+        record["release"] is None or record["release"]["readme"]["linear"] for record in records
+    )
 
 
 def test_a_filter_that_nothing_fits_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

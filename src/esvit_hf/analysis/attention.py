@@ -1,4 +1,6 @@
-"""Where the attention of a network goes: entropy per head, and the attention of one place as a map of the image."""
+"""Where the attention of a network goes: entropy per head, and the attention of one place as a map
+of the image.
+"""
 
 import functools
 import math
@@ -11,13 +13,19 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from ..backbones import RegionBackbone
-from ..data.sources import ImageSource
-from ..models.modeling_esvit_common import AttentionLayout
-from .input_format import apply_processor
-from .per_image import measure_images
+from esvit_hf.analysis.input_format import apply_processor
+from esvit_hf.analysis.per_image import measure_images
+from esvit_hf.backbones import RegionBackbone
+from esvit_hf.data.sources import ImageSource
+from esvit_hf.models.modeling_esvit_common import AttentionLayout
 
-__all__ = ["AttentionEntropy", "QueryAttention", "attention_entropy", "measure_attention_entropy", "query_attention"]
+__all__ = [
+    "AttentionEntropy",
+    "QueryAttention",
+    "attention_entropy",
+    "measure_attention_entropy",
+    "query_attention",
+]
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,8 @@ class QueryAttention:
     """Attention of one region to all regions of the image.
 
     Attributes:
-        maps: (heads, h, w) float32 probabilities; 0 where the region cannot look. A head's sum is at most 1: the rest
-            went to global or class tokens and to padding.
+        maps: (heads, h, w) float32 probabilities; 0 where the region cannot look. A head's sum is
+            at most 1: the rest went to global or class tokens and to padding.
         region: (row, column) of the region in the grid.
         stride: pixels of the input from one region to the next, vertically and horizontally.
     """
@@ -53,10 +61,13 @@ class QueryAttention:
     stride: tuple[int, int]
 
 
-def attention_entropy(probabilities: Tensor, layout: AttentionLayout, batch: int) -> tuple[Tensor, Tensor]:
+def attention_entropy(
+    probabilities: Tensor, layout: AttentionLayout, batch: int
+) -> tuple[Tensor, Tensor]:
     """Average the base-2 entropy of the attention over the regions of each image.
 
-    Rows of global and class tokens and of padding do not count. What masks forbid has no probability and adds nothing.
+    Rows of global and class tokens and of padding do not count. What masks forbid has no
+    probability and adds nothing.
 
     Args:
         probabilities: (B * windows, heads, Q, K).
@@ -91,7 +102,8 @@ def measure_attention_entropy(
     The numbers do not depend on the number of processes.
 
     Args:
-        backbone: moved to the accelerator's device; used in evaluation mode and given back in the mode it came in.
+        backbone: moved to the accelerator's device; used in evaluation mode and given back in the
+            mode it came in.
         source: the images.
         processor: image processor of transformers.
         batch_size: images a process sees at once.
@@ -102,7 +114,8 @@ def measure_attention_entropy(
         One record for every head of every block.
 
     Raises:
-        ValueError: the network reports no attention that is understood, or an image cannot be decoded.
+        ValueError: the network reports no attention that is understood, or an image cannot be
+            decoded.
 
     Source:
         EsViT, the analysis of attention.
@@ -136,7 +149,9 @@ def measure_attention_entropy(
     for layer, blocks in enumerate(zip(*images, strict=True)):
         largest = math.fsum(block.largest for block in blocks) / len(blocks)
         for head, entropies in enumerate(zip(*(block.entropies for block in blocks), strict=True)):
-            records.append(AttentionEntropy(layer, head, math.fsum(entropies) / len(entropies), largest))
+            records.append(
+                AttentionEntropy(layer, head, math.fsum(entropies) / len(entropies), largest)
+            )
     return records
 
 
@@ -148,7 +163,7 @@ def query_attention(
 
     Args:
         backbone: in evaluation mode.
-        pixel_values: (1, 3, H, W) normalised image.
+        pixel_values: (1, 3, H, W) normalized image.
         point: (x, y) in pixels of `pixel_values`.
         layer: number of the block; -1 for the last.
 
@@ -156,8 +171,8 @@ def query_attention(
         A map for each head.
 
     Raises:
-        ValueError: there are several images, the point lies outside, there is no such block, or the network reports no
-            attention that is understood.
+        ValueError: there are several images, the point lies outside, there is no such block, or the
+            network reports no attention that is understood.
     """
     if len(pixel_values) != 1:
         raise ValueError(f"pixel_values holds {len(pixel_values)} images: give one, (1, 3, H, W)")
@@ -165,14 +180,14 @@ def query_attention(
     x, y = point
     if not (0 <= x < width and 0 <= y < height):
         raise ValueError(
-            f"the point ({x:g}, {y:g}) lies outside the {width} x {height} pixels of the input: choose x below {width} "
-            f"and y below {height}"
+            f"the point ({x:g}, {y:g}) lies outside the {width} x {height} pixels of the input: "
+            f"choose x below {width} and y below {height}"
         )
     maps = backbone.attention_maps(pixel_values)
     if not -len(maps) <= layer < len(maps):
         raise ValueError(
-            f"block {layer} asked for, {type(backbone.model).__name__} has {len(maps)} blocks with attention: choose 0 "
-            f"to {len(maps) - 1}, or count from the end with -1"
+            f"block {layer} asked for, {type(backbone.model).__name__} has {len(maps)} blocks with "
+            f"attention: choose 0 to {len(maps) - 1}, or count from the end with -1"
         )
     probabilities, layout = maps[layer]
     rows, columns = layout.grid
@@ -181,7 +196,10 @@ def query_attention(
     token = layout.num_global_tokens + region[0] * columns + region[1]
     ((window, row),) = (layout.queries == token).nonzero().tolist()
     attention = probabilities[window, :, row].float().cpu()
-    keys, allowed = layout.keys[window], layout.allowed.expand(-1, layout.queries.shape[1], -1)[window, row]
+    keys, allowed = (
+        layout.keys[window],
+        layout.allowed.expand(-1, layout.queries.shape[1], -1)[window, row],
+    )
     # What a mask forbids keeps a trace of probability where the mask is not infinite.
     shown = allowed & (keys >= 0)
     tokens = torch.zeros(len(attention), layout.num_global_tokens + rows * columns)
@@ -197,5 +215,7 @@ class _Block(NamedTuple):
     largest: float
 
 
-def _prepare(processor: Callable[..., Any], images: list[Image.Image], indices: list[int]) -> Tensor:
+def _prepare(
+    processor: Callable[..., Any], images: list[Image.Image], indices: list[int]
+) -> Tensor:
     return apply_processor(processor, images)

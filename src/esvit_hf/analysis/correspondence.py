@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..backbones import RegionBackbone
-from ..data.sources import ImageSource
-from .input_format import read_input_format
-from .per_image import measure_images
-from .view_pairs import Protocol, ViewPairs, make_view_pairs
+from esvit_hf.analysis.input_format import read_input_format
+from esvit_hf.analysis.per_image import measure_images
+from esvit_hf.analysis.view_pairs import Protocol, ViewPairs, make_view_pairs
+from esvit_hf.backbones import RegionBackbone
+from esvit_hf.data.sources import ImageSource
 
 __all__ = [
     "CorrespondenceResult",
@@ -44,11 +44,13 @@ class CorrespondenceResult:
         matches: number of matches that were scored.
         accuracy: share of the matches in exactly the true cell.
         accuracy_within_one: share of the matches in the true cell or one of the 8 around it.
-        error: mean distance from the centre of the matched cell to the true place, in pixels of the network's input.
+        error: mean distance from the center of the matched cell to the true place, in pixels of the
+            network's input.
         chance_accuracy: expected share for cells drawn uniformly.
         chance_accuracy_within_one: the same, with the 8 cells around.
         chance_error: expected distance for cells drawn uniformly, in pixels.
-        smallest_error: the error if every match was the cell whose centre is closest to the true place, in pixels.
+        smallest_error: the error if every match was the cell whose center is closest to the true
+            place, in pixels.
     """
 
     protocol: Protocol
@@ -79,7 +81,8 @@ class Matches:
 
 
 def match_regions(first: Tensor, second: Tensor) -> Matches:
-    """Find the region of the second view with the highest cosine similarity, for every region of the first.
+    """Find the region of the second view with the highest cosine similarity, for every region of
+    the first.
 
     Args:
         first: (B, N, C) regions.
@@ -97,7 +100,8 @@ def match_regions(first: Tensor, second: Tensor) -> Matches:
 
 
 def resample_regions(regions: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Resample a grid of features (bilinear, antialiased), so that networks of different stride compare like for like.
+    """Resample a grid of features (bilinear, antialiased), so that networks of different stride
+    compare like for like.
 
     Args:
         regions: (B, N, C), row-major.
@@ -137,8 +141,8 @@ def score_matches(
         matches: between the regions of the first and those of the second views, both on `grid`.
         pairs: the views.
         grid: (h, w).
-        most_similar: score the most similar pairs of an image, this many of those that the second view shows; None for
-            all of these.
+        most_similar: score the most similar pairs of an image, this many of those that the second
+            view shows; None for all of these.
 
     Returns:
         One tally an image.
@@ -148,12 +152,14 @@ def score_matches(
     """
     cells, view_size = torch.tensor(grid), torch.tensor(pairs.first.shape[-2:])
     corners = torch.cartesian_prod(*(torch.arange(side) for side in grid))
-    centres = (corners + 0.5) / cells.double()
-    all_places = pairs.to_second(centres)
+    centers = (corners + 0.5) / cells.double()
+    all_places = pairs.to_second(centers)
     scored = ((all_places >= 0) & (all_places < 1)).all(dim=2)
     similarity, all_matched = matches.similarity.cpu(), matches.index.cpu()
     if not torch.isfinite(similarity).all():
-        raise ValueError("regions are not finite: check the weights, and try mixed precision 'no' or 'bf16'")
+        raise ValueError(
+            "regions are not finite: check the weights, and try mixed precision 'no' or 'bf16'"
+        )
     if most_similar is not None:
         visible = similarity.where(scored, -torch.inf)
         best = visible.topk(min(most_similar, visible.shape[1]), dim=1).indices
@@ -163,8 +169,9 @@ def score_matches(
     for image, chosen in enumerate(scored):
         places, matched = all_places[image, chosen], all_matched[image, chosen, None]
         true_cells = (places * cells).floor().long()
-        # (K, M): from the true place of every scored region of the first view to every cell of the second.
-        distance = ((centres - places[:, None]) * view_size).square().sum(dim=2).sqrt()
+        # (K, M): from the true place of every scored region of the first view to every cell of the
+        # second.
+        distance = ((centers - places[:, None]) * view_size).square().sum(dim=2).sqrt()
         away = (corners - true_cells[:, None]).abs().amax(dim=2)
         matched_distance, matched_away = distance.gather(1, matched), away.gather(1, matched)
         columns = [
@@ -195,22 +202,24 @@ def measure_correspondence(
 ) -> CorrespondenceResult:
     """Measure how often the most similar region of another view is the same place of the image.
 
-    The protocol "mirror" is the paper's: the second view is the mirrored, colour-jittered, grey copy of the first, and
-    of each image the 10 most similar pairs are scored. In "crops" the views are two random crops of known geometry,
-    the second mirrored in half of the cases, and every region of the first counts whose centre the second view shows.
+    The protocol "mirror" is the paper's: the second view is the mirrored, color-jittered, gray copy
+    of the first, and of each image the 10 most similar pairs are scored. In "crops" the views are
+    two random crops of known geometry, the second mirrored in half of the cases, and every region
+    of the first counts whose center the second view shows.
 
     The numbers do not depend on the number of processes.
 
     Args:
-        backbone: moved to the accelerator's device; used in evaluation mode and given back in the mode it came in.
+        backbone: moved to the accelerator's device; used in evaluation mode and given back in the
+            mode it came in.
         source: the images.
-        processor: image processor of transformers. "mirror" starts from its output; "crops" takes its size and colours
-            and cuts the crops out of the whole image.
+        processor: image processor of transformers. "mirror" starts from its output; "crops" takes
+            its size and colors and cuts the crops out of the whole image.
         protocol: "crops" or "mirror".
-        layer: index into the network's hidden states (see `RegionBackbone.layer_regions`); None for the regions
-            behind the last norm.
-        grid: side of the grid to which the regions are resampled; if None, 7 for "crops" and the network's own grid
-            for "mirror".
+        layer: index into the network's hidden states (see `RegionBackbone.layer_regions`); None for
+            the regions behind the last norm.
+        grid: side of the grid to which the regions are resampled; if None, 7 for "crops" and the
+            network's own grid for "mirror".
         seed: of the views; those of an image depend on the seed and its index alone.
         batch_size: images a process sees at once.
         num_workers: worker processes for each process.
@@ -220,7 +229,8 @@ def measure_correspondence(
         The shares and distances.
 
     Raises:
-        ValueError: a setting, the processor, a layer or an image does not work; the message names the remedy.
+        ValueError: a setting, the processor, a layer or an image does not work; the message names
+            the remedy.
 
     Source:
         EsViT, the analysis of correspondences ("mirror").
@@ -234,20 +244,26 @@ def measure_correspondence(
     accelerator = accelerator or Accelerator()
     input_format = read_input_format(processor)
     prepare = functools.partial(
-        make_view_pairs, protocol=protocol, processor=processor, input_format=input_format, seed=seed
+        make_view_pairs,
+        protocol=protocol,
+        processor=processor,
+        input_format=input_format,
+        seed=seed,
     )
 
     def measure(pairs: ViewPairs) -> list[Tally]:
         maps = []
         for view in (pairs.first, pairs.second):
-            pixel_values = input_format.normalise(view.to(accelerator.device, non_blocking=True))
+            pixel_values = input_format.normalize(view.to(accelerator.device, non_blocking=True))
             with accelerator.autocast():
                 maps.append(backbone.layer_regions(pixel_values, layer))
         own_grid = maps[0][1]
         new_grid = own_grid if grid is None else (grid, grid)
         first, second = (resample_regions(regions, own_grid, new_grid) for regions, _ in maps)
         most_similar = _MOST_SIMILAR if protocol == "mirror" else None
-        return score_matches(match_regions(first, second), pairs, new_grid, most_similar=most_similar)
+        return score_matches(
+            match_regions(first, second), pairs, new_grid, most_similar=most_similar
+        )
 
     was_training = backbone.training
     backbone.to(accelerator.device).eval()
@@ -264,5 +280,8 @@ def measure_correspondence(
     finally:
         backbone.train(was_training)
     matches = sum(tally.matches for tally in tallies)
-    means = [math.fsum(column) / matches for column in zip(*(tally.sums for tally in tallies), strict=True)]
+    means = [
+        math.fsum(column) / matches
+        for column in zip(*(tally.sums for tally in tallies), strict=True)
+    ]
     return CorrespondenceResult(protocol, layer, tallies[0].grid, len(tallies), matches, *means)

@@ -1,4 +1,4 @@
-"""The one look of all figures: legible in print and for the colour-blind."""
+"""The one look of all figures: legible in print and for the color-blind."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "COLOUR_MAP", "FORMATS", "Picture", "check_picture_path", "drawing"]
+__all__ = ["COLORS", "COLOR_MAP", "FORMATS", "Picture", "check_picture_path", "drawing"]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette without its yellow, which white paper swallows."""
 
-COLOUR_MAP = "cividis"
-"""Dark to light for values: the same order for every kind of colour vision, and in grey."""
+COLOR_MAP = "cividis"
+"""Dark to light for values: the same order for every kind of color vision, and in gray."""
 
 FORMATS = (".png", ".pdf")
 
@@ -44,7 +44,7 @@ _STYLE: Any = {
     "lines.linewidth": 1.5,
     "lines.markersize": 4,
     "legend.frameon": False,
-    "image.cmap": COLOUR_MAP,
+    "image.cmap": COLOR_MAP,
     "image.interpolation": "nearest",
     "figure.constrained_layout.use": True,
     "figure.dpi": 150,
@@ -81,7 +81,9 @@ class Picture:
             with matplotlib.rc_context(_STYLE):
                 self.figure.savefig(path)
         except OSError as error:
-            raise ValueError(f"cannot write {path} ({error.strerror}): choose another file") from error
+            raise ValueError(
+                f"cannot write {path} ({error.strerror}): choose another file"
+            ) from error
 
 
 def check_picture_path(path: Path) -> None:
@@ -103,7 +105,7 @@ def check_picture_path(path: Path) -> None:
 def drawing(width: float, height: float) -> Iterator[Picture]:
     """Draw in the project's look: what is added to the figure inside the `with` block follows it.
 
-    Lines take `COLOURS` in order, each with a dash pattern of its own.
+    Lines take `COLORS` in order, each with a dash pattern of its own.
 
     Args:
         width: inches; a page of text is 6.3 wide.
@@ -121,6 +123,6 @@ def drawing(width: float, height: float) -> Iterator[Picture]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(_INSTALL_HINT) from error
-    lines = cycler(color=COLOURS) + cycler(linestyle=_LINE_STYLES)
+    lines = cycler(color=COLORS) + cycler(linestyle=_LINE_STYLES)
     with matplotlib.rc_context({**_STYLE, "axes.prop_cycle": lines}):
         yield Picture(Figure(figsize=(width, height)))

@@ -1,4 +1,4 @@
-"""What an image processor does to size, colours and places, measured on images made for it."""
+"""What an image processor does to size, colors and places, measured on images made for it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from torch import Tensor
 __all__ = ["InputFormat", "InputFrame", "apply_processor", "read_input_format", "read_input_frame"]
 
 _PROBE_SIDE = 256
-# Black gives the offset, each primary colour one column of the matrix.
-_PROBE_COLOURS = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
+# Black gives the offset, each primary color one column of the matrix.
+_PROBE_COLORS = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 
 @dataclass(frozen=True)
 class InputFormat:
-    """Size and colours of a network's input.
+    """Size and colors of a network's input.
 
     Attributes:
         size: (H, W) that a square image becomes.
@@ -30,8 +30,8 @@ class InputFormat:
     matrix: Tensor
     offset: Tensor
 
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Colours to input.
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Colors to input.
 
         Args:
             pixels: (B, 3, H, W), values 0..255, any type.
@@ -43,7 +43,7 @@ class InputFormat:
         return torch.einsum("dc,bchw->bdhw", matrix, pixels.float()) + offset[:, None, None]
 
     def restore(self, pixel_values: Tensor) -> Tensor:
-        """Input to colours.
+        """Input to colors.
 
         Args:
             pixel_values: (B, 3, H, W) output of the processor.
@@ -51,9 +51,9 @@ class InputFormat:
         Returns:
             (B, 3, H, W) uint8.
         """
-        centred = pixel_values.double().cpu() - self.offset[:, None, None]
-        colours = torch.einsum("cd,bdhw->bchw", torch.linalg.inv(self.matrix), centred)
-        return colours.round().clamp(0, 255).to(torch.uint8)
+        centerd = pixel_values.double().cpu() - self.offset[:, None, None]
+        colors = torch.einsum("cd,bdhw->bchw", torch.linalg.inv(self.matrix), centerd)
+        return colors.round().clamp(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,10 @@ class InputFrame:
 
     def to_input(self, point: tuple[float, float]) -> tuple[float, float] | None:
         """Place (x, y) in the input of a point of the image; None if the processor cut it off."""
-        x, y = ((place - start) / step for place, start, step in zip(point, self.offset, self.scale, strict=True))
+        x, y = (
+            (place - start) / step
+            for place, start, step in zip(point, self.offset, self.scale, strict=True)
+        )
         return (x, y) if 0 <= x < self.size[0] and 0 <= y < self.size[1] else None
 
     def to_image(self, point: Sequence[float]) -> list[float]:
@@ -92,25 +95,27 @@ def apply_processor(processor: Callable[..., Any], images: list[Image.Image]) ->
         (B, 3, H, W).
 
     Raises:
-        ValueError: the processor gives the images different sizes, or something else than three channels.
+        ValueError: the processor gives the images different sizes, or something else than three
+            channels.
     """
     try:
         pixel_values: Tensor = processor(images=images, return_tensors="pt")["pixel_values"]
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"the image processor cannot batch the images ({reason}): use one that crops or resizes to a fixed size"
+            f"the image processor cannot batch the images ({reason}): use one that crops or "
+            f"resizes to a fixed size"
         ) from error
     if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
         raise ValueError(
-            f"the image processor makes pixel_values of shape {tuple(pixel_values.shape)}, not (images, 3, H, W): use "
-            "the processor of a network for colour images"
+            f"the image processor makes pixel_values of shape {tuple(pixel_values.shape)}, not "
+            f"(images, 3, H, W): use the processor of a network for color images"
         )
     return pixel_values
 
 
 def read_input_format(processor: Callable[..., Any]) -> InputFormat:
-    """Measure size and colours of a processor's output on images of one colour.
+    """Measure size and colors of a processor's output on images of one color.
 
     Args:
         processor: image processor of transformers.
@@ -119,23 +124,25 @@ def read_input_format(processor: Callable[..., Any]) -> InputFormat:
         The format.
 
     Raises:
-        ValueError: the output does not keep three colours apart.
+        ValueError: the output does not keep three colors apart.
     """
-    images = [Image.new("RGB", (_PROBE_SIDE, _PROBE_SIDE), colour) for colour in _PROBE_COLOURS]
+    images = [Image.new("RGB", (_PROBE_SIDE, _PROBE_SIDE), color) for color in _PROBE_COLORS]
     probes = apply_processor(processor, images).double()
     height, width = probes.shape[-2:]
-    # At the centre, because a processor may pad.
+    # At the center, because a processor may pad.
     black, *primaries = probes[:, :, height // 2, width // 2]
     matrix = torch.stack([primary - black for primary in primaries], dim=1) / 255
     if not torch.isfinite(matrix).all() or torch.linalg.matrix_rank(matrix) < 3:
         raise ValueError(
-            "the image processor does not keep red, green and blue apart: use one that only scales and shifts colours"
+            "the image processor does not keep red, green and blue apart: use one that only scales "
+            "and shifts colors"
         )
     return InputFormat((height, width), matrix, black)
 
 
 def read_input_frame(processor: Callable[..., Any], size: tuple[int, int]) -> InputFrame:
-    """Measure which part of an image a processor keeps, on an image whose colours are its coordinates.
+    """Measure which part of an image a processor keeps, on an image whose colors are its
+    coordinates.
 
     Args:
         processor: image processor of transformers.
@@ -145,21 +152,24 @@ def read_input_frame(processor: Callable[..., Any], size: tuple[int, int]) -> In
         The frame, up to a fraction of a pixel.
 
     Raises:
-        ValueError: the processor does more than to resize and crop, or mixes colours (see `read_input_format`).
+        ValueError: the processor does more than to resize and crop, or mixes colors (see
+            `read_input_format`).
     """
     width, height = size
     x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
     ramps = np.rint(np.stack([x, y, np.zeros_like(x)], axis=2) * 255).astype(np.uint8)
     input_format = read_input_format(processor)
     pixel_values = apply_processor(processor, [Image.fromarray(ramps)])
-    colours = input_format.restore(pixel_values)[0].double() / 255
-    input_height, input_width = colours.shape[-2:]
+    colors = input_format.restore(pixel_values)[0].double() / 255
+    input_height, input_width = colors.shape[-2:]
     offsets, scales = [], []
-    for values, extent in ((colours[0].mean(dim=0), width), (colours[1].mean(dim=1), height)):
+    for values, extent in ((colors[0].mean(dim=0), width), (colors[1].mean(dim=1), height)):
         place = torch.arange(len(values), dtype=torch.float64) + 0.5
         slope, start = np.polyfit(place.numpy(), values.numpy() * extent, 1)
         if slope <= 0:
-            raise ValueError("the image processor turns or mirrors images: use one that only resizes and crops")
+            raise ValueError(
+                "the image processor turns or mirrors images: use one that only resizes and crops"
+            )
         offsets.append(float(start))
         scales.append(float(slope))
     return InputFrame((offsets[0], offsets[1]), (scales[0], scales[1]), (input_width, input_height))

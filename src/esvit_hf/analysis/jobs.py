@@ -7,20 +7,20 @@ from typing import Any
 from accelerate import Accelerator
 from PIL import Image
 
-from ..backbones import RegionBackbone, load_backbone
-from ..data.decoding import UndecodableImageError, decode_image
-from ..data.sources import load_image_source
-from ..evaluation.features import load_image_processor
-from ..evaluation.store import FeatureStore, default_features_folder
-from .attention import query_attention
-from .attention_figure import draw_attention
-from .correspondence_figure import draw_correspondence, find_correspondence
-from .figures import check_picture_path
-from .input_format import apply_processor, read_input_format, read_input_frame
-from .neighbours import nearest_images, view_feature
-from .region_figures import draw_neighbours
+from esvit_hf.analysis.attention import query_attention
+from esvit_hf.analysis.attention_figure import draw_attention
+from esvit_hf.analysis.correspondence_figure import draw_correspondence, find_correspondence
+from esvit_hf.analysis.figures import check_picture_path
+from esvit_hf.analysis.input_format import apply_processor, read_input_format, read_input_frame
+from esvit_hf.analysis.neighbors import nearest_images, view_feature
+from esvit_hf.analysis.region_figures import draw_neighbors
+from esvit_hf.backbones import RegionBackbone, load_backbone
+from esvit_hf.data.decoding import UndecodableImageError, decode_image
+from esvit_hf.data.sources import load_image_source
+from esvit_hf.evaluation.features import load_image_processor
+from esvit_hf.evaluation.store import FeatureStore, default_features_folder
 
-__all__ = ["save_attention", "save_correspondence", "save_neighbours"]
+__all__ = ["save_attention", "save_correspondence", "save_neighbors"]
 
 
 def save_correspondence(
@@ -37,8 +37,9 @@ def save_correspondence(
 ) -> dict[str, Any]:
     """Join the regions of two images that look most alike to a vision model, by lines.
 
-    The picture shows what the network sees of the images. The last line of the output is a JSON object with the centres
-    of the regions in pixels of the image files, and the cosine similarities.
+    The picture shows what the network sees of the images. The last line of the output is a JSON
+    object with the centers of the regions in pixels of the image files, and the cosine
+    similarities.
 
     Args:
         model: Hub name or folder of any vision model that AutoModel loads.
@@ -46,9 +47,10 @@ def save_correspondence(
         second: image file.
         output: picture to write, ending in .png or .pdf.
         count: number of lines.
-        layer: hidden state whose regions are compared, 0 for the patch embeddings, -1 for the last; the regions behind
-            the last norm if not given.
-        processor: Hub name or folder whose image processor prepares the images; the model's own if not given.
+        layer: hidden state whose regions are compared, 0 for the patch embeddings, -1 for the last;
+            the regions behind the last norm if not given.
+        processor: Hub name or folder whose image processor prepares the images; the model's own if
+            not given.
         revision: branch, tag or commit of the model.
         trust_remote_code: run code that the model's repository ships.
 
@@ -56,14 +58,18 @@ def save_correspondence(
         The file and the pairs.
 
     Raises:
-        ValueError: the model, its image processor, an image or a setting does not work; the message names the remedy.
+        ValueError: the model, its image processor, an image or a setting does not work; the message
+            names the remedy.
     """
     check_picture_path(output)
     images = [_read_image(path) for path in (first, second)]
     backbone, image_processor = _load(model, processor, revision, trust_remote_code)
     inputs = [apply_processor(image_processor, [image]) for image in images]
     pairs = find_correspondence(
-        backbone, *(pixel_values.to(backbone.model.device) for pixel_values in inputs), count=count, layer=layer
+        backbone,
+        *(pixel_values.to(backbone.model.device) for pixel_values in inputs),
+        count=count,
+        layer=layer,
     )
     input_format = read_input_format(image_processor)
     shown = [input_format.restore(pixel_values)[0] for pixel_values in inputs]
@@ -104,7 +110,8 @@ def save_attention(
         query: the point as x,y in pixels of the image file, counted from its upper left corner.
         output: picture to write, ending in .png or .pdf.
         layer: number of the block, from 0; -1 for the last.
-        processor: Hub name or folder whose image processor prepares the image; the model's own if not given.
+        processor: Hub name or folder whose image processor prepares the image; the model's own if
+            not given.
         revision: branch, tag or commit of the model.
         trust_remote_code: run code that the model's repository ships.
 
@@ -112,14 +119,17 @@ def save_attention(
         The file, and for each head the share of its attention that went to regions of the image.
 
     Raises:
-        ValueError: the model, its image processor, the image, the point or a setting does not work; the message names
-            the remedy.
+        ValueError: the model, its image processor, the image, the point or a setting does not work;
+            the message names the remedy.
     """
     check_picture_path(output)
     x, y = _read_point(query)
     picture = _read_image(image)
     if not (0 <= x < picture.width and 0 <= y < picture.height):
-        raise ValueError(f"--query {query} lies outside {image}, which has {picture.width} x {picture.height} pixels")
+        raise ValueError(
+            f"--query {query} lies outside {image}, which has {picture.width} x {picture.height} "
+            f"pixels"
+        )
     backbone, image_processor = _load(model, processor, revision, trust_remote_code)
     frame = read_input_frame(image_processor, picture.size)
     point = frame.to_input((x, y))
@@ -127,8 +137,8 @@ def save_attention(
         left, top = frame.to_image((0, 0))
         right, bottom = frame.to_image(frame.size)
         raise ValueError(
-            f"--query {query} lies outside what the image processor keeps of {image}: choose x from {left:.0f} to "
-            f"{right:.0f} and y from {top:.0f} to {bottom:.0f}"
+            f"--query {query} lies outside what the image processor keeps of {image}: choose x "
+            f"from {left:.0f} to {right:.0f} and y from {top:.0f} to {bottom:.0f}"
         )
     pixel_values = apply_processor(image_processor, [picture])
     attention = query_attention(backbone, pixel_values.to(backbone.model.device), point, layer)
@@ -138,7 +148,7 @@ def save_attention(
     return {"output": str(output), "attention_on_image": [round(share, 4) for share in shares]}
 
 
-def save_neighbours(
+def save_neighbors(
     model: str,
     image: Path,
     dataset: str,
@@ -158,40 +168,48 @@ def save_neighbours(
 ) -> dict[str, Any]:
     """Draw the images of a data set whose view features are most similar to those of an image.
 
-    Features of the data set are computed once and kept. The last line of the output is a JSON object with the places of
-    the images in the data set, their classes and the cosine similarities.
+    Features of the data set are computed once and kept. The last line of the output is a JSON
+    object with the places of the images in the data set, their classes and the cosine similarities.
 
     Args:
         model: Hub name or folder of any vision model that AutoModel loads.
         image: image file.
         dataset: images to search: Hub name, folder of parquet files or images, or a parquet file.
         output: picture to write, ending in .png or .pdf.
-        count: number of neighbours.
+        count: number of neighbors.
         split: which images of the data set, for example train, test or train[:1000].
         config_name: configuration of the data set, if it has several.
         image_column: column with the images; found by its type if not given.
         label_column: column with the labels; found by its type if not given.
-        processor: Hub name or folder whose image processor prepares the images; the model's own if not given.
+        processor: Hub name or folder whose image processor prepares the images; the model's own if
+            not given.
         revision: branch, tag or commit of the model.
         trust_remote_code: run code that the model's repository ships.
         batch_size: images at once.
         num_workers: processes that decode images.
-        features_folder: where features of the data set are kept; ~/.cache/esvit_hf/features if not given.
+        features_folder: where features of the data set are kept; ~/.cache/esvit_hf/features if not
+            given.
 
     Returns:
-        The file and the neighbours.
+        The file and the neighbors.
 
     Raises:
-        ValueError: the model, its image processor, the data, the image or a setting does not work; the message names
-            the remedy.
+        ValueError: the model, its image processor, the data, the image or a setting does not work;
+            the message names the remedy.
     """
     check_picture_path(output)
     picture = _read_image(image)
     source = load_image_source(
-        dataset, split=split, config_name=config_name, image_column=image_column, label_column=label_column
+        dataset,
+        split=split,
+        config_name=config_name,
+        image_column=image_column,
+        label_column=label_column,
     )
     if not 1 <= count <= len(source):
-        raise ValueError(f"--count is {count}: choose 1 to {len(source)}, the number of images in {dataset}")
+        raise ValueError(
+            f"--count is {count}: choose 1 to {len(source)}, the number of images in {dataset}"
+        )
     store = FeatureStore(
         features_folder or default_features_folder(),
         model,
@@ -202,12 +220,15 @@ def save_neighbours(
         num_workers=num_workers,
     )
     features = store.features(source)
-    neighbours = nearest_images(view_feature(store.backbone, store.processor, picture), source, features, count)
-    draw_neighbours(picture, neighbours).save(output)
+    neighbors = nearest_images(
+        view_feature(store.backbone, store.processor, picture), source, features, count
+    )
+    draw_neighbors(picture, neighbors).save(output)
     return {
         "output": str(output),
-        "neighbours": [
-            {"index": found.index, "class": found.class_name, "cosine": round(found.cosine, 4)} for found in neighbours
+        "neighbors": [
+            {"index": found.index, "class": found.class_name, "cosine": round(found.cosine, 4)}
+            for found in neighbors
         ],
     }
 
@@ -217,7 +238,9 @@ def _load(
 ) -> tuple[RegionBackbone, Callable[..., Any]]:
     backbone = load_backbone(model, revision=revision, trust_remote_code=trust_remote_code)
     image_processor = load_image_processor(
-        processor or model, revision=None if processor else revision, trust_remote_code=trust_remote_code
+        processor or model,
+        revision=None if processor else revision,
+        trust_remote_code=trust_remote_code,
     )
     return backbone.to(Accelerator().device), image_processor
 
@@ -228,12 +251,16 @@ def _read_image(path: Path) -> Image.Image:
     try:
         return decode_image(path)
     except UndecodableImageError as error:
-        raise ValueError(f"{path} cannot be used ({error}): give a whole image of usual size") from error
+        raise ValueError(
+            f"{path} cannot be used ({error}): give a whole image of usual size"
+        ) from error
 
 
 def _read_point(query: str) -> tuple[float, float]:
     try:
         x, y = (float(number) for number in query.split(","))
     except ValueError as error:
-        raise ValueError(f"--query is {query!r}: give a point as x,y in pixels, for example 120,80") from error
+        raise ValueError(
+            f"--query is {query!r}: give a point as x,y in pixels, for example 120,80"
+        ) from error
     return x, y

@@ -10,8 +10,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..data.decoding import BrokenImage, refuse_broken_images
-from ..data.sources import ImageSource
+from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
+from esvit_hf.data.sources import ImageSource
 
 __all__ = ["measure_images"]
 
@@ -31,13 +31,16 @@ def measure_images(
 ) -> list[Row]:
     """Measure every image once.
 
-    Whole batches are dealt out to the processes and the rows placed by image index, so the result does not depend on
-    the number of processes. Every process holds all of it: a row should be a few numbers.
+    Whole batches are dealt out to the processes and the rows placed by image index, so the result
+    does not depend on the number of processes. Every process holds all of it: a row should be a few
+    numbers.
 
     Args:
         source: the images.
-        prepare: images of a batch and their indices to what `measure` takes; runs in worker processes.
-        measure: what `prepare` made to one row an image, which must be picklable; runs without gradients.
+        prepare: images of a batch and their indices to what `measure` takes; runs in worker
+            processes.
+        measure: what `prepare` made to one row an image, which must be picklable; runs without
+            gradients.
         description: what the progress bar says.
         batch_size: images a process measures at once.
         num_workers: worker processes for each process.
@@ -47,12 +50,18 @@ def measure_images(
         The rows, by image index.
 
     Raises:
-        ValueError: a setting below its minimum, images that cannot be decoded, or what `prepare` and `measure` raise.
+        ValueError: a setting below its minimum, images that cannot be decoded, or what `prepare`
+            and `measure` raise.
     """
     if batch_size < 1 or num_workers < 0:
-        raise ValueError(f"batch_size is {batch_size} and num_workers {num_workers}: give at least 1 and 0")
+        raise ValueError(
+            f"batch_size is {batch_size} and num_workers {num_workers}: give at least 1 and 0"
+        )
     processes, rank = accelerator.num_processes, accelerator.process_index
-    batches = [list(range(start, min(start + batch_size, len(source)))) for start in range(0, len(source), batch_size)]
+    batches = [
+        list(range(start, min(start + batch_size, len(source))))
+        for start in range(0, len(source), batch_size)
+    ]
     loader = DataLoader(
         _PreparedBatches(source, prepare),
         batch_sampler=batches[rank::processes],
@@ -63,7 +72,11 @@ def measure_images(
     broken: list[BrokenImage] = []
     problems: list[str] = []
     progress = tqdm(
-        total=len(source), desc=description, unit="image", leave=False, disable=not accelerator.is_main_process
+        total=len(source),
+        desc=description,
+        unit="image",
+        leave=False,
+        disable=not accelerator.is_main_process,
     )
     with torch.no_grad(), progress:
         for indices, prepared in loader:
@@ -92,20 +105,26 @@ def measure_images(
 class _PreparedBatches(Dataset[tuple[list[int], Any]], Generic[Prepared]):
     """Reads and prepares a whole batch at once, in a worker.
 
-    A batch comes with its indices; broken images, or an error of the preparation, come in its place: an exception
-    would reach the main process wrapped in the worker's traceback.
+    A batch comes with its indices; broken images, or an error of the preparation, come in its
+    place: an exception would reach the main process wrapped in the worker's traceback.
     """
 
-    def __init__(self, source: ImageSource, prepare: Callable[[list[Image.Image], list[int]], Prepared]):
+    def __init__(
+        self, source: ImageSource, prepare: Callable[[list[Image.Image], list[int]], Prepared]
+    ):
         self.source = source
         self.prepare = prepare
 
-    def __getitems__(self, indices: list[int]) -> tuple[list[int], Prepared | list[BrokenImage] | ValueError]:
+    def __getitems__(
+        self, indices: list[int]
+    ) -> tuple[list[int], Prepared | list[BrokenImage] | ValueError]:
         read = self.source.read(indices)
         if broken := [image for image in read if isinstance(image, BrokenImage)]:
             return indices, broken
         try:
-            return indices, self.prepare([image for image in read if not isinstance(image, BrokenImage)], indices)
+            return indices, self.prepare(
+                [image for image in read if not isinstance(image, BrokenImage)], indices
+            )
         except ValueError as error:
             return indices, error
 

@@ -1,4 +1,6 @@
-"""Figures of regions on their images: similarity to a chosen point, colours of principal components, neighbours."""
+"""Figures of regions on their images: similarity to a chosen point, colors of principal components,
+neighbors.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,18 +9,18 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .figures import COLOUR_MAP, COLOURS, Picture, drawing
-from .neighbours import Neighbour
-from .regions import RegionMatch
+from esvit_hf.analysis.figures import COLOR_MAP, COLORS, Picture, drawing
+from esvit_hf.analysis.neighbors import Neighbor
+from esvit_hf.analysis.regions import RegionMatch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_colours", "draw_map", "draw_neighbours"]
+__all__ = ["draw_colors", "draw_map", "draw_neighbors"]
 
 _PANEL_SIDE = 4.0
-_NEIGHBOUR_SIDE = 1.5
-_NEIGHBOURS_IN_A_ROW = 5
+_NEIGHBOR_SIDE = 1.5
+_NEIGHBORS_IN_A_ROW = 5
 _LARGEST_PIXELS = 1000
 _TITLE_LETTERS = 18
 
@@ -37,8 +39,8 @@ def draw_map(
     Args:
         image: RGB.
         values: (h, w) on regions that divide the image evenly.
-        label: what the values are, for the colour bar.
-        limits: values of the darkest and the lightest colour; lowest and highest value if None.
+        label: what the values are, for the color bar.
+        limits: values of the darkest and the lightest color; lowest and highest value if None.
         point: chosen point (x, y) in pixels, marked with a cross.
         matches: regions to number from 1 on.
 
@@ -53,7 +55,12 @@ def draw_map(
         axes = picture.figure.subplots()
         _show(axes, image, pale=True)
         shown = axes.imshow(
-            values.numpy(), extent=(0, image.width, image.height, 0), cmap=COLOUR_MAP, vmin=low, vmax=high, alpha=0.75
+            values.numpy(),
+            extent=(0, image.width, image.height, 0),
+            cmap=COLOR_MAP,
+            vmin=low,
+            vmax=high,
+            alpha=0.75,
         )
         picture.figure.colorbar(shown, ax=axes, label=label, shrink=0.8)
         if point is not None:
@@ -66,18 +73,18 @@ def draw_map(
                 va="center",
                 color="white",
                 fontweight="bold",
-                bbox={"boxstyle": "circle,pad=0.25", "facecolor": COLOURS[1], "edgecolor": "white"},
+                bbox={"boxstyle": "circle,pad=0.25", "facecolor": COLORS[1], "edgecolor": "white"},
             )
         _frame(axes, image)
     return picture
 
 
-def draw_colours(image: Image.Image, colours: Tensor) -> Picture:
-    """Draw a colour for each region, beside nothing else: the image itself would tint it.
+def draw_colors(image: Image.Image, colors: Tensor) -> Picture:
+    """Draw a color for each region, beside nothing else: the image itself would tint it.
 
     Args:
         image: RGB, for the proportions.
-        colours: (h, w, 3) in [0, 1] from `region_colours`.
+        colors: (h, w, 3) in [0, 1] from `region_colors`.
 
     Returns:
         The figure.
@@ -87,17 +94,17 @@ def draw_colours(image: Image.Image, colours: Tensor) -> Picture:
     """
     with drawing(*_panel_size(image.size, 0)) as picture:
         axes = picture.figure.subplots()
-        axes.imshow(colours.numpy(), extent=(0, image.width, image.height, 0))
+        axes.imshow(colors.numpy(), extent=(0, image.width, image.height, 0))
         _frame(axes, image)
     return picture
 
 
-def draw_neighbours(query: Image.Image, neighbours: Sequence[Neighbour]) -> Picture:
+def draw_neighbors(query: Image.Image, neighbors: Sequence[Neighbor]) -> Picture:
     """Draw an image and its nearest images in a data set, with class and cosine similarity.
 
     Args:
         query: RGB.
-        neighbours: from `nearest_images`.
+        neighbors: from `nearest_images`.
 
     Returns:
         The figure.
@@ -106,12 +113,16 @@ def draw_neighbours(query: Image.Image, neighbours: Sequence[Neighbour]) -> Pict
         ImportError: without matplotlib.
     """
     panels = [(query, "this image")] + [
-        (neighbour.image, f"{_shortened(neighbour.class_name or f'image {neighbour.index}')}\n{neighbour.cosine:.3f}")
-        for neighbour in neighbours
+        (
+            neighbor.image,
+            f"{_shortened(neighbor.class_name or f'image {neighbor.index}')}\n"
+            f"{neighbor.cosine:.3f}",
+        )
+        for neighbor in neighbors
     ]
-    columns = min(len(panels), _NEIGHBOURS_IN_A_ROW)
+    columns = min(len(panels), _NEIGHBORS_IN_A_ROW)
     rows = -(-len(panels) // columns)
-    with drawing(columns * _NEIGHBOUR_SIDE, rows * (_NEIGHBOUR_SIDE + 0.35)) as picture:
+    with drawing(columns * _NEIGHBOR_SIDE, rows * (_NEIGHBOR_SIDE + 0.35)) as picture:
         grid = picture.figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
             axes.set_axis_off()
@@ -122,17 +133,25 @@ def draw_neighbours(query: Image.Image, neighbours: Sequence[Neighbour]) -> Pict
 
 
 def _panel_size(image_size: tuple[int, int], beside: float) -> tuple[float, float]:
-    """Width and height in inches of a figure with one image of (width, height) pixels and room beside it."""
+    """Width and height in inches of a figure with one image of (width, height) pixels and room
+    beside it.
+    """
     width, height = (max(side / max(image_size), 0.3) * _PANEL_SIDE for side in image_size)
     return width + beside, height + 0.4
 
 
 def _show(axes: "Axes", image: Image.Image, *, pale: bool = False) -> None:
-    # Below a map the image is pale and grey, so that the colours stay what the scale says.
+    # Below a map the image is pale and gray, so that the colors stay what the scale says.
     shown = image.convert("L") if pale else image.copy()
     shown.thumbnail((_LARGEST_PIXELS, _LARGEST_PIXELS))
     lowest = -256 if pale else 0
-    axes.imshow(np.asarray(shown), cmap="gray", vmin=lowest, vmax=255, extent=(0, image.width, image.height, 0))
+    axes.imshow(
+        np.asarray(shown),
+        cmap="gray",
+        vmin=lowest,
+        vmax=255,
+        extent=(0, image.width, image.height, 0),
+    )
 
 
 def _frame(axes: "Axes", image: Image.Image) -> None:
@@ -143,9 +162,9 @@ def _frame(axes: "Axes", image: Image.Image) -> None:
 
 def _mark(axes: "Axes", point: tuple[float, float]) -> None:
     style: dict[str, Any] = {"marker": "+", "linestyle": "none", "clip_on": False}
-    # White below the colour: legible on every background.
+    # White below the color: legible on every background.
     axes.plot(*point, color="white", markersize=20, markeredgewidth=5, **style)
-    axes.plot(*point, color=COLOURS[1], markersize=18, markeredgewidth=2.5, **style)
+    axes.plot(*point, color=COLORS[1], markersize=18, markeredgewidth=2.5, **style)
 
 
 def _shortened(name: str) -> str:

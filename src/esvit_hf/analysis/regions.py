@@ -1,4 +1,6 @@
-"""What regions show: the principal components of their features as colours, and which ones resemble a chosen one."""
+"""What regions show: the principal components of their features as colors, and which ones resemble
+a chosen one.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .whole_images import ImageRegions
+from esvit_hf.analysis.whole_images import ImageRegions
 
-__all__ = ["RegionMatch", "region_colours", "similar_regions", "similarity_map"]
+__all__ = ["RegionMatch", "region_colors", "similar_regions", "similarity_map"]
 
-# Of normalised features in double precision; less is rounding.
+# Of normalized features in double precision; less is rounding.
 _SMALLEST_SPAN = 1e-9
 
 
@@ -20,7 +22,7 @@ class RegionMatch:
     """A region that resembles a chosen one.
 
     Attributes:
-        point: (x, y) of its centre in pixels of its image.
+        point: (x, y) of its center in pixels of its image.
         cosine: similarity of the features, in [-1, 1].
     """
 
@@ -28,11 +30,13 @@ class RegionMatch:
     cosine: float
 
 
-def region_colours(images: Sequence[ImageRegions]) -> list[Tensor]:
-    """Show the first three principal components of the regions' normalised features as red, green and blue.
+def region_colors(images: Sequence[ImageRegions]) -> list[Tensor]:
+    """Show the first three principal components of the regions' normalized features as red, green
+    and blue.
 
-    All images share the components and their scale: regions of one colour resemble each other, within and across
-    images. Each component is stretched to [0, 1]; one that does not exist or does not vary is 0.5.
+    All images share the components and their scale: regions of one color resemble each other,
+    within and across images. Each component is stretched to [0, 1]; one that does not exist or does
+    not vary is 0.5.
 
     Args:
         images: at least one image; all features of one width.
@@ -40,14 +44,18 @@ def region_colours(images: Sequence[ImageRegions]) -> list[Tensor]:
     Returns:
         (h, w, 3) in [0, 1] for each image.
     """
-    rows = F.normalize(torch.cat([image.features.flatten(0, 1) for image in images]).double(), dim=1)
-    centred = rows - rows.mean(dim=0)
-    projected = centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:3].T
+    rows = F.normalize(
+        torch.cat([image.features.flatten(0, 1) for image in images]).double(), dim=1
+    )
+    centerd = rows - rows.mean(dim=0)
+    projected = centerd @ torch.linalg.svd(centerd, full_matrices=False).Vh[:3].T
     low, span = projected.amin(dim=0), projected.amax(dim=0) - projected.amin(dim=0)
-    colours = torch.full((len(rows), 3), 0.5)
+    colors = torch.full((len(rows), 3), 0.5)
     for component in (span > _SMALLEST_SPAN).nonzero()[:, 0].tolist():
-        colours[:, component] = ((projected[:, component] - low[component]) / span[component]).float()
-    parts = colours.split([image.grid[0] * image.grid[1] for image in images])
+        colors[:, component] = (
+            (projected[:, component] - low[component]) / span[component]
+        ).float()
+    parts = colors.split([image.grid[0] * image.grid[1] for image in images])
     return [part.view(*image.grid, 3) for part, image in zip(parts, images, strict=True)]
 
 
@@ -60,13 +68,16 @@ def similarity_map(query: ImageRegions, point: tuple[float, float], image: Image
         image: image to compare with, the same or another one.
 
     Returns:
-        (h, w) cosine similarities in [-1, 1] on the grid of `image`, whose regions divide it evenly.
+        (h, w) cosine similarities in [-1, 1] on the grid of `image`, whose regions divide it
+        evenly.
 
     Raises:
         ValueError: the point lies outside its image.
     """
     row, column = query.region_at(point)
-    return F.cosine_similarity(image.features, query.features[row, column].expand_as(image.features), dim=2)
+    return F.cosine_similarity(
+        image.features, query.features[row, column].expand_as(image.features), dim=2
+    )
 
 
 def similar_regions(similarities: Tensor, image: ImageRegions, count: int) -> list[RegionMatch]:
@@ -83,6 +94,6 @@ def similar_regions(similarities: Tensor, image: ImageRegions, count: int) -> li
     values, indices = similarities.flatten().sort(descending=True, stable=True)
     columns = image.grid[1]
     return [
-        RegionMatch(image.centre(*divmod(int(index), columns)), float(value))
+        RegionMatch(image.center(*divmod(int(index), columns)), float(value))
         for value, index in zip(values[:count], indices[:count], strict=True)
     ]

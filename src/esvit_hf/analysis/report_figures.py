@@ -6,7 +6,7 @@ from torch import Tensor
 
 from esvit_hf.analysis.attention import AttentionEntropy
 from esvit_hf.analysis.correspondence import CorrespondenceResult
-from esvit_hf.analysis.figures import COLOURS, Picture, drawing
+from esvit_hf.analysis.figures import COLORS, Picture, drawing
 
 __all__ = [
     "draw_attention_entropy",
@@ -22,7 +22,7 @@ _NAMED_CLASSES = 40
 
 
 def draw_knn(accuracies: Mapping[tuple[int, float], tuple[float, float]]) -> Picture:
-    """Draw top-1 and top-5 over the number of neighbours, one line a temperature.
+    """Draw top-1 and top-5 over the number of neighbors, one line a temperature.
 
     Args:
         accuracies: top-1 and top-5 in [0, 1] for each (k, temperature).
@@ -38,15 +38,20 @@ def draw_knn(accuracies: Mapping[tuple[int, float], tuple[float, float]]) -> Pic
             for temperature in temperatures:
                 values = [100 * accuracies[k, temperature][place] for k in counts]
                 axes.plot(counts, values, marker="o", label=f"T = {temperature:g}")
-            axes.set(xscale="log", xlabel="neighbours k", ylabel=f"{title} (%)", title=f"k-NN, {title}")
+            axes.set(
+                xscale="log", xlabel="neighbors k", ylabel=f"{title} (%)", title=f"k-NN, {title}"
+            )
             axes.set_xticks(counts, [str(k) for k in counts])
             axes.minorticks_off()
         panels[0].legend()
     return picture
 
 
-def draw_probe(history: Mapping[tuple[int, float], Sequence[float]], chosen: tuple[int, float]) -> Picture:
-    """Draw what a linear probe was chosen by: held-out accuracy over learning rates, and over the epochs.
+def draw_probe(
+    history: Mapping[tuple[int, float], Sequence[float]], chosen: tuple[int, float]
+) -> Picture:
+    """Draw what a linear probe was chosen by: held-out accuracy over learning rates, and over the
+    epochs.
 
     Args:
         history: held-out top-1 in [0, 1] after each epoch, for each (blocks, learning rate).
@@ -65,16 +70,27 @@ def draw_probe(history: Mapping[tuple[int, float], Sequence[float]], chosen: tup
             best = max(rates, key=lambda rate: history[blocks, rate][-1])
             curve = [100 * share for share in history[blocks, best]]
             over_epochs.plot(range(1, len(curve) + 1), curve, label=f"{label}, rate {best:g}")
-        over_rates.plot(chosen[1], 100 * history[chosen][-1], "s", color="black", fillstyle="none", markersize=9)
-        over_rates.set(xscale="log", xlabel="learning rate", ylabel="held-out top-1 (%)", title="Linear probe: choice")
-        over_epochs.set(xlabel="epoch", ylabel="held-out top-1 (%)", title="Linear probe: best rates")
+        over_rates.plot(
+            chosen[1], 100 * history[chosen][-1], "s", color="black", fillstyle="none", markersize=9
+        )
+        over_rates.set(
+            xscale="log",
+            xlabel="learning rate",
+            ylabel="held-out top-1 (%)",
+            title="Linear probe: choice",
+        )
+        over_epochs.set(
+            xlabel="epoch", ylabel="held-out top-1 (%)", title="Linear probe: best rates"
+        )
         for axes in (over_rates, over_epochs):
             axes.legend()
     return picture
 
 
-def draw_few_shot(shots: Sequence[int], means: Sequence[float], spreads: Sequence[float]) -> Picture:
-    """Draw accuracy over the number of labelled images a class.
+def draw_few_shot(
+    shots: Sequence[int], means: Sequence[float], spreads: Sequence[float]
+) -> Picture:
+    """Draw accuracy over the number of labeled images a class.
 
     Args:
         shots: images a class.
@@ -107,8 +123,15 @@ def draw_logistic(validation: Mapping[float, float], chosen: float) -> Picture:
         axes = picture.figure.subplots()
         strengths = sorted(validation)
         axes.plot(strengths, [100 * validation[strength] for strength in strengths], marker="o")
-        axes.plot(chosen, 100 * validation[chosen], "s", color="black", fillstyle="none", markersize=9)
-        axes.set(xscale="log", xlabel="L2 strength", ylabel="held-out top-1 (%)", title="Logistic regression: choice")
+        axes.plot(
+            chosen, 100 * validation[chosen], "s", color="black", fillstyle="none", markersize=9
+        )
+        axes.set(
+            xscale="log",
+            xlabel="L2 strength",
+            ylabel="held-out top-1 (%)",
+            title="Logistic regression: choice",
+        )
     return picture
 
 
@@ -132,8 +155,8 @@ def draw_correspondence(results: Sequence[CorrespondenceResult]) -> Picture:
             for offset, (share, chance, name) in enumerate(pairs):
                 position = 3 * place + offset
                 ticks[position] = f"{result.protocol}\n{name}"
-                axes.bar(position, 100 * share, color=COLOURS[0])
-                axes.hlines(100 * chance, position - 0.45, position + 0.45, color=COLOURS[1])
+                axes.bar(position, 100 * share, color=COLORS[0])
+                axes.hlines(100 * chance, position - 0.45, position + 0.45, color=COLORS[1])
         axes.set(ylabel="accuracy (%)", ylim=(0, 100), title="Correspondence")
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.grid(False, axis="x")
@@ -153,8 +176,16 @@ def draw_attention_entropy(heads: Sequence[AttentionEntropy]) -> Picture:
     with drawing(4.2, 2.6) as picture:
         axes = picture.figure.subplots()
         largest = {head.layer: head.largest for head in heads}
-        axes.plot([head.layer for head in heads], [head.entropy for head in heads], "o", alpha=0.7, label="head")
-        axes.plot(list(largest), list(largest.values()), "_", markersize=14, label="largest possible")
+        axes.plot(
+            [head.layer for head in heads],
+            [head.entropy for head in heads],
+            "o",
+            alpha=0.7,
+            label="head",
+        )
+        axes.plot(
+            list(largest), list(largest.values()), "_", markersize=14, label="largest possible"
+        )
         top = 1.1 * max(largest.values())
         axes.set(xlabel="block", ylabel="entropy (bits)", ylim=(0, top), title="Attention entropy")
         axes.set_xticks(list(largest))
@@ -162,7 +193,9 @@ def draw_attention_entropy(heads: Sequence[AttentionEntropy]) -> Picture:
     return picture
 
 
-def draw_confusion(predicted: Tensor, labels: Tensor, class_names: Sequence[str], title: str) -> Picture:
+def draw_confusion(
+    predicted: Tensor, labels: Tensor, class_names: Sequence[str], title: str
+) -> Picture:
     """Draw the share of each class's images that is taken for each class.
 
     Args:
@@ -177,7 +210,9 @@ def draw_confusion(predicted: Tensor, labels: Tensor, class_names: Sequence[str]
     from sklearn.metrics import confusion_matrix
 
     classes = range(len(class_names))
-    shares = 100 * confusion_matrix(labels.numpy(), predicted.numpy(), labels=classes, normalize="true")
+    shares = 100 * confusion_matrix(
+        labels.numpy(), predicted.numpy(), labels=classes, normalize="true"
+    )
     named = len(class_names) <= _NAMED_CLASSES
     side = min(6.3, 2.8 + 0.2 * len(class_names)) if named else 5.0
     with drawing(side, 0.85 * side) as picture:

@@ -5,13 +5,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .figures import Picture, drawing
+from esvit_hf.analysis.figures import Picture, drawing
 
 __all__ = ["plot_training", "read_metrics"]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's `metrics.jsonl`; one that was cut when the run ended by force is left out."""
+    """Read the lines of a run's `metrics.jsonl`; one that was cut when the run ended by force is
+    left out.
+    """
     lines = []
     for line in path.read_text(errors="replace").split("\n"):
         try:
@@ -45,10 +47,15 @@ def plot_training(metrics: Path, num_prototypes: int) -> Picture:
         for name, label in (("loss", "total"), ("view_loss", "view"), ("region_loss", "region")):
             loss_axes.plot(*series(name), label=label)
         loss_axes.set(xlabel="step", ylabel="loss (nats)", title="Loss")
-        for name, label in (("view_teacher_entropy", "one target"), ("view_mean_target_entropy", "mean target")):
+        for name, label in (
+            ("view_teacher_entropy", "one target"),
+            ("view_mean_target_entropy", "mean target"),
+        ):
             entropy_axes.plot(*series(name), label=label)
         entropy_axes.axhline(math.log(num_prototypes), color="0.5", linestyle=":", label="uniform")
-        entropy_axes.set(xlabel="step", ylabel="entropy (nats)", title="Teacher entropy", ylim=(0, None))
+        entropy_axes.set(
+            xlabel="step", ylabel="entropy (nats)", title="Teacher entropy", ylim=(0, None)
+        )
         knn = next((name for line in lines for name in line if name.startswith("knn")), None)
         if knn is not None:
             steps, accuracy = series(knn)

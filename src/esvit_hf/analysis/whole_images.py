@@ -1,4 +1,6 @@
-"""Whole images as input of a network, so that a place in the image is a place in its grid of regions."""
+"""Whole images as input of a network, so that a place in the image is a place in its grid of
+regions.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..backbones import RegionBackbone
-from .input_format import read_input_format
+from esvit_hf.analysis.input_format import read_input_format
+from esvit_hf.backbones import RegionBackbone
 
 __all__ = ["ImageRegions", "WholeImages"]
 
@@ -50,12 +52,13 @@ class ImageRegions:
         (x, y), (height, width) = point, self.image_size
         if not (0 <= x < width and 0 <= y < height):
             raise ValueError(
-                f"the point ({x:g}, {y:g}) is outside the image of {width} x {height} pixels: choose another"
+                f"the point ({x:g}, {y:g}) is outside the image of {width} x {height} pixels: "
+                f"choose another"
             )
         return int(y * self.grid[0] / height), int(x * self.grid[1] / width)
 
-    def centre(self, row: int, column: int) -> tuple[float, float]:
-        """Give the centre (x, y) of a region in pixels of the image."""
+    def center(self, row: int, column: int) -> tuple[float, float]:
+        """Give the center (x, y) of a region in pixels of the image."""
         (height, width), (rows, columns) = self.image_size, self.grid
         return (column + 0.5) * width / columns, (row + 0.5) * height / rows
 
@@ -63,16 +66,20 @@ class ImageRegions:
 class WholeImages:
     """Turns images of any size into input of a network without cropping.
 
-    The processor of a model usually crops the centre, and what lies outside has no region. Here an image is resized as
-    a whole: its shorter side to the side that the processor gives, both sides rounded to whole regions. Regions divide
-    the image evenly, so that pixels of the image and regions belong together by a plain proportion.
+    The processor of a model usually crops the center, and what lies outside has no region. Here an
+    image is resized as a whole: its shorter side to the side that the processor gives, both sides
+    rounded to whole regions. Regions divide the image evenly, so that pixels of the image and
+    regions belong together by a plain proportion.
 
     Args:
-        backbone: the network, in evaluation mode; it sees one grey image to measure how many pixels a region has.
-        processor: image processor of transformers that belongs to it; it gives the side and the colours.
+        backbone: the network, in evaluation mode; it sees one gray image to measure how many pixels
+            a region has.
+        processor: image processor of transformers that belongs to it; it gives the side and the
+            colors.
 
     Raises:
-        ValueError: the network cannot process what the processor gives, or the processor's colours are unknown.
+        ValueError: the network cannot process what the processor gives, or the processor's colors
+            are unknown.
     """
 
     def __init__(self, backbone: RegionBackbone, processor: Callable[..., Any]):
@@ -80,7 +87,9 @@ class WholeImages:
         self._format = read_input_format(processor)
         height, width = self._format.size
         self._side = min(height, width)
-        _, (rows, columns) = self._run(torch.zeros(1, 3, height, width, device=backbone.model.device))
+        _, (rows, columns) = self._run(
+            torch.zeros(1, 3, height, width, device=backbone.model.device)
+        )
         self._stride = (round(height / rows), round(width / columns))
 
     def input_size(self, image_size: tuple[int, int], *, detail: int = 1) -> tuple[int, int]:
@@ -122,9 +131,11 @@ class WholeImages:
             detail: as for `input_size`.
 
         Returns:
-            (1, 3, H, W) normalised, on the network's device.
+            (1, 3, H, W) normalized, on the network's device.
         """
-        return self._format.normalise(self.resized(image, detail=detail)[None].to(self.backbone.model.device))
+        return self._format.normalize(
+            self.resized(image, detail=detail)[None].to(self.backbone.model.device)
+        )
 
     def regions(self, image: Image.Image, *, detail: int = 1) -> ImageRegions:
         """Compute the features of an image's regions.
@@ -150,7 +161,8 @@ class WholeImages:
         except (RuntimeError, AssertionError) as error:
             size = " x ".join(map(str, pixel_values.shape[-2:]))
             raise ValueError(
-                f"{type(self.backbone.model).__name__} cannot process {size} pixels ({' '.join(str(error).split())}): "
-                "choose a network that takes images of any shape, or square images"
+                f"{type(self.backbone.model).__name__} cannot process {size} pixels "
+                f"({' '.join(str(error).split())}): choose a network that takes images of any "
+                f"shape, or square images"
             ) from error
         return output.regions[0].float().cpu(), output.grid

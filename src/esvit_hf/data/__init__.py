@@ -2,7 +2,12 @@
 
 from esvit_hf.data.color import augment
 from esvit_hf.data.decoding import BrokenImage, decode_image
-from esvit_hf.data.multicrop import CropBatch, MultiCropDataset, TooManyBrokenImagesError, make_multicrop_loader
+from esvit_hf.data.multicrop import (
+    CropBatch,
+    MultiCropDataset,
+    TooManyBrokenImagesError,
+    make_multicrop_loader,
+)
 from esvit_hf.data.sampling import EpochSampler, StreamSampler
 from esvit_hf.data.sources import ImageSource, load_image_source
 from esvit_hf.data.streaming import StreamSource, open_stream

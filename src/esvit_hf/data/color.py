@@ -1,7 +1,7 @@
-"""Colour augmentation on the device: jitter, grayscale, blur, solarise and normalise whole batches.
+"""Color augmentation on the device: jitter, grayscale, blur, solarize and normalize whole batches.
 
-The random parameters are drawn in the data workers (:class:`ColorSample`) and travel with the batch as a few tensors
-(:class:`ColorParameters`), so that nothing here waits for the device.
+The random parameters are drawn in the data workers (:class:`ColorSample`) and travel with the batch
+as a few tensors (:class:`ColorParameters`), so that nothing here waits for the device.
 """
 
 import itertools
@@ -27,15 +27,16 @@ FLOAT_ROWS = 2 * NUM_SLOTS * 3 + 2
 
 
 class ColorSample(NamedTuple):
-    """The colour operations on one crop.
+    """The color operations on one crop.
 
     Attributes:
-        order: index into ``JITTER_ORDERS``, the order of the four jitter operations, or ``NO_JITTER``.
+        order: index into ``JITTER_ORDERS``, the order of the four jitter operations, or
+            ``NO_JITTER``.
         brightness: factor; 1 changes nothing.
         contrast: factor; 1 changes nothing.
         saturation: factor; 1 changes nothing.
         hue: rotation in turns, -0.5 to 0.5; 0 changes nothing.
-        grayscale: whether to remove the colours.
+        grayscale: whether to remove the colors.
         blur_sigma: standard deviation of the Gaussian blur in pixels, 0 for none.
         solarize: whether to invert values from ``SOLARIZE_THRESHOLD`` on.
     """
@@ -54,14 +55,16 @@ class ColorPlan(NamedTuple):
     """What the host knows about the parameters of a batch, so that it never has to ask the device.
 
     Attributes:
-        hue_bounds: crops sorted by the place of hue in their jitter order: the first one that is jittered at all (hue
-            first), then the first one with hue second, third, last.
-        active_slots: which of the three operations before and the three after the hue rotation change anything.
+        hue_bounds: crops sorted by the place of hue in their jitter order: the first one that is
+            jittered at all (hue first), then the first one with hue second, third, last.
+        active_slots: which of the three operations before and the three after the hue rotation
+            change anything.
         hue: whether any crop's hue is rotated.
         num_grayscale: crops to make grayscale.
         num_blurred: crops to blur.
-        num_solarized: crops to solarise.
-        gray_images: all images of the batch are grayscale (R = G = B), so one channel stands for all three.
+        num_solarized: crops to solarize.
+        gray_images: all images of the batch are grayscale (R = G = B), so one channel stands for
+            all three.
     """
 
     hue_bounds: tuple[int, int, int, int]
@@ -74,13 +77,16 @@ class ColorPlan(NamedTuple):
 
 
 class ColorParameters(NamedTuple):
-    """The colour operations on a batch of B crops, sorted by the place of hue in each crop's jitter order.
+    """The color operations on a batch of B crops, sorted by the place of hue in each crop's jitter
+    order.
 
     Attributes:
-        integers: (5, B) int64: crop at each sorted place; sorted place of each crop; sorted places to make grayscale,
-            to blur, to solarise (each row filled up to B with zeros that are not read).
-        floats: (20, B) float32 by sorted place: for each of six slots the factor of the pixel, of its grey value and of
-            the crop's mean grey value; hue rotation in sextants; blur sigma of the n-th crop to blur.
+        integers: (5, B) int64: crop at each sorted place; sorted place of each crop; sorted places
+            to make grayscale, to blur, to solarize (each row filled up to B with zeros that are not
+            read).
+        floats: (20, B) float32 by sorted place: for each of six slots the factor of the pixel, of
+            its gray value and of the crop's mean gray value; hue rotation in sextants; blur sigma
+            of the n-th crop to blur.
         plan: what the host knows.
     """
 
@@ -90,7 +96,9 @@ class ColorParameters(NamedTuple):
 
 
 def _slot_operations() -> np.ndarray:
-    """For each jitter order (the last row: no jitter), the operation in each slot; hue's number means none."""
+    """For each jitter order (the last row: no jitter), the operation in each slot; hue's number
+    means none.
+    """
     table = np.full((len(JITTER_ORDERS) + 1, 2 * NUM_SLOTS), HUE)
     for row, order in enumerate(JITTER_ORDERS):
         place = order.index(HUE)
@@ -103,12 +111,15 @@ SLOT_OPERATIONS = _slot_operations()
 HUE_PLACES = np.array([order.index(HUE) for order in JITTER_ORDERS] + [NO_JITTER])
 
 
-def pack_color_samples(samples: Sequence[ColorSample], *, gray_images: bool = False) -> ColorParameters:
-    """Arrange the colour operations of a batch for :func:`augment`.
+def pack_color_samples(
+    samples: Sequence[ColorSample], *, gray_images: bool = False
+) -> ColorParameters:
+    """Arrange the color operations of a batch for :func:`augment`.
 
-    Brightness, contrast and saturation are each ``clamp(a * pixel + g * grey + m * mean grey)``. Crops are sorted by
-    the place of hue in their order: the operations before hue, hue, and those after it then each cover a contiguous
-    range of crops, and crops with different orders go through the same few kernels.
+    Brightness, contrast and saturation are each ``clamp(a * pixel + g * gray + m * mean gray)``.
+    Crops are sorted by the place of hue in their order: the operations before hue, hue, and those
+    after it then each cover a contiguous range of crops, and crops with different orders go through
+    the same few kernels.
 
     Args:
         samples: one a crop.
@@ -163,14 +174,16 @@ def augment(
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
 ) -> Tensor:
-    """Apply the colour operations to a batch of crops and normalise it.
+    """Apply the color operations to a batch of crops and normalize it.
 
-    The order is colour jitter, grayscale, blur, solarise, normalise. The arithmetic is float32 whatever `dtype` and
-    autocast say; values are clamped but not rounded between operations. With the same parameters, the difference from
-    torchvision on Pillow images is at most 1.5 of 255 for brightness, contrast and saturation in the paper's ranges
-    (Pillow rounds down), 0.5 for grayscale, 0 for solarise, and 16 for hue (Pillow keeps hue and saturation in 8 bits
-    and rounds both down; from torchvision on float tensors only rounding error remains); for blur it is below 2 on
-    average, because this is a true Gaussian where Pillow's is three box filters of the same total variance.
+    The order is color jitter, grayscale, blur, solarize, normalize. The arithmetic is float32
+    whatever `dtype` and autocast say; values are clamped but not rounded between operations. With
+    the same parameters, the difference from torchvision on Pillow images is at most 1.5 of 255 for
+    brightness, contrast and saturation in the paper's ranges (Pillow rounds down), 0.5 for
+    grayscale, 0 for solarize, and 16 for hue (Pillow keeps hue and saturation in 8 bits and rounds
+    both down; from torchvision on float tensors only rounding error remains); for blur it is below
+    2 on average, because this is a true Gaussian where Pillow's is three box filters of the same
+    total variance.
 
     Args:
         crops: (B, 3, S, S) uint8.
@@ -180,7 +193,7 @@ def augment(
         std: of each channel, divided by; in units of the value range 0..1.
 
     Returns:
-        (B, 3, S, S) of `dtype`, normalised.
+        (B, 3, S, S) of `dtype`, normalized.
 
     Source: EsViT section 4 and its reference code (the augmentation of DINO).
     """
@@ -199,15 +212,17 @@ def augment(
         if plan.num_solarized:
             rows = parameters.integers[4, : plan.num_solarized]
             chosen = pixels.index_select(0, rows)
-            pixels.index_copy_(0, rows, torch.where(chosen < SOLARIZE_THRESHOLD, chosen, 255 - chosen))
+            pixels.index_copy_(
+                0, rows, torch.where(chosen < SOLARIZE_THRESHOLD, chosen, 255 - chosen)
+            )
         return _normalize(pixels.index_select(0, restore), mean, std, dtype)
 
 
 def gaussian_blur(pixels: Tensor, sigma: Tensor) -> Tensor:
     """Blur each image with its own Gaussian; beyond the border the nearest pixel continues.
 
-    Two batched matrix products with the blur as a (side, side) matrix: a kernel of another width for every image,
-    without a loop over its taps.
+    Two batched matrix products with the blur as a (side, side) matrix: a kernel of another width
+    for every image, without a loop over its taps.
 
     Args:
         pixels: (B, C, S, S) float32.
@@ -237,7 +252,7 @@ def gaussian_blur(pixels: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _gray(pixels: Tensor) -> Tensor:
-    """Grey values (B, 1, S, S) of (B, 3, S, S), or of a batch that has one channel already."""
+    """Gray values (B, 1, S, S) of (B, 3, S, S), or of a batch that has one channel already."""
     if pixels.shape[1] == 1:
         return pixels
     red, green, blue = pixels.split(1, dim=1)
@@ -262,7 +277,9 @@ def _jitter(pixels: Tensor, parameters: ColorParameters) -> None:
 
 
 def _affine(pixels: Tensor, coefficients: Tensor) -> None:
-    """Apply one brightness, contrast or saturation step in place, by (3, B) factors of pixel, grey and mean grey."""
+    """Apply one brightness, contrast or saturation step in place, by (3, B) factors of pixel, gray
+    and mean gray.
+    """
     factor, gray_factor, mean_factor = coefficients[:, :, None, None, None]
     gray = _gray(pixels)
     mean = gray.mean((2, 3), keepdim=True)
@@ -274,11 +291,13 @@ def _affine(pixels: Tensor, coefficients: Tensor) -> None:
 
 
 def _rotate_hue(pixels: Tensor, sextants: Tensor) -> None:
-    """Rotate the hue of (B, 3, S, S) in place by (B,) sixths of a turn; value and saturation stay."""
+    """Rotate the hue of (B, 3, S, S) in place by (B,) sixths of a turn; value and saturation
+    stay.
+    """
     red, green, blue = pixels.unbind(1)
     value = pixels.amax(1)
     chroma = value - pixels.amin(1)
-    # A grey pixel has no hue; any finite one will do, as its chroma is zero.
+    # A gray pixel has no hue; any finite one will do, as its chroma is zero.
     inverse = chroma.clamp(min=1e-6).reciprocal_()
     hue = torch.where(
         value == red,
@@ -288,7 +307,8 @@ def _rotate_hue(pixels: Tensor, sextants: Tensor) -> None:
     hue += sextants[:, None, None]
     low = value - chroma
     for channel, shift in zip((red, green, blue), (0, 4, 2), strict=True):
-        # Each channel is a trapezoid over the colour circle: full within one sextant of its own hue, none beyond two.
+        # Each channel is a trapezoid over the color circle: full within one sextant of its own hue,
+        # none beyond two.
         turned = hue + shift
         turned -= 6 * (turned / 6).floor_()
         share = turned.sub_(3).abs_().sub_(1).clamp_(0, 1)
@@ -296,9 +316,14 @@ def _rotate_hue(pixels: Tensor, sextants: Tensor) -> None:
 
 
 def _normalize(
-    pixels: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float], dtype: torch.dtype
+    pixels: Tensor,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Normalise (B, 1 or 3, S, S) values of 0..255; by plain numbers: a constant tensor would wait."""
+    """Normalize (B, 1 or 3, S, S) values of 0..255; by plain numbers: a constant tensor would
+    wait.
+    """
     output = torch.empty(len(pixels), 3, *pixels.shape[2:], dtype=dtype, device=pixels.device)
     for channel in range(3):
         source = pixels[:, channel % pixels.shape[1]]

@@ -1,4 +1,6 @@
-"""Random resized crops on the CPU: where to crop, how far a JPEG may be reduced while decoding, and the resize."""
+"""Random resized crops on the CPU: where to crop, how far a JPEG may be reduced while decoding, and
+the resize.
+"""
 
 import math
 import random
@@ -22,11 +24,14 @@ class CropBox(NamedTuple):
     width: int
 
 
-def draw_crop_box(generator: random.Random, width: int, height: int, scale: tuple[float, float]) -> CropBox:
+def draw_crop_box(
+    generator: random.Random, width: int, height: int, scale: tuple[float, float]
+) -> CropBox:
     """Draw the box of one random resized crop.
 
-    The area is uniform in `scale`, the aspect ratio log-uniform in 3/4..4/3; after ten boxes that do not fit, the
-    largest centred box of an allowed ratio is taken. The distribution is that of torchvision's ``RandomResizedCrop``.
+    The area is uniform in `scale`, the aspect ratio log-uniform in 3/4..4/3; after ten boxes that
+    do not fit, the largest centerd box of an allowed ratio is taken. The distribution is that of
+    torchvision's ``RandomResizedCrop``.
 
     Args:
         generator: source of randomness.
@@ -47,14 +52,15 @@ def draw_crop_box(generator: random.Random, width: int, height: int, scale: tupl
             top = int(generator.random() * (height - box_height + 1))
             left = int(generator.random() * (width - box_width + 1))
             return CropBox(top, left, box_height, box_width)
-    # The centred box is rounded, and a very narrow image must still give a box of one pixel.
+    # The centerd box is rounded, and a very narrow image must still give a box of one pixel.
     box_width = min(width, max(1, round(height * high)))
     box_height = min(height, max(1, round(width / low)))
     return CropBox((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
 def jpeg_reduction(boxes: Sequence[CropBox], sizes: Sequence[int]) -> int:
-    """Find how far a JPEG may be reduced while it is decoded, so that no crop is enlarged from reduced pixels.
+    """Find how far a JPEG may be reduced while it is decoded, so that no crop is enlarged from
+    reduced pixels.
 
     Args:
         boxes: the crops of one image, in pixels of the full image.
@@ -89,12 +95,14 @@ def reduce_box(box: CropBox, reduction: int, width: int, height: int) -> CropBox
 def write_crop(pixels: Tensor, box: CropBox, flip: bool, output: Tensor) -> None:
     """Crop, resize (bicubic, antialiased) and mirror one image into its place in a batch.
 
-    The resize is torch's uint8 kernel: Pillow's algorithm in vector instructions, 3 to 6 times as fast. It differs from
-    Pillow's crop-then-resize by at most 2 of 255, and in 99 % of the values of a photograph not at all, except where
-    bicubic overshoot is clipped between the two passes: next to hard edges, about one value in 5,000 differs by more.
+    The resize is torch's uint8 kernel: Pillow's algorithm in vector instructions, 3 to 6 times as
+    fast. It differs from Pillow's crop-then-resize by at most 2 of 255, and in 99 % of the values
+    of a photograph not at all, except where bicubic overshoot is clipped between the two passes:
+    next to hard edges, about one value in 5,000 differs by more.
 
     Args:
-        pixels: (1, C, H, W) uint8 with C = 1 (grayscale) or 3, best as a view of interleaved (H, W, C) memory.
+        pixels: (1, C, H, W) uint8 with C = 1 (grayscale) or 3, best as a view of interleaved (H, W,
+            C) memory.
         box: what to crop.
         flip: mirror left and right.
         output: (3, height, width) uint8, overwritten; a grayscale crop is repeated.

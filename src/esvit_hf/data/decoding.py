@@ -1,4 +1,6 @@
-"""Any encoded or decoded image becomes a correct 8-bit RGB image, or an error that says what is wrong with it."""
+"""Any encoded or decoded image becomes a correct 8-bit RGB image, or an error that says what is
+wrong with it.
+"""
 
 import functools
 import io
@@ -50,8 +52,8 @@ def refuse_broken_images(broken: Sequence[BrokenImage], total: int) -> None:
     shown = "; ".join(f"image {image.index}: {image.reason}" for image in broken[:_BROKEN_SHOWN])
     rest = f"; and {len(broken) - _BROKEN_SHOWN} more" if len(broken) > _BROKEN_SHOWN else ""
     raise ValueError(
-        f"{len(broken)} of {total} images cannot be decoded, and a measurement must not skip any ({shown}{rest}): "
-        "repair or remove them"
+        f"{len(broken)} of {total} images cannot be decoded, and a measurement must not skip any "
+        f"({shown}{rest}): repair or remove them"
     )
 
 
@@ -62,25 +64,28 @@ class UndecodableImageError(ValueError):
 def decode_image(value: object, *, keep_grayscale: bool = False) -> Image.Image:
     """Decode one image and bring it to 8-bit RGB.
 
-    The EXIF rotation is applied. Transparency is composited on white. 16-bit images are scaled to 8 bits. Float images
-    are read as 0..1 if they lie in that range, as 0..255 if they lie in that one, and are stretched to it otherwise.
+    The EXIF rotation is applied. Transparency is composited on white. 16-bit images are scaled to 8
+    bits. Float images are read as 0..1 if they lie in that range, as 0..255 if they lie in that
+    one, and are stretched to it otherwise.
 
     Args:
-        value: encoded bytes, a path, a ``{"bytes", "path"}`` dictionary, a Pillow image, or an array or nested list of
-            shape (height, width) or (height, width, 1, 3 or 4).
+        value: encoded bytes, a path, a ``{"bytes", "path"}`` dictionary, a Pillow image, or an
+            array or nested list of shape (height, width) or (height, width, 1, 3 or 4).
         keep_grayscale: leave a grayscale image in mode ``L`` (one channel; R = G = B).
 
     Returns:
         Pillow image in mode ``RGB``, or ``L`` where allowed.
 
     Raises:
-        UndecodableImageError: the value is no image, is truncated, or has more than ``MAX_PIXELS`` pixels.
+        UndecodableImageError: the value is no image, is truncated, or has more than ``MAX_PIXELS``
+            pixels.
     """
     return finish_image(open_image(value), keep_grayscale=keep_grayscale)
 
 
 def open_image(value: object) -> Image.Image:
-    """Open an image without decoding its pixels: the size, the mode and the EXIF data are known afterwards.
+    """Open an image without decoding its pixels: the size, the mode and the EXIF data are known
+    afterwards.
 
     Args:
         value: as for :func:`decode_image`.
@@ -97,11 +102,14 @@ def open_image(value: object) -> Image.Image:
         if width * height == 0:
             raise UndecodableImageError(f"an image of {width} x {height} has no pixels")
         if width * height > MAX_PIXELS:
-            raise UndecodableImageError(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}")
+            raise UndecodableImageError(
+                f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}"
+            )
         return image
     except UndecodableImageError:
         raise
-    # Pillow's readers raise nearly any exception on damaged files: struct.error, SyntaxError, KeyError, EOFError, ...
+    # Pillow's readers raise nearly any exception on damaged files: struct.error, SyntaxError,
+    # KeyError, EOFError, ...
     except Exception as error:
         raise UndecodableImageError(_one_line(error)) from error
 
@@ -136,7 +144,8 @@ def finish_image(image: Image.Image, *, keep_grayscale: bool = False) -> Image.I
         Pillow image in mode ``RGB``, or ``L`` where allowed.
 
     Raises:
-        UndecodableImageError: the pixels are truncated, damaged or in a mode without a meaning as colours.
+        UndecodableImageError: the pixels are truncated, damaged or in a mode without a meaning as
+            colors.
     """
     try:
         image.load()
@@ -171,7 +180,7 @@ def _open(value: object) -> Image.Image:
 
 @functools.cache
 def _readable_formats() -> tuple[str, ...]:
-    # The usual formats come first: some of the others recognise their files by trial alone.
+    # The usual formats come first: some of the others recognize their files by trial alone.
     Image.preinit()
     Image.init()
     # To read PostScript, Pillow starts another program, which executes what is in the file.
@@ -208,7 +217,8 @@ def _image_from_array(array: np.ndarray) -> Image.Image:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in {3, 4})) or array.size == 0:
         raise UndecodableImageError(
-            f"an array of shape {array.shape} is no image; it must be (height, width) or (height, width, 1, 3 or 4)"
+            f"an array of shape {array.shape} is no image; it must be (height, width) or (height, "
+            f"width, 1, 3 or 4)"
         )
     return Image.fromarray(_to_uint8(array))
 

@@ -1,4 +1,6 @@
-"""Several random crops of every image, made in the workers of a DataLoader and ready for the device."""
+"""Several random crops of every image, made in the workers of a DataLoader and ready for the
+device.
+"""
 
 import random
 from collections.abc import Sequence
@@ -10,13 +12,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from esvit_hf.data.color import FLOAT_ROWS, INTEGER_ROWS, ColorParameters, ColorPlan, ColorSample, pack_color_samples
+from esvit_hf.data.color import (
+    FLOAT_ROWS,
+    INTEGER_ROWS,
+    ColorParameters,
+    ColorPlan,
+    ColorSample,
+    pack_color_samples,
+)
 from esvit_hf.data.cropping import draw_crop_box, jpeg_reduction, reduce_box, write_crop
 from esvit_hf.data.decoding import UndecodableImageError, finish_image, open_image, upright_size
 from esvit_hf.data.views import ViewSpec, expand_views
 
 REPLACEMENT_ATTEMPTS = 20
-# The share of broken images is not judged before a process has read this many, or as many as there are.
+# The share of broken images is not judged before a process has read this many, or as many as there
+# are.
 MIN_JUDGED_IMAGES = 1000
 FIELD_BITS = 40
 
@@ -25,22 +35,25 @@ class TooManyBrokenImagesError(ValueError):
     """More images than allowed cannot be decoded."""
 
     def __init__(self, message: str) -> None:
-        # A DataLoader raises a worker's error again with the worker's traceback as its message; only its end is ours.
+        # A DataLoader raises a worker's error again with the worker's traceback as its message;
+        # only its end is ours.
         super().__init__(message.strip().split(f"{type(self).__name__}: ")[-1])
 
 
 @dataclass(frozen=True)
 class CropBatch:
-    """All crops of B images, with the parameters of their colour augmentation.
+    """All crops of B images, with the parameters of their color augmentation.
 
-    Everything lies in one buffer, so that a batch crosses processes, and then to the device, in one piece.
+    Everything lies in one buffer, so that a batch crosses processes, and then to the device, in one
+    piece.
 
     Attributes:
         buffer: (bytes,) uint8: indices, parameters, crops.
         num_images: B.
         sizes: side of each view in pixels.
-        plans: what the host knows about the colour parameters of each view.
-        broken: index and reason of each image of this batch that could not be decoded and was replaced.
+        plans: what the host knows about the color parameters of each view.
+        broken: index and reason of each image of this batch that could not be decoded and was
+            replaced.
     """
 
     buffer: Tensor
@@ -62,11 +75,15 @@ class CropBatch:
         """
         integers, floats = _parameter_bytes(num_images, len(sizes))
         crops = sum(3 * num_images * size * size for size in sizes)
-        return cls(torch.empty(integers + floats + crops, dtype=torch.uint8), num_images, tuple(sizes))
+        return cls(
+            torch.empty(integers + floats + crops, dtype=torch.uint8), num_images, tuple(sizes)
+        )
 
     @property
     def indices(self) -> Tensor:
-        """(B,) int64: index of each image in the source; of the replacement where an image was broken."""
+        """(B,) int64: index of each image in the source; of the replacement where an image was
+        broken.
+        """
         return self._integers[0]
 
     @property
@@ -75,7 +92,10 @@ class CropBatch:
         start = sum(_parameter_bytes(self.num_images, len(self.sizes)))
         lengths = [3 * self.num_images * size * size for size in self.sizes]
         parts = self.buffer[start:].split(lengths)
-        return [part.view(self.num_images, 3, size, size) for part, size in zip(parts, self.sizes, strict=True)]
+        return [
+            part.view(self.num_images, 3, size, size)
+            for part, size in zip(parts, self.sizes, strict=True)
+        ]
 
     @property
     def parameters(self) -> list[ColorParameters]:
@@ -97,7 +117,7 @@ class CropBatch:
     def fill_parameters(
         self, indices: Sequence[int], samples: Sequence[Sequence[ColorSample]], *, gray_images: bool
     ) -> "CropBatch":
-        """Write the indices and the colour parameters.
+        """Write the indices and the color parameters.
 
         Args:
             indices: of the images.
@@ -143,9 +163,9 @@ class EncodedImages(Protocol):
 class MultiCropDataset(Dataset[CropBatch]):
     """Random crops of the images of a source, by batches of (epoch, index) keys.
 
-    All randomness of an image comes from (seed, epoch, index): crops do not depend on the number of workers or
-    processes, on the batch an image is in, or on where a run was resumed. A broken image is replaced by another one,
-    chosen in the same way, and reported in ``CropBatch.broken``.
+    All randomness of an image comes from (seed, epoch, index): crops do not depend on the number of
+    workers or processes, on the batch an image is in, or on where a run was resumed. A broken image
+    is replaced by another one, chosen in the same way, and reported in ``CropBatch.broken``.
 
     Args:
         source: the images.
@@ -158,12 +178,18 @@ class MultiCropDataset(Dataset[CropBatch]):
     """
 
     def __init__(
-        self, source: EncodedImages, views: Sequence[ViewSpec], seed: int, max_broken_fraction: float = 0.01
+        self,
+        source: EncodedImages,
+        views: Sequence[ViewSpec],
+        seed: int,
+        max_broken_fraction: float = 0.01,
     ) -> None:
         if seed < 0:
             raise ValueError(f"seed is {seed}; set it to 0 or more")
         if not 0 <= max_broken_fraction <= 1:
-            raise ValueError(f"max_broken_fraction is {max_broken_fraction}; set it to a number from 0 to 1")
+            raise ValueError(
+                f"max_broken_fraction is {max_broken_fraction}; set it to a number from 0 to 1"
+            )
         self.source = source
         self.views = expand_views(views)
         self.seed = seed
@@ -192,17 +218,28 @@ class MultiCropDataset(Dataset[CropBatch]):
         crops = batch.crops
         values = self.source.read_encoded([index for _, index in keys])
         made = [
-            self._crop_or_replace(epoch, index, value, [crop[place] for crop in crops], batch.broken)
+            self._crop_or_replace(
+                epoch, index, value, [crop[place] for crop in crops], batch.broken
+            )
             for place, ((epoch, index), value) in enumerate(zip(keys, values, strict=True))
         ]
         self._judge(len(keys), batch.broken)
         indices, colors, gray = zip(*made, strict=True)
-        return batch.fill_parameters(indices, list(zip(*colors, strict=True)), gray_images=all(gray))
+        return batch.fill_parameters(
+            indices, list(zip(*colors, strict=True)), gray_images=all(gray)
+        )
 
     def _crop_or_replace(
-        self, epoch: int, index: int, value: object, outputs: Sequence[Tensor], broken: list[tuple[int, str]]
+        self,
+        epoch: int,
+        index: int,
+        value: object,
+        outputs: Sequence[Tensor],
+        broken: list[tuple[int, str]],
     ) -> tuple[int, list[ColorSample], bool]:
-        """Crop one image, or the first of its replacements that can be decoded; report the others in `broken`."""
+        """Crop one image, or the first of its replacements that can be decoded; report the others
+        in `broken`.
+        """
         chosen = index
         for attempt in range(REPLACEMENT_ATTEMPTS):
             generator = _sample_generator(self.seed, epoch, index, attempt)
@@ -214,14 +251,16 @@ class MultiCropDataset(Dataset[CropBatch]):
             except UndecodableImageError as error:
                 broken.append((chosen, str(error)))
         raise TooManyBrokenImagesError(
-            f"{REPLACEMENT_ATTEMPTS} images in a row cannot be decoded, the last one at index {chosen} "
-            f"({broken[-1][1]}); check the data and --image_column"
+            f"{REPLACEMENT_ATTEMPTS} images in a row cannot be decoded, the last one at index "
+            f"{chosen} ({broken[-1][1]}); check the data and --image_column"
         )
 
     def _crop(
         self, value: object, generator: random.Random, outputs: Sequence[Tensor]
     ) -> tuple[list[ColorSample], bool]:
-        """Write all crops of one image; return their colour operations and whether the image is grayscale."""
+        """Write all crops of one image; return their color operations and whether the image is
+        grayscale.
+        """
         image = open_image(value)
         width, height = upright_size(image)
         boxes, flips, colors = [], [], []
@@ -229,13 +268,19 @@ class MultiCropDataset(Dataset[CropBatch]):
             boxes.append(draw_crop_box(generator, width, height, view.scale))
             flips.append(generator.random() < view.flip_probability)
             colors.append(view.draw_color(generator))
-        reduction = jpeg_reduction(boxes, [view.size for view in self.views]) if image.format == "JPEG" else 1
+        reduction = (
+            jpeg_reduction(boxes, [view.size for view in self.views])
+            if image.format == "JPEG"
+            else 1
+        )
         if reduction > 1:
             image.draft(None, (image.width // reduction, image.height // reduction))
         image = finish_image(image, keep_grayscale=True)
         if reduction > 1:
             boxes = [reduce_box(box, reduction, *image.size) for box in boxes]
-        pixels = torch.from_numpy(np.array(image).reshape(1, image.height, image.width, -1)).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(
+            np.array(image).reshape(1, image.height, image.width, -1)
+        ).permute(0, 3, 1, 2)
         for box, flip, output in zip(boxes, flips, outputs, strict=True):
             write_crop(pixels, box, flip, output)
         return colors, image.mode == "L"
@@ -245,12 +290,16 @@ class MultiCropDataset(Dataset[CropBatch]):
         self._num_broken += len(broken)
         self._last_broken = broken[-1] if broken else self._last_broken
         enough = self._num_read >= min(MIN_JUDGED_IMAGES, len(self))
-        if self._last_broken and enough and self._num_broken > self.max_broken_fraction * self._num_read:
+        if (
+            self._last_broken
+            and enough
+            and self._num_broken > self.max_broken_fraction * self._num_read
+        ):
             index, reason = self._last_broken
             raise TooManyBrokenImagesError(
-                f"{self._num_broken} of {self._num_read} images cannot be decoded, more than the allowed share of "
-                f"{self.max_broken_fraction}, the last one at index {index} ({reason}); "
-                f"repair the data or raise max_broken_fraction"
+                f"{self._num_broken} of {self._num_read} images cannot be decoded, more than the "
+                f"allowed share of {self.max_broken_fraction}, the last one at index {index} "
+                f"({reason}); repair the data or raise max_broken_fraction"
             )
 
 
@@ -265,12 +314,14 @@ def make_multicrop_loader(
 
     Args:
         dataset: makes the batches.
-        sampler: yields the keys of each batch, as :class:`esvit_hf.data.sampling.EpochSampler` does.
+        sampler: yields the keys of each batch, as :class:`esvit_hf.data.sampling.EpochSampler`
+            does.
         num_workers: processes that decode and crop; 0 to do it in this one.
         prefetch_factor: batches that each worker keeps ready.
 
     Returns:
-        The loader; it yields :class:`CropBatch` objects, in page-locked memory if there is an accelerator.
+        The loader; it yields :class:`CropBatch` objects, in page-locked memory if there is an
+        accelerator.
 
     Raises:
         ValueError: `num_workers` or `prefetch_factor` is out of range.
@@ -287,7 +338,8 @@ def make_multicrop_loader(
         prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=num_workers > 0,
         pin_memory=torch.accelerator.is_available(),
-        # Crops do not depend on it; without one of its own, a loader would draw from torch's global generator.
+        # Crops do not depend on it; without one of its own, a loader would draw from torch's global
+        # generator.
         generator=torch.Generator(),
     )
 
@@ -298,12 +350,16 @@ def _keep_batch(batch: Any) -> Any:
 
 
 def _parameter_bytes(num_images: int, num_views: int) -> tuple[int, int]:
-    """Bytes of the int64 part (indices and integers) and of the float32 part of a batch's buffer."""
+    """Bytes of the int64 part (indices and integers) and of the float32 part of a batch's
+    buffer.
+    """
     return 8 * num_images * (1 + INTEGER_ROWS * num_views), 4 * num_images * FLOAT_ROWS * num_views
 
 
 def _sample_generator(seed: int, epoch: int, index: int, attempt: int) -> random.Random:
-    """Generator of one image in one epoch; the numbers lie side by side in its seed, so that no two cases share one."""
+    """Generator of one image in one epoch; the numbers lie side by side in its seed, so that no two
+    cases share one.
+    """
     packed = 0
     for number in (seed, epoch, index, attempt):
         packed = (packed << FIELD_BITS) | number

@@ -1,4 +1,6 @@
-"""The reference implementation's data packs: a zip file with a map, or TSV files with images in base64."""
+"""The reference implementation's data packs: a zip file with a map, or TSV files with images in
+base64.
+"""
 
 import base64
 import binascii
@@ -52,10 +54,13 @@ def open_pack(source: Path) -> Pack:
     """
     if source.suffix == ".zip" and source.is_file():
         return ZipPack(source, source.with_name(f"{source.stem}_map.txt"))
-    files = sorted(source.glob("*.tsv")) if source.is_dir() else [source] * (source.suffix == ".tsv")
+    files = (
+        sorted(source.glob("*.tsv")) if source.is_dir() else [source] * (source.suffix == ".tsv")
+    )
     if not files or not all(file.is_file() for file in files):
         raise ValueError(
-            f"{source} is no pack: give NAME.zip with NAME_map.txt beside it, a .tsv file or a folder of them"
+            f"{source} is no pack: give NAME.zip with NAME_map.txt beside it, a .tsv file or a "
+            f"folder of them"
         )
     return TsvPack(files)
 
@@ -73,11 +78,16 @@ class ZipPack:
 
     def __init__(self, archive: Path, map_file: Path) -> None:
         if not map_file.is_file():
-            raise ValueError(f"{archive} needs {map_file} beside it, with lines 'path in the zip<TAB>class number'")
+            raise ValueError(
+                f"{archive} needs {map_file} beside it, with lines 'path in the zip<TAB>class "
+                f"number'"
+            )
         try:
             self._archive = zipfile.ZipFile(archive)
         except zipfile.BadZipFile as error:
-            raise ValueError(f"{archive} cannot be read as a zip file ({error}): get it again") from error
+            raise ValueError(
+                f"{archive} cannot be read as a zip file ({error}): get it again"
+            ) from error
         self._lines = _Lines(map_file, None)
 
     def __len__(self) -> int:
@@ -96,7 +106,13 @@ class ZipPack:
             data = self._archive.read(member)
         except KeyError as error:
             raise BrokenRowError(f"{path} is not in the zip file") from error
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            NotImplementedError,
+            RuntimeError,
+        ) as error:
             raise BrokenRowError(f"{path} cannot be unpacked ({error})") from error
         return Path(path).name, data, _class_number(label)
 
@@ -108,8 +124,8 @@ class ZipPack:
 class TsvPack:
     """Images in TSV files; each line is `key <TAB> label <TAB> image in base64`.
 
-    The label is a class number, or JSON `[{"class": name}]`. A file NAME.lineidx with the first byte of each line
-    is used if there is one, otherwise the lines are looked for.
+    The label is a class number, or JSON `[{"class": name}]`. A file NAME.lineidx with the first
+    byte of each line is used if there is one, otherwise the lines are looked for.
 
     Args:
         files: the .tsv files.
@@ -130,7 +146,9 @@ class TsvPack:
         lines, number = self._locate(row)
         columns = lines.read(number).split(b"\t")
         if len(columns) != 3:
-            raise BrokenRowError(f"the line has {len(columns)} columns instead of key, label and image")
+            raise BrokenRowError(
+                f"the line has {len(columns)} columns instead of key, label and image"
+            )
         try:
             data = base64.b64decode(columns[2].strip(), validate=True)
         except binascii.Error as error:
@@ -153,7 +171,9 @@ class _Lines:
     def __init__(self, path: Path, index: Path | None) -> None:
         self.path = path
         self._file = path.open("rb")
-        self._starts = self._find_lines() if index is None or not index.is_file() else _read_starts(index)
+        self._starts = (
+            self._find_lines() if index is None or not index.is_file() else _read_starts(index)
+        )
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -178,7 +198,9 @@ def _read_starts(index: Path) -> np.ndarray:
     try:
         starts = np.array(index.read_text().split(), dtype=np.int64)
     except ValueError as error:
-        raise ValueError(f"{index} must hold a number a line ({error}): remove it, it is made up for") from error
+        raise ValueError(
+            f"{index} must hold a number a line ({error}): remove it, it is made up for"
+        ) from error
     return starts
 
 

@@ -1,4 +1,6 @@
-"""From a data pack of the reference implementation to parquet shards, as `datasets` and streaming read them."""
+"""From a data pack of the reference implementation to parquet shards, as `datasets` and streaming
+read them.
+"""
 
 import json
 import os
@@ -21,7 +23,12 @@ METADATA_KEY = "esvit_repack"
 
 
 def repack(
-    source: Path, output: Path, *, shard_size: int = 10_000, split: str = "train", shuffle_seed: int | None = 0
+    source: Path,
+    output: Path,
+    *,
+    shard_size: int = 10_000,
+    split: str = "train",
+    shuffle_seed: int | None = 0,
 ) -> dict[str, Any]:
     """Write a zip or TSV pack as parquet shards; the same command goes on where it was interrupted.
 
@@ -35,7 +42,8 @@ def repack(
         shuffle_seed: seed of the order of the rows; null keeps the order of the pack.
 
     Raises:
-        ValueError: the pack cannot be read, holds no images, or the folder holds shards of another kind.
+        ValueError: the pack cannot be read, holds no images, or the folder holds shards of another
+            kind.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size is {shard_size}; set it to 1 or more")
@@ -58,7 +66,9 @@ def repack(
         found = _read_report(path, origin)
         if len(found) == len(rows):
             path.unlink()
-            raise ValueError(f"no row of {path.name} holds an image, the last one: {found[-1]}; check {source}")
+            raise ValueError(
+                f"no row of {path.name} holds an image, the last one: {found[-1]}; check {source}"
+            )
         images, broken = images + len(rows) - len(found), broken + len(found)
         for line in found:
             tqdm.write(f"left out: {line}")
@@ -75,8 +85,12 @@ def _label_type(pack: Pack) -> str:
     raise ValueError("no row of the pack can be read; check that it is a pack of images")
 
 
-def _write_shard(pack: Pack, rows: np.ndarray, path: Path, features: Features, origin: dict[str, Any]) -> None:
-    """Write one shard aside and then by a rename, with a report of what was left out in its metadata."""
+def _write_shard(
+    pack: Pack, rows: np.ndarray, path: Path, features: Features, origin: dict[str, Any]
+) -> None:
+    """Write one shard aside and then by a rename, with a report of what was left out in its
+    metadata.
+    """
     kind = int if features["label"].dtype == "int64" else str
     aside = path.with_name(f".{path.name}.partial")
     broken: list[str] = []
@@ -87,7 +101,9 @@ def _write_shard(pack: Pack, rows: np.ndarray, path: Path, features: Features, o
                 try:
                     name, data, label = pack.read(row)
                     if not isinstance(label, kind):
-                        raise BrokenRowError(f"the label {label!r} is of another kind than the others")
+                        raise BrokenRowError(
+                            f"the label {label!r} is of another kind than the others"
+                        )
                     open_image(data)
                 except (BrokenRowError, UndecodableImageError) as error:
                     broken.append(f"{pack.describe(row)}: {error}")
@@ -95,9 +111,13 @@ def _write_shard(pack: Pack, rows: np.ndarray, path: Path, features: Features, o
                 images.append({"bytes": data, "path": name})
                 labels.append(label)
             if images:
-                table = pyarrow.table({"image": images, "label": labels}, schema=features.arrow_schema)
+                table = pyarrow.table(
+                    {"image": images, "label": labels}, schema=features.arrow_schema
+                )
                 writer.write_table(table, row_group_size=ROW_GROUP_IMAGES)
-        writer.add_key_value_metadata({METADATA_KEY: json.dumps({"origin": origin, "left_out": broken})})
+        writer.add_key_value_metadata(
+            {METADATA_KEY: json.dumps({"origin": origin, "left_out": broken})}
+        )
     with aside.open("rb") as file:
         os.fsync(file.fileno())
     aside.rename(path)
@@ -109,7 +129,11 @@ def _read_report(path: Path, origin: dict[str, Any]) -> list[str]:
         report = json.loads(pyarrow.parquet.read_metadata(path).metadata[METADATA_KEY.encode()])
         found, left_out = report["origin"], report["left_out"]
     except (pyarrow.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} was not written by esvit repack: remove it or give another output folder") from error
+        raise ValueError(
+            f"{path} was not written by esvit repack: remove it or give another output folder"
+        ) from error
     if found != origin:
-        raise ValueError(f"{path} was written with {found} and not with {origin}: give another output folder")
+        raise ValueError(
+            f"{path} was written with {found} and not with {origin}: give another output folder"
+        )
     return list(left_out)

@@ -1,4 +1,6 @@
-"""Which images each process sees at which step: a pure function of the seed, so that runs split and resume exactly."""
+"""Which images each process sees at which step: a pure function of the seed, so that runs split and
+resume exactly.
+"""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,10 +11,11 @@ from torch.utils.data import Sampler
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) keys for one process.
 
-    Every epoch is one permutation of the images, cut into optimizer steps of `batch_size_per_process` x `world_size` x
-    `accumulation` images; what does not fill a step is dropped. Micro-batch `a` of rank `r` is the r-th part of the
-    a-th part of a step. So any number of processes together sees the images that one process would, and a run that
-    starts at a later step continues exactly, at once.
+    Every epoch is one permutation of the images, cut into optimizer steps of
+    `batch_size_per_process` x `world_size` x `accumulation` images; what does not fill a step is
+    dropped. Micro-batch `a` of rank `r` is the r-th part of the a-th part of a step. So any number
+    of processes together sees the images that one process would, and a run that starts at a later
+    step continues exactly, at once.
 
     Args:
         num_images: size of the data set.
@@ -52,14 +55,19 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         if seed < 0:
             raise ValueError(f"seed is {seed}; set it to 0 or more")
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank}; with {world_size} processes it must be 0 to {world_size - 1}")
+            raise ValueError(
+                f"rank is {rank}; with {world_size} processes it must be 0 to {world_size - 1}"
+            )
         if not 0 <= start_step <= total_steps:
-            raise ValueError(f"start_step is {start_step}; it must be 0 to total_steps, which is {total_steps}")
+            raise ValueError(
+                f"start_step is {start_step}; it must be 0 to total_steps, which is {total_steps}"
+            )
         total_batch = batch_size_per_process * world_size * accumulation
         if total_batch > num_images:
             raise ValueError(
-                f"one step needs {total_batch} images (batches of {batch_size_per_process} x {world_size} processes x "
-                f"{accumulation} accumulated), but there are {num_images}; lower the batch size or the accumulation"
+                f"one step needs {total_batch} images (batches of {batch_size_per_process} x "
+                f"{world_size} processes x {accumulation} accumulated), but there are "
+                f"{num_images}; lower the batch size or the accumulation"
             )
         self.num_images = num_images
         self.batch_size_per_process = batch_size_per_process
@@ -86,25 +94,32 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             number += last - first
 
     def _micro_batches(self, epoch: int, first: int, last: int) -> Iterable[np.ndarray]:
-        """Indices of this process's micro-batches `first` to `last` - 1 of an epoch, each (batch_size_per_process,)."""
+        """Indices of this process's micro-batches `first` to `last` - 1 of an epoch, each
+        (batch_size_per_process,).
+        """
         permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
         micro_batches = self.steps_per_epoch * self.accumulation
         used = permutation[: micro_batches * self.world_size * self.batch_size_per_process]
-        return used.reshape(micro_batches, self.world_size, self.batch_size_per_process)[first:last, self.rank]
+        return used.reshape(micro_batches, self.world_size, self.batch_size_per_process)[
+            first:last, self.rank
+        ]
 
 
 class StreamSampler(EpochSampler):
-    """The same for images in shards, in an order in which every worker of a loader reads a part of the data of its own.
+    """The same for images in shards, in an order in which every worker of a loader reads a part of
+    the data of its own.
 
-    Every epoch permutes the chunks of the shards (row groups of parquet files) and puts them one after the other. Each
-    reader - there are `world_size` x `readers_per_process` - takes one stretch of this sequence, the same number of
-    images for all up to one micro-batch. It reads its stretch in blocks of about `shuffle_buffer` images and shuffles
-    each. Readers make micro-batches in turns, as the workers of a loader do, so that each worker is one reader. The
-    order is computed from the sizes of the chunks alone: a run that starts at a later step continues exactly, at once,
-    and reads one block again for each worker.
+    Every epoch permutes the chunks of the shards (row groups of parquet files) and puts them one
+    after the other. Each reader - there are `world_size` x `readers_per_process` - takes one
+    stretch of this sequence, the same number of images for all up to one micro-batch. It reads its
+    stretch in blocks of about `shuffle_buffer` images and shuffles each. Readers make micro-batches
+    in turns, as the workers of a loader do, so that each worker is one reader. The order is
+    computed from the sizes of the chunks alone: a run that starts at a later step continues
+    exactly, at once, and reads one block again for each worker.
 
     Args:
-        chunk_sizes: (chunks,) int64, images in each chunk; index 0 is the first image of the first chunk.
+        chunk_sizes: (chunks,) int64, images in each chunk; index 0 is the first image of the first
+            chunk.
         batch_size_per_process: images in one micro-batch of one process.
         seed: of the permutations.
         shuffle_buffer: images that a reader shuffles together; at least one micro-batch is taken.
@@ -133,7 +148,10 @@ class StreamSampler(EpochSampler):
         start_step: int = 0,
         total_steps: int,
     ) -> None:
-        for name, value in {"shuffle_buffer": shuffle_buffer, "readers_per_process": readers_per_process}.items():
+        for name, value in {
+            "shuffle_buffer": shuffle_buffer,
+            "readers_per_process": readers_per_process,
+        }.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}; set it to 1 or more")
         super().__init__(
@@ -163,12 +181,17 @@ class StreamSampler(EpochSampler):
     def _places(self, epoch: int, number: int) -> np.ndarray:
         """Places in the epoch's sequence that a micro-batch takes, numbered over all processes."""
         reader, turn = number % self.num_readers, number // self.num_readers
-        share, longer = divmod(self.steps_per_epoch * self.accumulation * self.world_size, self.num_readers)
+        share, longer = divmod(
+            self.steps_per_epoch * self.accumulation * self.world_size, self.num_readers
+        )
         first_batch = reader * share + min(reader, longer)
         block, place = divmod(turn, self.batches_per_block)
         skipped = block * self.batches_per_block
         batches = min(self.batches_per_block, share + (reader < longer) - skipped)
         size = self.batch_size_per_process
-        # The numbers in the seed differ from those of the permutation of the chunks: there the last one is 0.
-        shuffled = np.random.default_rng([self.seed, epoch, reader, block + 1]).permutation(batches * size)
+        # The numbers in the seed differ from those of the permutation of the chunks: there the last
+        # one is 0.
+        shuffled = np.random.default_rng([self.seed, epoch, reader, block + 1]).permutation(
+            batches * size
+        )
         return (first_batch + skipped) * size + shuffled[place * size : (place + 1) * size]

@@ -1,4 +1,6 @@
-"""Shards of encoded images, parquet or tar, on disk or remote: where they are, their index, reading a part of one."""
+"""Shards of encoded images, parquet or tar, on disk or remote: where they are, their index, reading
+a part of one.
+"""
 
 import functools
 import io
@@ -39,18 +41,21 @@ class UnreadableShardError(ValueError):
     """A shard is missing, damaged, or not what its index says."""
 
     def __init__(self, message: str) -> None:
-        # A DataLoader raises a worker's error again with the worker's traceback as its message; only its end is ours.
+        # A DataLoader raises a worker's error again with the worker's traceback as its message;
+        # only its end is ours.
         super().__init__(message.strip().split(f"{type(self).__name__}: ")[-1])
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """All shards of a data set, cut into chunks that are read as a whole; images are numbered through all of them.
+    """All shards of a data set, cut into chunks that are read as a whole; images are numbered
+    through all of them.
 
     Attributes:
         urls: path or address of each shard.
         shards: (chunks,) int64, the shard of each chunk.
-        starts: (chunks,) int64, where a chunk starts: number of a row group in parquet, of a byte in tar.
+        starts: (chunks,) int64, where a chunk starts: number of a row group in parquet, of a byte
+            in tar.
         sizes: (chunks,) int64, images in each chunk.
     """
 
@@ -67,7 +72,12 @@ class ShardIndex:
             urls: path or address of each shard.
             chunks: (start, images) of each chunk of each shard.
         """
-        rows = [(shard, start, size) for shard, parts in enumerate(chunks) for start, size in parts if size]
+        rows = [
+            (shard, start, size)
+            for shard, parts in enumerate(chunks)
+            for start, size in parts
+            if size
+        ]
         columns = np.array(rows, dtype=np.int64).reshape(-1, 3).T
         return cls(tuple(urls), *columns)
 
@@ -80,7 +90,9 @@ class ShardIndex:
         """Name an image by its shard and its row in the shard, counted from 0."""
         chunk, row = self.locate(index)
         first = int(np.searchsorted(self.shards, self.shards[chunk]))
-        return f"image {int(self.sizes[first:chunk].sum()) + row} of {self.urls[self.shards[chunk]]}"
+        return (
+            f"image {int(self.sizes[first:chunk].sum()) + row} of {self.urls[self.shards[chunk]]}"
+        )
 
     def read(self, chunk: int, column: str) -> list[Any]:
         """Read a chunk.
@@ -95,21 +107,35 @@ class ShardIndex:
         Raises:
             UnreadableShardError: the shard cannot be read or was changed after it was indexed.
         """
-        url, start, size = self.urls[self.shards[chunk]], int(self.starts[chunk]), int(self.sizes[chunk])
+        url, start, size = (
+            self.urls[self.shards[chunk]],
+            int(self.starts[chunk]),
+            int(self.sizes[chunk]),
+        )
         try:
             if _is_parquet(url):
                 values = _read_row_group(url, start, column)
             else:
-                is_last = chunk + 1 == len(self.sizes) or self.shards[chunk + 1] != self.shards[chunk]
-                samples = _read_samples(url, start, None if is_last else int(self.starts[chunk + 1]))
+                is_last = (
+                    chunk + 1 == len(self.sizes) or self.shards[chunk + 1] != self.shards[chunk]
+                )
+                samples = _read_samples(
+                    url, start, None if is_last else int(self.starts[chunk + 1])
+                )
                 names = column.split(";")
-                values = [next((sample[name] for name in names if name in sample), None) for sample in samples]
+                values = [
+                    next((sample[name] for name in names if name in sample), None)
+                    for sample in samples
+                ]
         except (OSError, ArrowException, tarfile.TarError) as error:
             reason = " ".join(str(error).split())
-            raise UnreadableShardError(f"{url} cannot be read ({reason}): repair it, or leave it out") from error
+            raise UnreadableShardError(
+                f"{url} cannot be read ({reason}): repair it, or leave it out"
+            ) from error
         if len(values) != size:
             raise UnreadableShardError(
-                f"{url} has {len(values)} images where its index says {size}: run esvit index again, and start anew"
+                f"{url} has {len(values)} images where its index says {size}: run esvit index "
+                f"again, and start anew"
             )
         return values
 
@@ -118,12 +144,15 @@ class ShardIndex:
         return np.cumsum(self.sizes)
 
 
-def find_shards(name_or_path: str, *, split: str = "train", config_name: str | None = None) -> list[str]:
+def find_shards(
+    name_or_path: str, *, split: str = "train", config_name: str | None = None
+) -> list[str]:
     """Find the shards of a data set.
 
     Args:
-        name_or_path: name on the Hub, a folder, one shard, or a pattern with `*` or a range of numbers such as
-            `{00000..00127}`; a shard and a pattern may be a path or an address (http, https, hf, ...).
+        name_or_path: name on the Hub, a folder, one shard, or a pattern with `*` or a range of
+            numbers such as `{00000..00127}`; a shard and a pattern may be a path or an address
+            (http, https, hf, ...).
         split: which part of a folder or of a data set on the Hub.
         config_name: configuration of a data set on the Hub that has several.
 
@@ -134,29 +163,41 @@ def find_shards(name_or_path: str, *, split: str = "train", config_name: str | N
         ValueError: there are none, or they are of another kind; the message names the remedy.
     """
     path = Path(name_or_path).expanduser()
-    if "://" in name_or_path or "*" in name_or_path or NUMBER_RANGE.search(name_or_path) or path.is_file():
+    if (
+        "://" in name_or_path
+        or "*" in name_or_path
+        or NUMBER_RANGE.search(name_or_path)
+        or path.is_file()
+    ):
         urls = [url for pattern in _expand_range(name_or_path) for url in _expand_star(pattern)]
     elif path.is_dir() or HUB_NAME.fullmatch(name_or_path):
         urls = _shards_of_split(str(path) if path.is_dir() else name_or_path, split, config_name)
     else:
-        raise ValueError(f"{name_or_path} does not exist; give a folder, shards, an index, or a name on the Hub")
+        raise ValueError(
+            f"{name_or_path} does not exist; give a folder, shards, an index, or a name on the Hub"
+        )
     if not urls:
         raise ValueError(f"no file matches {name_or_path}; check the pattern")
     other = next((url for url in urls if not _is_parquet(url) and not _is_tar(url)), None)
     if other is not None:
         raise ValueError(
-            f"{name_or_path} has files such as {other}; streaming takes .parquet or uncompressed .tar files: "
-            "set streaming to false, or write shards with esvit repack"
+            f"{name_or_path} has files such as {other}; streaming takes .parquet or uncompressed "
+            f".tar files: set streaming to false, or write shards with esvit repack"
         )
     if len({_is_parquet(url) for url in urls}) > 1:
-        raise ValueError(f"{name_or_path} has both parquet and tar files; give a pattern that matches one kind")
+        raise ValueError(
+            f"{name_or_path} has both parquet and tar files; give a pattern that matches one kind"
+        )
     return urls
 
 
-def open_index(name_or_path: str, *, split: str = "train", config_name: str | None = None) -> ShardIndex:
+def open_index(
+    name_or_path: str, *, split: str = "train", config_name: str | None = None
+) -> ShardIndex:
     """Find the shards of a data set with the number of images in each.
 
-    Parquet files say it themselves. Tar files do not: they need the file that :func:`write_index` writes.
+    Parquet files say it themselves. Tar files do not: they need the file that :func:`write_index`
+    writes.
 
     Args:
         name_or_path: as for :func:`find_shards`, or path or address of an index.
@@ -173,7 +214,8 @@ def open_index(name_or_path: str, *, split: str = "train", config_name: str | No
         if _is_tar(urls[0]):
             raise ValueError(
                 f"{name_or_path} has tar shards, which do not say how many images they hold: run "
-                f"'esvit index {name_or_path} index.json' once and set dataset to the file it writes"
+                f"'esvit index {name_or_path} index.json' once and set dataset to the file it "
+                f"writes"
             )
         index = ShardIndex.of(urls, index_shards(urls))
     if not len(index.sizes):
@@ -184,7 +226,8 @@ def open_index(name_or_path: str, *, split: str = "train", config_name: str | No
 def index_shards(urls: Sequence[str]) -> list[list[tuple[int, int]]]:
     """Read the (start, images) of each chunk of each shard; see :class:`ShardIndex`.
 
-    Of a parquet file only the footer is read; of a tar file on disk the headers, of a remote one everything.
+    Of a parquet file only the footer is read; of a tar file on disk the headers, of a remote one
+    everything.
 
     Raises:
         ValueError: a shard cannot be read.
@@ -198,7 +241,8 @@ def index_shards(urls: Sequence[str]) -> list[list[tuple[int, int]]]:
 def write_index(
     dataset: str, output: Path, *, split: str = "train", config_name: str | None = None
 ) -> dict[str, Any] | None:
-    """Write the index of a data set in shards, which streaming needs for tar files and starts faster with.
+    """Write the index of a data set in shards, which streaming needs for tar files and starts
+    faster with.
 
     Args:
         dataset: folder, shards, pattern or Hub name; remote tar files are read as a whole, once.
@@ -211,10 +255,17 @@ def write_index(
     urls = find_shards(dataset, split=split, config_name=config_name)
     chunks = index_shards(urls)
     folder = output.parent.resolve()
-    shards = [{"url": _relative(url, folder), "chunks": parts} for url, parts in zip(urls, chunks, strict=True)]
+    shards = [
+        {"url": _relative(url, folder), "chunks": parts}
+        for url, parts in zip(urls, chunks, strict=True)
+    ]
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps({"shards": shards}) + "\n")
-    return {"output": str(output), "shards": len(urls), "images": sum(size for parts in chunks for _, size in parts)}
+    return {
+        "output": str(output),
+        "shards": len(urls),
+        "images": sum(size for parts in chunks for _, size in parts),
+    }
 
 
 def shard_features(index: ShardIndex) -> Features:
@@ -227,13 +278,22 @@ def shard_features(index: ShardIndex) -> Features:
     try:
         if _is_parquet(url):
             return Features.from_arrow_schema(_footer(url).schema.to_arrow_schema())
-        end = int(index.starts[1]) if len(index.starts) > 1 and index.shards[1] == index.shards[0] else None
+        end = (
+            int(index.starts[1])
+            if len(index.starts) > 1 and index.shards[1] == index.shards[0]
+            else None
+        )
         sample = next(_read_samples(url, int(index.starts[0]), end))
     except (OSError, ArrowException, tarfile.TarError, StopIteration) as error:
-        raise UnreadableShardError(f"{url} cannot be read ({error}): repair it, or leave it out") from error
+        raise UnreadableShardError(
+            f"{url} cannot be read ({error}): repair it, or leave it out"
+        ) from error
     known = Image.registered_extensions()
     return Features(
-        {name: ImageFeature() if f".{name.split('.')[-1].lower()}" in known else Value("binary") for name in sample}
+        {
+            name: ImageFeature() if f".{name.split('.')[-1].lower()}" in known else Value("binary")
+            for name in sample
+        }
     )
 
 
@@ -251,14 +311,18 @@ def _expand_range(pattern: str) -> list[str]:
         return [pattern]
     first, last = match.groups()
     before, after = pattern[: match.start()], pattern[match.end() :]
-    return [f"{before}{number:0{len(first)}d}{after}" for number in range(int(first), int(last) + 1)]
+    return [
+        f"{before}{number:0{len(first)}d}{after}" for number in range(int(first), int(last) + 1)
+    ]
 
 
 def _expand_star(pattern: str) -> list[str]:
     if "*" not in pattern:
         return [pattern]
     files, path = fsspec.core.url_to_fs(pattern)
-    return sorted(files.unstrip_protocol(found) if "://" in pattern else found for found in files.glob(path))
+    return sorted(
+        files.unstrip_protocol(found) if "://" in pattern else found for found in files.glob(path)
+    )
 
 
 def _shards_of_split(name_or_path: str, split: str, config_name: str | None) -> list[str]:
@@ -272,7 +336,8 @@ def _shards_of_split(name_or_path: str, split: str, config_name: str | None) -> 
     by_split = {str(name): list(urls) for name, urls in files.items()}
     if split not in by_split:
         raise ValueError(
-            f"{name_or_path} has no split '{split}' to stream; streaming takes whole splits: {', '.join(by_split)}"
+            f"{name_or_path} has no split '{split}' to stream; streaming takes whole splits: "
+            f"{', '.join(by_split)}"
         )
     return by_split[split]
 
@@ -286,13 +351,18 @@ def _open(url: str, read_ahead: int = READ_AHEAD_BYTES) -> IO[bytes]:
             file: IO[bytes] = xopen(url, "rb", block_size=read_ahead)
             return file
         except FileNotFoundError as error:
-            # To a web server's file system, every failure to ask for the size of a file is a missing file.
+            # To a web server's file system, every failure to ask for the size of a file is a
+            # missing file.
             status = getattr(error.__cause__, "status", HTTPStatus.SERVICE_UNAVAILABLE)
             if error.__cause__ is None or status in NOT_THERE:
                 raise
-            warnings.warn(f"{url} cannot be reached ({error.__cause__}), trying again", stacklevel=2)
+            warnings.warn(
+                f"{url} cannot be reached ({error.__cause__}), trying again", stacklevel=2
+            )
             time.sleep(config.STREAMING_OPEN_RETRY_INTERVAL)
-    raise ConnectionError(f"it cannot be reached after {config.STREAMING_OPEN_MAX_RETRIES} attempts")
+    raise ConnectionError(
+        f"it cannot be reached after {config.STREAMING_OPEN_MAX_RETRIES} attempts"
+    )
 
 
 @functools.lru_cache(maxsize=KNOWN_FOOTERS)
@@ -305,11 +375,15 @@ def _index_shard(url: str) -> list[tuple[int, int]]:
     try:
         if _is_parquet(url):
             footer = _footer(url)
-            return [(group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)]
+            return [
+                (group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)
+            ]
         return _index_tar(url)
     except (OSError, ArrowException, tarfile.TarError) as error:
         reason = " ".join(str(error).split())
-        raise UnreadableShardError(f"{url} cannot be read ({reason}): repair it, or leave it out") from error
+        raise UnreadableShardError(
+            f"{url} cannot be read ({reason}): repair it, or leave it out"
+        ) from error
 
 
 def _index_tar(url: str) -> list[tuple[int, int]]:
@@ -321,12 +395,16 @@ def _index_tar(url: str) -> list[tuple[int, int]]:
                 if count % TAR_CHUNK_IMAGES == 0:
                     starts.append(member.offset)
                 current, count = key, count + 1
-    sizes = [min(TAR_CHUNK_IMAGES, count - TAR_CHUNK_IMAGES * chunk) for chunk in range(len(starts))]
+    sizes = [
+        min(TAR_CHUNK_IMAGES, count - TAR_CHUNK_IMAGES * chunk) for chunk in range(len(starts))
+    ]
     return list(zip(starts, sizes, strict=True))
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The files of a tar archive that belong to samples; unlike the archive's own list, they are not kept."""
+    """The files of a tar archive that belong to samples; unlike the archive's own list, they are
+    not kept.
+    """
     while (member := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]
         if member.isfile() and _sample_field(member.name)[1]:
@@ -340,7 +418,9 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _sample_field(name: str) -> tuple[str, str]:
-    """Split a name at the first dot after its folders, as webdataset does: key of the sample, field."""
+    """Split a name at the first dot after its folders, as webdataset does: key of the sample,
+    field.
+    """
     folder, slash, file = name.rpartition("/")
     stem, _, field = file.partition(".")
     return f"{folder}{slash}{stem}", field if stem else ""
@@ -391,10 +471,19 @@ def _read_index(url: str) -> ShardIndex:
         urls = [str(shard["url"]) for shard in shards]
         index = ShardIndex.of(urls, [shard["chunks"] for shard in shards])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{url} is not a readable index of shards ({error}): write it with esvit index") from error
+        raise ValueError(
+            f"{url} is not a readable index of shards ({error}): write it with esvit index"
+        ) from error
     if (index.sizes < 0).any() or (index.starts < 0).any():
-        raise ValueError(f"{url} is not a readable index of shards (negative numbers): write it with esvit index")
+        raise ValueError(
+            f"{url} is not a readable index of shards (negative numbers): write it with esvit index"
+        )
     folder = url.rpartition("/")[0]
-    joined = [address if "://" in address or not folder else f"{folder}/{address}" for address in urls]
-    absolute = [address if Path(address).is_absolute() else there for address, there in zip(urls, joined, strict=True)]
+    joined = [
+        address if "://" in address or not folder else f"{folder}/{address}" for address in urls
+    ]
+    absolute = [
+        address if Path(address).is_absolute() else there
+        for address, there in zip(urls, joined, strict=True)
+    ]
     return ShardIndex(tuple(absolute), index.shards, index.starts, index.sizes)

@@ -1,4 +1,6 @@
-"""Where images come from: a Hub data set, parquet, an image folder or a ``datasets.Dataset``, all behind one class."""
+"""Where images come from: a Hub data set, parquet, an image folder or a ``datasets.Dataset``, all
+behind one class.
+"""
 
 import functools
 import hashlib
@@ -24,13 +26,15 @@ LABEL_TYPES = re.compile(r"u?int\d+|bool|(large_)?string")
 class ImageSource:
     """Images, and labels if there are any, by index.
 
-    Images stay encoded until they are read, so that decoding happens in the workers of a DataLoader. A source is cheap
-    to pickle: memory-mapped data travels as file names.
+    Images stay encoded until they are read, so that decoding happens in the workers of a
+    DataLoader. A source is cheap to pickle: memory-mapped data travels as file names.
 
     Args:
         dataset: the rows.
-        image_column: column with the images; found by its type (``datasets.Image``) or its name if None.
-        label_column: column with the labels; found by its type (``datasets.ClassLabel``) or its name if None.
+        image_column: column with the images; found by its type (``datasets.Image``) or its name if
+            None.
+        label_column: column with the labels; found by its type (``datasets.ClassLabel``) or its
+            name if None.
         name: what to call the data in messages.
 
     Attributes:
@@ -40,7 +44,8 @@ class ImageSource:
         class_names: name of each class, None where the data does not name them.
 
     Raises:
-        ValueError: the data set is empty or streams, or a column is missing, ambiguous or of another kind.
+        ValueError: the data set is empty or streams, or a column is missing, ambiguous or of
+            another kind.
     """
 
     def __init__(
@@ -53,7 +58,9 @@ class ImageSource:
     ) -> None:
         if not isinstance(dataset, Dataset):
             kind = type(dataset).__name__
-            raise ValueError(f"{name} is of type {kind}; images are read by index, so pass a datasets.Dataset")
+            raise ValueError(
+                f"{name} is of type {kind}; images are read by index, so pass a datasets.Dataset"
+            )
         if len(dataset) == 0:
             raise ValueError(f"{name} has no rows; choose another --split or data set")
         self._name = name
@@ -105,14 +112,17 @@ class ImageSource:
             indices: places of the images, each in [0, len).
 
         Returns:
-            One value an index, for :func:`esvit_hf.data.decoding.decode_image`: bytes, a path, or nested lists.
+            One value an index, for :func:`esvit_hf.data.decoding.decode_image`: bytes, a path, or
+            nested lists.
 
         Raises:
             IndexError: an index is out of range.
         """
         rows = self._images[list(indices)].column(0).to_pylist()
         return [
-            (row["bytes"] if row["bytes"] is not None else row["path"]) if isinstance(row, dict) else row
+            (row["bytes"] if row["bytes"] is not None else row["path"])
+            if isinstance(row, dict)
+            else row
             for row in rows
         ]
 
@@ -148,8 +158,9 @@ def load_image_source(
     """Open a data set of images.
 
     Args:
-        name_or_path: name on the Hub, a folder of parquet files, one parquet file, a folder that ``save_to_disk``
-            wrote, or a folder of image files, with or without one folder a class, with or without folders train, ...
+        name_or_path: name on the Hub, a folder of parquet files, one parquet file, a folder that
+            ``save_to_disk`` wrote, or a folder of image files, with or without one folder a class,
+            with or without folders train, ...
         split: which part of the data; slices such as ``train[:10%]`` work.
         config_name: configuration of a data set that has several.
         image_column: column with the images, where its type and name leave a doubt.
@@ -159,11 +170,15 @@ def load_image_source(
         The source.
 
     Raises:
-        ValueError: the data cannot be found or read, or lacks the split or a column; the message names the remedy.
+        ValueError: the data cannot be found or read, or lacks the split or a column; the message
+            names the remedy.
     """
     dataset = load_dataset_split(name_or_path, split=split, config_name=config_name)
     return ImageSource(
-        dataset, image_column=image_column, label_column=label_column, name=f"{name_or_path} (split {split})"
+        dataset,
+        image_column=image_column,
+        label_column=label_column,
+        name=f"{name_or_path} (split {split})",
     )
 
 
@@ -195,7 +210,9 @@ def find_image_column(features: Features, requested: str | None, name: str) -> s
     columns = ", ".join(features)
     if requested is not None:
         if requested not in features:
-            raise ValueError(f"{name} has no column '{requested}'; set --image_column to one of: {columns}")
+            raise ValueError(
+                f"{name} has no column '{requested}'; set --image_column to one of: {columns}"
+            )
         if not _can_hold_images(features[requested]):
             raise ValueError(
                 f"column '{requested}' of {name} holds {features[requested]}, no images; "
@@ -203,41 +220,59 @@ def find_image_column(features: Features, requested: str | None, name: str) -> s
             )
         return requested
     typed = [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
-    usual = [column for column in USUAL_IMAGE_COLUMNS if column in features and _can_hold_images(features[column])]
+    usual = [
+        column
+        for column in USUAL_IMAGE_COLUMNS
+        if column in features and _can_hold_images(features[column])
+    ]
     found = typed or usual
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(f"{name} has several image columns; set --image_column to one of: {', '.join(found)}")
-    raise ValueError(f"{name} has no column that is known to hold images; set --image_column to one of: {columns}")
+        raise ValueError(
+            f"{name} has several image columns; set --image_column to one of: {', '.join(found)}"
+        )
+    raise ValueError(
+        f"{name} has no column that is known to hold images; set --image_column to one of: "
+        f"{columns}"
+    )
 
 
 def _find_label_column(features: Features, requested: str | None, name: str) -> str | None:
     if requested is not None:
         if requested not in features:
-            raise ValueError(f"{name} has no column '{requested}'; set --label_column to one of: {', '.join(features)}")
+            raise ValueError(
+                f"{name} has no column '{requested}'; set --label_column to one of: "
+                f"{', '.join(features)}"
+            )
         return requested
-    # Among several class columns (coarse, fine, ...) only a usual name decides; pretraining needs no labels.
+    # Among several class columns (coarse, fine, ...) only a usual name decides; pretraining needs
+    # no labels.
     typed = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
     usual = [column for column in USUAL_LABEL_COLUMNS if column in features]
     found = usual or typed
     return found[0] if len(found) == 1 else None
 
 
-def _read_labels(dataset: Dataset, column: str, name: str) -> tuple[np.ndarray | None, list[str] | None]:
+def _read_labels(
+    dataset: Dataset, column: str, name: str
+) -> tuple[np.ndarray | None, list[str] | None]:
     """Read the labels as int64, and the class names if the data has them."""
     feature = dataset.features[column]
     kind = feature.dtype if isinstance(feature, (ClassLabel, Value)) else type(feature).__name__
     if not LABEL_TYPES.fullmatch(kind):
-        found = "several labels an image, not one" if kind in LIST_TYPES else f"{kind}, no class labels"
+        found = (
+            "several labels an image, not one" if kind in LIST_TYPES else f"{kind}, no class labels"
+        )
         raise ValueError(
-            f"column '{column}' of {name} holds {found}; set --label_column to a column of integers or strings"
+            f"column '{column}' of {name} holds {found}; set --label_column to a column of "
+            f"integers or strings"
         )
     values = dataset.select_columns([column]).with_format("arrow")[:].column(0)
     if values.null_count:
         raise ValueError(
-            f"{values.null_count} of the {len(values)} labels in column '{column}' of {name} are missing; "
-            f"drop those rows or set --label_column to another column"
+            f"{values.null_count} of the {len(values)} labels in column '{column}' of {name} are "
+            f"missing; drop those rows or set --label_column to another column"
         )
     if kind.endswith("string"):
         names, labels = np.unique(np.array(values.to_pylist(), dtype=np.str_), return_inverse=True)

@@ -11,16 +11,19 @@ READING_THREADS = 8
 
 
 class StreamSource:
-    """Images by index, like :class:`esvit_hf.data.sources.ImageSource`, for shards that are too large or too far away.
+    """Images by index, like :class:`esvit_hf.data.sources.ImageSource`, for shards that are too
+    large or too far away.
 
-    An image brings along the chunk of the shard it is in. The chunks read last stay in memory, still encoded: as many
-    as hold `shuffle_buffer` images, and two more. Any index can be read; in the order of
-    :class:`esvit_hf.data.sampling.StreamSampler` a chunk is read once an epoch, or twice where two readers share it.
+    An image brings along the chunk of the shard it is in. The chunks read last stay in memory,
+    still encoded: as many as hold `shuffle_buffer` images, and two more. Any index can be read; in
+    the order of :class:`esvit_hf.data.sampling.StreamSampler` a chunk is read once an epoch, or
+    twice where two readers share it.
 
     Args:
         index: the shards.
         shuffle_buffer: images that are shuffled together.
-        image_column: column (parquet) or field (tar) with the images; found by its type or name if None.
+        image_column: column (parquet) or field (tar) with the images; found by its type or name if
+            None.
         name: what to call the data in messages.
 
     Attributes:
@@ -57,10 +60,12 @@ class StreamSource:
 
     @property
     def description(self) -> str:
-        """One line for logs: the name, the number of images and shards, and what a worker keeps in memory."""
+        """One line for logs: the name, the number of images and shards, and what a worker keeps in
+        memory.
+        """
         return (
-            f"{self._name}: {len(self)} images in {len(self.index.urls)} shards, streamed from column "
-            f"'{self.image_column}'; a worker keeps up to {self._capacity} encoded images"
+            f"{self._name}: {len(self)} images in {len(self.index.urls)} shards, streamed from "
+            f"column '{self.image_column}'; a worker keeps up to {self._capacity} encoded images"
         )
 
     def describe(self, index: int) -> str:
@@ -119,16 +124,21 @@ def open_stream(
         name_or_path: as for :func:`esvit_hf.data.shards.open_index`.
         split: which part of a folder or of a data set on the Hub.
         config_name: configuration of a data set on the Hub that has several.
-        image_column: column (parquet) or field (tar) with the images, where its type and name leave a doubt.
+        image_column: column (parquet) or field (tar) with the images, where its type and name leave
+            a doubt.
         shuffle_buffer: images that are shuffled together.
 
     Returns:
         The source.
 
     Raises:
-        ValueError: the shards cannot be found or read, or lack the column; the message names the remedy.
+        ValueError: the shards cannot be found or read, or lack the column; the message names the
+            remedy.
     """
     index = open_index(name_or_path, split=split, config_name=config_name)
     return StreamSource(
-        index, shuffle_buffer=shuffle_buffer, image_column=image_column, name=f"{name_or_path} (split {split})"
+        index,
+        shuffle_buffer=shuffle_buffer,
+        image_column=image_column,
+        name=f"{name_or_path} (split {split})",
     )

@@ -1,4 +1,6 @@
-"""What the views of an image look like: how many, how large, how much of the image, and which colour operations."""
+"""What the views of an image look like: how many, how large, how much of the image, and which color
+operations.
+"""
 
 import random
 from collections.abc import Sequence
@@ -20,8 +22,8 @@ class ViewSpec:
         solarize_probability: of inverting all values from 128 on.
         flip_probability: of mirroring left and right.
         jitter: strength of brightness, contrast, saturation and hue jitter; hue at most 0.5.
-        jitter_probability: of any colour jitter.
-        gray_probability: of removing the colours.
+        jitter_probability: of any color jitter.
+        gray_probability: of removing the colors.
         blur_sigma: smallest and largest standard deviation of the blur in pixels of the view.
 
     Raises:
@@ -53,13 +55,21 @@ class ViewSpec:
                 raise _bad_value(f"{field}_probability", value, "a number from 0 to 1")
         self._check_numbers("scale", 2, "two numbers with 0 < smallest <= largest <= 1")
         self._check_numbers("blur_sigma", 2, "two numbers with 0 < smallest <= largest")
-        self._check_numbers("jitter", 4, "four numbers from 0 on: brightness, contrast, saturation, hue (at most 0.5)")
+        self._check_numbers(
+            "jitter",
+            4,
+            "four numbers from 0 on: brightness, contrast, saturation, hue (at most 0.5)",
+        )
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise _bad_value("scale", self.scale, "two numbers with 0 < smallest <= largest <= 1")
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
-            raise _bad_value("blur_sigma", self.blur_sigma, "two numbers with 0 < smallest <= largest")
+            raise _bad_value(
+                "blur_sigma", self.blur_sigma, "two numbers with 0 < smallest <= largest"
+            )
         if min(self.jitter) < 0 or self.jitter[3] > 0.5:
-            raise _bad_value("jitter", self.jitter, "four numbers from 0 on, the last (hue) at most 0.5")
+            raise _bad_value(
+                "jitter", self.jitter, "four numbers from 0 on, the last (hue) at most 0.5"
+            )
 
     def _check_numbers(self, field: str, length: int, remedy: str) -> None:
         """Check a sequence of numbers, and make it a tuple: recipes hold lists."""
@@ -73,7 +83,7 @@ class ViewSpec:
         object.__setattr__(self, field, tuple(float(number) for number in value))
 
     def draw_color(self, generator: random.Random) -> ColorSample:
-        """Draw the colour operations on one view.
+        """Draw the color operations on one view.
 
         Args:
             generator: source of randomness.
@@ -93,7 +103,9 @@ class ViewSpec:
             )
         return sample._replace(
             grayscale=generator.random() < self.gray_probability,
-            blur_sigma=generator.uniform(*self.blur_sigma) if generator.random() < self.blur_probability else 0.0,
+            blur_sigma=generator.uniform(*self.blur_sigma)
+            if generator.random() < self.blur_probability
+            else 0.0,
             solarize=generator.random() < self.solarize_probability,
         )
 
@@ -106,7 +118,8 @@ def dino_views(
     global_scale: tuple[float, float] = (0.4, 1.0),
     local_scale: tuple[float, float] = (0.05, 0.4),
 ) -> list[ViewSpec]:
-    """Give the views of the paper: two global ones for student and teacher, and local ones for the student.
+    """Give the views of the paper: two global ones for student and teacher, and local ones for the
+    student.
 
     Args:
         global_size: side of the global views in pixels.
@@ -123,11 +136,17 @@ def dino_views(
 
     Source: EsViT section 4 and its reference code (the augmentation of DINO).
     """
-    first = ViewSpec(count=1, size=global_size, scale=global_scale, teacher=True, blur_probability=1.0)
+    first = ViewSpec(
+        count=1, size=global_size, scale=global_scale, teacher=True, blur_probability=1.0
+    )
     second = replace(first, blur_probability=0.1, solarize_probability=0.2)
     if local_count == 0:
         return [first, second]
-    return [first, second, ViewSpec(count=local_count, size=local_size, scale=local_scale, blur_probability=0.5)]
+    return [
+        first,
+        second,
+        ViewSpec(count=local_count, size=local_size, scale=local_scale, blur_probability=0.5),
+    ]
 
 
 def expand_views(views: Sequence[ViewSpec]) -> list[ViewSpec]:
@@ -143,7 +162,10 @@ def expand_views(views: Sequence[ViewSpec]) -> list[ViewSpec]:
         ValueError: no view is for the teacher.
     """
     if not any(view.teacher for view in views):
-        raise ValueError(f"none of the {len(views)} views is for the teacher; set teacher=True for the global views")
+        raise ValueError(
+            f"none of the {len(views)} views is for the teacher; set teacher=True for the global "
+            f"views"
+        )
     single = [replace(view, count=1) for view in views for _ in range(view.count)]
     return sorted(single, key=lambda view: not view.teacher)
 

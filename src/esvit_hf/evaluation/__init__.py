@@ -7,7 +7,12 @@ __all__ = ["METRICS", "RANKED_CLASSES", "load_metric"]
 
 # Top-5 is the deepest rank that anything here reports.
 RANKED_CLASSES = 5
-METRICS = ("interpolated_mean_average_precision", "mean_per_class_accuracy", "roc_auc", "top_k_accuracy")
+METRICS = (
+    "interpolated_mean_average_precision",
+    "mean_per_class_accuracy",
+    "roc_auc",
+    "top_k_accuracy",
+)
 
 
 def load_metric(name: str) -> Any:

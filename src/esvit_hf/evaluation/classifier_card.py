@@ -1,4 +1,4 @@
-"""The card of a classifier that was trained on labelled images, with what it reached."""
+"""The card of a classifier that was trained on labeled images, with what it reached."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,8 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from ..measurements import MEASUREMENTS_FILE, Measurement, write_measurements
-from ..zoo.cards import CardFacts, write_card
+from esvit_hf.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
+from esvit_hf.zoo.cards import CardFacts, write_card
 
 __all__ = ["write_classifier_card"]
 
@@ -24,7 +24,8 @@ def write_classifier_card(
     protocol: str,
     command: Sequence[str],
 ) -> None:
-    """Write measurements and card beside a saved classifier; of folders of this machine they give the name alone.
+    """Write measurements and card beside a saved classifier; of folders of this machine they give
+    the name alone.
 
     Args:
         folder: of the classifier.
@@ -40,18 +41,21 @@ def write_classifier_card(
     name, network, images = folder.resolve().name, _public_name(source), _public_name(dataset)
     line = shlex.join(map(_public_name, command))
     measurements = [
-        Measurement(task, images, split, metric, value, protocol, line) for metric, value in accuracies.items()
+        Measurement(task, images, split, metric, value, protocol, line)
+        for metric, value in accuracies.items()
     ]
     write_measurements(measurements, folder / MEASUREMENTS_FILE)
     facts = CardFacts(
         title=name,
         name=name,
         summary=(
-            f"A network of type `{config.model_type}` (`{network}`) as a classifier of {config.num_labels} classes, "
-            f"trained on `{images}` ({task}) by esvit-hf."
+            f"A network of type `{config.model_type}` (`{network}`) as a classifier of "
+            f"{config.num_labels} classes, trained on `{images}` ({task}) by esvit-hf."
         ),
         model_type=config.model_type,
-        limits=f"The classifier knows the classes of `{images}` and gives one of them to any image.",
+        limits=(
+            f"The classifier knows the classes of `{images}` and gives one of them to any image."
+        ),
         training={"start": f"`{network}`", task: protocol},
         command=line,
         command_remark="Trained and measured with:",

@@ -9,15 +9,27 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 
-from ..analysis.report_figures import draw_confusion
-from .features import Features
-from .knn import check_neighbours
-from .linear_probe import LEARNING_RATES
-from .region_tasks import check_regions, run_attention, run_correspondence
-from .report import Report, command_of, public_name
-from .splits import LabelledSplits, check_images_per_class, load_splits, overlapping_images
-from .store import FeatureStore, default_features_folder
-from .tasks import FrozenData, TaskResult, run_few_shot, run_knn, run_linear_probe, run_logistic
+from esvit_hf.analysis.report_figures import draw_confusion
+from esvit_hf.evaluation.features import Features
+from esvit_hf.evaluation.knn import check_neighbors
+from esvit_hf.evaluation.linear_probe import LEARNING_RATES
+from esvit_hf.evaluation.region_tasks import check_regions, run_attention, run_correspondence
+from esvit_hf.evaluation.report import Report, command_of, public_name
+from esvit_hf.evaluation.splits import (
+    LabeledSplits,
+    check_images_per_class,
+    load_splits,
+    overlapping_images,
+)
+from esvit_hf.evaluation.store import FeatureStore, default_features_folder
+from esvit_hf.evaluation.tasks import (
+    FrozenData,
+    TaskResult,
+    run_few_shot,
+    run_knn,
+    run_linear_probe,
+    run_logistic,
+)
 
 __all__ = ["TASKS", "evaluate"]
 
@@ -56,24 +68,26 @@ def evaluate(
     num_workers: int = 2,
     mixed_precision: Literal["no", "bf16", "fp16"] = "no",
 ) -> dict[str, Any] | None:
-    """Evaluate a vision model on labelled images with several protocols, and write a report with figures.
+    """Evaluate a vision model on labeled images with several protocols, and write a report with
+    figures.
 
-    Features are computed once, kept on disk and shared by all tasks; a second call reuses them. The report's folder
-    gets report.json, report.md, measurements.json, model_card_block.md and figures. The last line of the output is the
-    content of report.json.
+    Features are computed once, kept on disk and shared by all tasks; a second call reuses them. The
+    report's folder gets report.json, report.md, measurements.json, model_card_block.md and figures.
+    The last line of the output is the content of report.json.
 
     Args:
         model: Hub name or folder of any vision model that AutoModel loads.
         dataset: Hub name, folder of parquet files or images, or a parquet file.
         report: folder for the report; files of an earlier one are replaced.
-        tasks: what to measure, separated by commas: knn, linear, logistic, few_shot, correspondence, attention.
-        train_split: labelled images to learn from, for example train or train[:10%].
+        tasks: what to measure, separated by commas: knn, linear, logistic, few_shot,
+            correspondence, attention.
+        train_split: labeled images to learn from, for example train or train[:10%].
         test_split: images to test on.
         config_name: configuration of the data set, if it has several.
         image_column: column with the images; found by its type if not given.
         label_column: column with the labels, integers or strings; found by its type if not given.
-        k: number of neighbours, or several as '[10,20]'.
-        temperature: temperature T of the neighbours' votes, or several as '[0.05,0.07]'.
+        k: number of neighbors, or several as '[10,20]'.
+        temperature: temperature T of the neighbors' votes, or several as '[0.05,0.07]'.
         blocks: numbers of last blocks that the linear probe chooses from.
         learning_rates: rates for a batch of 256 that the linear probe chooses from.
         epochs: passes of the linear probe over the features.
@@ -81,7 +95,8 @@ def evaluate(
         draws: random choices of those images.
         seed: of all that is random.
         features_folder: where features are kept; ~/.cache/esvit_hf/features if not given.
-        processor: Hub name or folder whose image processor prepares the images; the model's own if not given.
+        processor: Hub name or folder whose image processor prepares the images; the model's own if
+            not given.
         revision: branch, tag or commit of the model.
         trust_remote_code: run code that the model's repository ships.
         batch_size: images at once on each device.
@@ -92,7 +107,8 @@ def evaluate(
         The content of report.json; None on processes but the first.
 
     Raises:
-        ValueError: the model, its image processor, the data or a setting does not work; the message names the remedy.
+        ValueError: the model, its image processor, the data or a setting does not work; the message
+            names the remedy.
     """
     command = command_of("evaluate", evaluate, locals(), private=_PRIVATE)
     chosen = _read_tasks(tasks)
@@ -109,7 +125,7 @@ def evaluate(
         label_column=label_column,
     )
     if "knn" in chosen:
-        check_neighbours(max(counts), len(splits.train))
+        check_neighbors(max(counts), len(splits.train))
     if "few_shot" in chosen:
         check_images_per_class(splits.train_labels, max(shot_counts), splits.class_names)
     _prepare_folder(report)
@@ -143,7 +159,9 @@ def evaluate(
         if "knn" in chosen:
             results["knn"] = run_knn(data, k=counts, temperature=temperatures)
         if "linear" in chosen:
-            results["linear"] = run_linear_probe(data, blocks=block_counts, learning_rates=rates, epochs=epochs)
+            results["linear"] = run_linear_probe(
+                data, blocks=block_counts, learning_rates=rates, epochs=epochs
+            )
         if "logistic" in chosen:
             results["logistic"] = run_logistic(data)
         if "few_shot" in chosen:
@@ -172,7 +190,9 @@ def _read_tasks(tasks: str) -> list[str]:
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     unknown = [name for name in names if name not in TASKS]
     if unknown or not names:
-        raise ValueError(f"--tasks is {tasks!r}: choose from {','.join(TASKS)}, separated by commas")
+        raise ValueError(
+            f"--tasks is {tasks!r}: choose from {','.join(TASKS)}, separated by commas"
+        )
     return names
 
 
@@ -182,17 +202,22 @@ def _prepare_folder(report: Path) -> None:
     try:
         report.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"the report cannot be written to {report} ({error}): name another folder") from error
+        raise ValueError(
+            f"the report cannot be written to {report} ({error}): name another folder"
+        ) from error
 
 
-def _overlap_notes(splits: LabelledSplits) -> list[str]:
+def _overlap_notes(splits: LabeledSplits) -> list[str]:
     overlap = overlapping_images(splits.train, splits.test)
     if not overlap:
         return []
-    shown = ", ".join(map(str, overlap[:_OVERLAPS_SHOWN])) + (", ..." if len(overlap) > _OVERLAPS_SHOWN else "")
+    shown = ", ".join(map(str, overlap[:_OVERLAPS_SHOWN])) + (
+        ", ..." if len(overlap) > _OVERLAPS_SHOWN else ""
+    )
     note = (
-        f"{len(overlap)} of {len(splits.test)} test images are training images too (image {shown}), so the accuracies "
-        "are too high: remove them, or choose splits that do not overlap"
+        f"{len(overlap)} of {len(splits.test)} test images are training images too (image "
+        f"{shown}), so the accuracies are too high: remove them, or choose splits that do not "
+        f"overlap"
     )
     warnings.warn(note, stacklevel=3)
     return [note]
@@ -201,7 +226,7 @@ def _overlap_notes(splits: LabelledSplits) -> list[str]:
 def _facts(
     store: FeatureStore,
     dataset: str,
-    splits: LabelledSplits,
+    splits: LabeledSplits,
     train_split: str,
     test_split: str,
     mixed_precision: str,
@@ -222,11 +247,15 @@ def _facts(
     }
 
 
-def _confusion(results: dict[str, TaskResult], splits: LabelledSplits) -> dict[str, Any]:
+def _confusion(results: dict[str, TaskResult], splits: LabeledSplits) -> dict[str, Any]:
     """The confusion matrix of the strongest classifier that was asked for."""
     for task in ("linear", "logistic", "knn"):
         predicted = results[task].predicted if task in results else None
         if predicted is not None:
             title = f"Confusion of the {results[task].title}"
-            return {"confusion_matrix": draw_confusion(predicted, splits.test_labels, splits.class_names, title)}
+            return {
+                "confusion_matrix": draw_confusion(
+                    predicted, splits.test_labels, splits.class_names, title
+                )
+            }
     return {}

@@ -19,7 +19,14 @@ from esvit_hf.backbones import RegionBackbone
 from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
 from esvit_hf.data.sources import ImageSource
 
-__all__ = ["Features", "ReadableImages", "check_matrices", "extract_features", "load_image_processor", "shared_labels"]
+__all__ = [
+    "Features",
+    "ReadableImages",
+    "check_matrices",
+    "extract_features",
+    "load_image_processor",
+    "shared_labels",
+]
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,8 @@ class Features:
     Attributes:
         values: (N, D) float32 on the CPU.
         labels: (N,) int64 on the CPU, None without labels.
-        block_widths: columns of each block in `values`, from the earliest block to the last; their sum is D.
+        block_widths: columns of each block in `values`, from the earliest block to the last; their
+            sum is D.
     """
 
     values: Tensor
@@ -75,15 +83,19 @@ def extract_features(
 ) -> Features:
     """Run a frozen backbone over all images.
 
-    Images are decoded and preprocessed in worker processes. Whole batches are dealt out to the processes of the
-    accelerator and the rows are placed by image index, so the numbers do not depend on the number of processes. Every
-    process holds the complete result: N * D * 4 bytes of CPU memory each.
+    Images are decoded and preprocessed in worker processes. Whole batches are dealt out to the
+    processes of the accelerator and the rows are placed by image index, so the numbers do not
+    depend on the number of processes. Every process holds the complete result: N * D * 4 bytes of
+    CPU memory each.
 
     Args:
-        backbone: moved to the accelerator's device; used in evaluation mode and given back in the mode it came in.
+        backbone: moved to the accelerator's device; used in evaluation mode and given back in the
+            mode it came in.
         source: the images.
-        processor: image processor of transformers: a list of PIL images to `pixel_values` (B, 3, H, W).
-        blocks: 1 for the view feature; more for the pooled features of that many last blocks, concatenated.
+        processor: image processor of transformers: a list of PIL images to `pixel_values` (B, 3, H,
+            W).
+        blocks: 1 for the view feature; more for the pooled features of that many last blocks,
+            concatenated.
         batch_size: images a process sees at once.
         num_workers: worker processes for each process.
         accelerator: device, processes and mixed precision; by default what the environment says.
@@ -92,11 +104,13 @@ def extract_features(
         Features of every image.
 
     Raises:
-        ValueError: a setting below its minimum, images that cannot be decoded or batched, features that are not finite.
+        ValueError: a setting below its minimum, images that cannot be decoded or batched, features
+            that are not finite.
     """
     if batch_size < 1 or blocks < 1 or num_workers < 0:
         raise ValueError(
-            f"batch_size is {batch_size}, blocks {blocks}, num_workers {num_workers}: give at least 1, 1 and 0"
+            f"batch_size is {batch_size}, blocks {blocks}, num_workers {num_workers}: give at "
+            f"least 1, 1 and 0"
         )
     accelerator = accelerator or Accelerator()
     was_training = backbone.training
@@ -111,8 +125,8 @@ def extract_features(
     faulty = (~torch.isfinite(values).all(dim=1)).nonzero()[:, 0]
     if len(faulty):
         raise ValueError(
-            f"features of {len(faulty)} of {len(source)} images are not finite, the first is image {int(faulty[0])}: "
-            "check the weights, and try mixed precision 'no' or 'bf16'"
+            f"features of {len(faulty)} of {len(source)} images are not finite, the first is image "
+            f"{int(faulty[0])}: check the weights, and try mixed precision 'no' or 'bf16'"
         )
     labels = None if source.labels is None else torch.from_numpy(source.labels).long()
     return Features(values, labels, block_widths)
@@ -141,7 +155,8 @@ def load_image_processor(
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{name_or_path!r} has no image processor ({reason}): name a model or folder that has one with --processor"
+            f"{name_or_path!r} has no image processor ({reason}): name a model or folder that has "
+            f"one with --processor"
         ) from error
     return processor
 
@@ -149,11 +164,13 @@ def load_image_processor(
 def shared_labels(train: ImageSource, test: ImageSource) -> tuple[Tensor, Tensor]:
     """Labels of two sources in one numbering.
 
-    Classes are matched by name where both sources name them, because each may number only the classes that it holds.
+    Classes are matched by name where both sources name them, because each may number only the
+    classes that it holds.
 
     Args:
         train: images whose numbering is kept.
-        test: images whose labels are renumbered; classes unknown to `train` get numbers after its own.
+        test: images whose labels are renumbered; classes unknown to `train` get numbers after its
+            own.
 
     Returns:
         int64 labels of train (N,) and test (M,) on the CPU.
@@ -163,9 +180,15 @@ def shared_labels(train: ImageSource, test: ImageSource) -> tuple[Tensor, Tensor
     """
     for source in (train, test):
         if source.labels is None:
-            raise ValueError(f"{source.description}: name the column with the labels (--label_column)")
+            raise ValueError(
+                f"{source.description}: name the column with the labels (--label_column)"
+            )
     train_labels, test_labels = (torch.from_numpy(source.labels).long() for source in (train, test))
-    if train.class_names is None or test.class_names is None or train.class_names == test.class_names:
+    if (
+        train.class_names is None
+        or test.class_names is None
+        or train.class_names == test.class_names
+    ):
         return train_labels, test_labels
     numbers = {name: number for number, name in enumerate(train.class_names)}
     renumbered = [numbers.setdefault(name, len(numbers)) for name in test.class_names]
@@ -182,20 +205,31 @@ def check_matrices(train: Tensor, test: Tensor) -> None:
     Raises:
         ValueError: another shape, no image, or values that are not finite.
     """
-    if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1] or not train.numel() or not test.numel():
+    if (
+        train.ndim != 2
+        or test.ndim != 2
+        or train.shape[1] != test.shape[1]
+        or not train.numel()
+        or not test.numel()
+    ):
         raise ValueError(
-            f"train has shape {tuple(train.shape)} and test {tuple(test.shape)}: both must be (images, D), one D, with "
-            "at least one image"
+            f"train has shape {tuple(train.shape)} and test {tuple(test.shape)}: both must be "
+            f"(images, D), one D, with at least one image"
         )
     for name, features in (("train", train), ("test", test)):
         # Extremes carry NaN and infinity along, without a mask the size of the features.
         if not torch.isfinite(torch.stack(torch.aminmax(features))).all():
-            raise ValueError(f"{name} features are not all finite: look for the images that cause NaN or infinity")
+            raise ValueError(
+                f"{name} features are not all finite: look for the images that cause NaN or "
+                f"infinity"
+            )
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Preprocessed images: `pixel_values` (B, 3, H, W) or None if all are broken, `indices` (B,)."""
+    """Preprocessed images: `pixel_values` (B, 3, H, W) or None if all are broken, `indices`
+    (B,).
+    """
 
     pixel_values: Tensor | None
     indices: Tensor
@@ -218,18 +252,22 @@ class _PreprocessedImages(Dataset[_Batch]):
     def __getitems__(self, indices: list[int]) -> _Batch:
         read = self.source.read(indices)
         broken = [image for image in read if isinstance(image, BrokenImage)]
-        kept = [pair for pair in zip(indices, read, strict=True) if not isinstance(pair[1], BrokenImage)]
+        kept = [
+            pair for pair in zip(indices, read, strict=True) if not isinstance(pair[1], BrokenImage)
+        ]
         numbers = torch.tensor([index for index, _ in kept], dtype=torch.int64)
         if not kept:
             return _Batch(None, numbers, broken)
         try:
-            pixels = self.processor(images=[image for _, image in kept], return_tensors="pt")["pixel_values"]
+            pixels = self.processor(images=[image for _, image in kept], return_tensors="pt")[
+                "pixel_values"
+            ]
         except ValueError as error:
             # An exception would reach the main process wrapped in the worker's traceback.
             reason = " ".join(str(error).split())[:200]
             problem = (
-                f"the image processor cannot batch images {indices[0]} to {indices[-1]} ({reason}): use one that crops "
-                "or resizes to a fixed size"
+                f"the image processor cannot batch images {indices[0]} to {indices[-1]} "
+                f"({reason}): use one that crops or resizes to a fixed size"
             )
             return _Batch(None, numbers, broken, problem)
         return _Batch(pixels, numbers, broken)
@@ -250,7 +288,10 @@ def _collect(
 ) -> tuple[Tensor, tuple[int, ...], Sequence[BrokenImage]]:
     """Features (N, D) by image index, the width of each block, and the images without a feature."""
     processes, rank = accelerator.num_processes, accelerator.process_index
-    batches = [list(range(start, min(start + batch_size, len(source)))) for start in range(0, len(source), batch_size)]
+    batches = [
+        list(range(start, min(start + batch_size, len(source))))
+        for start in range(0, len(source), batch_size)
+    ]
     loader = iter(
         DataLoader(
             _PreprocessedImages(source, processor),
@@ -265,12 +306,19 @@ def _collect(
     filled = torch.zeros(len(source), dtype=torch.bool)
     broken: list[BrokenImage] = []
     progress = tqdm(
-        total=len(source), desc="features", unit="image", leave=False, disable=not accelerator.is_main_process
+        total=len(source),
+        desc="features",
+        unit="image",
+        leave=False,
+        disable=not accelerator.is_main_process,
     )
     with torch.no_grad(), progress:
         for _ in range(math.ceil(len(batches) / processes)):
             batch = next(loader, None)
-            rows, indices = torch.empty(0, 0, device=accelerator.device), torch.empty(0, dtype=torch.int64)
+            rows, indices = (
+                torch.empty(0, 0, device=accelerator.device),
+                torch.empty(0, dtype=torch.int64),
+            )
             if batch is not None:
                 if batch.problem is not None:
                     raise ValueError(batch.problem)
@@ -297,11 +345,15 @@ def _collect(
         broken = sorted(gather_object(broken), key=lambda image: image.index)
         # A process without images of its own learns the widths from the others.
         block_widths = max(gather_object([block_widths]), key=len)
-    assert int(filled.sum()) + len(broken) == len(source), "an image has neither a feature nor a fault"
+    assert int(filled.sum()) + len(broken) == len(source), (
+        "an image has neither a feature nor a fault"
+    )
     return (torch.empty(len(source), 0) if values is None else values), block_widths, broken
 
 
-def _gather_rows(rows: Tensor, indices: Tensor, batch_size: int, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+def _gather_rows(
+    rows: Tensor, indices: Tensor, batch_size: int, accelerator: Accelerator
+) -> tuple[Tensor, Tensor]:
     """Rows (b_r, D) and indices (b_r,) of all processes r, each with at most `batch_size` rows."""
     device = accelerator.device
     # A process without images of its own learns the width from the others.

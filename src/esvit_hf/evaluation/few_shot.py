@@ -1,4 +1,4 @@
-"""Classification from a few labelled images a class: nearest class mean of frozen features."""
+"""Classification from a few labeled images a class: nearest class mean of frozen features."""
 
 import statistics
 from collections.abc import Sequence
@@ -48,10 +48,11 @@ def few_shot_accuracy(
 ) -> list[FewShotResult]:
     """Accuracy of the nearest class mean, learned from a few images a class, over every test image.
 
-    The classifier has no setting that would have to be chosen on images that are not there: the mean of the labelled
-    images is subtracted, features are L2-normalised, a class is the mean of its images, and a test image belongs to the
-    class of highest cosine similarity, the lower class among equals. A draw takes images in one random order, so that
-    5 shots contain the image of 1 shot.
+    The classifier has no setting that would have to be chosen on images that are not there: the
+    mean of the labeled images is subtracted, features are L2-normalized, a class is the mean of its
+    images, and a test image belongs to the class of highest cosine similarity, the lower class
+    among equals. A draw takes images in one random order, so that 5 shots contain the image of 1
+    shot.
 
     Args:
         train: (N, D) features.
@@ -67,16 +68,21 @@ def few_shot_accuracy(
         One result for each number of shots, in ascending order.
 
     Raises:
-        ValueError: features that are no two finite matrices of one width, fewer than two classes, test classes without
-            a training image, classes with fewer images than shots, or a setting below 1.
+        ValueError: features that are no two finite matrices of one width, fewer than two classes,
+            test classes without a training image, classes with fewer images than shots, or a
+            setting below 1.
 
     Source:
-        SimpleShot (arXiv 1911.04623), CL2N, with the mean of the labelled images in place of that of other classes.
+        SimpleShot (arXiv 1911.04623), CL2N, with the mean of the labeled images in place of that of
+        other classes.
     """
     check_matrices(train, test)
     counts = sorted(set(shots))
     if not counts or counts[0] < 1 or draws < 1:
-        raise ValueError(f"shots are {list(shots)} and draws {draws}: give at least one number of shots, all above 0")
+        raise ValueError(
+            f"shots are {list(shots)} and draws {draws}: give at least one number of shots, all "
+            f"above 0"
+        )
     check_classes(train_labels, test_labels)
     check_images_per_class(train_labels, counts[-1])
     device = train.device if device is None else torch.device(device)
@@ -86,22 +92,32 @@ def few_shot_accuracy(
     generator = torch.Generator().manual_seed(seed)
     for _ in tqdm(range(draws), desc="few-shot", unit="draw", leave=False):
         chosen = _draw(train_labels.cpu(), classes, counts[-1], generator)
-        drawn = train[chosen.flatten().to(train.device)].to(device, torch.float32).unflatten(0, chosen.shape)
+        drawn = (
+            train[chosen.flatten().to(train.device)]
+            .to(device, torch.float32)
+            .unflatten(0, chosen.shape)
+        )
         for count in counts:
-            centre = drawn[:, :count].mean(dim=(0, 1))
-            means = F.normalize(F.normalize(drawn[:, :count] - centre, dim=2).mean(dim=1), dim=1)
+            center = drawn[:, :count].mean(dim=(0, 1))
+            means = F.normalize(F.normalize(drawn[:, :count] - center, dim=2).mean(dim=1), dim=1)
             predicted = torch.cat(
                 [
                     # A test image's own length changes no rank.
-                    ((rows.to(device, torch.float32) - centre) @ means.T).argmax(dim=1).cpu()
+                    ((rows.to(device, torch.float32) - center) @ means.T).argmax(dim=1).cpu()
                     for rows in test.split(_ROWS_AT_ONCE)
                 ]
             )
-            inputs = {"predictions": classes[predicted][:, None].tolist(), "references": test_labels.tolist()}
+            inputs = {
+                "predictions": classes[predicted][:, None].tolist(),
+                "references": test_labels.tolist(),
+            }
             accuracies[count].append(metric.compute(**inputs)["top_k_accuracy"])
     return [
         FewShotResult(
-            count, statistics.fmean(shares), statistics.stdev(shares) if len(shares) > 1 else 0.0, tuple(shares)
+            count,
+            statistics.fmean(shares),
+            statistics.stdev(shares) if len(shares) > 1 else 0.0,
+            tuple(shares),
         )
         for count, shares in accuracies.items()
     ]

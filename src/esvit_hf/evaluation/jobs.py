@@ -7,16 +7,16 @@ from typing import Any, Literal
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from ..backbones import RegionBackbone, load_backbone
-from ..data.sources import load_image_source
-from ..zoo.publish import check_target, prepare_repository, push_result
-from .classifier_card import write_classifier_card
-from .features import extract_features, load_image_processor
-from .knn import check_neighbours, knn_accuracy
-from .linear_probe import LEARNING_RATES, linear_probe
-from .probe_classifier import check_probe_fits, save_probe
-from .random_crops import AugmentedFeatures
-from .splits import load_splits
+from esvit_hf.backbones import RegionBackbone, load_backbone
+from esvit_hf.data.sources import load_image_source
+from esvit_hf.evaluation.classifier_card import write_classifier_card
+from esvit_hf.evaluation.features import extract_features, load_image_processor
+from esvit_hf.evaluation.knn import check_neighbors, knn_accuracy
+from esvit_hf.evaluation.linear_probe import LEARNING_RATES, linear_probe
+from esvit_hf.evaluation.probe_classifier import check_probe_fits, save_probe
+from esvit_hf.evaluation.random_crops import AugmentedFeatures
+from esvit_hf.evaluation.splits import load_splits
+from esvit_hf.zoo.publish import check_target, prepare_repository, push_result
 
 __all__ = ["measure_knn", "measure_linear_probe", "save_features"]
 
@@ -38,7 +38,8 @@ def save_features(
     num_workers: int = 2,
     mixed_precision: Literal["no", "bf16", "fp16"] = "no",
 ) -> dict[str, Any] | None:
-    """Save features of a vision model as safetensors: `features` (N, D) float32 and, with labels, `labels` (N,) int64.
+    """Save features of a vision model as safetensors: `features` (N, D) float32 and, with labels,
+    `labels` (N,) int64.
 
     Runs on several processes under `accelerate launch`; the file is the same.
 
@@ -50,8 +51,10 @@ def save_features(
         config_name: configuration of the data set, if it has several.
         image_column: column with the images; found by its type if not given.
         label_column: column with the labels; found by its type if not given.
-        blocks: 1 saves the view feature, n > 1 the pooled features of the last n blocks, concatenated.
-        processor: Hub name or folder whose image processor prepares the images; the model's own if not given.
+        blocks: 1 saves the view feature, n > 1 the pooled features of the last n blocks,
+            concatenated.
+        processor: Hub name or folder whose image processor prepares the images; the model's own if
+            not given.
         revision: branch, tag or commit of the model.
         trust_remote_code: run code that the model's repository ships.
         batch_size: images at once on each device.
@@ -59,16 +62,24 @@ def save_features(
         mixed_precision: number format of the computation.
 
     Returns:
-        The file, the number of images and of channels, whether there are labels; None on processes but the first.
+        The file, the number of images and of channels, whether there are labels; None on processes
+        but the first.
 
     Raises:
-        ValueError: the model, its image processor, the data or a setting does not work; the message names the remedy.
+        ValueError: the model, its image processor, the data or a setting does not work; the message
+            names the remedy.
     """
     if output.suffix != ".safetensors" or not output.parent.is_dir():
-        raise ValueError(f"--output is {output}: give a name that ends in .safetensors, in an existing folder")
+        raise ValueError(
+            f"--output is {output}: give a name that ends in .safetensors, in an existing folder"
+        )
     accelerator = Accelerator(mixed_precision=mixed_precision)
     source = load_image_source(
-        dataset, split=split, config_name=config_name, image_column=image_column, label_column=label_column
+        dataset,
+        split=split,
+        config_name=config_name,
+        image_column=image_column,
+        label_column=label_column,
     )
     backbone, image_processor = _load(model, processor, revision, trust_remote_code)
     features = extract_features(
@@ -85,9 +96,18 @@ def save_features(
     tensors = {"features": features.values}
     if features.labels is not None:
         tensors["labels"] = features.labels
-    save_file(tensors, output, metadata={"model": model, "dataset": dataset, "split": split, "blocks": str(blocks)})
+    save_file(
+        tensors,
+        output,
+        metadata={"model": model, "dataset": dataset, "split": split, "blocks": str(blocks)},
+    )
     images, dimension = features.values.shape
-    return {"output": str(output), "images": images, "dimension": dimension, "labels": features.labels is not None}
+    return {
+        "output": str(output),
+        "images": images,
+        "dimension": dimension,
+        "labels": features.labels is not None,
+    }
 
 
 def measure_knn(
@@ -110,20 +130,22 @@ def measure_knn(
 ) -> dict[str, Any] | None:
     """Weighted k-NN accuracy of a vision model's features, the protocol of DINO and EsViT.
 
-    Every test image votes with the labels of its k most similar training images (cosine), weighted by exp(cos / T).
-    The last line of the output is a JSON object with top-1 and top-5 accuracy in percent for each k and temperature.
+    Every test image votes with the labels of its k most similar training images (cosine), weighted
+    by exp(cos / T). The last line of the output is a JSON object with top-1 and top-5 accuracy in
+    percent for each k and temperature.
 
     Args:
         model: Hub name or folder of any vision model that AutoModel loads.
         dataset: Hub name, folder of parquet files or images, or a parquet file.
-        train_split: labelled images to search, for example train or train[:10%].
+        train_split: labeled images to search, for example train or train[:10%].
         test_split: images to classify.
         config_name: configuration of the data set, if it has several.
         image_column: column with the images; found by its type if not given.
         label_column: column with the labels; found by its type if not given.
-        k: number of neighbours, or several as '[10,20]'.
+        k: number of neighbors, or several as '[10,20]'.
         temperature: temperature T of the votes, or several as '[0.05,0.07]'.
-        processor: Hub name or folder whose image processor prepares the images; the model's own if not given.
+        processor: Hub name or folder whose image processor prepares the images; the model's own if
+            not given.
         revision: branch, tag or commit of the model.
         trust_remote_code: run code that the model's repository ships.
         batch_size: images at once on each device.
@@ -134,7 +156,8 @@ def measure_knn(
         The accuracies and the number of images; None on processes but the first.
 
     Raises:
-        ValueError: the model, its image processor, the data or a setting does not work; the message names the remedy.
+        ValueError: the model, its image processor, the data or a setting does not work; the message
+            names the remedy.
     """
     accelerator = Accelerator(mixed_precision=mixed_precision)
     splits = load_splits(
@@ -146,7 +169,7 @@ def measure_knn(
         label_column=label_column,
     )
     counts = k if isinstance(k, list) else [k]
-    check_neighbours(max(counts, default=0), len(splits.train))
+    check_neighbors(max(counts, default=0), len(splits.train))
     backbone, image_processor = _load(model, processor, revision, trust_remote_code)
     train, test = (
         extract_features(
@@ -171,7 +194,12 @@ def measure_knn(
         device=accelerator.device,
     )
     rows = [
-        {"k": count, "temperature": value, "top1": round(100 * top1, 3), "top5": round(100 * top5, 3)}
+        {
+            "k": count,
+            "temperature": value,
+            "top1": round(100 * top1, 3),
+            "top5": round(100 * top5, 3),
+        }
         for (count, value), (top1, top5) in accuracies.items()
     ]
     return {
@@ -212,10 +240,10 @@ def measure_linear_probe(
 ) -> dict[str, Any] | None:
     """Linear-probe accuracy of a vision model's features, as in DINO and EsViT.
 
-    Classifiers for all learning rates and numbers of last blocks are trained together; the one that is best on a
-    held-out part of the training images is tested. Features are computed once, unless images are augmented as in the
-    papers: then they are computed in every epoch. The last line of the output is a JSON object with accuracies in
-    percent.
+    Classifiers for all learning rates and numbers of last blocks are trained together; the one that
+    is best on a held-out part of the training images is tested. Features are computed once, unless
+    images are augmented as in the papers: then they are computed in every epoch. The last line of
+    the output is a JSON object with accuracies in percent.
 
     Args:
         model: Hub name or folder of any vision model that AutoModel loads.
@@ -225,19 +253,22 @@ def measure_linear_probe(
         config_name: configuration of the data set, if it has several.
         image_column: column with the images; found by its type if not given.
         label_column: column with the labels; found by its type if not given.
-        blocks: number of last blocks whose pooled features are concatenated, or several to choose from as '[1,4]'; 1
-            takes the view feature.
+        blocks: number of last blocks whose pooled features are concatenated, or several to choose
+            from as '[1,4]'; 1 takes the view feature.
         learning_rates: rate for a batch of 256, or several to choose from as '[0.01,0.1]'.
         epochs: passes over the training images.
-        augment: crop and mirror the training images at random in every epoch, which takes the epochs times as long.
+        augment: crop and mirror the training images at random in every epoch, which takes the
+            epochs times as long.
         probe_batch_size: features a step of the probe.
         validation_fraction: held-out share of the training images.
-        seed: of the probe's initialisation, split, order and crops.
-        output_dir: new folder for network and probe as one classifier; with `blocks` 1, for networks of this package.
+        seed: of the probe's initialization, split, order and crops.
+        output_dir: new folder for network and probe as one classifier; with `blocks` 1, for
+            networks of this package.
         push_to_hub: publish that folder on the Hub, with the login of huggingface_hub or HF_TOKEN.
         hub_model_id: NAME/MODEL to publish.
         hub_private_repo: make the repository private.
-        processor: Hub name or folder whose image processor prepares the images; the model's own if not given.
+        processor: Hub name or folder whose image processor prepares the images; the model's own if
+            not given.
         revision: branch, tag or commit of the model.
         trust_remote_code: run code that the model's repository ships.
         batch_size: images at once on each device while features are computed.
@@ -248,7 +279,8 @@ def measure_linear_probe(
         The accuracies, the chosen setting, the number of images; None on processes but the first.
 
     Raises:
-        ValueError: the model, its image processor, the data or a setting does not work; the message names the remedy.
+        ValueError: the model, its image processor, the data or a setting does not work; the message
+            names the remedy.
     """
     accelerator = Accelerator(mixed_precision=mixed_precision)
     splits = load_splits(
@@ -260,7 +292,11 @@ def measure_linear_probe(
         label_column=label_column,
     )
     counts = blocks if isinstance(blocks, list) else [blocks]
-    options: dict[str, Any] = {"blocks": max(counts), "batch_size": batch_size, "num_workers": num_workers}
+    options: dict[str, Any] = {
+        "blocks": max(counts),
+        "batch_size": batch_size,
+        "num_workers": num_workers,
+    }
     backbone, image_processor = _load(model, processor, revision, trust_remote_code)
     if output_dir is not None:
         check_probe_fits(backbone.model, counts, output_dir)
@@ -302,7 +338,10 @@ def measure_linear_probe(
     accuracies = {name: round(100 * share, 3) for name, share in shares.items()}
     saved: dict[str, Any] = {}
     if output_dir is not None:
-        protocol = f"one linear layer on the view feature, {epochs} epochs of SGD at rate {result.learning_rate:g}"
+        protocol = (
+            f"one linear layer on the view feature, {epochs} epochs of SGD at rate "
+            f"{result.learning_rate:g}"
+        )
         config = save_probe(output_dir, backbone.model, image_processor, result, splits.class_names)
         write_classifier_card(
             output_dir,
@@ -313,7 +352,16 @@ def measure_linear_probe(
             dataset=dataset,
             split=test_split,
             protocol=protocol,
-            command=["esvit", "linear-probe", model, dataset, "--test_split", test_split, "--blocks", "1"],
+            command=[
+                "esvit",
+                "linear-probe",
+                model,
+                dataset,
+                "--test_split",
+                test_split,
+                "--blocks",
+                "1",
+            ],
         )
         saved["output_dir"] = str(output_dir)
     if push_to_hub and output_dir is not None:
@@ -339,6 +387,8 @@ def _load(
 ) -> tuple[RegionBackbone, Callable[..., Any]]:
     backbone = load_backbone(model, revision=revision, trust_remote_code=trust_remote_code)
     image_processor = load_image_processor(
-        processor or model, revision=None if processor else revision, trust_remote_code=trust_remote_code
+        processor or model,
+        revision=None if processor else revision,
+        trust_remote_code=trust_remote_code,
     )
     return backbone, image_processor

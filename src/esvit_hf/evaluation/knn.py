@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features, exact and in bounded memory."""
+"""Weighted k-nearest-neighbor classification of frozen features, exact and in bounded memory."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +10,13 @@ from esvit_hf.evaluation import RANKED_CLASSES, load_metric
 from esvit_hf.evaluation.features import check_matrices
 from esvit_hf.models.modeling_esvit_linear import multiply_transposed
 
-__all__ = ["check_neighbours", "knn_accuracy", "knn_predictions", "nearest_neighbours", "ranked_accuracy"]
+__all__ = [
+    "check_neighbors",
+    "knn_accuracy",
+    "knn_predictions",
+    "nearest_neighbors",
+    "ranked_accuracy",
+]
 
 DEFAULT_BLOCK_BYTES = 512 * 2**20
 _GROUP_SIZE = 16
@@ -30,31 +36,46 @@ def knn_accuracy(
     """Accuracy of the weighted k-NN classifier over every test image.
 
     Args:
-        train: (N, D) features; they are L2-normalised here.
+        train: (N, D) features; they are L2-normalized here.
         train_labels: (N,) integer classes.
         test: (M, D) features.
         test_labels: (M,) integer classes; a class that `train` lacks counts as an error.
-        k: numbers of neighbours.
+        k: numbers of neighbors.
         temperature: temperatures T of the weights exp(cos / T).
-        block_bytes: bound of the memory for similarities, beside the features and M * (max(k) + 1) neighbours.
+        block_bytes: bound of the memory for similarities, beside the features and M * (max(k) + 1)
+            neighbors.
         device: where to compute; by default where `train` lies. Blocks of features are moved there.
 
     Returns:
-        For each (k, T) top-1 and top-5 accuracy in [0, 1]. A class that no neighbour voted for is never counted as
-        predicted, so top-5 has its natural meaning with fewer than 5 classes or neighbours.
+        For each (k, T) top-1 and top-5 accuracy in [0, 1]. A class that no neighbor voted for is
+        never counted as predicted, so top-5 has its natural meaning with fewer than 5 classes or
+        neighbors.
 
     Raises:
-        ValueError: shapes that do not fit, values that are not finite, k larger than N, a temperature not above 0.
+        ValueError: shapes that do not fit, values that are not finite, k larger than N, a
+            temperature not above 0.
 
     Source:
         DINO (arXiv 2104.14294) section 4.1; EsViT section 4.1.
     """
     if test_labels.shape != test.shape[:1]:
-        raise ValueError(f"{len(test)} test features have labels of shape {tuple(test_labels.shape)}: pass one each")
+        raise ValueError(
+            f"{len(test)} test features have labels of shape {tuple(test_labels.shape)}: pass one "
+            f"each"
+        )
     ranked = knn_predictions(
-        train, train_labels, test, k=k, temperature=temperature, block_bytes=block_bytes, device=device
+        train,
+        train_labels,
+        test,
+        k=k,
+        temperature=temperature,
+        block_bytes=block_bytes,
+        device=device,
     )
-    return {setting: ranked_accuracy(predictions, test_labels) for setting, predictions in ranked.items()}
+    return {
+        setting: ranked_accuracy(predictions, test_labels)
+        for setting, predictions in ranked.items()
+    }
 
 
 def ranked_accuracy(predictions: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -67,8 +88,13 @@ def ranked_accuracy(predictions: Tensor, labels: Tensor) -> tuple[float, float]:
     Returns:
         Both, in [0, 1].
     """
-    metric, inputs = load_metric("top_k_accuracy"), {"predictions": predictions.tolist(), "references": labels.tolist()}
-    top1, top5 = (metric.compute(**inputs, k=count)["top_k_accuracy"] for count in (1, RANKED_CLASSES))
+    metric, inputs = (
+        load_metric("top_k_accuracy"),
+        {"predictions": predictions.tolist(), "references": labels.tolist()},
+    )
+    top1, top5 = (
+        metric.compute(**inputs, k=count)["top_k_accuracy"] for count in (1, RANKED_CLASSES)
+    )
     return top1, top5
 
 
@@ -82,7 +108,8 @@ def knn_predictions(
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     device: torch.device | str | None = None,
 ) -> dict[tuple[int, float], Tensor]:
-    """Rank the classes of each test image by the votes of its k nearest neighbours, weighted by exp(cos / T).
+    """Rank the classes of each test image by the votes of its k nearest neighbors, weighted by
+    exp(cos / T).
 
     Equal votes go to the lower class.
 
@@ -90,30 +117,42 @@ def knn_predictions(
         train: (N, D) features.
         train_labels: (N,) integer classes.
         test: (M, D) features.
-        k: numbers of neighbours.
+        k: numbers of neighbors.
         temperature: temperatures T.
         block_bytes: bound of the memory for similarities and votes.
         device: where to compute; by default where `train` lies.
 
     Returns:
-        For each (k, T) int64 (M, 5) on the CPU: classes from the most votes to the fewest, -1 where no class is left.
+        For each (k, T) int64 (M, 5) on the CPU: classes from the most votes to the fewest, -1 where
+        no class is left.
 
     Raises:
         ValueError: as `knn_accuracy`.
     """
-    if train_labels.shape != train.shape[:1] or train_labels.is_floating_point() or train_labels.is_complex():
+    if (
+        train_labels.shape != train.shape[:1]
+        or train_labels.is_floating_point()
+        or train_labels.is_complex()
+    ):
         raise ValueError(
-            f"{len(train)} training features come with labels of shape {tuple(train_labels.shape)} and type "
-            f"{train_labels.dtype}: pass one integer each"
+            f"{len(train)} training features come with labels of shape {tuple(train_labels.shape)} "
+            f"and type {train_labels.dtype}: pass one integer each"
         )
     if not k or min(k) < 1 or not temperature or not min(temperature) > 0:
-        raise ValueError(f"k is {list(k)} and temperature {list(temperature)}: give at least one of each, all above 0")
+        raise ValueError(
+            f"k is {list(k)} and temperature {list(temperature)}: give at least one of each, all "
+            f"above 0"
+        )
     if len(train_labels) and int(train_labels.min()) < 0:
-        raise ValueError(f"the lowest training label is {int(train_labels.min())}: number the classes from 0")
+        raise ValueError(
+            f"the lowest training label is {int(train_labels.min())}: number the classes from 0"
+        )
     counts = sorted(set(k))
-    similarities, neighbours = nearest_neighbours(train, test, counts[-1], block_bytes=block_bytes, device=device)
+    similarities, neighbors = nearest_neighbors(
+        train, test, counts[-1], block_bytes=block_bytes, device=device
+    )
     classes = int(train_labels.max()) + 1
-    neighbour_labels = train_labels.to(neighbours.device, torch.int64)
+    neighbor_labels = train_labels.to(neighbors.device, torch.int64)
     ranked = {
         (count, value): torch.empty(len(test), RANKED_CLASSES, dtype=torch.int64)
         for count in k
@@ -124,9 +163,10 @@ def knn_predictions(
     for start in range(0, len(test), rows):
         block = slice(start, start + rows)
         cosines = similarities[block].double()
-        labels = neighbour_labels[neighbours[block]]
+        labels = neighbor_labels[neighbors[block]]
         for value in temperature:
-            # Scaling all votes of an image by one factor changes no rank and keeps the largest at 1.
+            # Scaling all votes of an image by one factor changes no rank and keeps the largest at
+            # 1.
             weights = torch.exp((cosines - cosines[:, :1]) / value)
             votes = weights.new_zeros(len(weights), classes)
             counted = 0
@@ -138,7 +178,7 @@ def knn_predictions(
 
 
 @torch.no_grad()
-def nearest_neighbours(
+def nearest_neighbors(
     train: Tensor,
     test: Tensor,
     k: int,
@@ -148,35 +188,39 @@ def nearest_neighbours(
 ) -> tuple[Tensor, Tensor]:
     """Find the k training rows of highest cosine similarity for every test row.
 
-    Similarities are computed in float32, block by block. Rows of equal similarity are taken from the lowest index up.
+    Similarities are computed in float32, block by block. Rows of equal similarity are taken from
+    the lowest index up.
 
     Args:
         train: (N, D) features.
         test: (M, D) features.
-        k: number of neighbours, at most N.
-        block_bytes: bound of the memory for a block of similarities and the normalised features it comes from.
+        k: number of neighbors, at most N.
+        block_bytes: bound of the memory for a block of similarities and the normalized features it
+            comes from.
         device: where to compute; by default where `train` lies.
 
     Returns:
-        Cosines (M, k), float32, in descending order, and int64 indices (M, k) into `train`, on `device`.
+        Cosines (M, k), float32, in descending order, and int64 indices (M, k) into `train`, on
+        `device`.
 
     Raises:
         ValueError: features that are no two finite matrices of one width, or k outside 1..N.
     """
     check_matrices(train, test)
-    check_neighbours(k, len(train))
+    check_neighbors(k, len(train))
     device = train.device if device is None else torch.device(device)
     width = train.shape[1]
     columns = max(1, min(len(train), block_bytes // (2 * 4 * width)))
-    # Sixteen bytes a similarity: the product itself, the group maxima and candidates, and the masks that resolve ties.
+    # Sixteen bytes a similarity: the product itself, the group maxima and candidates, and the masks
+    # that resolve ties.
     rows = max(1, min(len(test), block_bytes // (2 * 16 * columns)))
     best = torch.empty(len(test), k, device=device)
     best_indices = torch.empty(len(test), k, dtype=torch.int64, device=device)
     found = 0
     for start in range(0, len(train), columns):
-        block = _normalised(train[start : start + columns], device)
+        block = _normalized(train[start : start + columns], device)
         kept = min(k, found + len(block))
-        for row_start, queries in _normalised_blocks(test, rows, device):
+        for row_start, queries in _normalized_blocks(test, rows, device):
             values, indices = _largest(multiply_transposed(queries, block), min(k, len(block)))
             selection = slice(row_start, row_start + len(queries))
             if found:
@@ -191,27 +235,31 @@ def nearest_neighbours(
     return best, best_indices
 
 
-def check_neighbours(k: int, images: int) -> None:
-    """Check that there are k neighbours.
+def check_neighbors(k: int, images: int) -> None:
+    """Check that there are k neighbors.
 
     Args:
-        k: number of neighbours.
+        k: number of neighbors.
         images: number of training images.
 
     Raises:
         ValueError: k is outside 1..images.
     """
     if not 1 <= k <= images:
-        raise ValueError(f"k is {k}, the training set has {images} rows: choose k from 1 to {images}")
+        raise ValueError(
+            f"k is {k}, the training set has {images} rows: choose k from 1 to {images}"
+        )
 
 
-def _normalised(features: Tensor, device: torch.device) -> Tensor:
+def _normalized(features: Tensor, device: torch.device) -> Tensor:
     return F.normalize(features.to(device, torch.float32), dim=1)
 
 
-def _normalised_blocks(features: Tensor, rows: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+def _normalized_blocks(
+    features: Tensor, rows: int, device: torch.device
+) -> Iterator[tuple[int, Tensor]]:
     for start in range(0, len(features), rows):
-        yield start, _normalised(features[start : start + rows], device)
+        yield start, _normalized(features[start : start + rows], device)
 
 
 def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -227,7 +275,9 @@ def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
         chosen = indices[tied].sort(dim=1).values
         cut_rows = cut[tied].nonzero()[:, 0]
         if len(cut_rows):
-            chosen[cut_rows] = _first_largest(values[tied[cut_rows]], largest[tied[cut_rows], -1:], k)
+            chosen[cut_rows] = _first_largest(
+                values[tied[cut_rows]], largest[tied[cut_rows], -1:], k
+            )
         ordered, order = values[tied].gather(1, chosen).sort(dim=1, descending=True, stable=True)
         largest, indices = largest.clone(), indices.clone()
         largest[tied], indices[tied] = ordered, chosen.gather(1, order)
@@ -237,7 +287,8 @@ def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`torch.topk` in descending order, by way of group maxima where the rows are long.
 
-    The k groups with the largest maxima hold the k largest values: a value outside them is below k of the maxima.
+    The k groups with the largest maxima hold the k largest values: a value outside them is below k
+    of the maxima.
     """
     rows, length = values.shape
     groups = length // _GROUP_SIZE
@@ -254,7 +305,9 @@ def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _first_largest(values: Tensor, smallest_kept: Tensor, k: int) -> Tensor:
-    """Indices (R, k), ascending, of the values above the smallest kept one and of the first that equal it."""
+    """Indices (R, k), ascending, of the values above the smallest kept one and of the first that
+    equal it.
+    """
     above = values > smallest_kept
     equal = values == smallest_kept
     missing = k - above.sum(dim=1, keepdim=True)
@@ -263,7 +316,9 @@ def _first_largest(values: Tensor, smallest_kept: Tensor, k: int) -> Tensor:
 
 
 def _rank_classes(votes: Tensor) -> Tensor:
-    """Classes (R, 5) by votes (R, C), the lowest class first among equals; -1 where no votes are left."""
+    """Classes (R, 5) by votes (R, C), the lowest class first among equals; -1 where no votes are
+    left.
+    """
     votes = votes.clone()
     ranked = []
     for _ in range(RANKED_CLASSES):

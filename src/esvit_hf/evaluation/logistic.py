@@ -1,4 +1,6 @@
-"""Logistic regression on frozen features, its L2 strength chosen on validation data: the linear probe of CLIP."""
+"""Logistic regression on frozen features, its L2 strength chosen on validation data: the linear
+probe of CLIP.
+"""
 
 import math
 import warnings
@@ -19,7 +21,8 @@ __all__ = ["HALVINGS", "STRENGTHS", "LogisticResult", "logistic_probe"]
 STRENGTHS = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
 HALVINGS = 4
 MAX_ITERATIONS = 1000
-# Of the mean loss. It then ends within about 1e-8 of its minimum, as the tests compare with scikit-learn.
+# Of the mean loss. It then ends within about 1e-8 of its minimum, as the tests compare with
+# scikit-learn.
 GRADIENT_TOLERANCE = 1e-7
 LOSS_TOLERANCE = 1e-10
 
@@ -29,7 +32,8 @@ class LogisticResult:
     """What a logistic probe found.
 
     Attributes:
-        scores: (M, C) float64 logits of the test images on the CPU; with two classes the first column is 0.
+        scores: (M, C) float64 logits of the test images on the CPU; with two classes the first
+            column is 0.
         strength: the chosen L2 strength.
         validation: value of the metric, in [0, 1], for each strength tried.
     """
@@ -55,25 +59,27 @@ def logistic_probe(
 ) -> LogisticResult:
     """Fit logistic regression on features as they are, and score the test images.
 
-    Minimises the summed cross-entropy plus `strength` / 2 times the squared weights, the bias left free: scikit-learn's
-    `LogisticRegression(C=1 / strength)`, in float64 with L-BFGS. The strength is searched on a logarithmic scale: the
-    given ones first, then the midpoints between the best and its neighbours, `halvings` times. With the defaults that
-    is CLIP's search: 1e-6 to 1e6 in steps of 100, down to 8 steps a decade. Of equally good strengths the middle one is
-    taken. The last fit is on training and validation images together.
+    Minimizes the summed cross-entropy plus `strength` / 2 times the squared weights, the bias left
+    free: scikit-learn's `LogisticRegression(C=1 / strength)`, in float64 with L-BFGS. The strength
+    is searched on a logarithmic scale: the given ones first, then the midpoints between the best
+    and its neighbors, `halvings` times. With the defaults that is CLIP's search: 1e-6 to 1e6 in
+    steps of 100, down to 8 steps a decade. Of equally good strengths the middle one is taken. The
+    last fit is on training and validation images together.
 
     Args:
         train: (N, D) features.
-        train_labels: (N,) classes from 0 up: softmax, or one sigmoid if there are two. With `multi_label` (N, C) of 1
-            (present), 0 (absent) and -1 (not counted): one sigmoid a class.
+        train_labels: (N,) classes from 0 up: softmax, or one sigmoid if there are two. With
+            `multi_label` (N, C) of 1 (present), 0 (absent) and -1 (not counted): one sigmoid a
+            class.
         test: (M, D) features.
         strengths: L2 strengths to try first.
         halvings: how often the spacing around the best one is halved; 0 tries `strengths` alone.
-        validation: features and labels to choose by; a share of the training images is held out if None, of each class
-            unless `multi_label`.
+        validation: features and labels to choose by; a share of the training images is held out if
+            None, of each class unless `multi_label`.
         validation_fraction: that share, between 0 and 1.
         multi_label: any number of classes an image.
-        metric: one of `esvit_hf.evaluation.METRICS` to choose by; accuracy by default, 11-point mean average precision
-            with `multi_label`.
+        metric: one of `esvit_hf.evaluation.METRICS` to choose by; accuracy by default, 11-point
+            mean average precision with `multi_label`.
         seed: of the held-out draw.
         device: where to compute; by default where `train` lies, the CPU if that knows no float64.
 
@@ -81,8 +87,8 @@ def logistic_probe(
         Test scores, the chosen strength, and the validation value of each strength tried.
 
     Raises:
-        ValueError: shapes that do not fit, features that are not finite, labels of another kind, a class that all or no
-            training images have, or a setting out of range.
+        ValueError: shapes that do not fit, features that are not finite, labels of another kind, a
+            class that all or no training images have, or a setting out of range.
 
     Source:
         CLIP (arXiv 2103.00020) appendix A.3, which EsViT follows for its 18 transfer data sets.
@@ -90,10 +96,14 @@ def logistic_probe(
     tried = sorted(set(strengths))
     if not tried or not tried[0] > 0 or not math.isfinite(tried[-1]) or halvings < 0:
         raise ValueError(
-            f"strengths are {list(strengths)}, halvings {halvings}: give finite strengths above 0, at least 0 halvings"
+            f"strengths are {list(strengths)}, halvings {halvings}: give finite strengths above 0, "
+            f"at least 0 halvings"
         )
     if validation is None and not 0 < validation_fraction < 1:
-        raise ValueError(f"validation_fraction is {validation_fraction}: choose a share between 0 and 1, such as 0.2")
+        raise ValueError(
+            f"validation_fraction is {validation_fraction}: choose a share between 0 and 1, such "
+            f"as 0.2"
+        )
     check_matrices(train, test)
     _check_labels("train", train, train_labels, multi_label)
     if validation is None:
@@ -105,8 +115,8 @@ def logistic_probe(
         _check_labels("validation", *validation, multi_label)
         if multi_label and validation[1].shape[1] != train_labels.shape[1]:
             raise ValueError(
-                f"validation labels have {validation[1].shape[1]} columns, train labels {train_labels.shape[1]}: pass "
-                "one column a class in both"
+                f"validation labels have {validation[1].shape[1]} columns, train labels "
+                f"{train_labels.shape[1]}: pass one column a class in both"
             )
         is_validation = torch.arange(len(train) + len(validation[0])) >= len(train)
         features = torch.cat([train, validation[0].to(train.device)])
@@ -117,16 +127,25 @@ def logistic_probe(
     device = features.device if device is None else torch.device(device)
     # Metal has no float64.
     device = torch.device("cpu") if device.type == "mps" else device
-    features, labels, is_validation = features.to(device, torch.float64), labels.to(device), is_validation.to(device)
+    features, labels, is_validation = (
+        features.to(device, torch.float64),
+        labels.to(device),
+        is_validation.to(device),
+    )
     classes = labels.shape[1] if multi_label else int(labels.max()) + 1
     values = _search(features, labels, is_validation, classes, tried, halvings, metric)
     best = _best(values)
     if len(values) > 1 and best in (min(values), max(values)):
-        warnings.warn(f"the best L2 strength, {best:g}, is at the edge of those tried: widen strengths", stacklevel=2)
+        warnings.warn(
+            f"the best L2 strength, {best:g}, is at the edge of those tried: widen strengths",
+            stacklevel=2,
+        )
     classifier = _Problem(features, labels, classes).fit(best)
     if not classifier.converged:
         warnings.warn(
-            f"the last fit, with L2 strength {best:g}, did not converge in {MAX_ITERATIONS} iterations", stacklevel=2
+            f"the last fit, with L2 strength {best:g}, did not converge in {MAX_ITERATIONS} "
+            f"iterations",
+            stacklevel=2,
         )
     return LogisticResult(classifier.scores(test.to(device, torch.float64)).cpu(), best, values)
 
@@ -156,7 +175,9 @@ def _search(
 
 @dataclass(frozen=True)
 class _Classifier:
-    """Linear classifier of C classes: weight (D, K) and bias (K,), K = 1 if one sigmoid stands for two classes."""
+    """Linear classifier of C classes: weight (D, K) and bias (K,), K = 1 if one sigmoid stands for
+    two classes.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -172,8 +193,9 @@ class _Classifier:
 class _Problem:
     """Training data in coordinates that suit the optimizer.
 
-    Centred features change only the bias, and features turned into their principal axes only turn the weights, whose
-    norm stays. In these axes the curvature is nearly diagonal, so scaled weights make L-BFGS quick at every strength.
+    Centerd features change only the bias, and features turned into their principal axes only turn
+    the weights, whose norm stays. In these axes the curvature is nearly diagonal, so scaled weights
+    make L-BFGS quick at every strength.
 
     Args:
         features: (N, D) float64.
@@ -186,10 +208,12 @@ class _Problem:
         self.targets = labels[:, None] if labels.ndim == 1 and classes == 2 else labels
         self.classes = classes
         self.mean = features.mean(dim=0)
-        centred = features - self.mean
+        centerd = features - self.mean
         # The triangular factor has the axes of the features, and is as small as they allow.
-        _, self.spread, self.axes = torch.linalg.svd(torch.linalg.qr(centred, mode="r").R, full_matrices=False)
-        self.features = centred @ self.axes.T
+        _, self.spread, self.axes = torch.linalg.svd(
+            torch.linalg.qr(centerd, mode="r").R, full_matrices=False
+        )
+        self.features = centerd @ self.axes.T
 
     def fit(self, strength: float) -> _Classifier:
         """Find the minimum for one L2 strength."""
@@ -213,7 +237,9 @@ class _Problem:
             optimizer.zero_grad()
             weight = parameters[:-1] * scale
             logits = self.features @ weight + parameters[-1] * bias_scale
-            loss = (_cross_entropy(logits, self.targets) + 0.5 * strength * weight.square().sum()) / images
+            loss = (
+                _cross_entropy(logits, self.targets) + 0.5 * strength * weight.square().sum()
+            ) / images
             loss.backward()
             return loss
 
@@ -226,11 +252,15 @@ class _Problem:
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy of logits (N, K): of a softmax for targets (N,), of sigmoids for targets (N, K)."""
+    """Summed cross-entropy of logits (N, K): of a softmax for targets (N,), of sigmoids for targets
+    (N, K).
+    """
     if targets.ndim == 1:
         return F.cross_entropy(logits, targets, reduction="sum")
     counted = (targets >= 0).to(logits)
-    return F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0).to(logits), counted, reduction="sum")
+    return F.binary_cross_entropy_with_logits(
+        logits, targets.clamp(min=0).to(logits), counted, reduction="sum"
+    )
 
 
 def _best(values: dict[float, float]) -> float:
@@ -240,10 +270,10 @@ def _best(values: dict[float, float]) -> float:
 
 
 def _with_midpoints(strengths: list[float], best: float) -> list[float]:
-    """Add the geometric means of the best of sorted strengths and its neighbours."""
+    """Add the geometric means of the best of sorted strengths and its neighbors."""
     index = strengths.index(best)
-    neighbours = strengths[max(0, index - 1) : index] + strengths[index + 1 : index + 2]
-    return sorted([*strengths, *(math.sqrt(best * neighbour) for neighbour in neighbours)])
+    neighbors = strengths[max(0, index - 1) : index] + strengths[index + 1 : index + 2]
+    return sorted([*strengths, *(math.sqrt(best * neighbor) for neighbor in neighbors)])
 
 
 def _check_labels(name: str, features: Tensor, labels: Tensor, multi_label: bool) -> None:
@@ -252,8 +282,8 @@ def _check_labels(name: str, features: Tensor, labels: Tensor, multi_label: bool
     wanted = "one row of 1, 0 and -1 for each" if multi_label else "one integer from 0 up for each"
     if not fits or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(
-            f"{len(features)} {name} features have labels of shape {tuple(labels.shape)}, type {labels.dtype}: "
-            f"pass {wanted}"
+            f"{len(features)} {name} features have labels of shape {tuple(labels.shape)}, type "
+            f"{labels.dtype}: pass {wanted}"
         )
     lowest, highest = (int(value) for value in torch.aminmax(labels))
     if lowest < (-1 if multi_label else 0) or (multi_label and highest > 1):
@@ -263,11 +293,14 @@ def _check_labels(name: str, features: Tensor, labels: Tensor, multi_label: bool
 def _check_classes(labels: Tensor, multi_label: bool) -> None:
     if not multi_label:
         if len(labels.unique()) < 2:
-            raise ValueError(f"all training images have class {int(labels[0])}: a classifier needs two classes or more")
+            raise ValueError(
+                f"all training images have class {int(labels[0])}: a classifier needs two classes "
+                f"or more"
+            )
         return
     one_sided = ~((labels == 1).any(dim=0) & (labels == 0).any(dim=0))
     if one_sided.any():
         raise ValueError(
-            f"{int(one_sided.sum())} classes are present in all or in no training images, for example class "
-            f"{int(one_sided.nonzero()[0])}: leave them out"
+            f"{int(one_sided.sum())} classes are present in all or in no training images, for "
+            f"example class {int(one_sided.nonzero()[0])}: leave them out"
         )

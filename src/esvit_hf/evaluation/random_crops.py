@@ -1,4 +1,6 @@
-"""Features of randomly cropped and mirrored images: the augmentation of the paper's linear probe."""
+"""Features of randomly cropped and mirrored images: the augmentation of the paper's linear
+probe.
+"""
 
 import random
 from collections.abc import Callable, Sequence
@@ -32,7 +34,9 @@ class RandomCrops:
         epoch: pass over the images.
     """
 
-    def __init__(self, source: ImageSource, size: tuple[int, int], *, seed: int, epoch: int) -> None:
+    def __init__(
+        self, source: ImageSource, size: tuple[int, int], *, seed: int, epoch: int
+    ) -> None:
         self.source, self.size, self.seed, self.epoch = source, size, seed, epoch
 
     def __len__(self) -> int:
@@ -61,7 +65,9 @@ class RandomCrops:
     def _crop(self, image: Image.Image, index: int) -> Image.Image:
         generator = random.Random(f"{self.seed} {self.epoch} {index}")
         top, left, height, width = draw_crop_box(generator, *image.size, scale=CROP_SCALE)
-        crop = image.crop((left, top, left + width, top + height)).resize(self.size, Image.Resampling.BICUBIC)
+        crop = image.crop((left, top, left + width, top + height)).resize(
+            self.size, Image.Resampling.BICUBIC
+        )
         return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if generator.random() < 0.5 else crop
 
 
@@ -71,7 +77,8 @@ class AugmentedFeatures:
     Args:
         backbone: the network.
         source: the images.
-        processor: image processor of transformers; its crop size is the crops' size, and it normalises them.
+        processor: image processor of transformers; its crop size is the crops' size, and it
+            normalizes them.
         blocks: last blocks whose pooled features are concatenated; 1 takes the view feature.
         seed: of the crops.
         batch_size: images at once on each device.
@@ -94,7 +101,7 @@ class AugmentedFeatures:
         num_workers: int,
         accelerator: Accelerator,
     ) -> None:
-        self.backbone, self.source, self.processor = backbone, source, _Normalise(processor)
+        self.backbone, self.source, self.processor = backbone, source, _Normalize(processor)
         self.size = _crop_size(processor)
         self.seed = seed
         self.options: dict[str, Any] = {
@@ -105,7 +112,8 @@ class AugmentedFeatures:
         }
 
     def __call__(self, epoch: int) -> Tensor:
-        """Features (N, D) of one epoch's crops; every process must call this and holds the complete result.
+        """Features (N, D) of one epoch's crops; every process must call this and holds the complete
+        result.
 
         Args:
             epoch: counted from 0.
@@ -117,14 +125,16 @@ class AugmentedFeatures:
         return extract_features(self.backbone, crops, self.processor, **self.options).values
 
 
-class _Normalise:
+class _Normalize:
     """An image processor that leaves the size alone."""
 
     def __init__(self, processor: Callable[..., Any]) -> None:
         self.processor = processor
 
     def __call__(self, images: list[Image.Image], return_tensors: str) -> Any:
-        return self.processor(images=images, return_tensors=return_tensors, do_resize=False, do_center_crop=False)
+        return self.processor(
+            images=images, return_tensors=return_tensors, do_resize=False, do_center_crop=False
+        )
 
 
 def _crop_size(processor: Callable[..., Any]) -> tuple[int, int]:
@@ -133,7 +143,7 @@ def _crop_size(processor: Callable[..., Any]) -> tuple[int, int]:
     sides = tuple(size.get(side) or size.get("shortest_edge") for side in ("width", "height"))
     if None in sides:
         raise ValueError(
-            f"the image processor names no size of its output ({size}), which augmented crops need: name one that has "
-            "crop_size or size with --processor, or leave out --augment"
+            f"the image processor names no size of its output ({size}), which augmented crops "
+            f"need: name one that has crop_size or size with --processor, or leave out --augment"
         )
     return int(sides[0]), int(sides[1])  # type: ignore[arg-type]

@@ -20,7 +20,8 @@ __all__ = ["check_regions", "run_attention", "run_correspondence"]
 
 @torch.no_grad()
 def check_regions(store: FeatureStore, source: ImageSource, tasks: Sequence[str]) -> None:
-    """Run the network on one image, to refuse tasks that it cannot do before anything long is computed.
+    """Run the network on one image, to refuse tasks that it cannot do before anything long is
+    computed.
 
     Args:
         store: holds the network and its image processor.
@@ -28,7 +29,8 @@ def check_regions(store: FeatureStore, source: ImageSource, tasks: Sequence[str]
         tasks: names of the tasks.
 
     Raises:
-        ValueError: correspondence of a network with a single region, or attention of one without attention.
+        ValueError: correspondence of a network with a single region, or attention of one without
+            attention.
     """
     if not {"correspondence", "attention"} & set(tasks):
         return
@@ -42,8 +44,9 @@ def check_regions(store: FeatureStore, source: ImageSource, tasks: Sequence[str]
         if grid == (1, 1):
             height, width = pixel_values.shape[-2:]
             raise ValueError(
-                f"{store.model!r} turns {height} x {width} pixels into a single region, which leaves nothing to match: "
-                "name an image processor of a larger size with --processor, or leave correspondence out of --tasks"
+                f"{store.model!r} turns {height} x {width} pixels into a single region, which "
+                f"leaves nothing to match: name an image processor of a larger size with "
+                f"--processor, or leave correspondence out of --tasks"
             )
     if "attention" in tasks:
         try:
@@ -52,7 +55,9 @@ def check_regions(store: FeatureStore, source: ImageSource, tasks: Sequence[str]
             raise ValueError(f"{error}, or leave attention out of --tasks") from error
 
 
-def run_correspondence(store: FeatureStore, source: ImageSource, seed: int, num_workers: int) -> TaskResult:
+def run_correspondence(
+    store: FeatureStore, source: ImageSource, seed: int, num_workers: int
+) -> TaskResult:
     """Measure whether regions find their places in another view; every process must call this.
 
     Args:
@@ -79,10 +84,11 @@ def run_correspondence(store: FeatureStore, source: ImageSource, seed: int, num_
     return TaskResult(
         title="correspondence",
         protocol=(
-            "Share of regions whose most similar region of another view (cosine of the last regions) is the same place "
-            "of the image. `crops`: two random crops of known geometry on a 7 x 7 grid, all regions that both show. "
-            "`mirror`, the paper's: an image and its mirrored, colour-changed copy on the network's own grid, the 10 "
-            "most similar pairs of an image. Errors are in pixels of the input; chance is a uniformly drawn cell."
+            "Share of regions whose most similar region of another view (cosine of the last "
+            "regions) is the same place of the image. `crops`: two random crops of known geometry "
+            "on a 7 x 7 grid, all regions that both show. `mirror`, the paper's: an image and its "
+            "mirrored, color-changed copy on the network's own grid, the 10 most similar pairs of "
+            "an image. Errors are in pixels of the input; chance is a uniformly drawn cell."
         ),
         numbers={"protocols": [_row(result) for result in results]},
         scores=[
@@ -110,7 +116,11 @@ def run_attention(store: FeatureStore, source: ImageSource, num_workers: int) ->
         Entropy of every head.
     """
     heads = measure_attention_entropy(
-        store.backbone, source, store.processor, num_workers=num_workers, accelerator=store.accelerator
+        store.backbone,
+        source,
+        store.processor,
+        num_workers=num_workers,
+        accelerator=store.accelerator,
     )
     blocks: list[dict[str, Any]] = []
     for block in sorted({head.layer for head in heads}):
@@ -127,15 +137,17 @@ def run_attention(store: FeatureStore, source: ImageSource, num_workers: int) ->
     return TaskResult(
         title="attention",
         protocol=(
-            "Base-2 entropy of the attention of a region, in bits, averaged over regions and images: 0 where a head "
-            "looks at one region, the largest possible where it looks at all it can see alike. Blocks count from 0."
+            "Base-2 entropy of the attention of a region, in bits, averaged over regions and "
+            "images: 0 where a head looks at one region, the largest possible where it looks at "
+            "all it can see alike. Blocks count from 0."
         ),
         numbers={"blocks": blocks},
         scores=[
             Score(
                 "entropy_last_block",
                 blocks[-1]["mean"],
-                f"mean over the heads of the last block, in bits; at most {blocks[-1]['largest_possible']}",
+                f"mean over the heads of the last block, in bits; at most "
+                f"{blocks[-1]['largest_possible']}",
             )
         ],
         pictures={"attention_entropy": draw_attention_entropy(heads)},

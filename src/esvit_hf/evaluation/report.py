@@ -1,4 +1,6 @@
-"""An evaluation as files: numbers for programs, a page for people, figures, and the block for a model card."""
+"""An evaluation as files: numbers for programs, a page for people, figures, and the block for a
+model card.
+"""
 
 import inspect
 import json
@@ -53,14 +55,21 @@ class Report:
         """The numbers that stand for the model."""
         return [
             Measurement(
-                result.title, self.dataset, self.test_split, score.metric, score.value, score.protocol, self.command
+                result.title,
+                self.dataset,
+                self.test_split,
+                score.metric,
+                score.value,
+                score.protocol,
+                self.command,
             )
             for result in self.results.values()
             for score in result.scores
         ]
 
     def write(self, folder: Path) -> None:
-        """Write all files: `report.json`, `report.md`, `measurements.json`, `model_card_block.md` and figures as PNG.
+        """Write all files: `report.json`, `report.md`, `measurements.json`, `model_card_block.md`
+        and figures as PNG.
 
         Args:
             folder: an existing folder; files of these names are replaced.
@@ -81,20 +90,38 @@ class Report:
         for result in self.results.values():
             title = result.title.capitalize() if result.title.islower() else result.title
             lines += ["", f"## {title}", "", result.protocol]
-            plain = {key: value for key, value in result.numbers.items() if not isinstance(value, list)}
+            plain = {
+                key: value for key, value in result.numbers.items() if not isinstance(value, list)
+            }
             if plain:
                 lines += ["", *_table([{"": key, " ": value} for key, value in plain.items()])]
             for key, rows in result.numbers.items():
                 if isinstance(rows, list):
-                    lines += ["", *([] if len(result.numbers) == 1 else [f"{key.replace('_', ' ').capitalize()}:", ""])]
+                    lines += [
+                        "",
+                        *(
+                            []
+                            if len(result.numbers) == 1
+                            else [f"{key.replace('_', ' ').capitalize()}:", ""]
+                        ),
+                    ]
                     lines += _table(rows)
-            lines += [line for name in result.pictures for line in ("", f"![{result.title}]({name}.png)")]
-        lines += [line for name in self.pictures for line in ("", f"![{name.replace('_', ' ')}]({name}.png)")]
+            lines += [
+                line for name in result.pictures for line in ("", f"![{result.title}]({name}.png)")
+            ]
+        lines += [
+            line
+            for name in self.pictures
+            for line in ("", f"![{name.replace('_', ' ')}]({name}.png)")
+        ]
         return "\n".join([*lines, "", *_code(self.command)]) + "\n"
 
     def _facts(self) -> list[tuple[str, Any]]:
         return [
-            (key.replace("_", " "), ", ".join(f"{name} {version}" for name, version in value.items()))
+            (
+                key.replace("_", " "),
+                ", ".join(f"{name} {version}" for name, version in value.items()),
+            )
             if isinstance(value, dict)
             else (key.replace("_", " "), value)
             for key, value in self.facts.items()
@@ -102,21 +129,32 @@ class Report:
 
     def _card_block(self) -> str:
         rows = [
-            {"task": record.task, "metric": record.metric, "value": record.value, "protocol": record.protocol}
+            {
+                "task": record.task,
+                "metric": record.metric,
+                "value": record.value,
+                "protocol": record.protocol,
+            }
             for record in self.measurements()
         ]
         facts = self.facts
         data = (
-            f"Measured on `{self.dataset}`: {facts['train_images']} training images (split `{facts['train_split']}`), "
-            f"{facts['test_images']} test images (split `{facts['test_split']}`), {facts['classes']} classes. "
-            "Shares are in percent."
+            f"Measured on `{self.dataset}`: {facts['train_images']} training images (split "
+            f"`{facts['train_split']}`), {facts['test_images']} test images (split "
+            f"`{facts['test_split']}`), {facts['classes']} classes. Shares are in percent."
         )
         notes = [line for note in self.notes for line in ("", note)]
-        return "\n".join(["## Evaluation", "", data, *notes, "", *_table(rows), "", *_code(self.command)]) + "\n"
+        return (
+            "\n".join(
+                ["## Evaluation", "", data, *notes, "", *_table(rows), "", *_code(self.command)]
+            )
+            + "\n"
+        )
 
 
 def public_name(name_or_path: str | Path) -> str:
-    """Return a name, or the last part of a path that is absolute or points upwards: folders of a machine stay private.
+    """Return a name, or the last part of a path that is absolute or points upwards: folders of a
+    machine stay private.
 
     Args:
         name_or_path: Hub name or path.
@@ -128,7 +166,9 @@ def public_name(name_or_path: str | Path) -> str:
     return path.resolve().name if path.is_absolute() or ".." in path.parts else str(name_or_path)
 
 
-def command_of(job: str, function: Callable[..., Any], arguments: Mapping[str, Any], *, private: frozenset[str]) -> str:
+def command_of(
+    job: str, function: Callable[..., Any], arguments: Mapping[str, Any], *, private: frozenset[str]
+) -> str:
     """Write the command line that repeats a call, without what is at its default.
 
     Args:
@@ -151,7 +191,9 @@ def command_of(job: str, function: Callable[..., Any], arguments: Mapping[str, A
             text = json.dumps(value, separators=(",", ":"))
         else:
             text = public_name(value) if isinstance(value, str | Path) else str(value)
-        words += [text] if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else [f"--{name}", text]
+        words += (
+            [text] if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else [f"--{name}", text]
+        )
     return shlex.join(words)
 
 

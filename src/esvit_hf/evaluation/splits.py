@@ -1,4 +1,6 @@
-"""Training and test images of one data set with labels in one numbering, checked before anything is computed."""
+"""Training and test images of one data set with labels in one numbering, checked before anything is
+computed.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -13,13 +15,19 @@ from tqdm import tqdm
 from esvit_hf.data.sources import ImageSource, load_image_source
 from esvit_hf.evaluation.features import shared_labels
 
-__all__ = ["LabelledSplits", "check_classes", "check_images_per_class", "load_splits", "overlapping_images"]
+__all__ = [
+    "LabeledSplits",
+    "check_classes",
+    "check_images_per_class",
+    "load_splits",
+    "overlapping_images",
+]
 
 _ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class LabelledSplits:
+class LabeledSplits:
     """What a classifier learns from, and what it is tested on.
 
     Attributes:
@@ -45,7 +53,7 @@ def load_splits(
     config_name: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
-) -> LabelledSplits:
+) -> LabeledSplits:
     """Open the training and the test images of a data set.
 
     Args:
@@ -64,7 +72,11 @@ def load_splits(
     """
     train, test = (
         load_image_source(
-            dataset, split=split, config_name=config_name, image_column=image_column, label_column=label_column
+            dataset,
+            split=split,
+            config_name=config_name,
+            image_column=image_column,
+            label_column=label_column,
         )
         for split in (train_split, test_split)
     )
@@ -75,10 +87,12 @@ def load_splits(
     count = 1 + max(int(train_labels.max()), int(test_labels.max()))
     names += map(str, range(len(names), count))
     check_classes(train_labels, test_labels, names)
-    return LabelledSplits(train, test, train_labels, test_labels, names)
+    return LabeledSplits(train, test, train_labels, test_labels, names)
 
 
-def check_classes(train_labels: Tensor, test_labels: Tensor, class_names: Sequence[str] | None = None) -> None:
+def check_classes(
+    train_labels: Tensor, test_labels: Tensor, class_names: Sequence[str] | None = None
+) -> None:
     """Check that a classifier can learn every class that it is tested on.
 
     Args:
@@ -95,17 +109,23 @@ def check_classes(train_labels: Tensor, test_labels: Tensor, class_names: Sequen
 
     known = train_labels.unique()
     if len(known) < 2:
-        raise ValueError(f"all training images have class {name(known[0])}: a classifier needs two classes or more")
+        raise ValueError(
+            f"all training images have class {name(known[0])}: a classifier needs two classes or "
+            f"more"
+        )
     absent = test_labels.unique()
     absent = absent[~torch.isin(absent, known.to(absent.device))]
     if len(absent):
         raise ValueError(
-            f"{len(absent)} test classes have no training image, for example class {name(absent[0])}: use a training "
-            "split that holds every class, or drop those test images"
+            f"{len(absent)} test classes have no training image, for example class "
+            f"{name(absent[0])}: use a training split that holds every class, or drop those test "
+            f"images"
         )
 
 
-def check_images_per_class(labels: Tensor, needed: int, class_names: Sequence[str] | None = None) -> None:
+def check_images_per_class(
+    labels: Tensor, needed: int, class_names: Sequence[str] | None = None
+) -> None:
     """Check that every class has enough images.
 
     Args:
@@ -122,8 +142,8 @@ def check_images_per_class(labels: Tensor, needed: int, class_names: Sequence[st
         label = int(classes[smallest])
         name = str(label) if class_names is None else repr(class_names[label])
         raise ValueError(
-            f"class {name} has {int(counts[smallest])} training images, and {needed} shots are asked for: lower shots, "
-            "or use a larger training split"
+            f"class {name} has {int(counts[smallest])} training images, and {needed} shots are "
+            f"asked for: lower shots, or use a larger training split"
         )
 
 
@@ -137,7 +157,9 @@ def overlapping_images(train: ImageSource, test: ImageSource) -> list[int]:
     Returns:
         Places in `test`, ascending. The same picture in another encoding is not found.
     """
-    with tqdm(total=len(train) + len(test), desc="overlap with training", unit="image", leave=False) as progress:
+    with tqdm(
+        total=len(train) + len(test), desc="overlap with training", unit="image", leave=False
+    ) as progress:
         known = set(_digests(train, progress))
         return [index for index, digest in enumerate(_digests(test, progress)) if digest in known]
 

@@ -1,4 +1,6 @@
-"""Features kept on disk: computed once for a model, a data set and a transform, then shared by every task."""
+"""Features kept on disk: computed once for a model, a data set and a transform, then shared by
+every task.
+"""
 
 import functools
 import hashlib
@@ -32,7 +34,9 @@ _NETWORK_FILES = ("config.json", "model*.safetensors", "pytorch_model*.bin", "*.
 
 
 def default_features_folder() -> Path:
-    """Return the folder that features are kept in unless another is named: `~/.cache/esvit_hf/features`."""
+    """Return the folder that features are kept in unless another is named:
+    `~/.cache/esvit_hf/features`.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "esvit_hf" / "features"
 
@@ -40,16 +44,18 @@ def default_features_folder() -> Path:
 class FeatureStore:
     """Features of one model, computed when they are first asked for and read from disk afterwards.
 
-    An entry belongs to the weights (commit on the Hub, or digest of the files of a folder), the data (its fingerprint),
-    the transform (configuration of the image processor) and the mixed precision, not to names or places. It is one
-    safetensors file, named after its content, and one JSON file that says what it is; both appear under their names
-    only when they are complete. An entry that is damaged, or says that it is something else, is named in a warning and
-    computed again. Several processes, of one run or of many, may share a folder.
+    An entry belongs to the weights (commit on the Hub, or digest of the files of a folder), the
+    data (its fingerprint), the transform (configuration of the image processor) and the mixed
+    precision, not to names or places. It is one safetensors file, named after its content, and one
+    JSON file that says what it is; both appear under their names only when they are complete. An
+    entry that is damaged, or says that it is something else, is named in a warning and computed
+    again. Several processes, of one run or of many, may share a folder.
 
     Args:
         folder: where entries are kept; made if it is missing.
         model: Hub name or folder of any vision model that AutoModel loads.
-        processor: Hub name or folder whose image processor prepares the images; the model's own if None.
+        processor: Hub name or folder whose image processor prepares the images; the model's own if
+            None.
         revision: branch, tag or commit of the model on the Hub.
         trust_remote_code: run code that the model's repository ships.
         batch_size: images at once on each device.
@@ -83,16 +89,21 @@ class FeatureStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"features cannot be kept in {folder} ({error}): name another folder") from error
+            raise ValueError(
+                f"features cannot be kept in {folder} ({error}): name another folder"
+            ) from error
 
     @functools.cached_property
     def backbone(self) -> RegionBackbone:
-        """The network, in evaluation mode on the accelerator's device; loaded when it is first needed.
+        """The network, in evaluation mode on the accelerator's device; loaded when it is first
+        needed.
 
         Raises:
             ValueError: it cannot be loaded.
         """
-        backbone = load_backbone(self.model, revision=self._revision, trust_remote_code=self._trust_remote_code)
+        backbone = load_backbone(
+            self.model, revision=self._revision, trust_remote_code=self._trust_remote_code
+        )
         return backbone.to(self.accelerator.device).eval()
 
     @functools.cached_property
@@ -110,7 +121,8 @@ class FeatureStore:
 
     @functools.cached_property
     def model_revision(self) -> str:
-        """The model's commit on the Hub, or `sha256:` and the digest of configuration, weights and code of a folder.
+        """The model's commit on the Hub, or `sha256:` and the digest of configuration, weights and
+        code of a folder.
 
         Raises:
             ValueError: there is no model.
@@ -127,20 +139,21 @@ class FeatureStore:
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"cannot load a model from {self.model!r} ({reason}): give a Hub name or a folder with config.json and "
-                "model.safetensors"
+                f"cannot load a model from {self.model!r} ({reason}): give a Hub name or a folder "
+                f"with config.json and model.safetensors"
             ) from error
         return Path(config).parent.name
 
     def features(self, source: ImageSource, *, blocks: int = 1) -> Features:
         """Features of every image, from disk if they are there.
 
-        An entry of more blocks than asked for serves fewer; an entry of fewer is replaced. Every process must call this
-        and holds the complete result.
+        An entry of more blocks than asked for serves fewer; an entry of fewer is replaced. Every
+        process must call this and holds the complete result.
 
         Args:
             source: the images.
-            blocks: 1 for the view feature; more for the pooled features of that many last blocks, concatenated.
+            blocks: 1 for the view feature; more for the pooled features of that many last blocks,
+                concatenated.
 
         Returns:
             The features, with the labels of `source`.
@@ -155,7 +168,8 @@ class FeatureStore:
         except _UnusableEntryError as error:
             fault = str(error)
         usable = stored is not None and len(stored[1]) >= blocks >= 1
-        # One process without the entry, for example on a machine with a disk of its own, makes all compute.
+        # One process without the entry, for example on a machine with a disk of its own, makes all
+        # compute.
         if all(gather_object([usable])):
             assert stored is not None
             labels = None if source.labels is None else torch.from_numpy(source.labels).long()
@@ -176,8 +190,8 @@ class FeatureStore:
                 entry.write(features, {"model": self.model, "data": source.description})
             except (OSError, SafetensorError) as error:
                 warnings.warn(
-                    f"features cannot be kept in {self.folder} ({error}) and will be computed again: make room, or "
-                    "name another folder",
+                    f"features cannot be kept in {self.folder} ({error}) and will be computed "
+                    f"again: make room, or name another folder",
                     stacklevel=2,
                 )
         self.accelerator.wait_for_everyone()
@@ -252,7 +266,9 @@ class _Entry:
         return values, block_widths
 
     def write(self, features: Features, origin: dict[str, str]) -> None:
-        """Write the features, then the index that makes them known, then remove what the index named before."""
+        """Write the features, then the index that makes them known, then remove what the index
+        named before.
+        """
         try:
             replaced: str | None = self._read_index()["sha256"]
         except _UnusableEntryError:

@@ -15,7 +15,7 @@ from esvit_hf.evaluation.knn import knn_predictions, ranked_accuracy
 from esvit_hf.evaluation.linear_probe import linear_probe
 from esvit_hf.evaluation.logistic import logistic_probe
 from esvit_hf.evaluation.scoring import score
-from esvit_hf.evaluation.splits import LabelledSplits
+from esvit_hf.evaluation.splits import LabeledSplits
 
 __all__ = [
     "FrozenData",
@@ -43,7 +43,7 @@ class FrozenData:
         seed: of all that is random.
     """
 
-    splits: LabelledSplits
+    splits: LabeledSplits
     train: Features
     test: Features
     device: torch.device
@@ -101,15 +101,20 @@ def run_knn(data: FrozenData, *, k: Sequence[int], temperature: Sequence[float])
 
     Args:
         data: the features.
-        k: numbers of neighbours.
+        k: numbers of neighbors.
         temperature: temperatures of the votes.
 
     Returns:
         Top-1 and top-5 for each.
     """
     train, train_labels, test, test_labels = data.last_blocks(1)
-    ranked = knn_predictions(train, train_labels, test, k=k, temperature=temperature, device=data.device)
-    accuracies = {setting: ranked_accuracy(predictions, test_labels) for setting, predictions in ranked.items()}
+    ranked = knn_predictions(
+        train, train_labels, test, k=k, temperature=temperature, device=data.device
+    )
+    accuracies = {
+        setting: ranked_accuracy(predictions, test_labels)
+        for setting, predictions in ranked.items()
+    }
     rows, scores = [], []
     for (count, value), shares in accuracies.items():
         top1, top5 = map(percent, shares)
@@ -119,8 +124,8 @@ def run_knn(data: FrozenData, *, k: Sequence[int], temperature: Sequence[float])
     return TaskResult(
         title="k-NN",
         protocol=(
-            "Every test image takes the votes of its k most similar training images (cosine of the view features), "
-            "weighted by exp(cos / T)."
+            "Every test image takes the votes of its k most similar training images (cosine of the "
+            "view features), weighted by exp(cos / T)."
         ),
         numbers={"accuracies": rows},
         scores=scores,
@@ -154,15 +159,17 @@ def run_linear_probe(
     )
     top1, top5, mean = map(percent, (result.top1, result.top5, result.mean_per_class))
     protocol = (
-        f"linear classifier on the last {result.blocks} blocks, SGD, {epochs} epochs, no augmentation, rate "
-        f"{result.learning_rate:g}; both chosen on a tenth of the training images"
+        f"linear classifier on the last {result.blocks} blocks, SGD, {epochs} epochs, no "
+        f"augmentation, rate {result.learning_rate:g}; both chosen on a tenth of the training "
+        f"images"
     )
     return TaskResult(
         title="linear probe",
         protocol=(
-            f"Linear classifiers on frozen features, SGD with momentum 0.9, {epochs} epochs, cosine schedule, no "
-            "augmentation. Number of last blocks and learning rate are those that are best on a held-out tenth of the "
-            "training images; that classifier is trained again on all of them and tested once."
+            f"Linear classifiers on frozen features, SGD with momentum 0.9, {epochs} epochs, "
+            f"cosine schedule, no augmentation. Number of last blocks and learning rate are those "
+            f"that are best on a held-out tenth of the training images; that classifier is trained "
+            f"again on all of them and tested once."
         ),
         numbers={
             "top1": top1,
@@ -175,8 +182,14 @@ def run_linear_probe(
                 for (count, rate), share in result.validation.items()
             ],
         },
-        scores=[Score("top1", top1, protocol), Score("top5", top5, protocol), Score("mean_per_class", mean, protocol)],
-        pictures={"linear_probe": draw_probe(result.history, (result.blocks, result.learning_rate))},
+        scores=[
+            Score("top1", top1, protocol),
+            Score("top5", top5, protocol),
+            Score("mean_per_class", mean, protocol),
+        ],
+        pictures={
+            "linear_probe": draw_probe(result.history, (result.blocks, result.learning_rate))
+        },
         predicted=result.ranked[:, 0],
     )
 
@@ -192,23 +205,27 @@ def run_logistic(data: FrozenData) -> TaskResult:
     """
     train, train_labels, test, test_labels = data.last_blocks(1)
     result = logistic_probe(train, train_labels, test, seed=data.seed, device=data.device)
-    top1, mean = (percent(score(metric, result.scores, test_labels)) for metric in _LOGISTIC_METRICS)
+    top1, mean = (
+        percent(score(metric, result.scores, test_labels)) for metric in _LOGISTIC_METRICS
+    )
     protocol = (
-        f"logistic regression on the view feature, L2 strength {result.strength:.3g} chosen on a fifth of the training "
-        "images"
+        f"logistic regression on the view feature, L2 strength {result.strength:.3g} chosen on a "
+        f"fifth of the training images"
     )
     return TaskResult(
         title="logistic regression",
         protocol=(
-            "L2-regularised logistic regression on the view feature (L-BFGS, to convergence). The strength is the one "
-            "that is best on a held-out fifth of the training images; the last fit is on all of them."
+            "L2-regularized logistic regression on the view feature (L-BFGS, to convergence). The "
+            "strength is the one that is best on a held-out fifth of the training images; the last "
+            "fit is on all of them."
         ),
         numbers={
             "top1": top1,
             "mean_per_class": mean,
             "strength": result.strength,
             "validation": [
-                {"strength": strength, "top1": percent(share)} for strength, share in sorted(result.validation.items())
+                {"strength": strength, "top1": percent(share)}
+                for strength, share in sorted(result.validation.items())
             ],
         },
         scores=[Score("top1", top1, protocol), Score("mean_per_class", mean, protocol)],
@@ -228,21 +245,24 @@ def run_few_shot(data: FrozenData, *, shots: Sequence[int], draws: int) -> TaskR
     Returns:
         Mean and spread for each number of shots.
     """
-    results = few_shot_accuracy(*data.last_blocks(1), shots=shots, draws=draws, seed=data.seed, device=data.device)
+    results = few_shot_accuracy(
+        *data.last_blocks(1), shots=shots, draws=draws, seed=data.seed, device=data.device
+    )
     scores = [
         Score(
             f"top1_{result.shots}_shot",
             percent(result.mean),
-            f"nearest class mean (centred, cosine) of {result.shots} images a class, mean of {draws} draws, standard "
-            f"deviation {100 * result.spread:.2f}",
+            f"nearest class mean (centerd, cosine) of {result.shots} images a class, mean of "
+            f"{draws} draws, standard deviation {100 * result.spread:.2f}",
         )
         for result in results
     ]
     return TaskResult(
         title="few-shot",
         protocol=(
-            "Nearest class mean (cosine of the view features, centred on the labelled images) of a few training images "
-            f"a class, over {draws} random draws; the spread is the standard deviation of a draw."
+            "Nearest class mean (cosine of the view features, centerd on the labeled images) of a "
+            f"few training images a class, over {draws} random draws; the spread is the standard "
+            f"deviation of a draw."
         ),
         numbers={
             "accuracies": [

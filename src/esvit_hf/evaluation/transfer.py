@@ -46,39 +46,50 @@ def measure_transfer(
 ) -> dict[str, Any] | None:
     """Transfer to the 18 data sets of the paper: logistic regression on frozen features, one table.
 
-    The L2 strength is chosen on validation images, the last fit is on training and validation images. A data set that
-    is not there is listed with the reason. Finished data sets are kept in the report's folder, and used again while the
-    model, the images and the settings are the same. The last line of the output is a JSON object.
+    The L2 strength is chosen on validation images, the last fit is on training and validation
+    images. A data set that is not there is listed with the reason. Finished data sets are kept in
+    the report's folder, and used again while the model, the images and the settings are the same.
+    The last line of the output is a JSON object.
 
     Args:
         models: one or two Hub names or folders of vision models that AutoModel loads.
         report: folder for transfer.md, transfer.json and measurements.json.
         datasets: all, one name, or several as '["CIFAR-10","MNIST"]'.
-        local_copies: local copies by name, as '{"CIFAR-10":"path"}'; others are looked for on the Hub.
-        validation_fraction: held-out share of the training images where a data set has no validation images.
+        local_copies: local copies by name, as '{"CIFAR-10":"path"}'; others are looked for on the
+            Hub.
+        validation_fraction: held-out share of the training images where a data set has no
+            validation images.
         seed: of the held-out draw.
         features_folder: where features are kept; ~/.cache/esvit_hf/features if not given.
-        processor: Hub name or folder whose image processor prepares the images; the models' own if not given.
+        processor: Hub name or folder whose image processor prepares the images; the models' own if
+            not given.
         trust_remote_code: run code that the models' repositories ship.
         batch_size: images at once on each device while features are computed.
         num_workers: processes that decode images, for each device.
         mixed_precision: number format of the features' computation.
 
     Returns:
-        The report's folder, what was measured, what is missing, the mean and the wins; None on processes but the first.
+        The report's folder, what was measured, what is missing, the mean and the wins; None on
+        processes but the first.
 
     Raises:
-        ValueError: a model, a name, a path or a setting does not work; the message names the remedy.
+        ValueError: a model, a name, a path or a setting does not work; the message names the
+            remedy.
     """
     chosen = _choose(datasets, local_copies)
     if not 1 <= len(models) <= 2:
         raise ValueError(f"{len(models)} models are given: name one, or two to compare")
     if not 0 < validation_fraction < 1:
-        raise ValueError(f"validation_fraction is {validation_fraction}: choose a share between 0 and 1, such as 0.2")
+        raise ValueError(
+            f"validation_fraction is {validation_fraction}: choose a share between 0 and 1, such "
+            f"as 0.2"
+        )
     try:
         (report / "results").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--report {report} is no folder to write to ({error}): name another one") from error
+        raise ValueError(
+            f"--report {report} is no folder to write to ({error}): name another one"
+        ) from error
     accelerator = Accelerator(mixed_precision=mixed_precision)
     stores = [
         FeatureStore(
@@ -96,7 +107,9 @@ def measure_transfer(
         # A model that cannot be used is an error of the whole run, not of one data set.
         store.processor, store.backbone  # noqa: B018
     runner = _Runner(stores, report / "results", validation_fraction, seed)
-    progress = tqdm(chosen, desc="transfer", unit="data set", disable=not accelerator.is_main_process)
+    progress = tqdm(
+        chosen, desc="transfer", unit="data set", disable=not accelerator.is_main_process
+    )
     rows = [runner.measure(dataset, local_copies.get(dataset.name)) for dataset in progress]
     if not accelerator.is_main_process:
         return None
@@ -107,8 +120,15 @@ def measure_transfer(
         "trust_remote_code": (trust_remote_code, False),
         "mixed_precision": (mixed_precision, "no"),
     }
-    words = [word for name, (value, usual) in options.items() if value != usual for word in (f"--{name}", str(value))]
-    write_report(rows, models, [store.model_revision for store in stores], local_copies, report, words)
+    words = [
+        word
+        for name, (value, usual) in options.items()
+        if value != usual
+        for word in (f"--{name}", str(value))
+    ]
+    write_report(
+        rows, models, [store.model_revision for store in stores], local_copies, report, words
+    )
     return {"report": str(report), **summary(rows, models)}
 
 
@@ -144,7 +164,9 @@ class _Runner:
         if data is None or reason:
             return TransferRow(dataset, status="not available", remarks=[reason])
         remarks = [dataset.note] if dataset.note and path is None else []
-        remarks += data.remarks + ([] if dataset.sizes_verified else ["published sizes are not verified"])
+        remarks += data.remarks + (
+            [] if dataset.sizes_verified else ["published sizes are not verified"]
+        )
         try:
             results = self._results(dataset, data)
         except ValueError as error:
@@ -153,11 +175,15 @@ class _Runner:
 
     def _results(self, dataset: TransferDataset, data: TransferData) -> list[TransferResult]:
         keys = [self._key(store, dataset, data) for store in self.stores]
-        kept: list[TransferResult | None] = [self._read(dataset, key) for key in keys] if self.is_main else []
+        kept: list[TransferResult | None] = (
+            [self._read(dataset, key) for key in keys] if self.is_main else []
+        )
         (kept,) = broadcast_object_list([kept])
         # Features first, which all processes compute, then what the first process does alone.
         features = [
-            None if result else {name: store.features(source) for name, source in data.sources.items()}
+            None
+            if result
+            else {name: store.features(source) for name, source in data.sources.items()}
             for store, result in zip(self.stores, kept, strict=True)
         ]
         if not self.is_main:
@@ -171,8 +197,14 @@ class _Runner:
             results.append(result)
         return results
 
-    def _probe(self, dataset: TransferDataset, data: TransferData, features: Mapping[str, Features]) -> TransferResult:
-        validation = (features["validation"].values, data.labels["validation"]) if "validation" in features else None
+    def _probe(
+        self, dataset: TransferDataset, data: TransferData, features: Mapping[str, Features]
+    ) -> TransferResult:
+        validation = (
+            (features["validation"].values, data.labels["validation"])
+            if "validation" in features
+            else None
+        )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             result = logistic_probe(
@@ -204,7 +236,9 @@ class _Runner:
             warnings=sorted(complaints),
         )
 
-    def _key(self, store: FeatureStore, dataset: TransferDataset, data: TransferData) -> dict[str, Any]:
+    def _key(
+        self, store: FeatureStore, dataset: TransferDataset, data: TransferData
+    ) -> dict[str, Any]:
         """All that decides a result, as JSON knows it."""
         return {
             "format": _FORMAT,
@@ -213,7 +247,9 @@ class _Runner:
             "features": {name: store.identity(source) for name, source in data.sources.items()},
             "labels": data.label_digest,
             "search": [list(STRENGTHS), HALVINGS],
-            "validation_fraction": None if "validation" in data.sources else self.validation_fraction,
+            "validation_fraction": None
+            if "validation" in data.sources
+            else self.validation_fraction,
             "seed": self.seed,
         }
 
@@ -229,7 +265,9 @@ class _Runner:
             record = json.loads(path.read_text())
             return TransferResult(**record["result"]) if record["key"] == key else None
         except (OSError, ValueError, TypeError, KeyError) as error:
-            warnings.warn(f"{path} is damaged ({error}): {dataset.name} is measured again", stacklevel=2)
+            warnings.warn(
+                f"{path} is damaged ({error}): {dataset.name} is measured again", stacklevel=2
+            )
             return None
 
     def _write(self, dataset: TransferDataset, key: dict[str, Any], result: TransferResult) -> None:
@@ -244,19 +282,27 @@ def _public(error: ValueError, path: str | None) -> str:
     message = " ".join(str(error).split())
     if path is None:
         return message
-    return message.replace(str(Path(path).expanduser()), public_name(path)).replace(path, public_name(path))
+    return message.replace(str(Path(path).expanduser()), public_name(path)).replace(
+        path, public_name(path)
+    )
 
 
 def _choose(datasets: list[str] | str, local_copies: Mapping[str, str]) -> list[TransferDataset]:
     known = {dataset.name: dataset for dataset in TRANSFER_DATASETS}
-    names = list(known) if datasets == "all" else [datasets] if isinstance(datasets, str) else datasets
+    names = (
+        list(known) if datasets == "all" else [datasets] if isinstance(datasets, str) else datasets
+    )
     for option, given in (("--datasets", names), ("--local_copies", local_copies)):
         unknown = [name for name in given if name not in known]
         if unknown:
-            raise ValueError(f"{option} names {unknown[0]!r}: choose all, or from {', '.join(known)}")
+            raise ValueError(
+                f"{option} names {unknown[0]!r}: choose all, or from {', '.join(known)}"
+            )
     if not names or len(set(names)) < len(names):
         raise ValueError(f"--datasets names {names}: name at least one, and none twice")
     for name, path in local_copies.items():
         if not Path(path).expanduser().exists():
-            raise ValueError(f"--local_copies gives {path} for {name}, which does not exist: correct the path")
+            raise ValueError(
+                f"--local_copies gives {path} for {name}, which does not exist: correct the path"
+            )
     return [known[name] for name in names]

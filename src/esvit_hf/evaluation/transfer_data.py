@@ -43,8 +43,8 @@ class TransferData:
 def load_transfer_data(dataset: TransferDataset, path: str | None = None) -> TransferData:
     """Open the splits of a data set.
 
-    A local copy has the splits and columns of the copy on the Hub, or the usual ones: train, test and, if there is one,
-    validation; columns that are found by their type.
+    A local copy has the splits and columns of the copy on the Hub, or the usual ones: train, test
+    and, if there is one, validation; columns that are found by their type.
 
     Args:
         dataset: which one.
@@ -54,12 +54,19 @@ def load_transfer_data(dataset: TransferDataset, path: str | None = None) -> Tra
         Images and labels.
 
     Raises:
-        ValueError: there is no copy, it lacks a split or a column, or a class to be tested has no training image.
+        ValueError: there is no copy, it lacks a split or a column, or a class to be tested has no
+            training image.
     """
     if path is None and dataset.hub_name is None:
         raise ValueError(dataset.note)
-    place, config_name = (dataset.hub_name or "", dataset.config_name) if path is None else (path, None)
-    splits = {"train": dataset.train_split, "validation": dataset.validation_split, "test": dataset.test_split}
+    place, config_name = (
+        (dataset.hub_name or "", dataset.config_name) if path is None else (path, None)
+    )
+    splits = {
+        "train": dataset.train_split,
+        "validation": dataset.validation_split,
+        "test": dataset.test_split,
+    }
     if path is not None:
         splits = _local_splits(dataset, Path(path).expanduser())
     try:
@@ -76,15 +83,23 @@ def load_transfer_data(dataset: TransferDataset, path: str | None = None) -> Tra
         ) from error
     sources, labels = (_multi_label if dataset.multi_label else _single_label)(dataset, rows, place)
     return TransferData(
-        sources, labels, _size_remarks(dataset, {name: len(source) for name, source in sources.items()})
+        sources,
+        labels,
+        _size_remarks(dataset, {name: len(source) for name, source in sources.items()}),
     )
 
 
 def _local_splits(dataset: TransferDataset, path: Path) -> dict[str, str | None]:
     available = local_split_names(path)
     test = "test" if "test" in available else dataset.test_split
-    validation = next((name for name in (dataset.validation_split, "validation") if name in available), None)
-    return {"train": dataset.train_split, "validation": None if validation == test else validation, "test": test}
+    validation = next(
+        (name for name in (dataset.validation_split, "validation") if name in available), None
+    )
+    return {
+        "train": dataset.train_split,
+        "validation": None if validation == test else validation,
+        "test": test,
+    }
 
 
 def _single_label(
@@ -101,7 +116,9 @@ def _single_label(
     }
     if any(source.labels is None for source in sources.values()):
         found = ", ".join(rows["train"].column_names)
-        raise ValueError(f"{place} has the columns {found}: the one with the classes must be called 'label'")
+        raise ValueError(
+            f"{place} has the columns {found}: the one with the classes must be called 'label'"
+        )
     labels = {}
     for name in sources:
         labels["train"], labels[name] = shared_labels(sources["train"], sources[name])
@@ -116,7 +133,10 @@ def _multi_label(
     column = next((name for name in candidates if name in rows["train"].column_names), None)
     if column is None:
         found = ", ".join(rows["train"].column_names)
-        raise ValueError(f"{place} has the columns {found}: the one with lists of classes must be called 'labels'")
+        raise ValueError(
+            f"{place} has the columns {found}: the one with lists of classes must be called "
+            f"'labels'"
+        )
     sources = {
         name: ImageSource(
             # A column of lists is no class label to the source.
@@ -134,9 +154,14 @@ def _present(column: str | None, rows: Dataset) -> str | None:
 
 
 def _size_remarks(dataset: TransferDataset, sizes: dict[str, int]) -> list[str]:
-    """What differs from the published sizes; validation images may be counted among the training images."""
+    """What differs from the published sizes; validation images may be counted among the training
+    images.
+    """
     remarks = []
-    training, published = sizes["train"] + sizes.get("validation", 0), dataset.train_images + dataset.validation_images
+    training, published = (
+        sizes["train"] + sizes.get("validation", 0),
+        dataset.train_images + dataset.validation_images,
+    )
     if training != published:
         remarks.append(f"{training} images to train and validate on, {published} published")
     if sizes["test"] != dataset.test_images:

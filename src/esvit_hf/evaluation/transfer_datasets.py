@@ -22,13 +22,15 @@ class TransferDataset:
         metric: one of `esvit_hf.evaluation.METRICS`; accuracy is `top_k_accuracy`.
         train_images: published number of training images.
         test_images: published number of test images.
-        validation_images: published number of validation images, 0 if the published training images hold them.
+        validation_images: published number of validation images, 0 if the published training images
+            hold them.
         sizes_verified: the published numbers were checked against a second source.
         hub_name: name on the Hub, None where no copy is known that fits.
         verified: the name and its splits were seen on the Hub's pages.
         config_name: configuration on the Hub, None for the only one.
         train_split: training images on the Hub.
-        validation_split: validation images on the Hub, None if a share of the training images is held out.
+        validation_split: validation images on the Hub, None if a share of the training images is
+            held out.
         test_split: test images on the Hub.
         image_column: column with the images, None if it is found by its type.
         label_column: column with the labels, None if it is found by its type.
@@ -150,8 +152,8 @@ TRANSFER_DATASETS = (
         test_images=6084,
         hub_name="clip-benchmark/wds_vtab-caltech101",
         label_column="cls",
-        note="the copy on the Hub is another draw of training images and about a tenth smaller; its label column was "
-        "not seen",
+        note="the copy on the Hub is another draw of training images and about a tenth smaller; "
+        "its label column was not seen",
     ),
     TransferDataset(
         "Oxford Flowers 102",
@@ -225,6 +227,7 @@ TRANSFER_DATASETS = (
         test_images=500,
         hub_name="emily49/hateful_memes_train_dev",
         test_split="validation",
-        note="the Hub calls the test images 'validation'; the challenge's licence has to be accepted before use",
+        note="the Hub calls the test images 'validation'; the challenge's license has to be "
+        "accepted before use",
     ),
 )

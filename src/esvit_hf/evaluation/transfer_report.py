@@ -23,7 +23,8 @@ class TransferResult:
         strength: the chosen L2 strength.
         validation_value: the metric on the validation images, in percent, before the last fit.
         train_images: number of training images.
-        validation_images: number of validation images; None if a share of the training images was held out.
+        validation_images: number of validation images; None if a share of the training images was
+            held out.
         validation_fraction: that share.
         test_images: number of test images.
         warnings: what the search complained about.
@@ -64,13 +65,16 @@ def summary(rows: Sequence[TransferRow], models: Sequence[str]) -> dict[str, Any
         models: one or two models.
 
     Returns:
-        Names of the measured data sets, of missing and failed ones the reason, the mean of each model over the measured
-        ones, and for two models on how many sets each is better and how many are ties.
+        Names of the measured data sets, of missing and failed ones the reason, the mean of each
+        model over the measured ones, and for two models on how many sets each is better and how
+        many are ties.
     """
     measured = [row for row in rows if row.status == "measured"]
     numbers: dict[str, Any] = {
         "measured": [row.dataset.name for row in measured],
-        "not_available": {row.dataset.name: row.remarks[0] for row in rows if row.status == "not available"},
+        "not_available": {
+            row.dataset.name: row.remarks[0] for row in rows if row.status == "not available"
+        },
         "failed": {row.dataset.name: row.remarks[0] for row in rows if row.status == "failed"},
         "models": display_names(models),
     }
@@ -79,7 +83,10 @@ def summary(rows: Sequence[TransferRow], models: Sequence[str]) -> dict[str, Any
         numbers["mean"] = [sum(column) / len(column) for column in values]
         if len(models) == 2:
             pairs = list(zip(*values, strict=True))
-            numbers["wins"] = [sum(first > second for first, second in pairs), sum(a < b for a, b in pairs)]
+            numbers["wins"] = [
+                sum(first > second for first, second in pairs),
+                sum(a < b for a, b in pairs),
+            ]
             numbers["ties"] = len(pairs) - sum(numbers["wins"])
     return numbers
 
@@ -94,7 +101,11 @@ def display_names(models: Sequence[str]) -> list[str]:
         One name each, numbered if they are equal.
     """
     names = [public_name(model) for model in models]
-    return names if len(set(names)) == len(names) else [f"{name} ({index})" for index, name in enumerate(names, 1)]
+    return (
+        names
+        if len(set(names)) == len(names)
+        else [f"{name} ({index})" for index, name in enumerate(names, 1)]
+    )
 
 
 def write_report(
@@ -127,7 +138,12 @@ def write_report(
         }
         for row in rows
     ]
-    record = {**summary(rows, models), "revisions": list(revisions), "command": command, "table": table}
+    record = {
+        **summary(rows, models),
+        "revisions": list(revisions),
+        "command": command,
+        "table": table,
+    }
     (folder / "transfer.json").write_text(json.dumps(record, indent=2) + "\n")
     files = (MEASUREMENTS_FILE, MEASUREMENTS_FILE.replace(".", "-2."))
     for file in files[len(models) :]:
@@ -157,11 +173,14 @@ def datasets_table() -> str:
         The table of the documentation.
     """
     lines = [
-        "| data set | metric | train + validation | test | name on the Hub | splits | columns | remarks |",
+        "| data set | metric | train + validation | test | name on the Hub | splits | columns | "
+        "remarks |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for dataset in TRANSFER_DATASETS:
-        train = str(dataset.train_images) + (f" + {dataset.validation_images}" if dataset.validation_images else "")
+        train = str(dataset.train_images) + (
+            f" + {dataset.validation_images}" if dataset.validation_images else ""
+        )
         unverified = "" if dataset.sizes_verified else " (unverified)"
         splits = [dataset.train_split, dataset.validation_split or "held out", dataset.test_split]
         columns = [dataset.image_column or "by type", dataset.label_column or "by type"]
@@ -186,8 +205,8 @@ def _markdown(rows: Sequence[TransferRow], models: Sequence[str]) -> str:
     lines = [
         "# Transfer",
         "",
-        "Logistic regression on frozen features: the L2 strength chosen on validation images, the last fit on training "
-        "and validation images. Numbers are percent on the test images.",
+        "Logistic regression on frozen features: the L2 strength chosen on validation images, the "
+        "last fit on training and validation images. Numbers are percent on the test images.",
         "",
         f"| data set | metric | {' | '.join(names)} | train + validation | test | remarks |",
         "|---|---|" + "---|" * len(names) + "---|---|---|",
@@ -227,13 +246,16 @@ def _protocol(result: TransferResult) -> str:
     share = result.validation_fraction
     chosen = "validation images" if share is None else f"{100 * share:g} % held out of train"
     return (
-        f"logistic regression on frozen view features, L2 strength {result.strength:.4g} chosen on {chosen}, last fit "
-        "on train + validation"
+        f"logistic regression on frozen view features, L2 strength {result.strength:.4g} chosen on "
+        f"{chosen}, last fit on train + validation"
     )
 
 
 def _command(
-    models: Sequence[str], datasets: Sequence[str], local_copies: Mapping[str, str], options: Sequence[str]
+    models: Sequence[str],
+    datasets: Sequence[str],
+    local_copies: Mapping[str, str],
+    options: Sequence[str],
 ) -> str:
     """Write the command line that gives the numbers, without folders of a machine."""
     names = datasets[0] if len(datasets) == 1 else json.dumps(datasets)
@@ -241,4 +263,6 @@ def _command(
     if len(datasets) < len(TRANSFER_DATASETS):
         words += ["--datasets", names]
     copies = {name: public_name(local_copies[name]) for name in datasets if name in local_copies}
-    return shlex.join([*map(public_name, words), *(["--local_copies", json.dumps(copies)] if copies else [])])
+    return shlex.join(
+        [*map(public_name, words), *(["--local_copies", json.dumps(copies)] if copies else [])]
+    )

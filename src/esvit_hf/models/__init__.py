@@ -1,1 +1,3 @@
-"""Networks of EsViT as transformers models. The folder is flat: its files travel with a model repository."""
+"""Networks of EsViT as transformers models. The folder is flat: its files travel with a model
+repository.
+"""

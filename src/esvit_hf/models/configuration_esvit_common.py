@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-# Fields of transformers' SwinConfig, CvtConfig and ViTConfig that change the network there and have no counterpart
-# here: accepting them as free attributes would ignore them silently.
+# Fields of transformers' SwinConfig, CvtConfig and ViTConfig that change the network there and have
+# no counterpart here: accepting them as free attributes would ignore them silently.
 _FIELDS_OF_OTHER_CONFIGS = frozenset(
     {
         "attention_drop_rate",
@@ -42,12 +42,14 @@ def as_pair(value: int | Sequence[int], field: str) -> tuple[int, int]:
     """
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2 or any(size < 1 for size in pair):
-        raise ValueError(f"{field}={value!r} is not a size: give one positive integer or (height, width).")
+        raise ValueError(
+            f"{field}={value!r} is not a size: give one positive integer or (height, width)."
+        )
     return pair
 
 
 def check_unknown_fields(config: PreTrainedConfig, unknown: Mapping[str, Any]) -> None:
-    """Refuse keyword arguments that are misspelt fields or fields of another architecture.
+    """Refuse keyword arguments that are misspelled fields or fields of another architecture.
 
     Args:
         config: The configuration under construction.
@@ -61,11 +63,13 @@ def check_unknown_fields(config: PreTrainedConfig, unknown: Mapping[str, Any]) -
     for name in unknown:
         if name in _FIELDS_OF_OTHER_CONFIGS:
             raise ValueError(
-                f"{type(config).__name__} has no field {name!r}: the EsViT networks do not have this setting. "
-                f"Fields: {', '.join(sorted(own))}."
+                f"{type(config).__name__} has no field {name!r}: the EsViT networks do not have "
+                f"this setting. Fields: {', '.join(sorted(own))}."
             )
         if similar := difflib.get_close_matches(name, own, n=1, cutoff=0.75):
-            raise ValueError(f"{type(config).__name__} has no field {name!r}; did you mean {similar[0]!r}?")
+            raise ValueError(
+                f"{type(config).__name__} has no field {name!r}; did you mean {similar[0]!r}?"
+            )
 
 
 def check_one_value_a_stage(config: PreTrainedConfig, names: Iterable[str]) -> None:
@@ -76,7 +80,8 @@ def check_one_value_a_stage(config: PreTrainedConfig, names: Iterable[str]) -> N
         names: Fields to check; the first one sets the number of stages.
 
     Raises:
-        ValueError: If a list is empty, has another length than the first one, or holds a number below one.
+        ValueError: If a list is empty, has another length than the first one, or holds a number
+            below one.
     """
     stages: int | None = None
     for name in names:
@@ -85,7 +90,9 @@ def check_one_value_a_stage(config: PreTrainedConfig, names: Iterable[str]) -> N
             raise ValueError(f"{name}={values} must hold one positive number for each stage.")
         stages = len(values) if stages is None else stages
         if len(values) != stages:
-            raise ValueError(f"{name}={values} has {len(values)} entries; the network has {stages} stages.")
+            raise ValueError(
+                f"{name}={values} has {len(values)} entries; the network has {stages} stages."
+            )
 
 
 def check_rate(config: PreTrainedConfig, name: str) -> None:

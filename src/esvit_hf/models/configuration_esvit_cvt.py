@@ -7,10 +7,19 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_esvit_common import as_pair, check_one_value_a_stage, check_rate, check_unknown_fields
+from .configuration_esvit_common import (
+    as_pair,
+    check_one_value_a_stage,
+    check_rate,
+    check_unknown_fields,
+)
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"hidden_sizes": [64, 192, 384, 768], "depths": [2, 2, 6, 2], "num_heads": [1, 3, 6, 12]},
+    "tiny": {
+        "hidden_sizes": [64, 192, 384, 768],
+        "depths": [2, 2, 6, 2],
+        "num_heads": [1, 3, 6, 12],
+    },
 }
 
 
@@ -44,34 +53,41 @@ DEEP_STEM = (ConvolutionShape(3, 2, 1), ConvolutionShape(3, 1, 1), ConvolutionSh
 class EsvitCvtConfig(BackboneConfigMixin, PreTrainedConfig):
     """Shape of a CvT as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv 2103.15808).
 
-    Every stage embeds overlapping patches by a convolution and attends inside square windows, with queries, keys and
-    values from a depthwise convolution of the tokens.
+    Every stage embeds overlapping patches by a convolution and attends inside square windows, with
+    queries, keys and values from a depthwise convolution of the tokens.
 
     Args:
-        image_size: Input size in pixels, one number or (height, width). It tells what size the network is trained for
-            and changes nothing in it.
+        image_size: Input size in pixels, one number or (height, width). It tells what size the
+            network is trained for and changes nothing in it.
         num_channels: Channels of the input image.
         hidden_sizes: Channels of each stage.
         depths: Blocks of each stage.
         num_heads: Attention heads of each stage.
         patch_sizes: Side of the patches of each stage, in pixels or in tokens of the stage before.
-        patch_strides: Step between the patches of each stage; patches overlap where it is below their side.
+        patch_strides: Step between the patches of each stage; patches overlap where it is below
+            their side.
         patch_padding: Zeros on each side of the input of each stage's patches.
-        window_size: Side of the attention windows of each stage in tokens. On a smaller grid the window is as large as
-            the shorter side of the grid.
+        window_size: Side of the attention windows of each stage in tokens. On a smaller grid the
+            window is as large as the shorter side of the grid.
         mlp_ratio: Hidden channels of the MLP of each stage as a multiple of its channels.
-        qkv_kernel_sizes: Side of the depthwise convolution of each stage, odd; its padding keeps the size of the map.
+        qkv_kernel_sizes: Side of the depthwise convolution of each stage, odd; its padding keeps
+            the size of the map.
         qkv_bias: Whether query, key and value projections of each stage have a bias.
-        deep_stem: Whether three 3 x 3 convolutions with batch norm and ReLU, stride 4 in all, embed the image. The
-            first entries of `patch_sizes`, `patch_strides` and `patch_padding` then have no effect.
-        relative_position_bias: Whether attention has a learnt bias for every relative position in a window.
-        drop_path_rate: Stochastic depth rate of the last block; it rises linearly from 0 at the first block.
-        hidden_act: Activation of the MLP, a name known to transformers. The reference's is x * sigmoid(1.702 x).
-        initializer_range: Standard deviation of the truncated normal distribution that starts the weights.
+        deep_stem: Whether three 3 x 3 convolutions with batch norm and ReLU, stride 4 in all, embed
+            the image. The first entries of `patch_sizes`, `patch_strides` and `patch_padding` then
+            have no effect.
+        relative_position_bias: Whether attention has a learned bias for every relative position in
+            a window.
+        drop_path_rate: Stochastic depth rate of the last block; it rises linearly from 0 at the
+            first block.
+        hidden_act: Activation of the MLP, a name known to transformers. The reference's is x *
+            sigmoid(1.702 x).
+        initializer_range: Standard deviation of the truncated normal distribution that starts the
+            weights.
         layer_norm_eps: Epsilon of the layer norms.
 
     Raises:
-        ValueError: If the fields contradict each other or a name is misspelt.
+        ValueError: If the fields contradict each other or a name is misspelled.
     """
 
     model_type = "esvit_cvt"
@@ -104,8 +120,11 @@ class EsvitCvtConfig(BackboneConfigMixin, PreTrainedConfig):
         out_indices = kwargs.pop("out_indices", None)
         check_unknown_fields(self, kwargs)
         if "embed_dim" in kwargs:
-            raise ValueError("EsvitCvtConfig has no field 'embed_dim': give `hidden_sizes`, one number a stage.")
-        # Called here as well as by @strict, which would wrap the ValueError in an error that is none.
+            raise ValueError(
+                "EsvitCvtConfig has no field 'embed_dim': give `hidden_sizes`, one number a stage."
+            )
+        # Called here as well as by @strict, which would wrap the ValueError in an error that is
+        # none.
         self.validate_architecture()
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         super().__post_init__(**kwargs)
@@ -118,7 +137,15 @@ class EsvitCvtConfig(BackboneConfigMixin, PreTrainedConfig):
         """
         check_one_value_a_stage(
             self,
-            ("depths", "hidden_sizes", "num_heads", "patch_sizes", "patch_strides", "window_size", "qkv_kernel_sizes"),
+            (
+                "depths",
+                "hidden_sizes",
+                "num_heads",
+                "patch_sizes",
+                "patch_strides",
+                "window_size",
+                "qkv_kernel_sizes",
+            ),
         )
         check_rate(self, "drop_path_rate")
         as_pair(self.image_size, "image_size")
@@ -128,11 +155,16 @@ class EsvitCvtConfig(BackboneConfigMixin, PreTrainedConfig):
             values = list(getattr(self, name))
             if len(values) != len(self.depths):
                 raise ValueError(
-                    f"{name}={values} has {len(values)} entries; the network has {len(self.depths)} stages."
+                    f"{name}={values} has {len(values)} entries; the network has "
+                    f"{len(self.depths)} stages."
                 )
-        for stage, (channels, heads) in enumerate(zip(self.hidden_sizes, self.num_heads, strict=True)):
+        for stage, (channels, heads) in enumerate(
+            zip(self.hidden_sizes, self.num_heads, strict=True)
+        ):
             if channels % heads:
-                raise ValueError(f"num_heads[{stage}]={heads} does not divide hidden_sizes[{stage}]={channels}.")
+                raise ValueError(
+                    f"num_heads[{stage}]={heads} does not divide hidden_sizes[{stage}]={channels}."
+                )
             if int(channels * self.mlp_ratio[stage]) < 1:
                 raise ValueError(
                     f"mlp_ratio[{stage}]={self.mlp_ratio[stage]} leaves no hidden channel of "
@@ -140,19 +172,22 @@ class EsvitCvtConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
             if not 0 <= self.patch_padding[stage] < self.patch_sizes[stage]:
                 raise ValueError(
-                    f"patch_padding[{stage}]={self.patch_padding[stage]} must be at least 0 and below "
-                    f"patch_sizes[{stage}]={self.patch_sizes[stage]}."
+                    f"patch_padding[{stage}]={self.patch_padding[stage]} must be at least 0 and "
+                    f"below patch_sizes[{stage}]={self.patch_sizes[stage]}."
                 )
             if (kernel := self.qkv_kernel_sizes[stage]) % 2 == 0:
                 raise ValueError(
-                    f"qkv_kernel_sizes[{stage}]={kernel} must be odd: an even kernel cannot keep the size of the map."
+                    f"qkv_kernel_sizes[{stage}]={kernel} must be odd: an even kernel cannot keep "
+                    f"the size of the map."
                 )
 
     @property
     def embedding_convolutions(self) -> list[tuple[ConvolutionShape, ...]]:
         """Convolutions that embed the input of each stage, in order."""
         patches = zip(self.patch_sizes, self.patch_strides, self.patch_padding, strict=True)
-        stages: list[tuple[ConvolutionShape, ...]] = [(ConvolutionShape(*patch),) for patch in patches]
+        stages: list[tuple[ConvolutionShape, ...]] = [
+            (ConvolutionShape(*patch),) for patch in patches
+        ]
         return [DEEP_STEM, *stages[1:]] if self.deep_stem else stages
 
     @property

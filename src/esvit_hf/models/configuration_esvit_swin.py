@@ -6,13 +6,38 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_esvit_common import as_pair, check_one_value_a_stage, check_rate, check_unknown_fields
+from .configuration_esvit_common import (
+    as_pair,
+    check_one_value_a_stage,
+    check_rate,
+    check_unknown_fields,
+)
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "drop_path_rate": 0.1},
-    "small": {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24], "drop_path_rate": 0.2},
-    "base": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "drop_path_rate": 0.2},
-    "large": {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "drop_path_rate": 0.2},
+    "tiny": {
+        "embed_dim": 96,
+        "depths": [2, 2, 6, 2],
+        "num_heads": [3, 6, 12, 24],
+        "drop_path_rate": 0.1,
+    },
+    "small": {
+        "embed_dim": 96,
+        "depths": [2, 2, 18, 2],
+        "num_heads": [3, 6, 12, 24],
+        "drop_path_rate": 0.2,
+    },
+    "base": {
+        "embed_dim": 128,
+        "depths": [2, 2, 18, 2],
+        "num_heads": [4, 8, 16, 32],
+        "drop_path_rate": 0.2,
+    },
+    "large": {
+        "embed_dim": 192,
+        "depths": [2, 2, 18, 2],
+        "num_heads": [6, 12, 24, 48],
+        "drop_path_rate": 0.2,
+    },
 }
 
 
@@ -20,27 +45,31 @@ _PRESETS: dict[str, dict[str, Any]] = {
 class EsvitSwinConfig(BackboneConfigMixin, PreTrainedConfig):
     """Shape of a Swin network as EsViT trains it (arXiv 2106.09785, section 3.1).
 
-    The window of every stage is fixed by `image_size`: a stage whose token grid at that size is no larger than
-    `window_size` uses one window as large as its grid and never shifts. Inputs of other sizes keep these windows.
+    The window of every stage is fixed by `image_size`: a stage whose token grid at that size is no
+    larger than `window_size` uses one window as large as its grid and never shifts. Inputs of other
+    sizes keep these windows.
 
     Args:
         image_size: Input size in pixels that fixes the windows, one number or (height, width).
         patch_size: Size of a patch in pixels, one number or (height, width).
         num_channels: Channels of the input image.
-        embed_dim: Channels of the first stage; every later stage has twice as many as the one before.
+        embed_dim: Channels of the first stage; every later stage has twice as many as the one
+            before.
         depths: Blocks of each stage.
         num_heads: Attention heads of each stage.
         window_size: Side of the square attention window in tokens.
         mlp_ratio: Hidden channels of the MLP as a multiple of the channels of its stage.
         qkv_bias: Whether query, key and value projections have a bias.
-        drop_path_rate: Stochastic depth rate of the last block; it rises linearly from 0 at the first block.
+        drop_path_rate: Stochastic depth rate of the last block; it rises linearly from 0 at the
+            first block.
         hidden_act: Activation of the MLP, a name known to transformers.
-        use_absolute_embeddings: Whether a learnt position embedding is added to the patches.
-        initializer_range: Standard deviation of the truncated normal distribution that starts the weights.
+        use_absolute_embeddings: Whether a learned position embedding is added to the patches.
+        initializer_range: Standard deviation of the truncated normal distribution that starts the
+            weights.
         layer_norm_eps: Epsilon of the layer norms.
 
     Raises:
-        ValueError: If the fields contradict each other or a name is misspelt.
+        ValueError: If the fields contradict each other or a name is misspelled.
     """
 
     model_type = "esvit_swin"
@@ -68,7 +97,8 @@ class EsvitSwinConfig(BackboneConfigMixin, PreTrainedConfig):
         out_features = kwargs.pop("out_features", None)
         out_indices = kwargs.pop("out_indices", None)
         check_unknown_fields(self, kwargs)
-        # Called here as well as by @strict, which would wrap the ValueError in an error that is none.
+        # Called here as well as by @strict, which would wrap the ValueError in an error that is
+        # none.
         self.validate_architecture()
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         super().__post_init__(**kwargs)
@@ -84,20 +114,25 @@ class EsvitSwinConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("num_channels", "embed_dim", "window_size"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
-        for stage, (channels, heads) in enumerate(zip(self.stage_channels, self.num_heads, strict=True)):
+        for stage, (channels, heads) in enumerate(
+            zip(self.stage_channels, self.num_heads, strict=True)
+        ):
             if channels % heads:
                 raise ValueError(
-                    f"num_heads[{stage}]={heads} does not divide the {channels} channels of stage {stage + 1} "
-                    f"(embed_dim={self.embed_dim} doubled {stage} times)."
+                    f"num_heads[{stage}]={heads} does not divide the {channels} channels of stage "
+                    f"{stage + 1} (embed_dim={self.embed_dim} doubled {stage} times)."
                 )
-        image, patch = as_pair(self.image_size, "image_size"), as_pair(self.patch_size, "patch_size")
+        image, patch = (
+            as_pair(self.image_size, "image_size"),
+            as_pair(self.patch_size, "patch_size"),
+        )
         for axis, pixels, size in zip(("height", "width"), image, patch, strict=True):
             if pixels % size:
                 below, above = pixels // size * size, (pixels // size + 1) * size
                 works = f"{below} or {above}" if below else f"{above}"
                 raise ValueError(
-                    f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}: "
-                    f"a {axis} of {works} pixels works."
+                    f"image_size={self.image_size} is not divisible by "
+                    f"patch_size={self.patch_size}: a {axis} of {works} pixels works."
                 )
 
     @property
@@ -108,7 +143,10 @@ class EsvitSwinConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def stage_grids(self) -> list[tuple[int, int]]:
         """Token grid (height, width) of each stage for inputs of `image_size`."""
-        image, patch = as_pair(self.image_size, "image_size"), as_pair(self.patch_size, "patch_size")
+        image, patch = (
+            as_pair(self.image_size, "image_size"),
+            as_pair(self.patch_size, "patch_size"),
+        )
         height, width = image[0] // patch[0], image[1] // patch[1]
         grids = []
         for _ in self.depths:
@@ -138,7 +176,11 @@ class EsvitSwinConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_preset(
-        cls, name: Literal["tiny", "small", "base", "large"], *, window_size: Literal[7, 14] = 7, **fields: Any
+        cls,
+        name: Literal["tiny", "small", "base", "large"],
+        *,
+        window_size: Literal[7, 14] = 7,
+        **fields: Any,
     ) -> "EsvitSwinConfig":
         """Configure one of the sizes of the paper.
 

@@ -7,24 +7,35 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_esvit_common import as_pair, check_one_value_a_stage, check_rate, check_unknown_fields
+from .configuration_esvit_common import (
+    as_pair,
+    check_one_value_a_stage,
+    check_rate,
+    check_unknown_fields,
+)
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"hidden_sizes": [96, 192, 384, 768], "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]},
+    "tiny": {
+        "hidden_sizes": [96, 192, 384, 768],
+        "depths": [2, 2, 6, 2],
+        "num_heads": [3, 6, 12, 24],
+    },
 }
 
 
 @strict
 class EsvitVilConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Shape of a Vision Longformer as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv 2103.15358).
+    """Shape of a Vision Longformer as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv
+    2103.15358).
 
-    Every stage embeds patches of the map before it, prepends its own global tokens and drops them again at its end. In
-    a sparse stage a token attends to its chunk of `window_size` x `window_size` tokens, to the 8 chunks around it and
-    to the global tokens; in a full stage everything attends to everything.
+    Every stage embeds patches of the map before it, prepends its own global tokens and drops them
+    again at its end. In a sparse stage a token attends to its chunk of `window_size` x
+    `window_size` tokens, to the 8 chunks around it and to the global tokens; in a full stage
+    everything attends to everything.
 
     Args:
-        image_size: Input size in pixels that fixes the tables of the full stages, one number or (height, width). Inputs
-            of other sizes resize them.
+        image_size: Input size in pixels that fixes the tables of the full stages, one number or
+            (height, width). Inputs of other sizes resize them.
         patch_sizes: Side of the patches of each stage, in pixels or in tokens of the stage before.
         num_channels: Channels of the input image.
         hidden_sizes: Channels of each stage.
@@ -32,20 +43,25 @@ class EsvitVilConfig(BackboneConfigMixin, PreTrainedConfig):
         num_heads: Attention heads of each stage.
         window_size: Side of the chunks of the sparse stages in tokens.
         sparse_stages: Whether the attention of each stage is sparse.
-        num_global_tokens: Global tokens of each stage. Those of the last stage, if any, give the view feature.
+        num_global_tokens: Global tokens of each stage. Those of the last stage, if any, give the
+            view feature.
         mlp_ratio: Hidden channels of the MLP as a multiple of the channels of its stage.
         qkv_bias: Whether query, key and value projections have a bias.
-        drop_path_rate: Stochastic depth rate of the last block; it rises linearly from 0 at the first block.
+        drop_path_rate: Stochastic depth rate of the last block; it rises linearly from 0 at the
+            first block.
         hidden_act: Activation of the MLP, a name known to transformers.
-        position_embedding: "relative": a learnt bias for every relative position inside the attention. "absolute": a
-            learnt vector for every row (first half of the channels) and every column (second half) added to the tokens.
-        sparse_training_mode: Chunks that sparse attention sees in training. "all": those of evaluation.
-            "random_neighbour": the own chunk and one of the 8 around it, drawn anew in every block at every call.
-        initializer_range: Standard deviation of the truncated normal distribution that starts the weights.
+        position_embedding: "relative": a learned bias for every relative position inside the
+            attention. "absolute": a learned vector for every row (first half of the channels) and
+            every column (second half) added to the tokens.
+        sparse_training_mode: Chunks that sparse attention sees in training. "all": those of
+            evaluation. "random_neighbor": the own chunk and one of the 8 around it, drawn anew in
+            every block at every call.
+        initializer_range: Standard deviation of the truncated normal distribution that starts the
+            weights.
         layer_norm_eps: Epsilon of the layer norms.
 
     Raises:
-        ValueError: If the fields contradict each other or a name is misspelt.
+        ValueError: If the fields contradict each other or a name is misspelled.
     """
 
     model_type = "esvit_vil"
@@ -65,7 +81,7 @@ class EsvitVilConfig(BackboneConfigMixin, PreTrainedConfig):
     drop_path_rate: float | int = 0.1
     hidden_act: str = "gelu"
     position_embedding: Literal["relative", "absolute"] = "relative"
-    sparse_training_mode: Literal["all", "random_neighbour"] = "all"
+    sparse_training_mode: Literal["all", "random_neighbor"] = "all"
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-6
     _out_features: list[str] | None = None
@@ -77,8 +93,11 @@ class EsvitVilConfig(BackboneConfigMixin, PreTrainedConfig):
         out_indices = kwargs.pop("out_indices", None)
         check_unknown_fields(self, kwargs)
         if "embed_dim" in kwargs:
-            raise ValueError("EsvitVilConfig has no field 'embed_dim': give `hidden_sizes`, one number a stage.")
-        # Called here as well as by @strict, which would wrap the ValueError in an error that is none.
+            raise ValueError(
+                "EsvitVilConfig has no field 'embed_dim': give `hidden_sizes`, one number a stage."
+            )
+        # Called here as well as by @strict, which would wrap the ValueError in an error that is
+        # none.
         self.validate_architecture()
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         super().__post_init__(**kwargs)
@@ -98,25 +117,39 @@ class EsvitVilConfig(BackboneConfigMixin, PreTrainedConfig):
             values = list(getattr(self, name))
             if len(values) != len(self.depths):
                 raise ValueError(
-                    f"{name}={values} has {len(values)} entries; the network has {len(self.depths)} stages."
+                    f"{name}={values} has {len(values)} entries; the network has "
+                    f"{len(self.depths)} stages."
                 )
         if min(self.num_global_tokens) < 0:
-            raise ValueError(f"num_global_tokens={list(self.num_global_tokens)} must not be negative; 0 means none.")
-        for stage, (channels, heads) in enumerate(zip(self.hidden_sizes, self.num_heads, strict=True)):
+            raise ValueError(
+                f"num_global_tokens={list(self.num_global_tokens)} must not be negative; 0 means "
+                f"none."
+            )
+        for stage, (channels, heads) in enumerate(
+            zip(self.hidden_sizes, self.num_heads, strict=True)
+        ):
             if channels % heads:
-                raise ValueError(f"num_heads[{stage}]={heads} does not divide hidden_sizes[{stage}]={channels}.")
+                raise ValueError(
+                    f"num_heads[{stage}]={heads} does not divide hidden_sizes[{stage}]={channels}."
+                )
             if self.position_embedding == "absolute" and channels % 2:
                 raise ValueError(
-                    f"hidden_sizes[{stage}]={channels} must be even with position_embedding='absolute': rows and "
-                    "columns have half of the channels each."
+                    f"hidden_sizes[{stage}]={channels} must be even with "
+                    f"position_embedding='absolute': rows and columns have half of the channels "
+                    f"each."
                 )
         patch, stride = self.patch_sizes[0], self.total_stride
-        for axis, pixels in zip(("height", "width"), as_pair(self.image_size, "image_size"), strict=True):
+        for axis, pixels in zip(
+            ("height", "width"), as_pair(self.image_size, "image_size"), strict=True
+        ):
             if pixels % patch or pixels < stride:
-                works = sorted({max(pixels // patch * patch, stride), max(-(-pixels // patch) * patch, stride)})
+                works = sorted(
+                    {max(pixels // patch * patch, stride), max(-(-pixels // patch) * patch, stride)}
+                )
                 raise ValueError(
-                    f"image_size={self.image_size} must be divisible by patch_sizes[0]={patch} and not below the "
-                    f"network's stride of {stride} pixels: a {axis} of {' or '.join(map(str, works))} pixels works."
+                    f"image_size={self.image_size} must be divisible by patch_sizes[0]={patch} and "
+                    f"not below the network's stride of {stride} pixels: a {axis} of "
+                    f"{' or '.join(map(str, works))} pixels works."
                 )
 
     @property

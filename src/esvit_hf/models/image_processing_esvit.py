@@ -15,11 +15,13 @@ from transformers.image_utils import (
 
 
 class EsvitImageProcessor(PilBackend):
-    """Resize the shorter side to 256 (bicubic), crop the centre 224 x 224, normalise with the ImageNet statistics.
+    """Resize the shorter side to 256 (bicubic), crop the center 224 x 224, normalize with the
+    ImageNet statistics.
 
-    On RGB images the result equals torchvision's Resize + CenterCrop + ToTensor + Normalize bit for bit; torchvision
-    itself is not needed. Images of one channel and of 16 bits become 8-bit RGB, transparency is composited on white.
-    `size`, `crop_size` and the other settings of transformers' image processors can be changed.
+    On RGB images the result equals torchvision's Resize + CenterCrop + ToTensor + Normalize bit for
+    bit; torchvision itself is not needed. Images of one channel and of 16 bits become 8-bit RGB,
+    transparency is composited on white. `size`, `crop_size` and the other settings of transformers'
+    image processors can be changed.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -35,7 +37,9 @@ class EsvitImageProcessor(PilBackend):
     do_convert_rgb = True
 
     def convert_to_rgb(
-        self, image: Image.Image | np.ndarray, input_data_format: str | ChannelDimension | None = None
+        self,
+        image: Image.Image | np.ndarray,
+        input_data_format: str | ChannelDimension | None = None,
     ) -> np.ndarray:
         """Bring an image to three channels.
 
@@ -49,12 +53,14 @@ class EsvitImageProcessor(PilBackend):
         if isinstance(image, Image.Image) and image.mode.startswith("I"):
             # PIL clips 16-bit values at 255 instead of scaling them.
             values = np.asarray(image.convert("I"))
-            image = Image.fromarray(((values.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8))
+            image = Image.fromarray(
+                ((values.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8)
+            )
         rgb: np.ndarray = super().convert_to_rgb(image, input_data_format=input_data_format)  # type: ignore[arg-type]
         return rgb
 
     def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:  # type: ignore[override]
-        """Cut out the centre; where the image is smaller, pad with zeros.
+        """Cut out the center; where the image is smaller, pad with zeros.
 
         transformers rounds the corner down; torchvision, and so the reference, rounds half to even.
 
@@ -71,10 +77,16 @@ class EsvitImageProcessor(PilBackend):
         """
         if size.height is None or size.width is None:
             raise ValueError(f"crop_size={size} needs 'height' and 'width'.")
-        missing = [max(crop - side, 0) for crop, side in zip((size.height, size.width), image.shape[1:], strict=True)]
+        missing = [
+            max(crop - side, 0)
+            for crop, side in zip((size.height, size.width), image.shape[1:], strict=True)
+        ]
         if any(missing):
             image = np.pad(image, [(0, 0), *((pad // 2, (pad + 1) // 2) for pad in missing)])
-        top, left = round((image.shape[1] - size.height) / 2), round((image.shape[2] - size.width) / 2)
+        top, left = (
+            round((image.shape[1] - size.height) / 2),
+            round((image.shape[2] - size.width) / 2),
+        )
         return image[:, top : top + size.height, left : left + size.width]
 
 

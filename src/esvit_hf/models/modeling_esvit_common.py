@@ -1,4 +1,6 @@
-"""What all EsViT networks share: the contract of the base model, stochastic depth, the classifier and the backbone."""
+"""What all EsViT networks share: the contract of the base model, stochastic depth, the classifier
+and the backbone.
+"""
 
 import math
 import os
@@ -13,13 +15,18 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+)
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .modeling_esvit_linear import EsvitLinear
 
-# Auto classes that load a saved network, and how its class for each is called behind the name of the family.
+# Auto classes that load a saved network, and how its class for each is called behind the name of
+# the family.
 _AUTO_CLASSES = {
     "AutoModel": "Model",
     "AutoModelForImageClassification": "ForImageClassification",
@@ -35,7 +42,7 @@ class StageOutput:
     """Tokens that a stage, or the patch embedding in front of the stages, hands on.
 
     Attributes:
-        tokens: (B, N, C) spatial tokens, row-major, before any downsampling and not normalised.
+        tokens: (B, N, C) spatial tokens, row-major, before any downsampling and not normalized.
         grid: (h, w) with h * w = N.
     """
 
@@ -47,16 +54,18 @@ class StageOutput:
 class AttentionLayout:
     """Which tokens the attention probabilities of a block belong to.
 
-    The number of a token is its place in the block's hidden state: global tokens first, then the grid row-major.
+    The number of a token is its place in the block's hidden state: global tokens first, then the
+    grid row-major.
 
     Attributes:
         grid: (h, w) of the tokens.
         stride: Pixels of the image from one token to the next, vertically and horizontally.
         num_global_tokens: G, tokens in front of the grid.
-        queries: (windows, Q) int64 token of every row of probabilities; -1 if the row belongs to none.
+        queries: (windows, Q) int64 token of every row of probabilities; -1 if the row belongs to
+            none.
         keys: (windows, K) int64 token of every column; -1 for padding.
-        allowed: (windows, Q, K), or (windows, 1, K) for all queries alike, whether a query may attend to a key. It may
-            to padding where the network does not mask it.
+        allowed: (windows, Q, K), or (windows, 1, K) for all queries alike, whether a query may
+            attend to a key. It may to padding where the network does not mask it.
     """
 
     grid: tuple[int, int]
@@ -68,16 +77,24 @@ class AttentionLayout:
 
 
 def softmax_type(scores_like: Tensor, keys: int) -> torch.dtype:
-    """Type in which the softmax over a number of keys is fast, for scores on the device and in the type of a tensor."""
-    # PyTorch's 16-bit softmax on CPU is up to 5 times slower than its 32-bit one for rows this short.
+    """Type in which the softmax over a number of keys is fast, for scores on the device and in the
+    type of a tensor.
+    """
+    # PyTorch's 16-bit softmax on CPU is up to 5 times slower than its 32-bit one for rows this
+    # short.
     short_rows = keys < 64 and scores_like.device.type == "cpu" and scores_like.element_size() == 2
     return torch.float32 if short_rows else scores_like.dtype
 
 
 def fused_attention_is_slow(query: Tensor, bias: Tensor | None) -> bool:
-    """Whether plain matrix products are faster than `scaled_dot_product_attention` with its gradients."""
-    # On CPU the fused kernel has no gradient for the bias, and its backward pass is several times slower in 16 bits.
-    return query.device.type == "cpu" and (query.element_size() == 2 or (bias is not None and bias.requires_grad))
+    """Whether plain matrix products are faster than `scaled_dot_product_attention` with its
+    gradients.
+    """
+    # On CPU the fused kernel has no gradient for the bias, and its backward pass is several times
+    # slower in 16 bits.
+    return query.device.type == "cpu" and (
+        query.element_size() == 2 or (bias is not None and bias.requires_grad)
+    )
 
 
 def eager_attention(
@@ -89,7 +106,8 @@ def eager_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention by plain matrix products, with the signature of the attention functions of transformers.
+    """Attention by plain matrix products, with the signature of the attention functions of
+    transformers.
 
     Args:
         module: The calling module.
@@ -104,12 +122,18 @@ def eager_attention(
         (B, queries, A, d) and (B, A, queries, keys) probabilities.
     """
     scores = (query @ key.transpose(-1, -2)).to(softmax_type(query, key.shape[-2]))
-    scores = scores * scaling if attention_mask is None else torch.add(attention_mask, scores, alpha=scaling)
+    scores = (
+        scores * scaling
+        if attention_mask is None
+        else torch.add(attention_mask, scores, alpha=scaling)
+    )
     probabilities = scores.softmax(dim=-1).to(value.dtype)
     return (probabilities @ value).transpose(1, 2), probabilities
 
 
-def full_attention_layout(grid: tuple[int, int], stride: tuple[int, int], num_global_tokens: int) -> AttentionLayout:
+def full_attention_layout(
+    grid: tuple[int, int], stride: tuple[int, int], num_global_tokens: int
+) -> AttentionLayout:
     """Describe attention of all tokens to all tokens.
 
     Args:
@@ -128,14 +152,15 @@ def full_attention_layout(grid: tuple[int, int], stride: tuple[int, int], num_gl
 def window_attention_layout(
     grid: tuple[int, int], stride: tuple[int, int], window: int, shift: int = 0
 ) -> AttentionLayout:
-    """Describe attention inside square windows of a map that is padded at the bottom and the right, then rolled.
+    """Describe attention inside square windows of a map that is padded at the bottom and the right,
+    then rolled.
 
     Args:
         grid: (h, w) of the tokens.
         stride: Pixels from one token to the next, vertically and horizontally.
         window: Side of the window in tokens, w.
-        shift: Tokens by which the padded map is rolled up and to the left. What only the roll brought together is
-            masked.
+        shift: Tokens by which the padded map is rolled up and to the left. What only the roll
+            brought together is masked.
 
     Returns:
         The layout of (B * windows, heads, w^2, w^2) probabilities, windows row by row.
@@ -146,7 +171,9 @@ def window_attention_layout(
     tokens = (rows * width + columns).masked_fill((rows >= height) | (columns >= width), -1)
     sides = (rows < shift) * 2 + (columns < shift)
     tokens, sides = (entries.flatten(2).flatten(0, 1) for entries in (tokens, sides))
-    return AttentionLayout(grid, stride, 0, tokens, tokens, allowed=sides[:, :, None] == sides[:, None, :])
+    return AttentionLayout(
+        grid, stride, 0, tokens, tokens, allowed=sides[:, :, None] == sides[:, None, :]
+    )
 
 
 class StochasticDepth(nn.Module):
@@ -167,7 +194,8 @@ class StochasticDepth(nn.Module):
             branch: (B, ...) output of a residual branch.
 
         Returns:
-            (B, ...) the same tensor outside training, its randomly dropped and rescaled copy in training.
+            (B, ...) the same tensor outside training, its randomly dropped and rescaled copy in
+            training.
         """
         if not self.training or self.rate == 0.0:
             return branch
@@ -230,14 +258,15 @@ class MultilayerPerceptron(nn.Module):
         tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if tokens.device.type != "cpu" or torch.is_grad_enabled() or tracing:
             return self.contract(self.activation(self.expand(tokens)))
-        # What the backward pass does not need stays in the cache: fresh pages for it cost as much as the products do.
+        # What the backward pass does not need stays in the cache: fresh pages for it cost as much
+        # as the products do.
         blocks = tokens.flatten(0, -2).split(_CPU_BLOCK_TOKENS)
         mapped = [self.contract(self.activation(self.expand(block))) for block in blocks]
         return (mapped[0] if len(mapped) == 1 else torch.cat(mapped)).view(tokens.shape)
 
 
 class EsvitPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation of the EsViT networks."""
+    """Loading, saving and initialization of the EsViT networks."""
 
     base_model_prefix = "network"
     main_input_name = "pixel_values"
@@ -248,11 +277,15 @@ class EsvitPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let only classes that are registered themselves bring their file along, no class made from them (FSDP)."""
+        """Let only classes that are registered themselves bring their file along, no class made
+        from them (FSDP).
+        """
         super().__init_subclass__(**kwargs)
         cls._auto_class = None
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
         """Save weights, configuration and, from a registered class, the code of the network.
 
         Args:
@@ -261,14 +294,22 @@ class EsvitPreTrainedModel(PreTrainedModel):
             **kwargs: As in transformers.
         """
         if self._auto_class is not None:
-            # transformers lists the saved class alone, so that AutoModel would find nothing beside a classifier.
-            module, family = type(self).__module__.rpartition(".")[2], type(self.config).__name__.removesuffix("Config")
-            self.config.auto_map = {auto: f"{module}.{family}{suffix}" for auto, suffix in _AUTO_CLASSES.items()}
+            # transformers lists the saved class alone, so that AutoModel would find nothing beside
+            # a classifier.
+            module, family = (
+                type(self).__module__.rpartition(".")[2],
+                type(self.config).__name__.removesuffix("Config"),
+            )
+            self.config.auto_map = {
+                auto: f"{module}.{family}{suffix}" for auto, suffix in _AUTO_CLASSES.items()
+            }
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Start a module as the reference does: truncated normal linear layers, PyTorch's default for convolutions."""
+        """Start a module as the reference does: truncated normal linear layers, PyTorch's default
+        for convolutions.
+        """
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
@@ -285,33 +326,39 @@ class EsvitPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
     def _check_images(self, pixel_values: Tensor, smallest: tuple[int, int]) -> None:
-        """Refuse inputs that are not a batch of images with the configured channels and at least the smallest size."""
+        """Refuse inputs that are not a batch of images with the configured channels and at least
+        the smallest size.
+        """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (B, {self.config.num_channels}, H, W): "
-                f"num_channels={self.config.num_channels}."
+                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (B, "
+                f"{self.config.num_channels}, H, W): num_channels={self.config.num_channels}."
             )
         height, width = pixel_values.shape[-2:]
         if height < smallest[0] or width < smallest[1]:
             raise ValueError(
-                f"pixel_values are {height} x {width} pixels; this network needs {smallest[0]} x {smallest[1]} or more."
+                f"pixel_values are {height} x {width} pixels; this network needs {smallest[0]} x "
+                f"{smallest[1]} or more."
             )
 
 
 class EsvitBaseModel(EsvitPreTrainedModel):
-    """The contract of every EsViT network: pixels in, normalised regions and the view feature out.
+    """The contract of every EsViT network: pixels in, normalized regions and the view feature out.
 
     A network implements `forward_stages` and `region_grid` and owns the last norm as `norm`.
     """
 
     norm: nn.Module
 
-    def forward_stages(self, pixel_values: Tensor, *, output_attentions: bool = False) -> list[StageOutput]:
+    def forward_stages(
+        self, pixel_values: Tensor, *, output_attentions: bool = False
+    ) -> list[StageOutput]:
         """Run the network without its last norm.
 
         Args:
             pixel_values: (B, channels, H, W) images.
-            output_attentions: Whether attention probabilities are computed for the hooks that record them.
+            output_attentions: Whether attention probabilities are computed for the hooks that
+                record them.
 
         Returns:
             The patch embeddings, then the output of each stage.
@@ -350,13 +397,14 @@ class EsvitBaseModel(EsvitPreTrainedModel):
         """Compute regions and view feature.
 
         Args:
-            pixel_values: (B, channels, H, W) normalised images of any size.
+            pixel_values: (B, channels, H, W) normalized images of any size.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict` as in transformers.
 
         Returns:
-            `last_hidden_state` (B, N, C): regions, row-major, after the last norm. `pooler_output` (B, C): view
-            feature. `hidden_states`: patch embeddings, then the output of every block (B, N_l, C_l), before
-            downsampling and not normalised. `attentions`: probabilities of every block (see `attention_layouts`).
+            `last_hidden_state` (B, N, C): regions, row-major, after the last norm. `pooler_output`
+            (B, C): view feature. `hidden_states`: patch embeddings, then the output of every block
+            (B, N_l, C_l), before downsampling and not normalized. `attentions`: probabilities of
+            every block (see `attention_layouts`).
 
         Raises:
             ValueError: If the images have the wrong number of channels or are too small.
@@ -364,17 +412,20 @@ class EsvitBaseModel(EsvitPreTrainedModel):
         output_attentions = bool(kwargs.get("output_attentions", self.config.output_attentions))
         last = self.forward_stages(pixel_values, output_attentions=output_attentions)[-1]
         regions = self.norm(last.tokens)
-        return BaseModelOutputWithPooling(last_hidden_state=regions, pooler_output=regions.mean(dim=1))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=regions, pooler_output=regions.mean(dim=1)
+        )
 
     def pool_hidden_states(self, hidden_states: Sequence[Tensor | None]) -> list[Tensor]:
-        """Reduce the output of every block to one feature an image, as the linear probe of the paper does.
+        """Reduce the output of every block to one feature an image, as the linear probe of the
+        paper does.
 
-        Tokens are averaged; those of the last stage after the last norm (reference: `features.last4` is the
-        concatenation of the last four).
+        Tokens are averaged; those of the last stage after the last norm (reference:
+        `features.last4` is the concatenation of the last four).
 
         Args:
-            hidden_states: `hidden_states` of the model's output, first the patch embeddings. Entries that were not
-                selected (None) are left out.
+            hidden_states: `hidden_states` of the model's output, first the patch embeddings.
+                Entries that were not selected (None) are left out.
 
         Returns:
             One (B, C_l) feature for each block, in order.
@@ -385,8 +436,9 @@ class EsvitBaseModel(EsvitPreTrainedModel):
         depths = self.config.depths
         if len(hidden_states) != sum(depths) + 1:
             raise ValueError(
-                f"pool_hidden_states got {len(hidden_states)} hidden states; this network has {sum(depths) + 1} "
-                "(patch embeddings and every block): pass `hidden_states` of a call with output_hidden_states=True."
+                f"pool_hidden_states got {len(hidden_states)} hidden states; this network has "
+                f"{sum(depths) + 1} (patch embeddings and every block): pass `hidden_states` of a "
+                f"call with output_hidden_states=True."
             )
         pooled = []
         for block, tokens in enumerate(hidden_states[1:]):
@@ -414,12 +466,15 @@ class EsvitForImageClassification(EsvitPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any
+    ) -> ImageClassifierOutput:
         """Classify images.
 
         Args:
-            pixel_values: (B, channels, H, W) normalised images.
-            labels: (B,) class indices, (B,) targets of a regression or (B, classes) several labels an image.
+            pixel_values: (B, channels, H, W) normalized images.
+            labels: (B,) class indices, (B,) targets of a regression or (B, classes) several labels
+                an image.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict` as in transformers.
 
         Returns:
@@ -429,15 +484,18 @@ class EsvitForImageClassification(EsvitPreTrainedModel):
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 
 class EsvitBackboneMixin(BackboneMixin):
     """Feature maps of the asked stages, for detection and segmentation heads.
 
-    Mixed in front of a base model, whose parameter names it keeps. Every returned stage is normalised: the last one by
-    the pretrained last norm, the others by norms of their own.
+    Mixed in front of a base model, whose parameter names it keeps. Every returned stage is
+    normalized: the last one by the pretrained last norm, the others by norms of their own.
     """
 
     config: Any
@@ -445,10 +503,14 @@ class EsvitBackboneMixin(BackboneMixin):
     forward_stages: Callable[..., list[StageOutput]]
 
     def _add_stage_norms(self, channels: Sequence[int], eps: float) -> None:
-        """Create the norms of the returned stages; `channels` are those of the stem and of each stage."""
+        """Create the norms of the returned stages; `channels` are those of the stem and of each
+        stage.
+        """
         self.num_features = list(channels)
         own = [name for name in self.out_features if name != self.stage_names[-1]]
-        self.stage_norms = nn.ModuleDict({name: nn.LayerNorm(self.out_feature_channels[name], eps=eps) for name in own})
+        self.stage_norms = nn.ModuleDict(
+            {name: nn.LayerNorm(self.out_feature_channels[name], eps=eps) for name in own}
+        )
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -456,7 +518,7 @@ class EsvitBackboneMixin(BackboneMixin):
         """Compute the feature maps of the stages in `out_features`.
 
         Args:
-            pixel_values: (B, channels, H, W) normalised images of any size.
+            pixel_values: (B, channels, H, W) normalized images of any size.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict` as in transformers.
 
         Returns:
@@ -471,5 +533,7 @@ class EsvitBackboneMixin(BackboneMixin):
         for name, stage in zip(self.stage_names, stages, strict=True):
             if name in self.out_features:
                 norm = self.norm if name == self.stage_names[-1] else self.stage_norms[name]
-                maps.append(norm(stage.tokens).transpose(1, 2).unflatten(2, stage.grid).contiguous())
+                maps.append(
+                    norm(stage.tokens).transpose(1, 2).unflatten(2, stage.grid).contiguous()
+                )
         return BackboneOutput(feature_maps=tuple(maps))

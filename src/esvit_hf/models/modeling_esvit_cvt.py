@@ -1,4 +1,6 @@
-"""Convolutional vision transformer (CvT) as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv 2103.15808)."""
+"""Convolutional vision transformer (CvT) as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv
+2103.15808).
+"""
 
 import math
 from collections.abc import Iterator
@@ -45,7 +47,9 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def _is_recomputation() -> bool:
-    """Whether this is the second forward pass of gradient checkpointing, which runs inside the backward pass."""
+    """Whether this is the second forward pass of gradient checkpointing, which runs inside the
+    backward pass.
+    """
     # A compiler recomputes by itself and writes to buffers once.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
@@ -54,7 +58,8 @@ def _is_recomputation() -> bool:
 def _kept_statistics(norm: nn.BatchNorm2d) -> Iterator[None]:
     """Let a batch norm in training mode leave its running statistics as they are.
 
-    They are still passed to the kernel: gradient checkpointing demands that both passes save the same tensors.
+    They are still passed to the kernel: gradient checkpointing demands that both passes save the
+    same tensors.
     """
     momentum, batches = norm.momentum, norm.num_batches_tracked
     assert batches is not None
@@ -66,7 +71,8 @@ def _kept_statistics(norm: nn.BatchNorm2d) -> Iterator[None]:
 
 
 class EsvitCvtAttention(nn.Module):
-    """Self-attention inside square windows, with queries, keys and values from a depthwise convolution.
+    """Self-attention inside square windows, with queries, keys and values from a depthwise
+    convolution.
 
     Args:
         config: Configuration of the network.
@@ -83,19 +89,26 @@ class EsvitCvtAttention(nn.Module):
         self.window = config.window_size[stage]
         # The reference scales by all channels, not by those of a head.
         self.scaling = channels**-0.5
-        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+        self.depthwise = nn.Conv2d(
+            channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False
+        )
         self.batch_norm = nn.BatchNorm2d(channels)
         self.qkv = EsvitLinear(channels, 3 * channels, bias=config.qkv_bias[stage])
         self.projection = EsvitLinear(channels, channels)
         self.relative = config.relative_position_bias
         if self.relative:
-            self.relative_position_bias_table = nn.Parameter(torch.empty((2 * self.window - 1) ** 2, self.num_heads))
-            self.register_buffer("relative_position_index", relative_position_index(self.window), persistent=False)
+            self.relative_position_bias_table = nn.Parameter(
+                torch.empty((2 * self.window - 1) ** 2, self.num_heads)
+            )
+            self.register_buffer(
+                "relative_position_index", relative_position_index(self.window), persistent=False
+            )
 
     def relative_position_bias(self, window: int) -> Tensor:
         """Gather the bias table for the tokens of a window.
 
-        The reference cannot add its bias in windows that shrank to the grid; here they use the offsets they have.
+        The reference cannot add its bias in windows that shrank to the grid; here they use the
+        offsets they have.
 
         Args:
             window: Side of the window in tokens, w; at most the configured one.
@@ -103,11 +116,13 @@ class EsvitCvtAttention(nn.Module):
         Returns:
             (heads, w^2, w^2).
         """
-        index = self.relative_position_index.view(*[self.window] * 4)[:window, :window, :window, :window]
+        index = self.relative_position_index.view(*[self.window] * 4)[
+            :window, :window, :window, :window
+        ]
         bias = F.embedding(index.flatten(), self.relative_position_bias_table)
         return bias.view(window**2, window**2, self.num_heads).permute(2, 0, 1)
 
-    def _normalise(self, feature_map: Tensor) -> Tensor:
+    def _normalize(self, feature_map: Tensor) -> Tensor:
         if self.training and _is_recomputation():
             with _kept_statistics(self.batch_norm):
                 return self.batch_norm(feature_map)
@@ -128,12 +143,19 @@ class EsvitCvtAttention(nn.Module):
         """
         batch, _, channels = tokens.shape
         (height, width), window = grid, min(self.window, *grid)
-        # Padded in front of the convolution: border and padding have keys and values, and batch norm sees them.
-        token_map = F.pad(tokens.unflatten(1, grid), (0, 0, 0, -width % window, 0, -height % window))
+        # Padded in front of the convolution: border and padding have keys and values, and batch
+        # norm sees them.
+        token_map = F.pad(
+            tokens.unflatten(1, grid), (0, 0, 0, -width % window, 0, -height % window)
+        )
         rows, columns = token_map.shape[1] // window, token_map.shape[2] // window
-        token_map = self._normalise(self.depthwise(token_map.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        token_map = self._normalize(self.depthwise(token_map.permute(0, 3, 1, 2))).permute(
+            0, 2, 3, 1
+        )
         qkv = self.qkv(token_map).view(batch, rows, window, columns, window, 3, self.num_heads, -1)
-        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, self.num_heads, window**2, channels // self.num_heads)
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(
+            3, -1, self.num_heads, window**2, channels // self.num_heads
+        )
         query, key, value = qkv.unbind(0)
         mixed, probabilities = self._attend(query, key, value, window, output_attentions)
         mixed = mixed.reshape(batch, rows, columns, window, window, channels).transpose(2, 3)
@@ -145,18 +167,23 @@ class EsvitCvtAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend with the configured implementation.
 
-        Takes (B * windows, heads, w^2, d) and returns (B * windows, w^2, heads, d) and the probabilities or None.
+        Takes (B * windows, heads, w^2, d) and returns (B * windows, w^2, heads, d) and the
+        probabilities or None.
         """
         bias = self.relative_position_bias(window).to(query.dtype)[None] if self.relative else None
         implementation = self.config._attn_implementation
         fused = implementation == "sdpa" and not fused_attention_is_slow(query, bias)
         if fused and not output_attentions:
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scaling)
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=bias, scale=self.scaling
+            )
             return mixed.transpose(1, 2), None
         attend = eager_attention
         if implementation != "sdpa" and not output_attentions:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
-        mixed, probabilities = attend(self, query, key, value, bias, scaling=self.scaling, dropout=0.0, is_causal=False)
+        mixed, probabilities = attend(
+            self, query, key, value, bias, scaling=self.scaling, dropout=0.0, is_causal=False
+        )
         return mixed, probabilities if output_attentions else None
 
 
@@ -172,11 +199,14 @@ class EsvitCvtBlock(GradientCheckpointingLayer):
     def __init__(self, config: EsvitCvtConfig, stage: int, drop_path_rate: float) -> None:
         super().__init__()
         channels = config.hidden_sizes[stage]
-        # The reference computes its layer norms in float32 whatever the input; so do the kernels of PyTorch.
+        # The reference computes its layer norms in float32 whatever the input; so do the kernels of
+        # PyTorch.
         self.attention_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         self.attention = EsvitCvtAttention(config, stage)
         self.mlp_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        self.mlp = MultilayerPerceptron(channels, int(channels * config.mlp_ratio[stage]), config.hidden_act)
+        self.mlp = MultilayerPerceptron(
+            channels, int(channels * config.mlp_ratio[stage]), config.hidden_act
+        )
         self.stochastic_depth = StochasticDepth(drop_path_rate)
 
     def forward(
@@ -209,7 +239,10 @@ class EsvitCvtEmbeddings(nn.Module):
     def __init__(self, config: EsvitCvtConfig, stage: int) -> None:
         super().__init__()
         inputs = config.hidden_sizes[stage - 1] if stage else config.num_channels
-        channels, ((kernel, stride, padding),) = config.hidden_sizes[stage], config.embedding_convolutions[stage]
+        channels, ((kernel, stride, padding),) = (
+            config.hidden_sizes[stage],
+            config.embedding_convolutions[stage],
+        )
         self.projection = nn.Conv2d(inputs, channels, kernel, stride=stride, padding=padding)
         self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
 
@@ -223,7 +256,9 @@ class EsvitCvtEmbeddings(nn.Module):
             (B, N, C) tokens and their grid.
         """
         patches = self.projection(features)
-        return StageOutput(self.norm(patches.flatten(2).transpose(1, 2)), (patches.shape[2], patches.shape[3]))
+        return StageOutput(
+            self.norm(patches.flatten(2).transpose(1, 2)), (patches.shape[2], patches.shape[3])
+        )
 
 
 class EsvitCvtDeepStem(nn.Module):
@@ -238,7 +273,14 @@ class EsvitCvtDeepStem(nn.Module):
         channels, shapes = config.hidden_sizes[0], config.embedding_convolutions[0]
         inputs = [config.num_channels, *[channels] * (len(shapes) - 1)]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(count, channels, shape.kernel, stride=shape.stride, padding=shape.padding, bias=False)
+            nn.Conv2d(
+                count,
+                channels,
+                shape.kernel,
+                stride=shape.stride,
+                padding=shape.padding,
+                bias=False,
+            )
             for count, shape in zip(inputs, shapes, strict=True)
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in shapes)
@@ -250,11 +292,13 @@ class EsvitCvtDeepStem(nn.Module):
             features: (B, channels, H, W) image.
 
         Returns:
-            (B, N, C) tokens, not normalised over channels as in the reference, and their grid.
+            (B, N, C) tokens, not normalized over channels as in the reference, and their grid.
         """
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             features = F.relu(norm(convolution(features)))
-        return StageOutput(features.flatten(2).transpose(1, 2), (features.shape[2], features.shape[3]))
+        return StageOutput(
+            features.flatten(2).transpose(1, 2), (features.shape[2], features.shape[3])
+        )
 
 
 class EsvitCvtStage(nn.Module):
@@ -272,7 +316,9 @@ class EsvitCvtStage(nn.Module):
         self.embeddings = EsvitCvtDeepStem(config) if deep else EsvitCvtEmbeddings(config, stage)
         self.blocks = nn.ModuleList(EsvitCvtBlock(config, stage, rate) for rate in drop_path_rates)
 
-    def forward(self, features: Tensor, output_attentions: bool = False) -> tuple[StageOutput, StageOutput]:
+    def forward(
+        self, features: Tensor, output_attentions: bool = False
+    ) -> tuple[StageOutput, StageOutput]:
         """Embed the patches and run the blocks.
 
         Args:
@@ -290,7 +336,7 @@ class EsvitCvtStage(nn.Module):
 
 
 class EsvitCvtPreTrainedModel(EsvitPreTrainedModel):
-    """Loading, saving and initialisation of the CvT networks."""
+    """Loading, saving and initialization of the CvT networks."""
 
     config: EsvitCvtConfig
     _no_split_modules = ["EsvitCvtBlock"]
@@ -305,8 +351,10 @@ class EsvitCvtPreTrainedModel(EsvitPreTrainedModel):
             return
         super()._init_weights(module)
         if isinstance(module, EsvitCvtAttention) and module.relative:
-            init.trunc_normal_(module.relative_position_bias_table, std=self.config.initializer_range)
-            # from_pretrained leaves buffers that are not saved uninitialised.
+            init.trunc_normal_(
+                module.relative_position_bias_table, std=self.config.initializer_range
+            )
+            # from_pretrained leaves buffers that are not saved uninitialized.
             init.copy_(module.relative_position_index, relative_position_index(module.window))
 
 
@@ -327,11 +375,15 @@ class EsvitCvtModel(EsvitBaseModel, EsvitCvtPreTrainedModel):
         # from_pretrained(path, depths=...) sets fields on a finished configuration.
         config.validate_architecture()
         rates = stochastic_depth_rates(config.depths, config.drop_path_rate)
-        self.stages = nn.ModuleList(EsvitCvtStage(config, stage, rates[stage]) for stage in range(len(config.depths)))
+        self.stages = nn.ModuleList(
+            EsvitCvtStage(config, stage, rates[stage]) for stage in range(len(config.depths))
+        )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    def forward_stages(self, pixel_values: Tensor, *, output_attentions: bool = False) -> list[StageOutput]:
+    def forward_stages(
+        self, pixel_values: Tensor, *, output_attentions: bool = False
+    ) -> list[StageOutput]:
         """Run the network without its last norm (see the base class)."""
         smallest = self.config.smallest_image
         self._check_images(pixel_values, (smallest, smallest))
@@ -352,7 +404,9 @@ class EsvitCvtModel(EsvitBaseModel, EsvitCvtPreTrainedModel):
         stride, layouts = 1, []
         for stage, grid in enumerate(self.config.token_grids(height, width)):
             stride *= math.prod(shape.stride for shape in self.config.embedding_convolutions[stage])
-            layout = window_attention_layout(grid, (stride, stride), min(self.config.window_size[stage], *grid))
+            layout = window_attention_layout(
+                grid, (stride, stride), min(self.config.window_size[stage], *grid)
+            )
             layouts += [layout] * self.config.depths[stage]
         return layouts
 
@@ -380,4 +434,9 @@ class EsvitCvtBackbone(EsvitBackboneMixin, EsvitCvtModel):
         self.post_init()
 
 
-__all__ = ["EsvitCvtBackbone", "EsvitCvtForImageClassification", "EsvitCvtModel", "EsvitCvtPreTrainedModel"]
+__all__ = [
+    "EsvitCvtBackbone",
+    "EsvitCvtForImageClassification",
+    "EsvitCvtModel",
+    "EsvitCvtPreTrainedModel",
+]

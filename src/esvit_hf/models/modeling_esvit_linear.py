@@ -1,8 +1,9 @@
-"""A linear layer that multiplies float32 matrices with oneDNN on CPU, where PyTorch alone would use MKL.
+"""A linear layer that multiplies float32 matrices with oneDNN on CPU, where PyTorch alone would use
+MKL.
 
-MKL leaves the AVX-512 units of AMD processors unused: there oneDNN is about twice as fast (measured: forward 2.3 times,
-gradient of the input 2.4 times, gradient of the weight 1.2 to 2 times). On other processors the two are equally fast.
-In 16 bits PyTorch itself uses oneDNN.
+MKL leaves the AVX-512 units of AMD processors unused: there oneDNN is about twice as fast
+(measured: forward 2.3 times, gradient of the input 2.4 times, gradient of the weight 1.2 to 2
+times). On other processors the two are equally fast. In 16 bits PyTorch itself uses oneDNN.
 """
 
 from typing import Any, cast
@@ -30,15 +31,20 @@ class _OneDnnLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         inputs, weight = ctx.saved_tensors
         rows = gradient.flatten(0, -2)
-        for_inputs = _OneDnnLinear.apply(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None
-        for_weight = _weight_gradient(rows, inputs.flatten(0, -2)) if ctx.needs_input_grad[1] else None
+        for_inputs = (
+            _OneDnnLinear.apply(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None
+        )
+        for_weight = (
+            _weight_gradient(rows, inputs.flatten(0, -2)) if ctx.needs_input_grad[1] else None
+        )
         return for_inputs, for_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def _weight_gradient(gradient: Tensor, inputs: Tensor) -> Tensor:
     """Compute gradient.T (N, M) @ inputs (M, K).
 
-    The operator copies its left side, transposed here and slow to read: of two ways the one with the narrower copy.
+    The operator copies its left side, transposed here and slow to read: of two ways the one with
+    the narrower copy.
     """
     if gradient.shape[1] <= inputs.shape[1]:
         return cast("Tensor", _OneDnnLinear.apply(gradient.t(), inputs.t(), None))
@@ -46,7 +52,9 @@ def _weight_gradient(gradient: Tensor, inputs: Tensor) -> Tensor:
 
 
 # The operator is what torch.compile itself emits for CPUs; it is absent from builds without oneDNN.
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_linear_pointwise"
+)
 
 
 def _takes_onednn(inputs: Tensor, weight: Tensor) -> bool:
@@ -54,7 +62,7 @@ def _takes_onednn(inputs: Tensor, weight: Tensor) -> bool:
         _HAS_ONEDNN
         and inputs.device.type == "cpu"
         and inputs.dtype == weight.dtype == torch.float32
-        # Distributed, quantised and otherwise wrapped tensors have their own products.
+        # Distributed, quantized and otherwise wrapped tensors have their own products.
         and type(inputs) is Tensor
         and type(weight) is nn.Parameter
         and inputs.ndim > 1
@@ -77,13 +85,20 @@ def multiply_transposed(left: Tensor, right: Tensor) -> Tensor:
     Returns:
         (M, N), left @ right.T.
     """
-    if _HAS_ONEDNN and left.device.type == "cpu" and left.dtype == torch.float32 and left.numel() > 0:
+    if (
+        _HAS_ONEDNN
+        and left.device.type == "cpu"
+        and left.dtype == torch.float32
+        and left.numel() > 0
+    ):
         return _onednn_product(left, right, None)
     return left @ right.t()
 
 
 class EsvitLinear(nn.Linear):
-    """`nn.Linear` with the same parameters and results up to rounding, faster in float32 on some CPUs."""
+    """`nn.Linear` with the same parameters and results up to rounding, faster in float32 on some
+    CPUs.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer.

@@ -29,7 +29,8 @@ from .modeling_esvit_common import (
 )
 from .modeling_esvit_linear import EsvitLinear
 
-# Added to the scores of token pairs that lie on different sides of the image before the shift; the reference's value.
+# Added to the scores of token pairs that lie on different sides of the image before the shift; the
+# reference's value.
 _MASKED_SCORE = -100.0
 
 
@@ -49,7 +50,8 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def cut_windows(tokens: Tensor, grid: tuple[int, int], window: int, shift: int) -> Tensor:
-    """Pad a token map to multiples of the window, roll it up and to the left, and cut it into windows.
+    """Pad a token map to multiples of the window, roll it up and to the left, and cut it into
+    windows.
 
     Args:
         tokens: (B, N, C), row-major.
@@ -64,7 +66,12 @@ def cut_windows(tokens: Tensor, grid: tuple[int, int], window: int, shift: int) 
     token_map = F.pad(tokens.unflatten(1, grid), (0, 0, 0, -width % window, 0, -height % window))
     if shift:
         token_map = token_map.roll((-shift, -shift), dims=(1, 2))
-    return token_map.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3).flatten(1, 4)
+    return (
+        token_map.unflatten(2, (-1, window))
+        .unflatten(1, (-1, window))
+        .transpose(2, 3)
+        .flatten(1, 4)
+    )
 
 
 def join_windows(windows: Tensor, grid: tuple[int, int], window: int, shift: int) -> Tensor:
@@ -87,7 +94,9 @@ def join_windows(windows: Tensor, grid: tuple[int, int], window: int, shift: int
     return token_map[:, :height, :width].flatten(1, 2)
 
 
-def shift_mask(grid: tuple[int, int], window: int, shift: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def shift_mask(
+    grid: tuple[int, int], window: int, shift: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Additive mask that keeps tokens apart which only the roll brought together.
 
     Args:
@@ -124,7 +133,9 @@ class _WindowIndices(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _window_indices(grid: tuple[int, int], window: int, shift: int, device: torch.device) -> _WindowIndices | None:
+def _window_indices(
+    grid: tuple[int, int], window: int, shift: int, device: torch.device
+) -> _WindowIndices | None:
     """Say how tokens lie in windows; None if they lie in their own order."""
     # Tensors first built under inference_mode would be refused by a later training step.
     with torch.inference_mode(False), torch.no_grad():
@@ -136,7 +147,9 @@ def _window_indices(grid: tuple[int, int], window: int, shift: int, device: torc
             return None
         slot_of_token = join_windows(slots.view(1, -1, 1), grid, window, shift).flatten()
         padded = token_of_slot < 0
-        return _WindowIndices(torch.where(padded, tokens, token_of_slot), slot_of_token, slots[padded])
+        return _WindowIndices(
+            torch.where(padded, tokens, token_of_slot), slot_of_token, slots[padded]
+        )
 
 
 _cached_shift_mask = lru_cache(maxsize=32)(torch.inference_mode(False)(shift_mask))
@@ -145,13 +158,16 @@ _cached_shift_mask = lru_cache(maxsize=32)(torch.inference_mode(False)(shift_mas
 class _TokensToWindows(torch.autograd.Function):
     """Put tokens into windows in one copy, and their gradients back in one copy.
 
-    Tokens are (B, N, C), or (B, N + 1, C) with the token that all padded slots get; windows are (B, slots, C).
+    Tokens are (B, N, C), or (B, N + 1, C) with the token that all padded slots get; windows are (B,
+    slots, C).
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(tokens: Tensor, token_of_slot: Tensor, slot_of_token: Tensor, padded_slots: Tensor) -> Tensor:
+    def forward(
+        tokens: Tensor, token_of_slot: Tensor, slot_of_token: Tensor, padded_slots: Tensor
+    ) -> Tensor:
         return tokens.index_select(1, token_of_slot)
 
     @staticmethod
@@ -169,12 +185,16 @@ class _TokensToWindows(torch.autograd.Function):
 
 
 class _WindowsToTokens(torch.autograd.Function):
-    """Take tokens (B, N, C) out of windows (B, slots, C) in one copy, and put their gradients back in one copy."""
+    """Take tokens (B, N, C) out of windows (B, slots, C) in one copy, and put their gradients back
+    in one copy.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(windows: Tensor, token_of_slot: Tensor, slot_of_token: Tensor, padded_slots: Tensor) -> Tensor:
+    def forward(
+        windows: Tensor, token_of_slot: Tensor, slot_of_token: Tensor, padded_slots: Tensor
+    ) -> Tensor:
         return windows.index_select(1, slot_of_token)
 
     @staticmethod
@@ -190,7 +210,7 @@ class _WindowsToTokens(torch.autograd.Function):
 
 
 class EsvitSwinAttention(nn.Module):
-    """Self-attention inside square windows with a learnt bias for every relative position.
+    """Self-attention inside square windows with a learned bias for every relative position.
 
     Args:
         config: Configuration of the network.
@@ -202,7 +222,9 @@ class EsvitSwinAttention(nn.Module):
 
     relative_position_index: Tensor
 
-    def __init__(self, config: EsvitSwinConfig, channels: int, num_heads: int, window: int, shift: int) -> None:
+    def __init__(
+        self, config: EsvitSwinConfig, channels: int, num_heads: int, window: int, shift: int
+    ) -> None:
         super().__init__()
         self.config = config
         self.num_heads = num_heads
@@ -211,8 +233,12 @@ class EsvitSwinAttention(nn.Module):
         self.scaling = (channels // num_heads) ** -0.5
         self.qkv = EsvitLinear(channels, 3 * channels, bias=config.qkv_bias)
         self.projection = EsvitLinear(channels, channels)
-        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, num_heads))
-        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty((2 * window - 1) ** 2, num_heads)
+        )
+        self.register_buffer(
+            "relative_position_index", relative_position_index(window), persistent=False
+        )
         self._cached_bias: tuple[Tensor, Tensor] | None = None
 
     def relative_position_bias(self, dtype: torch.dtype) -> Tensor:
@@ -256,8 +282,8 @@ class EsvitSwinAttention(nn.Module):
         """
         batch, _, channels = tokens.shape
         size, heads = self.window**2, self.num_heads
-        # A compiler fuses the rolls and views; run one by one, they are several copies where a gather is one. Cached
-        # tensors would leak out of a graph that is being traced.
+        # A compiler fuses the rolls and views; run one by one, they are several copies where a
+        # gather is one. Cached tensors would leak out of a graph that is being traced.
         tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
         place = (grid, self.window, self.shift)
         indices = None if tracing else _window_indices(*place, tokens.device)
@@ -266,14 +292,17 @@ class EsvitSwinAttention(nn.Module):
         elif indices is None:
             projected = self.qkv(tokens)
         elif len(indices.padded_slots):
-            # One zero token behind the others stands for all padded ones, so that they cost no products.
+            # One zero token behind the others stands for all padded ones, so that they cost no
+            # products.
             projected = _TokensToWindows.apply(self.qkv(F.pad(tokens, (0, 0, 0, 1))), *indices)
         else:
             projected = self.qkv(_TokensToWindows.apply(tokens, *indices))
         qkv = projected.view(batch, -1, size, 3, heads, channels // heads)
         bias = self.relative_position_bias(softmax_type(qkv, size))
         if self.shift:
-            bias = bias + (shift_mask if tracing else _cached_shift_mask)(*place, bias.dtype, bias.device)
+            bias = bias + (shift_mask if tracing else _cached_shift_mask)(
+                *place, bias.dtype, bias.device
+            )
         mixed, probabilities = self._attend(qkv, bias, output_attentions)
         mixed = mixed.reshape(batch, -1, channels)
         if tracing:
@@ -282,11 +311,14 @@ class EsvitSwinAttention(nn.Module):
             mixed = _WindowsToTokens.apply(mixed, *indices)
         return self.projection(mixed), probabilities
 
-    def _attend(self, qkv: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
+    def _attend(
+        self, qkv: Tensor, bias: Tensor, output_attentions: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend with the configured implementation.
 
-        Takes qkv (B, windows, w^2, 3, heads, C / heads) and bias (1 or windows, heads, w^2, w^2); returns
-        (B, windows, w^2, heads, C / heads) and (B * windows, heads, w^2, w^2) probabilities or None.
+        Takes qkv (B, windows, w^2, 3, heads, C / heads) and bias (1 or windows, heads, w^2, w^2);
+        returns (B, windows, w^2, heads, C / heads) and (B * windows, heads, w^2, w^2) probabilities
+        or None.
         """
         implementation = self.config._attn_implementation
         by_products = implementation == "sdpa" and fused_attention_is_slow(qkv, bias)
@@ -299,24 +331,33 @@ class EsvitSwinAttention(nn.Module):
         else:
             query, key, value = qkv.flatten(0, 1).permute(2, 0, 3, 1, 4).unbind(0)
         if implementation == "sdpa":
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scaling)
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=bias, scale=self.scaling
+            )
         else:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, self._attend_by_products)
-            mixed, _ = attend(self, query, key, value, bias, dropout=0.0, scaling=self.scaling, is_causal=False)
+            mixed, _ = attend(
+                self, query, key, value, bias, dropout=0.0, scaling=self.scaling, is_causal=False
+            )
             mixed = mixed.transpose(1, 2)
         if masked:
             mixed = mixed.unflatten(1, (qkv.shape[1], self.num_heads))
         return mixed.transpose(-3, -2), None
 
-    def _attend_by_products(self, qkv: Tensor, bias: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
+    def _attend_by_products(
+        self, qkv: Tensor, bias: Tensor, output_attentions: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend step by step, as `_attend`; the scores have the type of the bias."""
-        # Taken apart before they are transposed, so that the three gradients are written where they belong at once.
+        # Taken apart before they are transposed, so that the three gradients are written where they
+        # belong at once.
         query, key, value = (part.transpose(2, 3) for part in qkv.unbind(3))
         scores = query.flatten(0, 2) @ key.flatten(0, 2).transpose(1, 2)
         scores = scores.to(bias.dtype).view(*query.shape[:-1], -1)
         probabilities = torch.add(bias, scores, alpha=self.scaling).softmax(dim=-1)
         mixed = probabilities.to(value.dtype).flatten(0, 2) @ value.flatten(0, 2)
-        return mixed.view(query.shape).transpose(2, 3), probabilities.flatten(0, 1) if output_attentions else None
+        return mixed.view(query.shape).transpose(2, 3), probabilities.flatten(
+            0, 1
+        ) if output_attentions else None
 
 
 class EsvitSwinBlock(GradientCheckpointingLayer):
@@ -332,13 +373,21 @@ class EsvitSwinBlock(GradientCheckpointingLayer):
     """
 
     def __init__(
-        self, config: EsvitSwinConfig, channels: int, num_heads: int, window: int, shift: int, drop_path_rate: float
+        self,
+        config: EsvitSwinConfig,
+        channels: int,
+        num_heads: int,
+        window: int,
+        shift: int,
+        drop_path_rate: float,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         self.attention = EsvitSwinAttention(config, channels, num_heads, window, shift)
         self.mlp_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        self.mlp = MultilayerPerceptron(channels, int(channels * config.mlp_ratio), config.hidden_act)
+        self.mlp = MultilayerPerceptron(
+            channels, int(channels * config.mlp_ratio), config.hidden_act
+        )
         self.stochastic_depth = StochasticDepth(drop_path_rate)
 
     def forward(
@@ -362,7 +411,7 @@ class EsvitSwinBlock(GradientCheckpointingLayer):
 
 
 class EsvitSwinDownsample(nn.Module):
-    """Merge each 2 x 2 neighbourhood into one token with twice the channels.
+    """Merge each 2 x 2 neighborhood into one token with twice the channels.
 
     Args:
         channels: C of the input.
@@ -388,7 +437,8 @@ class EsvitSwinDownsample(nn.Module):
         token_map = tokens.unflatten(1, grid)
         if height % 2 or width % 2:
             token_map = F.pad(token_map, (0, 0, 0, width % 2, 0, height % 2))
-        # The reference concatenates the neighbourhood column by column: (0, 0), (1, 0), (0, 1), (1, 1).
+        # The reference concatenates the neighborhood column by column: (0, 0), (1, 0), (0, 1), (1,
+        # 1).
         merged = token_map.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5)
         return self.reduction(self.norm(merged.flatten(3).flatten(1, 2)))
 
@@ -414,7 +464,9 @@ class EsvitSwinStage(nn.Module):
         last = stage == len(config.depths) - 1
         self.downsample = None if last else EsvitSwinDownsample(channels, config.layer_norm_eps)
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int], output_attentions: bool) -> StageOutput:
+    def forward(
+        self, tokens: Tensor, grid: tuple[int, int], output_attentions: bool
+    ) -> StageOutput:
         """Run the blocks, not the downsampling.
 
         Args:
@@ -441,7 +493,9 @@ class EsvitSwinEmbeddings(nn.Module):
         super().__init__()
         self.patch_size = as_pair(config.patch_size, "patch_size")
         self.grid = config.stage_grids[0]
-        self.projection = nn.Conv2d(config.num_channels, config.embed_dim, self.patch_size, stride=self.patch_size)
+        self.projection = nn.Conv2d(
+            config.num_channels, config.embed_dim, self.patch_size, stride=self.patch_size
+        )
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
         self.position_embeddings = (
             nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], config.embed_dim))
@@ -452,7 +506,8 @@ class EsvitSwinEmbeddings(nn.Module):
     def forward(self, pixel_values: Tensor) -> StageOutput:
         """Embed the patches.
 
-        Pixels at the right and the bottom that do not fill a patch are left out, as in the reference.
+        Pixels at the right and the bottom that do not fill a patch are left out, as in the
+        reference.
 
         Args:
             pixel_values: (B, channels, H, W).
@@ -477,7 +532,7 @@ class EsvitSwinEmbeddings(nn.Module):
 
 
 class EsvitSwinPreTrainedModel(EsvitPreTrainedModel):
-    """Loading, saving and initialisation of the Swin networks."""
+    """Loading, saving and initialization of the Swin networks."""
 
     config: EsvitSwinConfig
     _no_split_modules = ["EsvitSwinBlock"]
@@ -486,8 +541,10 @@ class EsvitSwinPreTrainedModel(EsvitPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, EsvitSwinAttention):
-            init.trunc_normal_(module.relative_position_bias_table, std=self.config.initializer_range)
-            # from_pretrained leaves buffers that are not saved uninitialised.
+            init.trunc_normal_(
+                module.relative_position_bias_table, std=self.config.initializer_range
+            )
+            # from_pretrained leaves buffers that are not saved uninitialized.
             init.copy_(module.relative_position_index, relative_position_index(module.window))
         elif isinstance(module, EsvitSwinEmbeddings) and module.position_embeddings is not None:
             init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
@@ -511,11 +568,15 @@ class EsvitSwinModel(EsvitBaseModel, EsvitSwinPreTrainedModel):
         config.validate_architecture()
         self.embeddings = EsvitSwinEmbeddings(config)
         rates = stochastic_depth_rates(config.depths, config.drop_path_rate)
-        self.stages = nn.ModuleList(EsvitSwinStage(config, stage, rates[stage]) for stage in range(len(config.depths)))
+        self.stages = nn.ModuleList(
+            EsvitSwinStage(config, stage, rates[stage]) for stage in range(len(config.depths))
+        )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    def forward_stages(self, pixel_values: Tensor, *, output_attentions: bool = False) -> list[StageOutput]:
+    def forward_stages(
+        self, pixel_values: Tensor, *, output_attentions: bool = False
+    ) -> list[StageOutput]:
         """Run the network without its last norm (see the base class)."""
         self._check_images(pixel_values, self.embeddings.patch_size)
         outputs = [self.embeddings(pixel_values)]
@@ -542,7 +603,11 @@ class EsvitSwinModel(EsvitBaseModel, EsvitSwinPreTrainedModel):
         layouts = []
         for stage in cast("list[EsvitSwinStage]", self.stages):
             for block in cast("list[EsvitSwinBlock]", stage.blocks):
-                layouts.append(window_attention_layout(grid, stride, block.attention.window, block.attention.shift))
+                layouts.append(
+                    window_attention_layout(
+                        grid, stride, block.attention.window, block.attention.shift
+                    )
+                )
             grid, stride = ((grid[0] + 1) // 2, (grid[1] + 1) // 2), (2 * stride[0], 2 * stride[1])
         return layouts
 
@@ -570,4 +635,9 @@ class EsvitSwinBackbone(EsvitBackboneMixin, EsvitSwinModel):
         self.post_init()
 
 
-__all__ = ["EsvitSwinBackbone", "EsvitSwinForImageClassification", "EsvitSwinModel", "EsvitSwinPreTrainedModel"]
+__all__ = [
+    "EsvitSwinBackbone",
+    "EsvitSwinForImageClassification",
+    "EsvitSwinModel",
+    "EsvitSwinPreTrainedModel",
+]

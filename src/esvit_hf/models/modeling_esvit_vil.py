@@ -33,8 +33,8 @@ from .modeling_esvit_common import (
 from .modeling_esvit_linear import EsvitLinear
 
 # A chunk and the 8 around it, row by row; the chunk itself is in the middle.
-_NEIGHBOURHOOD = 9
-_OWN_CHUNK = _NEIGHBOURHOOD // 2
+_NEIGHBORHOOD = 9
+_OWN_CHUNK = _NEIGHBORHOOD // 2
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class EsvitVilStageOutput(StageOutput):
     """Tokens of a stage and its global tokens.
 
     Attributes:
-        global_tokens: (B, G, C), not normalised; G may be 0.
+        global_tokens: (B, G, C), not normalized; G may be 0.
     """
 
     global_tokens: Tensor
@@ -52,10 +52,13 @@ class ChunkTables(NamedTuple):
     """Where the tokens of a grid lie when it is cut into square chunks, w tokens wide.
 
     Attributes:
-        queries: (chunks * w^2,) token at every place of every chunk. Places outside the grid repeat a token inside.
-        keys: (chunks, G + 9 w^2) what a chunk attends to: global tokens, then the chunks around it row by row. Numbers
-            count the G global tokens first, then the grid row-major. Places outside the grid repeat a token inside.
-        mask: (chunks, 1, G + 9 w^2) what is added to the scores: minus infinity outside the grid, else 0.
+        queries: (chunks * w^2,) token at every place of every chunk. Places outside the grid repeat
+            a token inside.
+        keys: (chunks, G + 9 w^2) what a chunk attends to: global tokens, then the chunks around it
+            row by row. Numbers count the G global tokens first, then the grid row-major. Places
+            outside the grid repeat a token inside.
+        mask: (chunks, 1, G + 9 w^2) what is added to the scores: minus infinity outside the grid,
+            else 0.
         places: (N,) for every token of the grid its entry in `queries`.
     """
 
@@ -66,20 +69,26 @@ class ChunkTables(NamedTuple):
 
 
 def _build_chunk_tables(
-    grid: tuple[int, int], window: int, num_global_tokens: int, dtype: torch.dtype, device: torch.device
+    grid: tuple[int, int],
+    window: int,
+    num_global_tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> ChunkTables:
     height, width = grid
     rows, columns = -(-height // window), -(-width // window)
-    neighbours = torch.arange(-1, 2, device=device)[None, :, None] * window
-    row = torch.arange(rows * window, device=device).view(rows, 1, window) + neighbours
-    column = torch.arange(columns * window, device=device).view(columns, 1, window) + neighbours
+    neighbors = torch.arange(-1, 2, device=device)[None, :, None] * window
+    row = torch.arange(rows * window, device=device).view(rows, 1, window) + neighbors
+    column = torch.arange(columns * window, device=device).view(columns, 1, window) + neighbors
     row_inside = ((row >= 0) & (row < height))[:, None, :, None, :, None]
     column_inside = ((column >= 0) & (column < width))[None, :, None, :, None, :]
     row_start = (row.clamp(0, height - 1) * width)[:, None, :, None, :, None]
     tokens = row_start + column.clamp(0, width - 1)[None, :, None, :, None, :]
-    tokens = tokens.reshape(rows * columns, _NEIGHBOURHOOD * window**2) + num_global_tokens
-    outside = ~(row_inside & column_inside).reshape(rows * columns, 1, _NEIGHBOURHOOD * window**2)
-    mask = torch.zeros(outside.shape, dtype=dtype, device=device).masked_fill_(outside, float("-inf"))
+    tokens = tokens.reshape(rows * columns, _NEIGHBORHOOD * window**2) + num_global_tokens
+    outside = ~(row_inside & column_inside).reshape(rows * columns, 1, _NEIGHBORHOOD * window**2)
+    mask = torch.zeros(outside.shape, dtype=dtype, device=device).masked_fill_(
+        outside, float("-inf")
+    )
     own = slice(_OWN_CHUNK * window**2, (_OWN_CHUNK + 1) * window**2)
     global_tokens = torch.arange(num_global_tokens, device=device).expand(rows * columns, -1)
 
@@ -96,7 +105,11 @@ def _build_chunk_tables(
 
 @lru_cache(maxsize=128)
 def _cached_chunk_tables(
-    grid: tuple[int, int], window: int, num_global_tokens: int, dtype: torch.dtype, device: torch.device
+    grid: tuple[int, int],
+    window: int,
+    num_global_tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> ChunkTables:
     # Tables first built under inference_mode would be refused by a later training step.
     with torch.inference_mode(False):
@@ -104,7 +117,11 @@ def _cached_chunk_tables(
 
 
 def chunk_tables(
-    grid: tuple[int, int], window: int, num_global_tokens: int, dtype: torch.dtype, device: torch.device
+    grid: tuple[int, int],
+    window: int,
+    num_global_tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> ChunkTables:
     """Look up where the tokens of a grid lie when it is cut into chunks.
 
@@ -125,7 +142,8 @@ def chunk_tables(
 
 
 def chunk_position_index(window: int, device: torch.device | None = None) -> Tensor:
-    """Row of the bias table for every token of a chunk and every token of the 3 x 3 chunks around it.
+    """Row of the bias table for every token of a chunk and every token of the 3 x 3 chunks around
+    it.
 
     Args:
         window: Side of a chunk in tokens, w.
@@ -160,7 +178,8 @@ def grid_position_index(grid: tuple[int, int], device: torch.device | None = Non
 
 
 class EsvitVilAttention(nn.Module):
-    """What sparse and full attention share: the biases of the global tokens and the choice of the implementation.
+    """What sparse and full attention share: the biases of the global tokens and the choice of the
+    implementation.
 
     Args:
         config: Configuration of the network.
@@ -171,7 +190,9 @@ class EsvitVilAttention(nn.Module):
 
     relative_position_index: Tensor
 
-    def __init__(self, config: EsvitVilConfig, stage: int, table_rows: int, position_index: Tensor) -> None:
+    def __init__(
+        self, config: EsvitVilConfig, stage: int, table_rows: int, position_index: Tensor
+    ) -> None:
         super().__init__()
         self.config = config
         self.num_heads = config.num_heads[stage]
@@ -182,8 +203,11 @@ class EsvitVilAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.empty(table_rows, self.num_heads))
         self.register_buffer("relative_position_index", position_index, persistent=False)
         if self.num_global_tokens:
-            # First row: global queries and keys of the grid. Second row: queries of the grid and global keys.
-            self.global_to_grid_bias = nn.Parameter(torch.empty(2, self.num_heads, self.num_global_tokens))
+            # First row: global queries and keys of the grid. Second row: queries of the grid and
+            # global keys.
+            self.global_to_grid_bias = nn.Parameter(
+                torch.empty(2, self.num_heads, self.num_global_tokens)
+            )
             self.global_to_global_bias = nn.Parameter(
                 torch.empty(self.num_heads, self.num_global_tokens, self.num_global_tokens)
             )
@@ -243,7 +267,12 @@ class EsvitVilAttention(nn.Module):
         return torch.cat([self.global_to_global_bias, grid_keys], dim=-1)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, output_attentions: bool
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        output_attentions: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Mix the values by the softmax of the scaled and biased scores.
 
@@ -265,12 +294,15 @@ class EsvitVilAttention(nn.Module):
         if implementation != "sdpa" and not output_attentions:
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         scaling = query.shape[-1] ** -0.5
-        mixed, probabilities = attention(self, query, key, value, bias, scaling=scaling, dropout=0.0, is_causal=False)
+        mixed, probabilities = attention(
+            self, query, key, value, bias, scaling=scaling, dropout=0.0, is_causal=False
+        )
         return mixed.transpose(1, 2), probabilities if output_attentions else None
 
 
 class EsvitVilSparseAttention(EsvitVilAttention):
-    """Attention inside 3 x 3 neighbourhoods of chunks and with the global tokens, which attend to everything.
+    """Attention inside 3 x 3 neighborhoods of chunks and with the global tokens, which attend to
+    everything.
 
     Cost grows linearly with the number of tokens. Global tokens use the projections of all others.
 
@@ -293,7 +325,9 @@ class EsvitVilSparseAttention(EsvitVilAttention):
 
     def layout(self, grid: tuple[int, int], stride: tuple[int, int]) -> AttentionLayout:
         """Say which tokens the probabilities belong to, chunk by chunk (see the base class)."""
-        tables = chunk_tables(grid, self.window, self.num_global_tokens, torch.float32, torch.device("cpu"))
+        tables = chunk_tables(
+            grid, self.window, self.num_global_tokens, torch.float32, torch.device("cpu")
+        )
         queries = torch.full_like(tables.queries, -1)
         queries[tables.places] = torch.arange(len(tables.places)) + self.num_global_tokens
         queries = queries.view(-1, self.window**2)
@@ -306,8 +340,10 @@ class EsvitVilSparseAttention(EsvitVilAttention):
         if not self.training or self.config.sparse_training_mode == "all":
             return None
         # Drawn on the device: reading the number back would stall it and break compiled graphs.
-        neighbour = torch.randint(_NEIGHBOURHOOD - 1, (1,), device=device)
-        chunks = torch.cat([torch.full_like(neighbour, _OWN_CHUNK), neighbour + (neighbour >= _OWN_CHUNK)])
+        neighbor = torch.randint(_NEIGHBORHOOD - 1, (1,), device=device)
+        chunks = torch.cat(
+            [torch.full_like(neighbor, _OWN_CHUNK), neighbor + (neighbor >= _OWN_CHUNK)]
+        )
         places = chunks[:, None] * self.window**2 + torch.arange(self.window**2, device=device)
         global_tokens = torch.arange(self.num_global_tokens, device=device)
         return torch.cat([global_tokens, places.flatten() + self.num_global_tokens])
@@ -326,7 +362,7 @@ class EsvitVilSparseAttention(EsvitVilAttention):
     def forward(
         self, tokens: Tensor, grid: tuple[int, int], output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Let tokens attend to their neighbourhood and the global tokens to all.
+        """Let tokens attend to their neighborhood and the global tokens to all.
 
         Args:
             tokens: (B, G + N, C), global tokens first, then the grid row-major.
@@ -334,28 +370,42 @@ class EsvitVilSparseAttention(EsvitVilAttention):
             output_attentions: Whether the attention probabilities are wanted.
 
         Returns:
-            (B, G + N, C) and (B * chunks, heads, w^2, G + keys) probabilities of the tokens of each chunk, or None.
-            Keys outside the grid have probability 0; rows of queries outside the grid are meaningless. The rows of the
-            global tokens, whose keys are the whole image, are not among them.
+            (B, G + N, C) and (B * chunks, heads, w^2, G + keys) probabilities of the tokens of each
+            chunk, or None. Keys outside the grid have probability 0; rows of queries outside the
+            grid are meaningless. The rows of the global tokens, whose keys are the whole image, are
+            not among them.
         """
         batch, length, channels = tokens.shape
         heads, num_global = self.num_heads, self.num_global_tokens
         query = self.query(tokens).view(batch, length, heads, -1).transpose(1, 2)
         # One copy brings all tokens of a head together, which makes the gathers below cheap.
-        key_value = self.key_value(tokens).view(batch, length, 2, heads, -1).permute(2, 0, 3, 1, 4).contiguous()
+        key_value = (
+            self.key_value(tokens)
+            .view(batch, length, 2, heads, -1)
+            .permute(2, 0, 3, 1, 4)
+            .contiguous()
+        )
         tables = chunk_tables(grid, self.window, num_global, query.dtype, query.device)
         keys, mask = tables.keys, tables.mask
         if (columns := self._draw_keys(query.device)) is not None:
             keys, mask = keys.index_select(1, columns), mask.index_select(2, columns)
 
         chunks = keys.shape[0]
-        chunk_query = query.index_select(2, tables.queries).view(batch, heads * chunks, self.window**2, -1)
+        chunk_query = query.index_select(2, tables.queries).view(
+            batch, heads * chunks, self.window**2, -1
+        )
         chunk_key, chunk_value = (
-            key_value.index_select(3, keys.flatten()).view(2, batch, heads * chunks, keys.shape[1], -1).unbind(0)
+            key_value.index_select(3, keys.flatten())
+            .view(2, batch, heads * chunks, keys.shape[1], -1)
+            .unbind(0)
         )
         bias = self._score_bias(mask, columns)
-        mixed, probabilities = self.attend(chunk_query, chunk_key, chunk_value, bias, output_attentions)
-        mixed = mixed.reshape(batch, heads, chunks * self.window**2, -1).index_select(2, tables.places)
+        mixed, probabilities = self.attend(
+            chunk_query, chunk_key, chunk_value, bias, output_attentions
+        )
+        mixed = mixed.reshape(batch, heads, chunks * self.window**2, -1).index_select(
+            2, tables.places
+        )
         if num_global:
             global_bias = None
             if self.relative:
@@ -364,8 +414,12 @@ class EsvitVilSparseAttention(EsvitVilAttention):
             global_mixed, _ = self.attend(query[:, :, :num_global], key, value, global_bias, False)
             mixed = torch.cat([global_mixed, mixed], dim=2)
         if probabilities is not None:
-            probabilities = probabilities.unflatten(1, (heads, chunks)).transpose(1, 2).flatten(0, 1)
-        return self.projection(mixed.transpose(1, 2).reshape(batch, length, channels)), probabilities
+            probabilities = (
+                probabilities.unflatten(1, (heads, chunks)).transpose(1, 2).flatten(0, 1)
+            )
+        return self.projection(
+            mixed.transpose(1, 2).reshape(batch, length, channels)
+        ), probabilities
 
 
 class EsvitVilFullAttention(EsvitVilAttention):
@@ -380,7 +434,9 @@ class EsvitVilFullAttention(EsvitVilAttention):
 
     def __init__(self, config: EsvitVilConfig, stage: int) -> None:
         grid, channels = config.stage_grids[stage], config.hidden_sizes[stage]
-        super().__init__(config, stage, (2 * grid[0] - 1) * (2 * grid[1] - 1), grid_position_index(grid))
+        super().__init__(
+            config, stage, (2 * grid[0] - 1) * (2 * grid[1] - 1), grid_position_index(grid)
+        )
         self.grid = grid
         self.qkv = EsvitLinear(channels, 3 * channels, bias=config.qkv_bias)
         self.projection = EsvitLinear(channels, channels)
@@ -396,9 +452,9 @@ class EsvitVilFullAttention(EsvitVilAttention):
     def relative_position_bias(self, grid: tuple[int, int]) -> Tensor:
         """Bias between the tokens of a grid.
 
-        A grid with the proportions of the table's own is served as the reference does it: the matrix of all pairs is
-        resized like an image. The reference knows no other proportions, for which that matrix would mix up rows; there
-        the table itself is resized.
+        A grid with the proportions of the table's own is served as the reference does it: the
+        matrix of all pairs is resized like an image. The reference knows no other proportions, for
+        which that matrix would mix up rows; there the table itself is resized.
 
         Args:
             grid: (h, w).
@@ -412,10 +468,17 @@ class EsvitVilFullAttention(EsvitVilAttention):
             bias = self.gather_bias(own_tokens)
             if grid == self.grid:
                 return bias
-            return F.interpolate(bias[None], size=(tokens, tokens), mode="bicubic", align_corners=False)[0]
-        table = self.relative_position_bias_table.view(2 * self.grid[0] - 1, 2 * self.grid[1] - 1, -1)
+            return F.interpolate(
+                bias[None], size=(tokens, tokens), mode="bicubic", align_corners=False
+            )[0]
+        table = self.relative_position_bias_table.view(
+            2 * self.grid[0] - 1, 2 * self.grid[1] - 1, -1
+        )
         table = F.interpolate(
-            table.permute(2, 0, 1)[None], size=(2 * height - 1, 2 * width - 1), mode="bicubic", align_corners=False
+            table.permute(2, 0, 1)[None],
+            size=(2 * height - 1, 2 * width - 1),
+            mode="bicubic",
+            align_corners=False,
         )
         index = grid_position_index(grid, table.device)
         return table.flatten(2)[0].index_select(1, index).view(-1, tokens, tokens)
@@ -445,7 +508,9 @@ class EsvitVilFullAttention(EsvitVilAttention):
         query, key, value = qkv.unbind(0)
         bias = self._score_bias(grid, query.dtype) if self.relative else None
         mixed, probabilities = self.attend(query, key, value, bias, output_attentions)
-        return self.projection(mixed.transpose(1, 2).reshape(batch, length, channels)), probabilities
+        return self.projection(
+            mixed.transpose(1, 2).reshape(batch, length, channels)
+        ), probabilities
 
 
 class EsvitVilBlock(GradientCheckpointingLayer):
@@ -461,10 +526,14 @@ class EsvitVilBlock(GradientCheckpointingLayer):
         super().__init__()
         channels = config.hidden_sizes[stage]
         self.attention_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        attention = EsvitVilSparseAttention if config.sparse_stages[stage] else EsvitVilFullAttention
+        attention = (
+            EsvitVilSparseAttention if config.sparse_stages[stage] else EsvitVilFullAttention
+        )
         self.attention: EsvitVilAttention = attention(config, stage)
         self.mlp_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        self.mlp = MultilayerPerceptron(channels, int(channels * config.mlp_ratio), config.hidden_act)
+        self.mlp = MultilayerPerceptron(
+            channels, int(channels * config.mlp_ratio), config.hidden_act
+        )
         self.stochastic_depth = StochasticDepth(drop_path_rate)
 
     def forward(
@@ -491,11 +560,16 @@ def _resize_line(positions: Tensor, size: int) -> Tensor:
     if positions.shape[1] == size:
         return positions
     line = positions.transpose(1, 2)[..., None]
-    return F.interpolate(line, size=(size, 1), mode="bicubic", align_corners=False).squeeze(3).transpose(1, 2)
+    return (
+        F.interpolate(line, size=(size, 1), mode="bicubic", align_corners=False)
+        .squeeze(3)
+        .transpose(1, 2)
+    )
 
 
 class EsvitVilEmbeddings(nn.Module):
-    """Cut the image, or the map of the stage before, into patches and prepend the global tokens of the stage.
+    """Cut the image, or the map of the stage before, into patches and prepend the global tokens of
+    the stage.
 
     Args:
         config: Configuration of the network.
@@ -512,14 +586,21 @@ class EsvitVilEmbeddings(nn.Module):
         count = config.num_global_tokens[stage]
         absolute = config.position_embedding == "absolute"
         self.global_tokens = nn.Parameter(torch.empty(1, count, channels)) if count else None
-        self.global_positions = nn.Parameter(torch.empty(1, count, channels)) if count and absolute else None
-        self.row_positions = nn.Parameter(torch.empty(1, self.grid[0], channels // 2)) if absolute else None
-        self.column_positions = nn.Parameter(torch.empty(1, self.grid[1], channels // 2)) if absolute else None
+        self.global_positions = (
+            nn.Parameter(torch.empty(1, count, channels)) if count and absolute else None
+        )
+        self.row_positions = (
+            nn.Parameter(torch.empty(1, self.grid[0], channels // 2)) if absolute else None
+        )
+        self.column_positions = (
+            nn.Parameter(torch.empty(1, self.grid[1], channels // 2)) if absolute else None
+        )
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Embed the patches.
 
-        Rows and columns at the bottom and the right that do not fill a patch are left out, as in the reference.
+        Rows and columns at the bottom and the right that do not fill a patch are left out, as in
+        the reference.
 
         Args:
             pixel_values: (B, C_in, H, W) image or map.
@@ -536,14 +617,17 @@ class EsvitVilEmbeddings(nn.Module):
             global_tokens: Tensor = self.global_tokens
             if self.global_positions is not None:
                 global_tokens = global_tokens + self.global_positions
-            tokens = torch.cat([global_tokens.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
+            tokens = torch.cat(
+                [global_tokens.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1
+            )
         return tokens, grid
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """Positions of a grid, (1, N, C).
 
-        The reference counts global tokens as part of the grid and so resizes even at the size of training; here that
-        size is served unchanged. No published checkpoint has absolute positions.
+        The reference counts global tokens as part of the grid and so resizes even at the size of
+        training; here that size is served unchanged. No published checkpoint has absolute
+        positions.
         """
         assert self.row_positions is not None and self.column_positions is not None
         rows = _resize_line(self.row_positions, grid[0])[:, :, None].expand(-1, -1, grid[1], -1)
@@ -586,11 +670,13 @@ class EsvitVilStage(nn.Module):
 
     def _split(self, tokens: Tensor, grid: tuple[int, int]) -> EsvitVilStageOutput:
         count = self.num_global_tokens
-        return EsvitVilStageOutput(tokens=tokens[:, count:], grid=grid, global_tokens=tokens[:, :count])
+        return EsvitVilStageOutput(
+            tokens=tokens[:, count:], grid=grid, global_tokens=tokens[:, :count]
+        )
 
 
 class EsvitVilPreTrainedModel(EsvitPreTrainedModel):
-    """Loading, saving and initialisation of the ViL networks."""
+    """Loading, saving and initialization of the ViL networks."""
 
     config: EsvitVilConfig
     _no_split_modules = ["EsvitVilBlock"]
@@ -602,7 +688,7 @@ class EsvitVilPreTrainedModel(EsvitPreTrainedModel):
             for parameter in module.parameters(recurse=False):
                 init.trunc_normal_(parameter, std=self.config.initializer_range)
         if isinstance(module, EsvitVilAttention) and module.relative:
-            # from_pretrained leaves buffers that are not saved uninitialised.
+            # from_pretrained leaves buffers that are not saved uninitialized.
             init.copy_(module.relative_position_index, module.build_position_index())
 
 
@@ -625,12 +711,18 @@ class EsvitVilModel(EsvitBaseModel, EsvitVilPreTrainedModel):
         # from_pretrained(path, depths=...) sets fields on a finished configuration.
         config.validate_architecture()
         rates = stochastic_depth_rates(config.depths, config.drop_path_rate)
-        self.stages = nn.ModuleList(EsvitVilStage(config, stage, rates[stage]) for stage in range(len(config.depths)))
+        self.stages = nn.ModuleList(
+            EsvitVilStage(config, stage, rates[stage]) for stage in range(len(config.depths))
+        )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    def forward_stages(self, pixel_values: Tensor, *, output_attentions: bool = False) -> list[StageOutput]:
-        """Run the network without its last norm (see the base class); every output is an `EsvitVilStageOutput`."""
+    def forward_stages(
+        self, pixel_values: Tensor, *, output_attentions: bool = False
+    ) -> list[StageOutput]:
+        """Run the network without its last norm (see the base class); every output is an
+        `EsvitVilStageOutput`.
+        """
         stride = self.config.total_stride
         self._check_images(pixel_values, (stride, stride))
         outputs: list[StageOutput] = []
@@ -647,15 +739,16 @@ class EsvitVilModel(EsvitBaseModel, EsvitVilPreTrainedModel):
         """Compute regions and view feature.
 
         Args:
-            pixel_values: (B, channels, H, W) normalised images of any size.
+            pixel_values: (B, channels, H, W) normalized images of any size.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict` as in transformers.
 
         Returns:
-            `last_hidden_state` (B, N, C): regions, row-major, after the last norm, without global tokens.
-            `pooler_output` (B, C): view feature, the first global token of the last stage or, if that has none, the
-            mean of the regions. `hidden_states`: patch embeddings, then the output of every block (B, G_l + N_l, C_l),
-            global tokens first, before downsampling and not normalised. `attentions`: probabilities of every block; a
-            sparse block has one matrix for each chunk (see `EsvitVilSparseAttention`).
+            `last_hidden_state` (B, N, C): regions, row-major, after the last norm, without global
+            tokens. `pooler_output` (B, C): view feature, the first global token of the last stage
+            or, if that has none, the mean of the regions. `hidden_states`: patch embeddings, then
+            the output of every block (B, G_l + N_l, C_l), global tokens first, before downsampling
+            and not normalized. `attentions`: probabilities of every block; a sparse block has one
+            matrix for each chunk (see `EsvitVilSparseAttention`).
 
         Raises:
             ValueError: If the images have the wrong number of channels or are too small.
@@ -664,7 +757,11 @@ class EsvitVilModel(EsvitBaseModel, EsvitVilPreTrainedModel):
         last = self.forward_stages(pixel_values, output_attentions=output_attentions)[-1]
         assert isinstance(last, EsvitVilStageOutput)
         regions = self.norm(last.tokens)
-        view = self.norm(last.global_tokens)[:, 0] if self.config.num_global_tokens[-1] else regions.mean(dim=1)
+        view = (
+            self.norm(last.global_tokens)[:, 0]
+            if self.config.num_global_tokens[-1]
+            else regions.mean(dim=1)
+        )
         return BaseModelOutputWithPooling(last_hidden_state=regions, pooler_output=view)
 
     def region_grid(self, height: int, width: int) -> tuple[int, int]:
@@ -676,7 +773,9 @@ class EsvitVilModel(EsvitBaseModel, EsvitVilPreTrainedModel):
     def attention_layouts(self, height: int, width: int) -> list[AttentionLayout]:
         """Say which tokens `attentions` belong to (see the base class)."""
         stride, layouts = 1, []
-        for stage, patch in zip(cast("list[EsvitVilStage]", self.stages), self.config.patch_sizes, strict=True):
+        for stage, patch in zip(
+            cast("list[EsvitVilStage]", self.stages), self.config.patch_sizes, strict=True
+        ):
             height, width, stride = height // patch, width // patch, stride * patch
             for block in cast("list[EsvitVilBlock]", stage.blocks):
                 layouts.append(block.attention.layout((height, width), (stride, stride)))
@@ -711,7 +810,8 @@ class EsvitVilForImageClassification(EsvitForImageClassification, EsvitVilPreTra
 
 
 class EsvitVilBackbone(EsvitBackboneMixin, EsvitVilModel):
-    """Vision Longformer that returns feature maps of the stages in `out_features`, without global tokens.
+    """Vision Longformer that returns feature maps of the stages in `out_features`, without global
+    tokens.
 
     Args:
         config: Configuration of the network.
@@ -723,4 +823,9 @@ class EsvitVilBackbone(EsvitBackboneMixin, EsvitVilModel):
         self.post_init()
 
 
-__all__ = ["EsvitVilBackbone", "EsvitVilForImageClassification", "EsvitVilModel", "EsvitVilPreTrainedModel"]
+__all__ = [
+    "EsvitVilBackbone",
+    "EsvitVilForImageClassification",
+    "EsvitVilModel",
+    "EsvitVilPreTrainedModel",
+]

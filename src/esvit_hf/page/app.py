@@ -1,4 +1,6 @@
-"""The page itself: what visitors see and touch, and which of their actions asks the explorer for what."""
+"""The page itself: what visitors see and touch, and which of their actions asks the explorer for
+what.
+"""
 
 import functools
 import html
@@ -8,9 +10,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ..analysis.regions import RegionMatch
-from .explorer import Explorer, View
-from .pictures import MAX_UPLOAD_MEGABYTES, marked_picture, point_of_click, read_upload
+from esvit_hf.analysis.regions import RegionMatch
+from esvit_hf.page.explorer import Explorer, View
+from esvit_hf.page.pictures import MAX_UPLOAD_MEGABYTES, marked_picture, point_of_click, read_upload
 
 __all__ = ["build_page", "serve_page"]
 
@@ -20,13 +22,18 @@ IMAGE_FORMATS = [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tif
 
 INTRODUCTION = """# What does {name} see?
 
-The network divides an image into regions and describes each by a vector. Choose two images, then click a point of
-image 1, or set it with the sliders: the page compares its region with all others.
+The network divides an image into regions and describes each by a vector. Choose two images, then
+click a point of image 1, or set it with the sliders: the page compares its region with all others.
 """
 STYLE = """
-.gradio-container { width: 100% !important; max-width: 1100px !important; margin: 0 auto !important; }
+.gradio-container {
+    width: 100% !important; max-width: 1100px !important; margin: 0 auto !important;
+}
 .image-container { padding-top: 30px; }
-.refused { border: 2px solid #b00020; border-radius: 6px; padding: 10px 14px; color: #b00020; background: #fff2f4; }
+.refused {
+    border: 2px solid #b00020; border-radius: 6px; padding: 10px 14px; color: #b00020;
+    background: #fff2f4;
+}
 #picture-1 img { cursor: crosshair; }
 """
 # Uploads are removed after this many seconds.
@@ -75,11 +82,15 @@ def serve_page(page: gr.Blocks, *, host: str, port: int, wait: bool = True) -> N
             prevent_thread_lock=not wait,
         )
     except OSError as error:
-        raise ValueError(f"cannot listen at {host}:{port}: choose another --host or --port") from error
+        raise ValueError(
+            f"cannot listen at {host}:{port}: choose another --host or --port"
+        ) from error
 
 
 class _Page:
-    """Components and the actions on them; an action returns new values for some of the components."""
+    """Components and the actions on them; an action returns new values for some of the
+    components.
+    """
 
     def __init__(self, explorer: Explorer, name: str):
         self.explorer = explorer
@@ -89,7 +100,9 @@ class _Page:
         self.choices: list[gr.Dropdown] = []
         self.uploads: list[gr.UploadButton] = []
         with gr.Blocks(
-            title=f"What does {name} see?", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
+            title=f"What does {name} see?",
+            analytics_enabled=False,
+            delete_cache=(KEPT_SECONDS, KEPT_SECONDS),
         ) as self.blocks:
             gr.Markdown(INTRODUCTION.format(name=name))
             self.message = gr.HTML(elem_id="message")
@@ -100,12 +113,24 @@ class _Page:
             with gr.Row():
                 self.x, self.y = (
                     gr.Slider(
-                        0, 1, 0, step=1, precision=0, label=f"Point {axis}", buttons=[], min_width=260, elem_id=axis[0]
+                        0,
+                        1,
+                        0,
+                        step=1,
+                        precision=0,
+                        label=f"Point {axis}",
+                        buttons=[],
+                        min_width=260,
+                        elem_id=axis[0],
                     )
                     for axis in ("x, pixels from the left", "y, pixels from the top")
                 )
                 self.detail = gr.Radio(
-                    list(DETAILS), value=list(DETAILS)[0], label="Regions", min_width=260, elem_id="detail"
+                    list(DETAILS),
+                    value=list(DETAILS)[0],
+                    label="Regions",
+                    min_width=260,
+                    elem_id="detail",
                 )
             self._add_results()
             self._connect()
@@ -114,7 +139,11 @@ class _Page:
         self.views.append(gr.State())
         hint = "click a point" if number == 1 else "compared with image 1"
         self.pictures.append(_picture(f"Image {number}: {hint}", f"picture-{number}"))
-        self.choices.append(gr.Dropdown(self.labels, label=f"Example for image {number}", elem_id=f"example-{number}"))
+        self.choices.append(
+            gr.Dropdown(
+                self.labels, label=f"Example for image {number}", elem_id=f"example-{number}"
+            )
+        )
         self.uploads.append(
             gr.UploadButton(
                 f"Upload image {number} (at most {MAX_UPLOAD_MEGABYTES} MB)",
@@ -130,7 +159,10 @@ class _Page:
             with gr.Tab("Similar regions"):
                 self.words = gr.HTML(elem_id="words")
                 with gr.Row():
-                    self.maps = [_picture(f"Similarity in image {number}", f"map-{number}") for number in (1, 2)]
+                    self.maps = [
+                        _picture(f"Similarity in image {number}", f"map-{number}")
+                        for number in (1, 2)
+                    ]
             with gr.Tab("Best pairs"):
                 self.pairs = _picture("Regions of both images that look most alike", "pairs")
             with gr.Tab("Attention"):
@@ -141,22 +173,49 @@ class _Page:
                     self.layer = gr.Dropdown(
                         blocks, value=blocks[-1] if blocks else None, label="Block", elem_id="layer"
                     )
-                    self.head = gr.Dropdown(_head_choices(heads, -1), value=MEAN, label="Head", elem_id="head")
-                self.attention = _picture("Where the region at the point looks", "attention", visible=bool(heads))
-            with gr.Tab("Region colours"):
+                    self.head = gr.Dropdown(
+                        _head_choices(heads, -1), value=MEAN, label="Head", elem_id="head"
+                    )
+                self.attention = _picture(
+                    "Where the region at the point looks", "attention", visible=bool(heads)
+                )
+            with gr.Tab("Region colors"):
                 gr.Markdown(
-                    "Regions of one colour resemble each other: three principal components as red, green, blue."
+                    "Regions of one color resemble each other: three principal components as red, "
+                    "green, blue."
                 )
                 with gr.Row():
-                    self.colours = [_picture(f"Regions of image {number}", f"colours-{number}") for number in (1, 2)]
+                    self.colors = [
+                        _picture(f"Regions of image {number}", f"colors-{number}")
+                        for number in (1, 2)
+                    ]
             with gr.Tab("Nearest images", visible=self.explorer.dataset is not None):
-                self.neighbours = _picture("Images of the data set that resemble image 1", "neighbours")
+                self.neighbors = _picture(
+                    "Images of the data set that resemble image 1", "neighbors"
+                )
 
     def _connect(self) -> None:
         controls = [*self.views, self.x, self.y, self.detail, self.layer, self.head]
-        shown = [*self.pictures, self.words, *self.maps, self.pairs, *self.colours, self.neighbours, self.attention]
+        shown = [
+            *self.pictures,
+            self.words,
+            *self.maps,
+            self.pairs,
+            *self.colors,
+            self.neighbors,
+            self.attention,
+        ]
         options: dict[str, Any] = {
-            "outputs": [self.message, *self.views, *self.choices, self.x, self.y, self.layer, self.head, *shown],
+            "outputs": [
+                self.message,
+                *self.views,
+                *self.choices,
+                self.x,
+                self.y,
+                self.layer,
+                self.head,
+                *shown,
+            ],
             # The page's own events are no interface for other programs.
             "api_visibility": "private",
             "show_progress": "minimal",
@@ -164,22 +223,34 @@ class _Page:
         self.blocks.load(_guarded(self._start, self.message), controls, **options)
         self.pictures[0].select(_guarded(self._click, self.message), controls, **options)
         for index in (0, 1):
-            choose, upload = (functools.partial(action, index) for action in (self._choose, self._upload))
-            self.choices[index].input(_guarded(choose, self.message), [self.choices[index], *controls], **options)
-            self.uploads[index].upload(_guarded(upload, self.message), [self.uploads[index], *controls], **options)
+            choose, upload = (
+                functools.partial(action, index) for action in (self._choose, self._upload)
+            )
+            self.choices[index].input(
+                _guarded(choose, self.message), [self.choices[index], *controls], **options
+            )
+            self.uploads[index].upload(
+                _guarded(upload, self.message), [self.uploads[index], *controls], **options
+            )
         for slider in (self.x, self.y):
             # No change event: it would follow every click and draw all again.
-            slider.input(_guarded(self._point, self.message), controls, trigger_mode="always_last", **options)
+            slider.input(
+                _guarded(self._point, self.message), controls, trigger_mode="always_last", **options
+            )
         self.detail.input(_guarded(self._refine, self.message), controls, **options)
         self.layer.input(_guarded(self._change_layer, self.message), controls, **options)
         self.head.input(_guarded(self._attend, self.message), controls, **options)
 
-    def _start(self, first: None, second: None, x: int, y: int, detail: str, layer: str | None, head: str) -> Update:
+    def _start(
+        self, first: None, second: None, x: int, y: int, detail: str, layer: str | None, head: str
+    ) -> Update:
         labels = [self.labels[0], self.labels[min(1, len(self.labels) - 1)]]
-        views = [self.explorer.view(self.explorer.example(label), DETAILS[detail]) for label in labels]
+        views = [
+            self.explorer.view(self.explorer.example(label), DETAILS[detail]) for label in labels
+        ]
         return {
             **dict(zip(self.choices, labels, strict=True)),
-            **self._show(views[0], views[1], _centre(views[0].image), layer, head),
+            **self._show(views[0], views[1], _center(views[0].image), layer, head),
         }
 
     def _choose(self, index: int, label: str, *controls: Any) -> Update:
@@ -202,10 +273,12 @@ class _Page:
     ) -> Update:
         view = self.explorer.view(image, DETAILS[detail])
         if index == 0:
-            return self._show(view, second, _centre(image), layer, head)
+            return self._show(view, second, _center(image), layer, head)
         return self._show(first, view, (x, y), layer, head)
 
-    def _refine(self, first: View, second: View, x: int, y: int, detail: str, layer: str | None, head: str) -> Update:
+    def _refine(
+        self, first: View, second: View, x: int, y: int, detail: str, layer: str | None, head: str
+    ) -> Update:
         views = [self.explorer.view(view.image, DETAILS[detail]) for view in (first, second)]
         return self._show(views[0], views[1], (x, y), layer, head)
 
@@ -221,19 +294,34 @@ class _Page:
         head: str,
     ) -> Update:
         point = point_of_click((event.index[0], event.index[1]), first.image.size)
-        return {self.x: point[0], self.y: point[1], **self._show_point(first, second, point, layer, head)}
+        return {
+            self.x: point[0],
+            self.y: point[1],
+            **self._show_point(first, second, point, layer, head),
+        }
 
-    def _point(self, first: View, second: View, x: int, y: int, detail: str, layer: str | None, head: str) -> Update:
+    def _point(
+        self, first: View, second: View, x: int, y: int, detail: str, layer: str | None, head: str
+    ) -> Update:
         return self._show_point(first, second, (x, y), layer, head)
 
-    def _attend(self, first: View, second: View, x: int, y: int, detail: str, layer: str | None, head: str) -> Update:
+    def _attend(
+        self, first: View, second: View, x: int, y: int, detail: str, layer: str | None, head: str
+    ) -> Update:
         return self._show_attention(first, (x, y), layer, head)
 
-    def _change_layer(self, first: View, second: View, x: int, y: int, detail: str, layer: str, head: str) -> Update:
+    def _change_layer(
+        self, first: View, second: View, x: int, y: int, detail: str, layer: str, head: str
+    ) -> Update:
         heads = _head_choices(self.explorer.heads, int(layer) - 1)
-        return {self.head: gr.Dropdown(heads, value=MEAN), **self._show_attention(first, (x, y), layer, MEAN)}
+        return {
+            self.head: gr.Dropdown(heads, value=MEAN),
+            **self._show_attention(first, (x, y), layer, MEAN),
+        }
 
-    def _show(self, first: View, second: View, point: tuple[int, int], layer: str | None, head: str) -> Update:
+    def _show(
+        self, first: View, second: View, point: tuple[int, int], layer: str | None, head: str
+    ) -> Update:
         """Everything about two images."""
         update: Update = {
             self.x: gr.Slider(maximum=first.image.width - 1, value=point[0]),
@@ -241,14 +329,16 @@ class _Page:
             self.pictures[1]: marked_picture(second.image),
             self.pairs: self.explorer.pairs(first, second),
             **dict(zip(self.views, (first, second), strict=True)),
-            **dict(zip(self.colours, self.explorer.colours(first, second), strict=True)),
+            **dict(zip(self.colors, self.explorer.colors(first, second), strict=True)),
             **self._show_point(first, second, point, layer, head),
         }
         if self.explorer.dataset is not None:
-            update[self.neighbours] = self.explorer.neighbours(first)
+            update[self.neighbors] = self.explorer.neighbors(first)
         return update
 
-    def _show_point(self, first: View, second: View, point: tuple[int, int], layer: str | None, head: str) -> Update:
+    def _show_point(
+        self, first: View, second: View, point: tuple[int, int], layer: str | None, head: str
+    ) -> Update:
         own, other, matches = self.explorer.similarity(first, second, point)
         return {
             self.pictures[0]: marked_picture(first.image, point, first.regions.grid),
@@ -258,7 +348,9 @@ class _Page:
             **self._show_attention(first, point, layer, head),
         }
 
-    def _show_attention(self, first: View, point: tuple[int, int], layer: str | None, head: str) -> Update:
+    def _show_attention(
+        self, first: View, point: tuple[int, int], layer: str | None, head: str
+    ) -> Update:
         if layer is None:
             return {}
         number = None if head == MEAN else int(head) - 1
@@ -295,7 +387,7 @@ def _head_choices(heads: Sequence[int], layer: int) -> list[str]:
     return [MEAN, *(str(number) for number in range(1, heads[layer] + 1))] if heads else [MEAN]
 
 
-def _centre(image: Image.Image) -> tuple[int, int]:
+def _center(image: Image.Image) -> tuple[int, int]:
     return image.width // 2, image.height // 2
 
 
@@ -305,4 +397,7 @@ def _describe(point: tuple[int, int], matches: Sequence[RegionMatch]) -> str:
         f"{number}. around ({match.point[0]:.0f}, {match.point[1]:.0f}), cosine {match.cosine:.2f}"
         for number, match in enumerate(matches, start=1)
     )
-    return f'<p role="status">Point ({point[0]}, {point[1]}) of image 1. Most similar in image 2: {places}.</p>'
+    return (
+        f'<p role="status">Point ({point[0]}, {point[1]}) of image 1. '
+        f"Most similar in image 2: {places}.</p>"
+    )

@@ -1,4 +1,6 @@
-"""What the page shows about images and points, without the page: a model, examples and a data set in, pictures out."""
+"""What the page shows about images and points, without the page: a model, examples and a data set
+in, pictures out.
+"""
 
 from dataclasses import dataclass
 
@@ -7,22 +9,22 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from ..analysis.attention import query_attention
-from ..analysis.correspondence_figure import draw_correspondence, find_correspondence
-from ..analysis.figures import Picture
-from ..analysis.neighbours import class_name, nearest_images, view_feature
-from ..analysis.region_figures import draw_colours, draw_map, draw_neighbours
-from ..analysis.regions import RegionMatch, region_colours, similar_regions, similarity_map
-from ..analysis.whole_images import ImageRegions, WholeImages
-from ..data.decoding import BrokenImage
-from ..data.sources import ImageSource
-from ..evaluation.features import Features
-from ..evaluation.store import FeatureStore
+from esvit_hf.analysis.attention import query_attention
+from esvit_hf.analysis.correspondence_figure import draw_correspondence, find_correspondence
+from esvit_hf.analysis.figures import Picture
+from esvit_hf.analysis.neighbors import class_name, nearest_images, view_feature
+from esvit_hf.analysis.region_figures import draw_colors, draw_map, draw_neighbors
+from esvit_hf.analysis.regions import RegionMatch, region_colors, similar_regions, similarity_map
+from esvit_hf.analysis.whole_images import ImageRegions, WholeImages
+from esvit_hf.data.decoding import BrokenImage
+from esvit_hf.data.sources import ImageSource
+from esvit_hf.evaluation.features import Features
+from esvit_hf.evaluation.store import FeatureStore
 
 __all__ = ["Explorer", "View"]
 
 MATCHES = 3
-NEIGHBOURS = 9
+NEIGHBORS = 9
 EXAMPLES, EXAMPLES_OF_A_CLASS = 20, 2
 
 
@@ -47,7 +49,7 @@ class Explorer:
     Args:
         store: the model, its image processor, and the features that are kept of data sets.
         examples: images to choose from.
-        dataset: images to search for neighbours; none are searched without it.
+        dataset: images to search for neighbors; none are searched without it.
 
     Attributes:
         examples: label and place of each example that is offered.
@@ -57,7 +59,9 @@ class Explorer:
         ValueError: the model or a data set does not work; the message names the remedy.
     """
 
-    def __init__(self, store: FeatureStore, examples: ImageSource, dataset: ImageSource | None = None):
+    def __init__(
+        self, store: FeatureStore, examples: ImageSource, dataset: ImageSource | None = None
+    ):
         self.backbone = store.backbone
         self._processor = store.processor
         self._whole_images = WholeImages(self.backbone, self._processor)
@@ -72,7 +76,8 @@ class Explorer:
 
         Args:
             image: RGB.
-            detail: 1 for the network's own input size, n for n times as many regions along each side.
+            detail: 1 for the network's own input size, n for n times as many regions along each
+                side.
 
         Returns:
             The view.
@@ -93,7 +98,9 @@ class Explorer:
             raise ValueError(f"There is no example {label!r}: choose one of the list.")
         (image,) = self._example_source.read([places[label]])
         if isinstance(image, BrokenImage):
-            raise ValueError(f"The example {label!r} cannot be read ({image.reason}): choose another one.")
+            raise ValueError(
+                f"The example {label!r} cannot be read ({image.reason}): choose another one."
+            )
         return image
 
     def similarity(
@@ -112,7 +119,9 @@ class Explorer:
         Raises:
             ValueError: the point lies outside the first image.
         """
-        own, other = (similarity_map(first.regions, point, view.regions) for view in (first, second))
+        own, other = (
+            similarity_map(first.regions, point, view.regions) for view in (first, second)
+        )
         matches = similar_regions(other, second.regions, MATCHES)
         limits = min(float(own.min()), float(other.min())), 1.0
         label = "cosine similarity"
@@ -132,13 +141,22 @@ class Explorer:
         Returns:
             The images with lines.
         """
-        inputs = [self._whole_images.pixel_values(view.image, detail=view.detail) for view in (first, second)]
-        shown = [self._whole_images.resized(view.image, detail=view.detail) for view in (first, second)]
+        inputs = [
+            self._whole_images.pixel_values(view.image, detail=view.detail)
+            for view in (first, second)
+        ]
+        shown = [
+            self._whole_images.resized(view.image, detail=view.detail) for view in (first, second)
+        ]
         return rendered(
-            draw_correspondence(shown[0], shown[1], find_correspondence(self.backbone, inputs[0], inputs[1]))
+            draw_correspondence(
+                shown[0], shown[1], find_correspondence(self.backbone, inputs[0], inputs[1])
+            )
         )
 
-    def attention(self, view: View, point: tuple[int, int], layer: int, head: int | None) -> Image.Image:
+    def attention(
+        self, view: View, point: tuple[int, int], layer: int, head: int | None
+    ) -> Image.Image:
         """Show where the region at a point looks.
 
         Args:
@@ -161,10 +179,14 @@ class Explorer:
         if head is not None and not 0 <= head < len(maps):
             raise ValueError(f"Block {layer + 1} has {len(maps)} heads: choose one of them.")
         values = maps.mean(dim=0) if head is None else maps[head]
-        return rendered(draw_map(view.image, 100 * values, label="attention to a region (%)", point=_middle(point)))
+        return rendered(
+            draw_map(
+                view.image, 100 * values, label="attention to a region (%)", point=_middle(point)
+            )
+        )
 
-    def colours(self, first: View, second: View) -> tuple[Image.Image, Image.Image]:
-        """Show the principal components of the regions of both images in the same colours.
+    def colors(self, first: View, second: View) -> tuple[Image.Image, Image.Image]:
+        """Show the principal components of the regions of both images in the same colors.
 
         Args:
             first: one view.
@@ -173,13 +195,14 @@ class Explorer:
         Returns:
             A picture for each.
         """
-        colours = region_colours([first.regions, second.regions])
+        colors = region_colors([first.regions, second.regions])
         pictures = [
-            rendered(draw_colours(view.image, values)) for view, values in zip((first, second), colours, strict=True)
+            rendered(draw_colors(view.image, values))
+            for view, values in zip((first, second), colors, strict=True)
         ]
         return pictures[0], pictures[1]
 
-    def neighbours(self, view: View) -> Image.Image:
+    def neighbors(self, view: View) -> Image.Image:
         """Show the nearest images of the data set.
 
         Args:
@@ -194,15 +217,20 @@ class Explorer:
         if self.dataset is None or self._features is None:
             raise ValueError("There is no data set to search: start the page with --dataset.")
         query = view_feature(self.backbone, self._processor, view.image)
-        return rendered(draw_neighbours(view.image, nearest_images(query, self.dataset, self._features, NEIGHBOURS)))
+        return rendered(
+            draw_neighbors(
+                view.image, nearest_images(query, self.dataset, self._features, NEIGHBORS)
+            )
+        )
 
     def _count_heads(self) -> list[int]:
-        grey = self._whole_images.pixel_values(Image.new("RGB", (64, 64), "grey"))
+        gray = self._whole_images.pixel_values(Image.new("RGB", (64, 64), "gray"))
         try:
             with torch.no_grad():
-                maps = self.backbone.attention_maps(grey)
+                maps = self.backbone.attention_maps(gray)
         except ValueError:
-            # Networks without attention, such as ResNet: the page then says so in place of the maps.
+            # Networks without attention, such as ResNet: the page then says so in place of the
+            # maps.
             return []
         return [probabilities.shape[1] for probabilities, _ in maps]
 
@@ -220,12 +248,16 @@ def _middle(point: tuple[int, int]) -> tuple[float, float]:
 
 
 def _choose_examples(source: ImageSource) -> list[tuple[str, int]]:
-    """Labels and places of a few images: two of each of the first classes, so that there are alike and unlike ones."""
+    """Labels and places of a few images: two of each of the first classes, so that there are alike
+    and unlike ones.
+    """
     if source.labels is None:
         places = np.unique(np.linspace(0, len(source) - 1, EXAMPLES).astype(np.int64))
     else:
         classes = np.unique(source.labels)[: EXAMPLES // EXAMPLES_OF_A_CLASS]
-        places = np.concatenate([np.flatnonzero(source.labels == label)[:EXAMPLES_OF_A_CLASS] for label in classes])
+        places = np.concatenate(
+            [np.flatnonzero(source.labels == label)[:EXAMPLES_OF_A_CLASS] for label in classes]
+        )
     names = [class_name(source, place) or f"image {place}" for place in places.tolist()]
     return [
         (f"{number}. {name}", place)

@@ -4,10 +4,16 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ..analysis.figures import COLOURS
-from ..data.decoding import UndecodableImageError, finish_image, open_image
+from esvit_hf.analysis.figures import COLORS
+from esvit_hf.data.decoding import UndecodableImageError, finish_image, open_image
 
-__all__ = ["MAX_UPLOAD_MEGABYTES", "MAX_UPLOAD_PIXELS", "marked_picture", "point_of_click", "read_upload"]
+__all__ = [
+    "MAX_UPLOAD_MEGABYTES",
+    "MAX_UPLOAD_PIXELS",
+    "marked_picture",
+    "point_of_click",
+    "read_upload",
+]
 
 MAX_UPLOAD_MEGABYTES = 10
 MAX_UPLOAD_PIXELS = 25_000_000
@@ -19,7 +25,7 @@ SMALLEST_SIDE = 16
 DISPLAY_SIDE = (384, 1024)
 """Smallest and largest longer side of a displayed picture, in pixels."""
 
-OUTLINE_COLOURS = ("white", COLOURS[1])
+OUTLINE_COLORS = ("white", COLORS[1])
 
 
 def read_upload(path: str | Path) -> Image.Image:
@@ -32,29 +38,38 @@ def read_upload(path: str | Path) -> Image.Image:
         The image, upright, in mode RGB.
 
     Raises:
-        ValueError: too many bytes or pixels, too small, or no image; the message is for visitors and names no path.
+        ValueError: too many bytes or pixels, too small, or no image; the message is for visitors
+            and names no path.
     """
     size = Path(path).stat().st_size
     if size > MAX_UPLOAD_MEGABYTES * 2**20:
-        raise ValueError(f"The file has {size / 2**20:.1f} MB: choose one of at most {MAX_UPLOAD_MEGABYTES} MB.")
+        raise ValueError(
+            f"The file has {size / 2**20:.1f} MB: choose one of at most {MAX_UPLOAD_MEGABYTES} MB."
+        )
     try:
         opened = open_image(Path(path).read_bytes())
         width, height = opened.size
         if width * height > MAX_UPLOAD_PIXELS:
             raise ValueError(
-                f"The image has {width} x {height} pixels: choose one of at most {MAX_UPLOAD_PIXELS // 10**6} million."
+                f"The image has {width} x {height} pixels: choose one of at most "
+                f"{MAX_UPLOAD_PIXELS // 10**6} million."
             )
         if min(width, height) < SMALLEST_SIDE:
-            raise ValueError(f"The image has {width} x {height} pixels: both sides need at least {SMALLEST_SIDE}.")
+            raise ValueError(
+                f"The image has {width} x {height} pixels: both sides need at least "
+                f"{SMALLEST_SIDE}."
+            )
         return finish_image(opened)
     except UndecodableImageError as error:
         raise ValueError(
-            f"This file cannot be read as an image ({error}): choose an intact JPEG, PNG, WebP, GIF or TIFF file."
+            f"This file cannot be read as an image ({error}): choose an intact JPEG, PNG, WebP, "
+            f"GIF or TIFF file."
         ) from error
 
 
 def display_size(image_size: tuple[int, int]) -> tuple[int, int]:
-    """Choose the size of a displayed picture: small images grow by a whole factor, large ones shrink.
+    """Choose the size of a displayed picture: small images grow by a whole factor, large ones
+    shrink.
 
     Args:
         image_size: (width, height) of the image in pixels.
@@ -108,16 +123,19 @@ def marked_picture(
     if point is None:
         return picture
     draw = ImageDraw.Draw(picture)
-    x, y = ((place + 0.5) * shown / side for place, shown, side in zip(point, size, image.size, strict=True))
+    x, y = (
+        (place + 0.5) * shown / side
+        for place, shown, side in zip(point, size, image.size, strict=True)
+    )
     thickness = max(2, max(size) // 160)
     arm = max(size) // 30
-    for colour, width in zip(OUTLINE_COLOURS, (thickness + 4, thickness), strict=True):
-        draw.line((x - arm, y, x + arm, y), fill=colour, width=width)
-        draw.line((x, y - arm, x, y + arm), fill=colour, width=width)
+    for color, width in zip(OUTLINE_COLORS, (thickness + 4, thickness), strict=True):
+        draw.line((x - arm, y, x + arm, y), fill=color, width=width)
+        draw.line((x, y - arm, x, y + arm), fill=color, width=width)
         if grid is not None:
             rows, columns = grid
             row, column = point[1] * rows // image.height, point[0] * columns // image.width
             left, right = (edge * size[0] / columns for edge in (column, column + 1))
             top, bottom = (edge * size[1] / rows for edge in (row, row + 1))
-            draw.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=width)
+            draw.rectangle((left, top, right - 1, bottom - 1), outline=color, width=width)
     return picture

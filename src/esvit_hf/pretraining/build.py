@@ -1,4 +1,4 @@
-"""From a recipe to student, teacher and centres."""
+"""From a recipe to student, teacher and centers."""
 
 import copy
 import json
@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from esvit_hf.backbones import RegionBackbone, load_backbone
 from esvit_hf.heads_file import SavedHead, find_heads, read_heads
 from esvit_hf.pretraining.arguments import PretrainingArguments
-from esvit_hf.pretraining.centering import TeacherCentre
+from esvit_hf.pretraining.centering import TeacherCenter
 from esvit_hf.pretraining.ema import set_teacher_mode
 from esvit_hf.pretraining.heads import ProjectionHead
 from esvit_hf.pretraining.model import DistillationNetwork
@@ -20,17 +20,17 @@ from esvit_hf.pretraining.model import DistillationNetwork
 
 @dataclass
 class DistillationParts:
-    """Student, teacher and the centres of both tasks, all on the CPU.
+    """Student, teacher and the centers of both tasks, all on the CPU.
 
     Attributes:
         student: the network that is trained.
         teacher: its moving average.
-        centres: `view` and `region`, as far as the recipe has the task.
+        centers: `view` and `region`, as far as the recipe has the task.
     """
 
     student: DistillationNetwork
     teacher: DistillationNetwork
-    centres: nn.ModuleDict
+    centers: nn.ModuleDict
 
 
 def starts_from_scratch(arguments: PretrainingArguments) -> bool:
@@ -39,7 +39,8 @@ def starts_from_scratch(arguments: PretrainingArguments) -> bool:
 
 
 def build_backbone(arguments: PretrainingArguments) -> RegionBackbone:
-    """Build the recipe's backbone: a model type with random weights, or a folder or Hub name with its weights.
+    """Build the recipe's backbone: a model type with random weights, or a folder or Hub name with
+    its weights.
 
     Raises:
         ValueError: if the name is neither, or a configuration field does not exist.
@@ -63,14 +64,14 @@ def build_backbone(arguments: PretrainingArguments) -> RegionBackbone:
 
 
 def build_parts(arguments: PretrainingArguments) -> DistillationParts:
-    """Build student, teacher and centres, with the heads of `arguments.model` where it brings some.
+    """Build student, teacher and centers, with the heads of `arguments.model` where it brings some.
 
     Raises:
         ValueError: if heads that come along do not fit the recipe.
     """
     backbone = build_backbone(arguments)
     heads: dict[str, ProjectionHead | None] = {}
-    centres = nn.ModuleDict()
+    centers = nn.ModuleDict()
     for task, weight in (("view", arguments.view_weight), ("region", arguments.region_weight)):
         if weight == 0:
             heads[task] = None
@@ -84,20 +85,21 @@ def build_parts(arguments: PretrainingArguments) -> DistillationParts:
             batch_norm=arguments.head_batch_norm,
             train_prototype_gain=arguments.train_prototype_gain,
         )
-        centres[task] = TeacherCentre(
-            arguments.num_prototypes, arguments.head_bottleneck_dim, arguments.centre_momentum
+        centers[task] = TeacherCenter(
+            arguments.num_prototypes, arguments.head_bottleneck_dim, arguments.center_momentum
         )
     student = DistillationNetwork(backbone, heads["view"], heads["region"])
-    load_heads(arguments, student, centres)
+    load_heads(arguments, student, centers)
     teacher = copy.deepcopy(student)
     set_teacher_mode(teacher)
     if arguments.checkpointed_blocks:
         checkpoint_blocks(backbone.model, arguments.checkpointed_blocks)
-    return DistillationParts(student, teacher, centres)
+    return DistillationParts(student, teacher, centers)
 
 
 def checkpoint_blocks(model: PreTrainedModel, count: int) -> None:
-    """Compute the first blocks again in the backward pass instead of keeping what they computed (arXiv 1604.06174).
+    """Compute the first blocks again in the backward pass instead of keeping what they computed
+    (arXiv 1604.06174).
 
     Args:
         model: network of transformers.
@@ -106,20 +108,26 @@ def checkpoint_blocks(model: PreTrainedModel, count: int) -> None:
     Raises:
         ValueError: if the network has fewer blocks that can be computed again.
     """
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    blocks = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
     if count > len(blocks):
         raise ValueError(
-            f"checkpointed_blocks is {count}, but {type(model).__name__} has {len(blocks)} blocks that can be computed "
-            "again: lower it"
+            f"checkpointed_blocks is {count}, but {type(model).__name__} has {len(blocks)} blocks "
+            f"that can be computed again: lower it"
         )
     model.gradient_checkpointing_enable()
     for block in blocks[count:]:
         block.gradient_checkpointing = False
 
 
-def load_heads(arguments: PretrainingArguments, student: DistillationNetwork, centres: nn.ModuleDict) -> None:
-    """Load heads and centres from the starting checkpoint: each task that it brings, completely."""
-    path = None if starts_from_scratch(arguments) else find_heads(arguments.model, arguments.revision)
+def load_heads(
+    arguments: PretrainingArguments, student: DistillationNetwork, centers: nn.ModuleDict
+) -> None:
+    """Load heads and centers from the starting checkpoint: each task that it brings, completely."""
+    path = (
+        None if starts_from_scratch(arguments) else find_heads(arguments.model, arguments.revision)
+    )
     if path is None:
         return
     saved = read_heads(path)
@@ -127,25 +135,30 @@ def load_heads(arguments: PretrainingArguments, student: DistillationNetwork, ce
         if head is None or task not in saved:
             continue
         expected = {name: list(value.shape) for name, value in head.state_dict().items()}
-        expected["centre"] = list(centres[task].get_buffer("centre").shape)
+        expected["center"] = list(centers[task].get_buffer("center").shape)
         found = {name: list(value.shape) for name, value in saved[task].state.items()}
-        found["centre"] = list(saved[task].centre.shape)
+        found["center"] = list(saved[task].center.shape)
         if expected != found:
-            differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+            differing = sorted(
+                name
+                for name in expected.keys() | found.keys()
+                if expected.get(name) != found.get(name)
+            )
             raise ValueError(
                 f"{path}: the {task} head does not fit the recipe ({differing[0]}: the file has "
-                f"{found.get(differing[0])}, the recipe asks for {expected.get(differing[0])}); set num_prototypes "
-                "and the head_ fields to those of the checkpoint, or remove the file to start with new heads"
+                f"{found.get(differing[0])}, the recipe asks for {expected.get(differing[0])}); "
+                f"set num_prototypes and the head_ fields to those of the checkpoint, or remove "
+                f"the file to start with new heads"
             )
         head.load_state_dict(saved[task].state)
-        centres[task].load_state_dict({"centre": saved[task].centre})
+        centers[task].load_state_dict({"center": saved[task].center})
 
 
-def saved_heads(teacher: DistillationNetwork, centres: nn.ModuleDict) -> dict[str, SavedHead]:
-    """Return the heads and centres that pretraining continues from, by task."""
+def saved_heads(teacher: DistillationNetwork, centers: nn.ModuleDict) -> dict[str, SavedHead]:
+    """Return the heads and centers that pretraining continues from, by task."""
     return {
         name.removesuffix("_head"): SavedHead(
-            head.state_dict(), centres[name.removesuffix("_head")].get_buffer("centre")
+            head.state_dict(), centers[name.removesuffix("_head")].get_buffer("center")
         )
         for name, head in teacher.heads().items()
     }

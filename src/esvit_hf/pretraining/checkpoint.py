@@ -1,4 +1,6 @@
-"""Resume points of a run: complete or absent, and with a manifest that tells whether one was damaged since."""
+"""Resume points of a run: complete or absent, and with a manifest that tells whether one was
+damaged since.
+"""
 
 import hashlib
 import json
@@ -54,24 +56,28 @@ class Progress:
         """
         if state["total_batch"] != self.total_batch:
             raise ValueError(
-                f"resume: the checkpoint counts steps of {state['total_batch']} images, this run would take "
-                f"{self.total_batch}: set batch_size and accumulation_steps so that batch_size x accumulation_steps x "
-                f"processes ({self.num_processes}) is {state['total_batch']}"
+                f"resume: the checkpoint counts steps of {state['total_batch']} images, this run "
+                f"would take {self.total_batch}: set batch_size and accumulation_steps so that "
+                f"batch_size x accumulation_steps x processes ({self.num_processes}) is "
+                f"{state['total_batch']}"
             )
         if state["num_processes"] != self.num_processes:
             warnings.warn(
-                f"the checkpoint was written by {state['num_processes']} processes and this run has "
-                f"{self.num_processes}: stochastic depth draws other random numbers than the run would have drawn",
+                f"the checkpoint was written by {state['num_processes']} processes and this run "
+                f"has {self.num_processes}: stochastic depth draws other random numbers than the "
+                f"run would have drawn",
                 stacklevel=2,
             )
         self.step, self.broken_images = state["step"], state["broken_images"]
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, kept: int | None) -> Path:
-    """Write everything that a run needs to go on, aside and then by a rename; prune older checkpoints.
+    """Write everything that a run needs to go on, aside and then by a rename; prune older
+    checkpoints.
 
     Args:
-        accelerator: holds student, optimizer, random states and the registered teacher, centres and progress.
+        accelerator: holds student, optimizer, random states and the registered teacher, centers and
+            progress.
         folder: folder of all checkpoints.
         step: optimizer steps done.
         kept: checkpoints kept, this one included; None keeps all.
@@ -109,7 +115,9 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, kept: int
 
 @contextmanager
 def _named_failure(aside: Path) -> Iterator[None]:
-    """Say in one line why a checkpoint cannot be written, and give back the space that its parts take."""
+    """Say in one line why a checkpoint cannot be written, and give back the space that its parts
+    take.
+    """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -117,8 +125,9 @@ def _named_failure(aside: Path) -> Iterator[None]:
         complete = complete_checkpoints(aside.parent)
         last = f"the last complete one is {complete[-1]}" if complete else "there is no older one"
         raise CheckpointError(
-            f"checkpoint {aside.stem} cannot be written to {aside.parent} ({str(error).splitlines()[0]}); {last}: make "
-            "room there (checkpoints_kept) or give another output_dir, and continue with --resume true"
+            f"checkpoint {aside.stem} cannot be written to {aside.parent} "
+            f"({str(error).splitlines()[0]}); {last}: make room there (checkpoints_kept) or give "
+            f"another output_dir, and continue with --resume true"
         ) from error
 
 
@@ -184,7 +193,8 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(output_dir: Path) -> Path | None:
-    """Return the newest complete and undamaged checkpoint of a run; damaged ones are named in a warning.
+    """Return the newest complete and undamaged checkpoint of a run; damaged ones are named in a
+    warning.
 
     Args:
         output_dir: folder of the run.
@@ -204,8 +214,8 @@ def find_checkpoint(output_dir: Path) -> Path | None:
         warnings.warn(f"{checkpoint} is damaged and is not used: {damage}", stacklevel=2)
     if damage is not None:
         raise ValueError(
-            f"resume: every checkpoint in {folder} is damaged ({damage}): restore one from a copy, or remove them to "
-            "start again at step 0"
+            f"resume: every checkpoint in {folder} is damaged ({damage}): restore one from a copy, "
+            f"or remove them to start again at step 0"
         )
     if (output_dir / RECIPE).is_file():
         return None
@@ -227,7 +237,8 @@ def choose_checkpoint(accelerator: Accelerator, output_dir: Path, *, resume: boo
         The checkpoint to load; None for a start at step 0.
 
     Raises:
-        ValueError: as `find_checkpoint` does, or if a new run would mix its checkpoints with those of another one.
+        ValueError: as `find_checkpoint` does, or if a new run would mix its checkpoints with those
+            of another one.
     """
     found: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -236,8 +247,9 @@ def choose_checkpoint(accelerator: Accelerator, output_dir: Path, *, resume: boo
                 found[0] = find_checkpoint(output_dir)
             elif complete_checkpoints(output_dir / "checkpoints"):
                 raise ValueError(
-                    f"output_dir {output_dir} holds the checkpoints of a run: continue it with --resume true, give "
-                    f"another output_dir, or remove {output_dir / 'checkpoints'}"
+                    f"output_dir {output_dir} holds the checkpoints of a run: continue it with "
+                    f"--resume true, give another output_dir, or remove "
+                    f"{output_dir / 'checkpoints'}"
                 )
         except ValueError as error:
             found[1] = str(error)

@@ -1,4 +1,6 @@
-"""The result of a run as a folder that `AutoModel.from_pretrained` loads: teacher, processor, heads, model card."""
+"""The result of a run as a folder that `AutoModel.from_pretrained` loads: teacher, processor,
+heads, model card.
+"""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -50,7 +52,7 @@ def make_processor(arguments: PretrainingArguments) -> EsvitImageProcessor:
 def export_run(
     arguments: PretrainingArguments,
     teacher: DistillationNetwork,
-    centres: nn.ModuleDict,
+    centers: nn.ModuleDict,
     *,
     steps: int,
     total_batch: int,
@@ -61,7 +63,7 @@ def export_run(
     Args:
         arguments: the recipe.
         teacher: the teacher network.
-        centres: centres of the tasks.
+        centers: centers of the tasks.
         steps: optimizer steps done.
         total_batch: images of an optimizer step.
         metrics: last measured numbers, for the card.
@@ -70,10 +72,13 @@ def export_run(
     model = teacher.backbone.model
     model.save_pretrained(output)
     make_processor(arguments).save_pretrained(output)
-    write_heads(saved_heads(teacher, centres), output / HEADS_FILE)
+    write_heads(saved_heads(teacher, centers), output / HEADS_FILE)
     # Numbers of an earlier teacher in the same folder are not this one's.
     (output / MEASUREMENTS_FILE).unlink(missing_ok=True)
-    write_card(output, _run_facts(arguments, teacher, steps=steps, total_batch=total_batch, metrics=metrics))
+    write_card(
+        output,
+        _run_facts(arguments, teacher, steps=steps, total_batch=total_batch, metrics=metrics),
+    )
 
 
 def _run_facts(
@@ -84,9 +89,17 @@ def _run_facts(
     total_batch: int,
     metrics: dict[str, Any],
 ) -> CardFacts:
-    model, name, dataset = teacher.backbone.model, arguments.output_dir.resolve().name, dataset_name(arguments)
+    model, name, dataset = (
+        teacher.backbone.model,
+        arguments.output_dir.resolve().name,
+        dataset_name(arguments),
+    )
     start = _public_name(arguments.model)
-    losses = [f"the {task} loss" for task in ("view", "region") if getattr(teacher, f"{task}_head") is not None]
+    losses = [
+        f"the {task} loss"
+        for task in ("view", "region")
+        if getattr(teacher, f"{task}_head") is not None
+    ]
     known = find_training_data(dataset)
     if known is not None:
         datasets = [known.hub_id] if known.hub_id else []
@@ -97,13 +110,18 @@ def _run_facts(
         title=name,
         name=name,
         summary=(
-            f"A network of type `{model.config.model_type}` with {parameters:,} parameters, pretrained without labels "
-            f"on `{dataset}` with {' and '.join(losses)} of [EsViT](https://arxiv.org/abs/2106.09785), by esvit-hf."
+            f"A network of type `{model.config.model_type}` with {parameters:,} parameters, "
+            f"pretrained without labels on `{dataset}` with {' and '.join(losses)} of "
+            f"[EsViT](https://arxiv.org/abs/2106.09785), by esvit-hf."
         ),
         model_type=model.config.model_type,
-        limits=known.limits if known else f"What the network knows comes from the pictures of `{dataset}`.",
+        limits=known.limits
+        if known
+        else f"What the network knows comes from the pictures of `{dataset}`.",
         training={
-            "start": "random weights" if starts_from_scratch(arguments) else f"weights of `{start}`",
+            "start": "random weights"
+            if starts_from_scratch(arguments)
+            else f"weights of `{start}`",
             "data": f"`{dataset}`",
             "optimizer steps": steps,
             "images of a step": total_batch,
@@ -111,7 +129,9 @@ def _run_facts(
         command="esvit pretrain recipe.yaml",
         command_remark="The run, with the recipe below, which is in this folder as well:",
         datasets=datasets,
-        base_model=None if starts_from_scratch(arguments) or Path(arguments.model).exists() else start,
+        base_model=None
+        if starts_from_scratch(arguments) or Path(arguments.model).exists()
+        else start,
         recipe=recipe_yaml(replace(arguments, dataset=dataset, model=start, output_dir=Path(name))),
         during_run=metrics,
         has_heads=True,

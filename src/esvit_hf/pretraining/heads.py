@@ -8,10 +8,12 @@ from esvit_hf.models.modeling_esvit_linear import EsvitLinear
 
 
 class ProjectionHead(nn.Module):
-    """Perceptron to a unit-length bottleneck, and weight-normalised prototypes (DINO appendix; EsViT section 3).
+    """Perceptron to a unit-length bottleneck, and weight-normalized prototypes (DINO appendix;
+    EsViT section 3).
 
-    The head stops at the bottleneck. The logits, `head(features) @ head.prototypes().T`, are formed block by block
-    where they are consumed, because (regions x prototypes) is by far the largest tensor of a training step.
+    The head stops at the bottleneck. The logits, `head(features) @ head.prototypes().T`, are formed
+    block by block where they are consumed, because (regions x prototypes) is by far the largest
+    tensor of a training step.
 
     Args:
         input_dim: channels C of the backbone features.
@@ -20,7 +22,8 @@ class ProjectionHead(nn.Module):
         bottleneck_dim: width D of the bottleneck.
         num_layers: linear layers before the prototypes, at least 1.
         batch_norm: put a batch norm behind every hidden linear layer.
-        train_prototype_gain: train the lengths of the prototypes, which start at 1 (`norm_last_layer=False` in DINO).
+        train_prototype_gain: train the lengths of the prototypes, which start at 1
+            (`norm_last_layer=False` in DINO).
     """
 
     def __init__(
@@ -50,8 +53,12 @@ class ProjectionHead(nn.Module):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
         bound = bottleneck_dim**-0.5
-        self.prototype_direction = nn.Parameter(torch.empty(num_prototypes, bottleneck_dim).uniform_(-bound, bound))
-        self.prototype_gain = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=train_prototype_gain)
+        self.prototype_direction = nn.Parameter(
+            torch.empty(num_prototypes, bottleneck_dim).uniform_(-bound, bound)
+        )
+        self.prototype_gain = nn.Parameter(
+            torch.ones(num_prototypes, 1), requires_grad=train_prototype_gain
+        )
 
     def prototypes(self) -> Tensor:
         """Return the prototype matrix (K, D), float: rows of unit length times their gain."""
@@ -66,6 +73,6 @@ class ProjectionHead(nn.Module):
         """Project features (..., C) to the unit-length bottleneck (..., D), float32 at least."""
         leading = features.shape[:-1]
         bottleneck = self.layers(features.reshape(-1, features.shape[-1]))
-        return F.normalize(bottleneck.float() if bottleneck.dtype != torch.float64 else bottleneck, dim=-1).view(
-            *leading, -1
-        )
+        return F.normalize(
+            bottleneck.float() if bottleneck.dtype != torch.float64 else bottleneck, dim=-1
+        ).view(*leading, -1)

@@ -13,9 +13,11 @@ WORKER_GRACE_SECONDS = 300
 
 
 def leave_signals_to_the_run(worker: int) -> None:
-    """Let a data-loading worker live on after a signal to the whole group, so that the step in hand can end.
+    """Let a data-loading worker live on after a signal to the whole group, so that the step in hand
+    can end.
 
-    It ends when its loader does; if nothing ends the loader, a while after SIGTERM, or at a second one.
+    It ends when its loader does; if nothing ends the loader, a while after SIGTERM, or at a second
+    one.
 
     Args:
         worker: index of the worker, as a DataLoader gives it.
@@ -32,9 +34,10 @@ def leave_signals_to_the_run(worker: int) -> None:
 class StopRequest:
     """Collects SIGINT and SIGTERM instead of dying, so that a run can save a checkpoint first.
 
-    Processes agree through a reduction of their own on the host that is read one step later: nothing waits for the
-    device, and a signal that reaches one process stops all of them after the same step. A second SIGINT interrupts at
-    once, except under torchrun: it repeats every signal that it gets itself.
+    Processes agree through a reduction of their own on the host that is read one step later:
+    nothing waits for the device, and a signal that reaches one process stops all of them after the
+    same step. A second SIGINT interrupts at once, except under torchrun: it repeats every signal
+    that it gets itself.
 
     Args:
         num_processes: processes of the run.
@@ -52,11 +55,16 @@ class StopRequest:
         self.pending: tuple[distributed.Work, Tensor] | None = None
 
     def __enter__(self) -> "StopRequest":
-        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.previous = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
@@ -69,7 +77,9 @@ class StopRequest:
         self.received = self.received or number
 
     def poll(self) -> int:
-        """Return the signal that the run stops for, 0 if there is none; every process calls this once a step."""
+        """Return the signal that the run stops for, 0 if there is none; every process calls this
+        once a step.
+        """
         if self.group is None:
             return self.received
         agreed = self._agreed()

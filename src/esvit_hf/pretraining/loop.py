@@ -79,9 +79,9 @@ def check_engine(kind: DistributedType) -> None:
     """
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
-            f"{kind.value} takes the optimizer step inside the backward pass, where the clipping of each gradient, the "
-            "frozen prototypes and the schedules of this recipe cannot reach: launch with "
-            "examples/accelerate/fsdp2_zero2.yaml, which shards the same state"
+            f"{kind.value} takes the optimizer step inside the backward pass, where the clipping "
+            f"of each gradient, the frozen prototypes and the schedules of this recipe cannot "
+            f"reach: launch with examples/accelerate/fsdp2_zero2.yaml, which shards the same state"
         )
 
 
@@ -121,21 +121,30 @@ class Pretraining:
         self.accelerator = make_accelerator(arguments)
         if arguments.resume:
             fetch_resume_point(arguments, self.accelerator)
-        self.checkpoint = choose_checkpoint(self.accelerator, arguments.output_dir, resume=arguments.resume)
+        self.checkpoint = choose_checkpoint(
+            self.accelerator, arguments.output_dir, resume=arguments.resume
+        )
         pushes = arguments.push_to_hub and self.accelerator.is_main_process
         self.publisher = RunPublisher(arguments) if pushes else None
         self.source: ImageSource | StreamSource
-        self.source = self.open_stream() if arguments.streaming else self.load_source(arguments.train_split)
-        self.knn_source = self.load_source(arguments.knn_split) if arguments.knn_every_epochs else None
+        self.source = (
+            self.open_stream() if arguments.streaming else self.load_source(arguments.train_split)
+        )
+        self.knn_source = (
+            self.load_source(arguments.knn_split) if arguments.knn_every_epochs else None
+        )
         if self.knn_source is not None:
             assert isinstance(self.source, ImageSource)
             shared_labels(self.source, self.knn_source)
-        self.total_batch = arguments.batch_size * arguments.accumulation_steps * self.accelerator.num_processes
+        self.total_batch = (
+            arguments.batch_size * arguments.accumulation_steps * self.accelerator.num_processes
+        )
         if self.total_batch > len(self.source):
             raise ValueError(
-                f"a step takes {self.total_batch} images (batch_size {arguments.batch_size} x accumulation_steps "
-                f"{arguments.accumulation_steps} x {self.accelerator.num_processes} processes) but the data has "
-                f"{len(self.source)}: lower batch_size or accumulation_steps"
+                f"a step takes {self.total_batch} images (batch_size {arguments.batch_size} x "
+                f"accumulation_steps {arguments.accumulation_steps} x "
+                f"{self.accelerator.num_processes} processes) but the data has {len(self.source)}: "
+                f"lower batch_size or accumulation_steps"
             )
         steps_per_epoch = len(self.source) // self.total_batch
         self.total_steps = arguments.num_epochs * steps_per_epoch
@@ -148,17 +157,21 @@ class Pretraining:
         self.step = DistillationStep(arguments, parts, schedules, self.accelerator)
         self.progress = Progress(self.total_batch, self.accelerator.num_processes)
         self.monitor = RunMonitor(
-            arguments.num_prototypes, arguments.view_weight + arguments.region_weight, self.accelerator.device
+            arguments.num_prototypes,
+            arguments.view_weight + arguments.region_weight,
+            self.accelerator.device,
         )
         self.order = ImageOrder(arguments, self.source, self.accelerator)
         self.accelerator.register_for_checkpointing(
-            self.step.teacher, self.step.centres, self.progress, self.monitor, self.order
+            self.step.teacher, self.step.centers, self.progress, self.monitor, self.order
         )
         set_seed(arguments.seed, device_specific=True)
         if self.checkpoint is not None:
             self.accelerator.load_state(str(self.checkpoint))
         elif arguments.resume:
-            self.accelerator.print("resume: the run ended before its first checkpoint and starts again at step 0")
+            self.accelerator.print(
+                "resume: the run ended before its first checkpoint and starts again at step 0"
+            )
         self.newly_broken_images = 0
         self.last_loss: Tensor | None = None
 
@@ -200,7 +213,9 @@ class Pretraining:
         if self.progress.step == 0 and self.knn_source is not None:
             self.evaluate_knn()
         sampler = self.order.sampler(self.progress.step, self.total_steps)
-        dataset = MultiCropDataset(self.source, arguments.views, arguments.seed, arguments.max_broken_fraction)
+        dataset = MultiCropDataset(
+            self.source, arguments.views, arguments.seed, arguments.max_broken_fraction
+        )
         loader = make_multicrop_loader(dataset, sampler, num_workers=arguments.num_workers)
         loader.worker_init_fn = leave_signals_to_the_run
         bar = tqdm(
@@ -217,7 +232,8 @@ class Pretraining:
                 while self.progress.step < self.total_steps and not (signal := stop.poll()):
                     self.train_step(batches, bar)
             except BaseException as error:
-                # Its frames hold the loader's iterator, as the loader does: its workers would keep the process alive.
+                # Its frames hold the loader's iterator, as the loader does: its workers would keep
+                # the process alive.
                 traceback.clear_frames(error.__traceback__)
                 raise
             finally:
@@ -240,7 +256,10 @@ class Pretraining:
             batch = next(batches)
             self.report_broken(batch)
             batch = batch.to(self.accelerator.device, non_blocking=True)
-            crops = [augment(crop, parameters) for crop, parameters in zip(batch.crops, batch.parameters, strict=True)]
+            crops = [
+                augment(crop, parameters)
+                for crop, parameters in zip(batch.crops, batch.parameters, strict=True)
+            ]
             last = micro_batch == arguments.accumulation_steps - 1
             losses.append(self.step.accumulate(crops, teacher_views, step, last=last))
         norm = self.step.update(step)
@@ -248,12 +267,16 @@ class Pretraining:
         self.monitor.observe(self.last_loss, norm)
         self.progress.step += 1
         bar.update(self.total_batch)
-        if self.progress.step % arguments.logging_steps == 0 or self.progress.step == self.total_steps:
+        if (
+            self.progress.step % arguments.logging_steps == 0
+            or self.progress.step == self.total_steps
+        ):
             self.log_step(step, losses, norm, bar)
         end_of_epoch = self.progress.step % self.step.schedules.steps_per_epoch == 0
         epoch = self.progress.step // self.step.schedules.steps_per_epoch
         if self.knn_source is not None and (
-            (end_of_epoch and epoch % arguments.knn_every_epochs == 0) or self.progress.step == self.total_steps
+            (end_of_epoch and epoch % arguments.knn_every_epochs == 0)
+            or self.progress.step == self.total_steps
         ):
             self.evaluate_knn()
         # While the run may be diverging, its state must not push out an older, sound one.
@@ -268,7 +291,7 @@ class Pretraining:
         export_run(
             replace(self.arguments, output_dir=folder),
             self.step.teacher,
-            self.step.centres,
+            self.step.centers,
             steps=self.progress.step,
             total_batch=self.total_batch,
             metrics=self.log.last,
@@ -278,10 +301,14 @@ class Pretraining:
         """Name the images of a batch that could not be decoded, and count them."""
         for index, reason in batch.broken:
             self.newly_broken_images += 1
-            tqdm.write(f"{self.source.describe(index)} cannot be decoded and is replaced by another: {reason}")
+            tqdm.write(
+                f"{self.source.describe(index)} cannot be decoded and is replaced by another: "
+                f"{reason}"
+            )
 
     def share_readings(self, readings: dict[str, Tensor]) -> dict[str, float]:
-        """Average numbers over the processes, and bring together what each of them counted: here the host waits.
+        """Average numbers over the processes, and bring together what each of them counted: here
+        the host waits.
 
         Args:
             readings: scalars on the device.
@@ -290,7 +317,13 @@ class Pretraining:
             The averages.
         """
         counts = torch.tensor([float(self.newly_broken_images)], device=self.accelerator.device)
-        own = torch.cat([torch.stack([value.float() for value in readings.values()]), self.monitor.peaks, counts])
+        own = torch.cat(
+            [
+                torch.stack([value.float() for value in readings.values()]),
+                self.monitor.peaks,
+                counts,
+            ]
+        )
         rows = self.accelerator.gather(own[None])
         self.monitor.peaks = rows[:, -3:-1].amax(dim=0)
         *averages, broken = torch.cat([rows[:, :-3].mean(dim=0), rows[:, -1:].sum(dim=0)]).tolist()
@@ -339,17 +372,23 @@ class Pretraining:
             raise FloatingPointError(f"{error}; {self.describe_last_good()}") from None
 
     def describe_last_good(self) -> str:
-        """Say which checkpoint to go back to: the newest whose weights a later reading found sound."""
+        """Say which checkpoint to go back to: the newest whose weights a later reading found
+        sound.
+        """
         folder = self.arguments.output_dir / "checkpoints"
         names = [path.name for path in complete_checkpoints(folder)]
         good = [name for name in names if name <= checkpoint_name(self.monitor.proven_step)]
         if not good:
             return "there is no good checkpoint to go back to"
         later = f"remove {', '.join(names[len(good) :])} and " if len(good) < len(names) else ""
-        return f"the last good checkpoint is {folder / good[-1]}: {later}continue with --resume true"
+        return (
+            f"the last good checkpoint is {folder / good[-1]}: {later}continue with --resume true"
+        )
 
     def evaluate_knn(self) -> None:
-        """Classify the k-NN split by the training split's labels with the teacher's features, and log it."""
+        """Classify the k-NN split by the training split's labels with the teacher's features, and
+        log it.
+        """
         assert self.knn_source is not None and isinstance(self.source, ImageSource)
         train, test = (
             extract_features(
@@ -363,12 +402,14 @@ class Pretraining:
             for source in (self.source, self.knn_source)
         )
         train_labels, test_labels = shared_labels(self.source, self.knn_source)
-        neighbours = self.arguments.knn_neighbours
-        accuracy = knn_accuracy(train.values, train_labels, test.values, test_labels, k=(neighbours,))
+        neighbors = self.arguments.knn_neighbors
+        accuracy = knn_accuracy(
+            train.values, train_labels, test.values, test_labels, k=(neighbors,)
+        )
         top1 = next(iter(accuracy.values()))[0]
         set_teacher_mode(self.step.teacher)
         self.timed_at, self.timed_step = time.perf_counter(), self.progress.step
-        self.log.write(self.progress.step, {f"knn{neighbours}_top1": top1})
+        self.log.write(self.progress.step, {f"knn{neighbors}_top1": top1})
 
     def save(self) -> None:
         """Save a checkpoint, after making sure that the run is sound.

@@ -1,7 +1,7 @@
 """View loss and region-matching loss, without ever holding a (regions x prototypes) tensor.
 
-Letters: B images, V student views, Q teacher views, N regions, C channels, D bottleneck channels, K prototypes.
-The Q teacher views are the first Q of the V student views.
+Letters: B images, V student views, Q teacher views, N regions, C channels, D bottleneck channels, K
+prototypes. The Q teacher views are the first Q of the V student views.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,8 @@ def _blocks_of_prototypes(prototypes: Tensor) -> list[slice]:
 
 
 class _Prototypes:
-    """The prototype matrix W (K, D) as blocks of columns of the logits, without a float32 copy of it.
+    """The prototype matrix W (K, D) as blocks of columns of the logits, without a float32 copy of
+    it.
 
     Args:
         directions: (K, D).
@@ -49,7 +50,9 @@ class _Prototypes:
             # A smaller copy is needed anyway: it takes the scale in.
             self.matrix = torch.empty_like(directions, dtype=dtype)
             for block in _blocks_of_prototypes(directions):
-                self.matrix[block] = directions[block] if gain is None else directions[block] * self.scale[block]
+                self.matrix[block] = (
+                    directions[block] if gain is None else directions[block] * self.scale[block]
+                )
             self.column_scale = None
 
     def logits(self, rows: Tensor, columns: slice, dtype: torch.dtype) -> Tensor:
@@ -64,7 +67,9 @@ class _Prototypes:
         return multiply_transposed(probabilities, self.matrix[columns].t())
 
     def pull_back(self, gradient: Tensor, columns: slice) -> Tensor:
-        """Turn the gradient (C, D) of W into that of the directions, in place, and return the gain's (C, 1)."""
+        """Turn the gradient (C, D) of W into that of the directions, in place, and return the
+        gain's (C, 1).
+        """
         directions, lengths = self.directions[columns], self.lengths[columns]
         gradient_gain = (gradient * directions).sum(dim=1, keepdim=True) / lengths
         gradient.addcmul_(directions, gradient_gain / lengths, value=-1).mul_(self.scale[columns])
@@ -72,7 +77,8 @@ class _Prototypes:
 
 
 class _Tiles:
-    """Blocks of rows and of prototypes in which distributions are formed, and the gradient that gathers there.
+    """Blocks of rows and of prototypes in which distributions are formed, and the gradient that
+    gathers there.
 
     Args:
         prototypes: those that the gradient is for.
@@ -90,7 +96,8 @@ class _Tiles:
             rows = min(rows, CPU_TILE_ELEMENTS // self.columns[0].stop)
         self.rows = max(1, rows)
         self.gradient = torch.zeros(count, width, dtype=dtype, device=device)
-        # Until the end a block (C, D) holds its transpose (D, C): that product is the faster one on CPU.
+        # Until the end a block (C, D) holds its transpose (D, C): that product is the faster one on
+        # CPU.
         self.transposed = [self.gradient[block].view(width, -1) for block in self.columns]
 
     def softmax_products(
@@ -98,8 +105,9 @@ class _Tiles:
     ) -> tuple[Tensor, Tensor]:
         """Form P = softmax(rows @ keys.T + offset) tile by tile, and use each tile twice.
 
-        A block of rows goes through all prototypes before its sums are known; each tile is normalised on its own, and
-        `share` is what it has of the whole. P.T @ pull is added to the gradient.
+        A block of rows goes through all prototypes before its sums are known; each tile is
+        normalized on its own, and `share` is what it has of the whole. P.T @ pull is added to the
+        gradient.
 
         Args:
             rows: (M, D), in the type of the sums.
@@ -112,28 +120,28 @@ class _Tiles:
         """
         compute = keys.matrix.dtype
         mean = torch.empty_like(rows)
-        normaliser = rows.new_empty(rows.shape[0])
+        normalizer = rows.new_empty(rows.shape[0])
         for start in range(0, rows.shape[0], self.rows):
             some = slice(start, start + self.rows)
             queries = rows[some].to(compute)
-            tiles, means, normalisers = [], [], []
+            tiles, means, normalizers = [], [], []
             for columns in self.columns:
                 logits = keys.logits(queries, columns, rows.dtype)
                 if offset is not None:
                     logits.add_(offset[columns])
                 probabilities = torch.softmax(logits, dim=1)
                 # The largest probability is the largest exponential over their sum.
-                normalisers.append(logits.amax(dim=1) - probabilities.amax(dim=1).log())
+                normalizers.append(logits.amax(dim=1) - probabilities.amax(dim=1).log())
                 tiles.append(probabilities.to(compute))
                 means.append(self.prototypes.mean(tiles[-1], columns))
-            stacked = torch.stack(normalisers)
+            stacked = torch.stack(normalizers)
             share = torch.softmax(stacked, dim=0).unsqueeze(2)
-            normaliser[some] = torch.logsumexp(stacked, dim=0)
+            normalizer[some] = torch.logsumexp(stacked, dim=0)
             mean[some] = (torch.stack(means) * share).sum(dim=0)
             weighted = (pull[some] * share).to(compute)
             for tile, weights, total in zip(tiles, weighted, self.transposed, strict=True):
                 total += multiply_transposed(weights.t(), tile.t())
-        return mean, normaliser
+        return mean, normalizer
 
     def finish_gradients(self) -> tuple[Tensor, Tensor | None]:
         """Return the gradients of the prototypes' directions (K, D) and gain (K, 1)."""
@@ -156,7 +164,7 @@ class _CrossEntropyInputs:
     teacher: Tensor
     teacher_prototypes: Tensor
     teacher_gain: Tensor | None
-    centre: Tensor
+    center: Tensor
     student_temperature: float
     teacher_temperature: float
     match: Tensor
@@ -168,17 +176,19 @@ class _CrossEntropyInputs:
     def loss_and_gradients(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return the loss and its gradients for student, prototypes and gain.
 
-        With student logits z_i = s_i W / t_s, teacher distributions p_j and pairs (i, j) of weight w_ij:
+        With student logits z_i = s_i W / t_s, teacher distributions p_j and pairs (i, j) of weight
+        w_ij:
             loss = sum_i r_i logsumexp(z_i) - sum_ij w_ij <p_j, z_i>,   r_i = sum_j w_ij.
-        <p_j, z_i> = s_i . (p_j W) / t_s needs one D-vector a teacher row, however many student rows match it. The
-        gradients are linear in the same distributions, so they come with the loss and no logit is computed twice.
+        <p_j, z_i> = s_i . (p_j W) / t_s needs one D-vector a teacher row, however many student rows
+        match it. The gradients are linear in the same distributions, so they come with the loss and
+        no logit is computed twice.
         """
         prototypes = _Prototypes(self.prototypes, self.gain, self.compute)
         teacher_prototypes = _Prototypes(self.teacher_prototypes, self.teacher_gain, self.compute)
         tiles = _Tiles(prototypes, self.accumulate, self.block_elements)
         student = self.student.to(self.accumulate) / self.student_temperature
         teacher = self.teacher.to(self.accumulate) / self.teacher_temperature
-        offset = self.centre.to(self.accumulate) / -self.teacher_temperature
+        offset = self.center.to(self.accumulate) / -self.teacher_temperature
         weight = self.weight.to(self.accumulate)
         row_weight = weight.sum(dim=1, keepdim=True)
         pairs = list(zip(self.match.unbind(1), weight.unsqueeze(2).unbind(1), strict=True))
@@ -191,8 +201,8 @@ class _CrossEntropyInputs:
         for rows, weights in pairs:
             target.addcmul_(expected[rows], weights)
 
-        mean, normaliser = tiles.softmax_products(student, prototypes, None, row_weight * student)
-        loss = (row_weight[:, 0] * normaliser).sum() - (target * student).sum()
+        mean, normalizer = tiles.softmax_products(student, prototypes, None, row_weight * student)
+        loss = (row_weight[:, 0] * normalizer).sum() - (target * student).sum()
         gradient_student = mean.mul_(row_weight).sub_(target).div_(self.student_temperature)
         return loss, gradient_student, *tiles.finish_gradients()
 
@@ -202,7 +212,11 @@ class _MatchedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, student: Tensor, prototypes: Tensor, gain: Tensor | None, inputs: _CrossEntropyInputs
+        ctx: Any,
+        student: Tensor,
+        prototypes: Tensor,
+        gain: Tensor | None,
+        inputs: _CrossEntropyInputs,
     ) -> Tensor:
         with torch.autocast(student.device.type, enabled=False):
             loss, *ctx.gradients = inputs.loss_and_gradients()
@@ -212,7 +226,8 @@ class _MatchedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # The gradients become the parameters' own without a copy; a second pass through the graph computes new ones.
+        # The gradients become the parameters' own without a copy; a second pass through the graph
+        # computes new ones.
         if ctx.gradients is None:
             with torch.autocast(gradient.device.type, enabled=False):
                 _, *ctx.gradients = ctx.inputs.loss_and_gradients()
@@ -225,7 +240,7 @@ def matched_cross_entropy(
     prototypes: Tensor,
     teacher: Tensor,
     teacher_prototypes: Tensor,
-    centre: Tensor,
+    center: Tensor,
     *,
     student_temperature: float,
     teacher_temperature: float,
@@ -235,22 +250,24 @@ def matched_cross_entropy(
     teacher_gain: Tensor | None = None,
     block_elements: int | None = None,
 ) -> Tensor:
-    """Weighted cross-entropy from matched teacher rows to student rows, in memory independent of their number.
+    """Weighted cross-entropy from matched teacher rows to student rows, in memory independent of
+    their number.
 
-    Gradients flow to `student`, `prototypes` and `gain`. Matrix products run in the autocast dtype, everything else in
-    float32 (float64 for float64 input).
+    Gradients flow to `student`, `prototypes` and `gain`. Matrix products run in the autocast dtype,
+    everything else in float32 (float64 for float64 input).
 
     Args:
         student: student bottlenecks (M, D).
         prototypes: student prototypes (K, D).
         teacher: teacher bottlenecks (T, D).
         teacher_prototypes: teacher prototypes (K, D).
-        centre: centre of the teacher logits, K elements.
+        center: center of the teacher logits, K elements.
         student_temperature: divides the student logits.
-        teacher_temperature: divides the centred teacher logits.
+        teacher_temperature: divides the centerd teacher logits.
         match: teacher rows of each student row (M, P), int64.
         weight: weight of each pair (M, P), 0 for a pair that does not count.
-        gain: lengths of the student's prototypes (K, 1); of `prototypes` only the directions count then.
+        gain: lengths of the student's prototypes (K, 1); of `prototypes` only the directions count
+            then.
         teacher_gain: the same for the teacher's.
         block_elements: logits held at once; `BLOCK_ELEMENTS` by default, less on CPU.
 
@@ -258,7 +275,9 @@ def matched_cross_entropy(
         The scalar sum over pairs of weight times cross-entropy.
     """
     device = student.device.type
-    compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else prototypes.dtype
+    compute = (
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else prototypes.dtype
+    )
     inputs = _CrossEntropyInputs(
         student.detach(),
         prototypes.detach(),
@@ -266,7 +285,7 @@ def matched_cross_entropy(
         teacher,
         teacher_prototypes,
         teacher_gain,
-        centre,
+        center,
         student_temperature,
         teacher_temperature,
         match,
@@ -288,8 +307,8 @@ def count_pairs(student_views: int, teacher_views: int) -> int:
     pairs = teacher_views * (student_views - 1)
     if pairs < 1:
         raise ValueError(
-            f"{student_views} student view(s) and {teacher_views} teacher view(s) form no pair of different views: "
-            "give at least one teacher view and one more view"
+            f"{student_views} student view(s) and {teacher_views} teacher view(s) form no pair of "
+            f"different views: give at least one teacher view and one more view"
         )
     return pairs
 
@@ -299,24 +318,26 @@ def view_loss(
     prototypes: Tensor,
     teacher: Tensor,
     teacher_prototypes: Tensor,
-    centre: Tensor,
+    center: Tensor,
     *,
     student_temperature: float,
     teacher_temperature: float,
     gain: Tensor | None = None,
     teacher_gain: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy between views of an image, averaged over images and pairs of different views (EsViT eq. 1, L_V).
+    """Cross-entropy between views of an image, averaged over images and pairs of different views
+    (EsViT eq. 1, L_V).
 
     Args:
         student: view bottlenecks of the student (V, B, D).
         prototypes: prototypes of the student's view head (K, D).
         teacher: view bottlenecks of the teacher (Q, B, D).
         teacher_prototypes: prototypes of the teacher's view head (K, D).
-        centre: centre of the teacher's view logits, K elements.
+        center: center of the teacher's view logits, K elements.
         student_temperature: temperature of the student.
         teacher_temperature: temperature of the teacher.
-        gain: lengths of the student's prototypes (K, 1); of `prototypes` only the directions count then.
+        gain: lengths of the student's prototypes (K, 1); of `prototypes` only the directions count
+            then.
         teacher_gain: the same for the teacher's.
 
     Returns:
@@ -328,13 +349,15 @@ def view_loss(
     image = torch.arange(images, device=device).view(1, -1, 1)
     teacher_view = torch.arange(teacher_views, device=device).view(1, 1, -1)
     match = (teacher_view * images + image).expand(student_views, -1, -1)
-    weight = (view != teacher_view).to(student.dtype) / (images * count_pairs(student_views, teacher_views))
+    weight = (view != teacher_view).to(student.dtype) / (
+        images * count_pairs(student_views, teacher_views)
+    )
     return matched_cross_entropy(
         student.flatten(0, 1),
         prototypes,
         teacher.flatten(0, 1),
         teacher_prototypes,
-        centre,
+        center,
         student_temperature=student_temperature,
         teacher_temperature=teacher_temperature,
         gain=gain,
@@ -345,7 +368,8 @@ def view_loss(
 
 
 def match_regions(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Find for each student region the teacher region with the highest cosine similarity (EsViT section 3.2).
+    """Find for each student region the teacher region with the highest cosine similarity (EsViT
+    section 3.2).
 
     Args:
         student_features: backbone regions of the student (..., N, C).
@@ -368,16 +392,18 @@ def region_loss(
     teacher: Sequence[Tensor],
     teacher_features: Sequence[Tensor],
     teacher_prototypes: Tensor,
-    centre: Tensor,
+    center: Tensor,
     *,
     student_temperature: float,
     teacher_temperature: float,
     gain: Tensor | None = None,
     teacher_gain: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy between matched regions, averaged over regions, images and pairs of views (EsViT eq. 2, L_R).
+    """Cross-entropy between matched regions, averaged over regions, images and pairs of views
+    (EsViT eq. 2, L_R).
 
-    Views come in groups of one size, in view order: the first teacher group holds the first teacher views, and so on.
+    Views come in groups of one size, in view order: the first teacher group holds the first teacher
+    views, and so on.
 
     Args:
         student: region bottlenecks of the student, one tensor (V_g, B, N_g, D) a group.
@@ -386,17 +412,20 @@ def region_loss(
         teacher: region bottlenecks of the teacher, one tensor (Q_g, B, N_g, D) a group.
         teacher_features: backbone regions of the teacher, one tensor (Q_g, B, N_g, C) a group.
         teacher_prototypes: prototypes of the teacher's region head (K, D).
-        centre: centre of the teacher's region logits, K elements.
+        center: center of the teacher's region logits, K elements.
         student_temperature: temperature of the student.
         teacher_temperature: temperature of the teacher.
-        gain: lengths of the student's prototypes (K, 1); of `prototypes` only the directions count then.
+        gain: lengths of the student's prototypes (K, 1); of `prototypes` only the directions count
+            then.
         teacher_gain: the same for the teacher's.
 
     Returns:
         The scalar loss.
     """
     images, device = student[0].shape[1], student[0].device
-    pairs = count_pairs(sum(group.shape[0] for group in student), sum(group.shape[0] for group in teacher))
+    pairs = count_pairs(
+        sum(group.shape[0] for group in student), sum(group.shape[0] for group in teacher)
+    )
     matches, weights = [], []
     first_view = 0
     for features in student_features:
@@ -408,9 +437,13 @@ def region_loss(
         for target in teacher_features:
             teacher_views, _, teacher_regions, _ = target.shape
             nearest = match_regions(features[:, None], target[None])
-            row = torch.arange(teacher_views * images, device=device).view(1, teacher_views, images, 1)
+            row = torch.arange(teacher_views * images, device=device).view(
+                1, teacher_views, images, 1
+            )
             group_matches.append(nearest + row * teacher_regions + first_row)
-            teacher_view = torch.arange(first_teacher_view, first_teacher_view + teacher_views, device=device)
+            teacher_view = torch.arange(
+                first_teacher_view, first_teacher_view + teacher_views, device=device
+            )
             counts = (view != teacher_view).to(student[0].dtype) / (regions * images * pairs)
             group_weights.append(counts[:, :, None, None].expand(-1, -1, images, regions))
             first_teacher_view += teacher_views
@@ -422,7 +455,7 @@ def region_loss(
         prototypes,
         torch.cat([group.flatten(0, 2) for group in teacher]),
         teacher_prototypes,
-        centre,
+        center,
         student_temperature=student_temperature,
         teacher_temperature=teacher_temperature,
         gain=gain,

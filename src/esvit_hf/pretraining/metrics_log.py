@@ -1,4 +1,6 @@
-"""`metrics.jsonl`: the numbers of a run, one line a step, cut at the checkpoint that a run continues from."""
+"""`metrics.jsonl`: the numbers of a run, one line a step, cut at the checkpoint that a run
+continues from.
+"""
 
 import json
 import warnings
@@ -16,7 +18,8 @@ class MetricsLog:
     Args:
         accelerator: the process's accelerator, with its trackers started.
         path: the file, appended to.
-        first_step: lines of later steps, left by a run that went on beyond its checkpoint, are dropped.
+        first_step: lines of later steps, left by a run that went on beyond its checkpoint, are
+            dropped.
 
     Attributes:
         last: the newest value of every number.

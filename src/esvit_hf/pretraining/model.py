@@ -1,4 +1,6 @@
-"""Student and teacher: a backbone with a view head and a region head, from crops to what the losses need."""
+"""Student and teacher: a backbone with a view head and a region head, from crops to what the losses
+need.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +18,8 @@ class DistillationOutput:
 
     Attributes:
         views: view bottlenecks (V, B, D); None without a view head.
-        regions: region bottlenecks, one tensor (V_g, B, N_g, D) for each group of views of one size; empty when they
-            are not asked for.
+        regions: region bottlenecks, one tensor (V_g, B, N_g, D) for each group of views of one
+            size; empty when they are not asked for.
         region_features: backbone regions, one tensor (V_g, B, N_g, C) a group.
     """
 
@@ -36,7 +38,10 @@ class DistillationNetwork(nn.Module):
     """
 
     def __init__(
-        self, backbone: RegionBackbone, view_head: ProjectionHead | None, region_head: ProjectionHead | None
+        self,
+        backbone: RegionBackbone,
+        view_head: ProjectionHead | None,
+        region_head: ProjectionHead | None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -78,7 +83,8 @@ class DistillationNetwork(nn.Module):
                 for block, group in zip(rows.split(sizes), region_features, strict=True)
             ]
         elif self.region_head is not None and torch.is_grad_enabled():
-            # Distributed data parallel waits for a gradient of every parameter; the loop drops these zeros again.
+            # Distributed data parallel waits for a gradient of every parameter; the loop drops
+            # these zeros again.
             zero = sum(parameter.flatten()[0] for parameter in self.region_head.parameters()) * 0.0
             if output.views is not None:
                 output.views = output.views + zero
@@ -86,7 +92,7 @@ class DistillationNetwork(nn.Module):
 
 
 def group_by_size(crops: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Group neighbouring crops (B, 3, H, W) of one size."""
+    """Group neighboring crops (B, 3, H, W) of one size."""
     groups: list[list[Tensor]] = []
     for crop in crops:
         if groups and groups[-1][0].shape == crop.shape:

@@ -27,23 +27,26 @@ LOSS_AT_START = 1.1
 
 @torch.no_grad()
 def teacher_entropy(
-    bottleneck: Tensor, prototypes: Tensor, centre: Tensor, temperature: float
+    bottleneck: Tensor, prototypes: Tensor, center: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Entropy of the teacher's targets, in nats.
 
     Args:
         bottleneck: teacher bottlenecks (..., D).
         prototypes: teacher prototypes (K, D).
-        centre: centre of the teacher's logits, K elements.
+        center: center of the teacher's logits, K elements.
         temperature: temperature of the teacher.
 
     Returns:
-        The mean entropy of a single target, and the entropy of the mean target; scalars on the device.
+        The mean entropy of a single target, and the entropy of the mean target; scalars on the
+        device.
     """
     with torch.autocast(bottleneck.device.type, enabled=False):
         logits = bottleneck.float().flatten(0, -2) @ prototypes.float().T
-        probabilities = torch.softmax((logits - centre) / temperature, dim=-1)
-    return torch.special.entr(probabilities).sum(-1).mean(), torch.special.entr(probabilities.mean(0)).sum()
+        probabilities = torch.softmax((logits - center) / temperature, dim=-1)
+    return torch.special.entr(probabilities).sum(-1).mean(), torch.special.entr(
+        probabilities.mean(0)
+    ).sum()
 
 
 @torch.no_grad()
@@ -66,7 +69,8 @@ def match_diversity(student_features: Tensor, teacher_features: Tensor) -> Tenso
 
     Args:
         student_features: backbone regions of the student (V, B, N, C).
-        teacher_features: backbone regions of the teacher (Q, B, M, C); its views are the student's first ones.
+        teacher_features: backbone regions of the teacher (Q, B, M, C); its views are the student's
+            first ones.
 
     Returns:
         A scalar on the device, 1 / M if all regions are matched to the same one.
@@ -102,7 +106,8 @@ class Rule:
 
 
 class RunMonitor:
-    """Judges the numbers of a run: warns once when they leave their range, and stops a run that has diverged.
+    """Judges the numbers of a run: warns once when they leave their range, and stops a run that has
+    diverged.
 
     What it remembers is saved and restored with a checkpoint.
 
@@ -116,7 +121,9 @@ class RunMonitor:
         proven_step: newest step whose weights a later reading found sound.
     """
 
-    def __init__(self, num_prototypes: int, total_weight: float, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, num_prototypes: int, total_weight: float, device: torch.device | str = "cpu"
+    ) -> None:
         largest = math.log(num_prototypes)
         self.uniform_loss = total_weight * largest
         self.start_loss: float | None = None
@@ -129,58 +136,66 @@ class RunMonitor:
             Rule(
                 "teacher_entropy",
                 lambda value: value > 0.999 * largest,
-                "the teacher's targets are uniform, so there is nothing to learn from: lower teacher_temperature",
+                "the teacher's targets are uniform, so there is nothing to learn from: lower "
+                "teacher_temperature",
                 of_task=True,
             ),
             Rule(
                 "mean_target_entropy",
                 lambda value: value < 0.1 * largest,
-                "the teacher gives every image nearly the same target: lower centre_momentum (1 turns centring off), "
-                "raise teacher_temperature or lower learning_rate",
+                "the teacher gives every image nearly the same target: lower center_momentum (1 "
+                "turns centering off), raise teacher_temperature or lower learning_rate",
                 of_task=True,
             ),
             Rule(
                 "teacher_spread",
                 lambda value: value < 0.02,
-                "the teacher's outputs are nearly the same for every image: lower learning_rate or raise "
-                "teacher_momentum",
+                "the teacher's outputs are nearly the same for every image: lower learning_rate or "
+                "raise teacher_momentum",
                 of_task=True,
             ),
             Rule(
                 "region_match_diversity",
                 lambda value: value < 0.02,
-                "nearly all regions of an image are matched to the same region of its other view, so the regions have "
-                "become alike: lower learning_rate, or give view_weight a value above 0",
+                "nearly all regions of an image are matched to the same region of its other view, "
+                "so the regions have become alike: lower learning_rate, or give view_weight a "
+                "value above 0",
             ),
             Rule(
                 "loss_scale",
                 lambda value: value < 1,
-                "float16 gradients overflow at every step and no step is taken: set mixed_precision to bf16 or no",
+                "float16 gradients overflow at every step and no step is taken: set "
+                "mixed_precision to bf16 or no",
                 fatal=True,
             ),
             Rule(
                 "loss_peak",
                 lambda value: self._exceeds(value, self.losses, LOSS_SPIKE),
-                "the loss jumped: if this repeats, lower learning_rate, raise warmup_epochs or lower clip_gradient",
+                "the loss jumped: if this repeats, lower learning_rate, raise warmup_epochs or "
+                "lower clip_gradient",
                 patience=1,
             ),
             Rule(
                 "gradient_norm_peak",
                 lambda value: self._exceeds(value, self.norms, NORM_SPIKE),
-                "the gradient norm jumped: if this repeats, lower learning_rate, raise warmup_epochs or keep "
-                "clip_gradient above 0",
+                "the gradient norm jumped: if this repeats, lower learning_rate, raise "
+                "warmup_epochs or keep clip_gradient above 0",
                 patience=1,
             ),
             Rule(
                 "loss",
-                lambda value: value > LOSS_AT_START * max(self.uniform_loss, self.start_loss or value),
-                "the loss stays above that of the untrained student: lower learning_rate or raise warmup_epochs",
+                lambda value: (
+                    value > LOSS_AT_START * max(self.uniform_loss, self.start_loss or value)
+                ),
+                "the loss stays above that of the untrained student: lower learning_rate or raise "
+                "warmup_epochs",
                 fatal=True,
             ),
             Rule(
                 "gradient_norm",
                 lambda value: self._exceeds(value, self.norms, NORM_EXPLOSION),
-                "the gradients have exploded: lower learning_rate, raise warmup_epochs or keep clip_gradient above 0",
+                "the gradients have exploded: lower learning_rate, raise warmup_epochs or keep "
+                "clip_gradient above 0",
                 fatal=True,
             ),
         )
@@ -191,7 +206,9 @@ class RunMonitor:
 
     @torch.no_grad()
     def observe(self, loss: Tensor, gradient_norm: Tensor) -> None:
-        """Note the loss and the gradient norm of one step, scalars on the device, without waiting for them."""
+        """Note the loss and the gradient norm of one step, scalars on the device, without waiting
+        for them.
+        """
         self.peaks = torch.maximum(self.peaks, torch.stack([loss.float(), gradient_norm.float()]))
 
     @property
@@ -200,17 +217,21 @@ class RunMonitor:
         return any(self.streaks.get(rule.metric, 0) for rule in self.rules if rule.fatal)
 
     def update(self, values: Mapping[str, float], step: int) -> None:
-        """Take one reading, the values of a line of `metrics.jsonl`, which must be the same in all processes.
+        """Take one reading, the values of a line of `metrics.jsonl`, which must be the same in all
+        processes.
 
         Raises:
             FloatingPointError: if the run has diverged.
         """
         check_finite(values["loss_peak"], "loss", step)
         if "loss_scale" not in values:
-            # A float16 run skips steps with such gradients; its scale tells whether there are too many.
+            # A float16 run skips steps with such gradients; its scale tells whether there are too
+            # many.
             check_finite(values["gradient_norm_peak"], "gradient norm", step)
         for rule in self.rules:
-            names = [f"view_{rule.metric}", f"region_{rule.metric}"] if rule.of_task else [rule.metric]
+            names = (
+                [f"view_{rule.metric}", f"region_{rule.metric}"] if rule.of_task else [rule.metric]
+            )
             for name in names:
                 if name in values:
                     self._judge(name, values[name], rule, step)
@@ -253,6 +274,6 @@ def check_finite(value: float, name: str, step: int) -> None:
     """
     if not math.isfinite(value):
         raise FloatingPointError(
-            f"step {step}: the {name} is {value}: lower learning_rate or raise warmup_epochs, keep clip_gradient above "
-            "0, and prefer mixed_precision bf16 or no to fp16"
+            f"step {step}: the {name} is {value}: lower learning_rate or raise warmup_epochs, keep "
+            f"clip_gradient above 0, and prefer mixed_precision bf16 or no to fp16"
         )

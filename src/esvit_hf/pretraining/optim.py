@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 
 def build_optimizer(module: nn.Module) -> torch.optim.AdamW:
-    """Build AdamW with two groups: weights of rank 2 and more decay, biases and rank-1 tensors do not.
+    """Build AdamW with two groups: weights of rank 2 and more decay, biases and rank-1 tensors do
+    not.
 
-    The learning rate and the weight decay of the first group are set by schedules at every step. The averages exist
-    from the start: made during the first step, they would lie between its activations and split the memory that the
-    next step's need in one piece (measured: a quarter of the peak on CPU).
+    The learning rate and the weight decay of the first group are set by schedules at every step.
+    The averages exist from the start: made during the first step, they would lie between its
+    activations and split the memory that the next step's need in one piece (measured: a quarter of
+    the peak on CPU).
     """
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
@@ -38,7 +40,9 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def forget_replaced_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Free the averages of parameters that the optimizer no longer has, once shards have taken their place."""
+    """Free the averages of parameters that the optimizer no longer has, once shards have taken
+    their place.
+    """
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     for parameter in [parameter for parameter in optimizer.state if parameter not in held]:
         del optimizer.state[parameter]
@@ -46,7 +50,8 @@ def forget_replaced_parameters(optimizer: torch.optim.Optimizer) -> None:
 
 @torch.no_grad()
 def clip_each_gradient(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale down each parameter's own gradient to a norm of at most `max_norm`, as the reference does.
+    """Scale down each parameter's own gradient to a norm of at most `max_norm`, as the reference
+    does.
 
     Args:
         parameters: parameters, with or without gradients.
@@ -57,7 +62,8 @@ def clip_each_gradient(parameters: Iterable[nn.Parameter], max_norm: float) -> T
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = torch._foreach_norm(gradients)
-    # In lists up to the end, as PyTorch 2.9 cannot take a stack of norms of sharded gradients apart.
+    # In lists up to the end, as PyTorch 2.9 cannot take a stack of norms of sharded gradients
+    # apart.
     scales = torch._foreach_add(norms, 1e-6)
     torch._foreach_reciprocal_(scales)
     torch._foreach_mul_(scales, max_norm)
@@ -67,5 +73,7 @@ def clip_each_gradient(parameters: Iterable[nn.Parameter], max_norm: float) -> T
 
 
 def clip_all_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients together to a global norm of at most `max_norm`; return the norm before clipping."""
+    """Scale all gradients together to a global norm of at most `max_norm`; return the norm before
+    clipping.
+    """
     return nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)

@@ -20,7 +20,10 @@ class ImageOrder:
     """
 
     def __init__(
-        self, arguments: PretrainingArguments, source: ImageSource | StreamSource, accelerator: Accelerator
+        self,
+        arguments: PretrainingArguments,
+        source: ImageSource | StreamSource,
+        accelerator: Accelerator,
     ) -> None:
         self.arguments = arguments
         self.source = source
@@ -65,7 +68,8 @@ class ImageOrder:
                 "chunks of the shards": len(self.source.index.sizes),
                 "batch_size": self.arguments.batch_size,
                 "shuffle_buffer": self.arguments.shuffle_buffer,
-                "processes x num_workers": self.accelerator.num_processes * self.readers_per_process,
+                "processes x num_workers": self.accelerator.num_processes
+                * self.readers_per_process,
             }
         return state
 
@@ -79,6 +83,6 @@ class ImageOrder:
         for name in state.keys() | mine.keys():
             if state.get(name) != mine.get(name):
                 raise ValueError(
-                    f"resume: {name} was {state.get(name)} and is {mine.get(name)}; images would be repeated and "
-                    "skipped: set it back, or start a new run"
+                    f"resume: {name} was {state.get(name)} and is {mine.get(name)}; images would "
+                    f"be repeated and skipped: set it back, or start a new run"
                 )

@@ -1,7 +1,8 @@
-"""A resume point as one file of tensors and JSON, which lies on the Hub and is read there without running code.
+"""A resume point as one file of tensors and JSON, which lies on the Hub and is read there without
+running code.
 
-Accelerate writes optimizer, random states and registered objects as pickles. Here their tensors become safetensors and
-the rest of their structure JSON; reading makes the same files again.
+Accelerate writes optimizer, random states and registered objects as pickles. Here their tensors
+become safetensors and the rest of their structure JSON; reading makes the same files again.
 """
 
 import json
@@ -34,7 +35,8 @@ def write_portable(checkpoint: Path, path: Path) -> None:
         path: file to write.
 
     Raises:
-        ValueError: the checkpoint holds something else than tensors, numbers, words, and collections of them.
+        ValueError: the checkpoint holds something else than tensors, numbers, words, and
+            collections of them.
     """
     tensors: dict[str, Tensor] = {}
     structures = {}
@@ -43,9 +45,14 @@ def write_portable(checkpoint: Path, path: Path) -> None:
         if file.name == MANIFEST:
             continue
         if file.is_dir():
-            raise ValueError(f"{file} is a folder: checkpoints of plain files travel, those of sharded training do not")
+            raise ValueError(
+                f"{file} is a folder: checkpoints of plain files travel, those of sharded training "
+                f"do not"
+            )
         structures[file.name] = _take_apart(_read(file), file.name, tensors)
-    save_file(tensors, path, metadata={"checkpoint": checkpoint.name, "files": json.dumps(structures)})
+    save_file(
+        tensors, path, metadata={"checkpoint": checkpoint.name, "files": json.dumps(structures)}
+    )
 
 
 def read_portable(path: Path, folder: Path) -> Path:
@@ -66,12 +73,21 @@ def read_portable(path: Path, folder: Path) -> Path:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         name, structures = metadata["checkpoint"], json.loads(metadata["files"])
-        contents = {file_name: _put_together(structure, tensors) for file_name, structure in structures.items()}
+        contents = {
+            file_name: _put_together(structure, tensors)
+            for file_name, structure in structures.items()
+        }
     except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no readable resume point ({error!r}): start without --resume") from error
+        raise ValueError(
+            f"{path} is no readable resume point ({error!r}): start without --resume"
+        ) from error
     # What comes from elsewhere must not choose where it is written.
-    if not _CHECKPOINT_NAME.fullmatch(name) or not all(_FILE_NAME.fullmatch(file_name) for file_name in contents):
-        raise ValueError(f"{path} is no resume point: it names files outside its folder; start without --resume")
+    if not _CHECKPOINT_NAME.fullmatch(name) or not all(
+        _FILE_NAME.fullmatch(file_name) for file_name in contents
+    ):
+        raise ValueError(
+            f"{path} is no resume point: it names files outside its folder; start without --resume"
+        )
     final = folder / name
     partial = final.with_suffix(PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
@@ -91,7 +107,9 @@ def _read(file: Path) -> Any:
     try:
         return load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"{file} holds more than tensors and plain values, or is damaged: it cannot travel") from error
+        raise ValueError(
+            f"{file} holds more than tensors and plain values, or is damaged: it cannot travel"
+        ) from error
 
 
 def _write(content: Any, file: Path) -> None:
@@ -104,7 +122,9 @@ def _write(content: Any, file: Path) -> None:
 
 
 def _take_apart(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """Move the tensors of a value to `tensors`; return the rest as JSON that says of what kind everything was."""
+    """Move the tensors of a value to `tensors`; return the rest as JSON that says of what kind
+    everything was.
+    """
     if isinstance(value, Tensor):
         # A copy of its own: tensors that share memory cannot be saved.
         tensors[place] = value.detach().clone(memory_format=torch.contiguous_format)
@@ -114,14 +134,25 @@ def _take_apart(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
         return {"array": place}
     if isinstance(value, dict):
         if not all(isinstance(key, str | int) for key in value):
-            raise ValueError(f"{place} has keys that are neither words nor integers: it does not fit in JSON")
-        return {"dict": [[key, _take_apart(item, f"{place}/{key}", tensors)] for key, item in value.items()]}
+            raise ValueError(
+                f"{place} has keys that are neither words nor integers: it does not fit in JSON"
+            )
+        return {
+            "dict": [
+                [key, _take_apart(item, f"{place}/{key}", tensors)] for key, item in value.items()
+            ]
+        }
     if isinstance(value, list | tuple):
-        items = [_take_apart(item, f"{place}/{number}", tensors) for number, item in enumerate(value)]
+        items = [
+            _take_apart(item, f"{place}/{number}", tensors) for number, item in enumerate(value)
+        ]
         return {"tuple" if isinstance(value, tuple) else "list": items}
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
-    raise ValueError(f"{place} holds a {type(value).__name__}, which is neither a tensor nor JSON: it cannot travel")
+    raise ValueError(
+        f"{place} holds a {type(value).__name__}, which is neither a tensor nor JSON: it cannot "
+        f"travel"
+    )
 
 
 def _put_together(structure: Any, tensors: dict[str, Tensor]) -> Any:

@@ -1,4 +1,6 @@
-"""A run on the Hub: pushes beside the training, the last one after it, and the resume point for another machine."""
+"""A run on the Hub: pushes beside the training, the last one after it, and the resume point for
+another machine.
+"""
 
 import os
 import shutil
@@ -30,9 +32,9 @@ METRICS_FILE = "metrics.jsonl"
 class RunPublisher:
     """The pushes of one run, made by its main process.
 
-    Pushes of `every_save` and `checkpoint` run in a thread of huggingface_hub while training goes on. While one is
-    under way the next is left out: the one after it, or the last, brings what is newest. A push that fails is reported
-    and changes nothing else.
+    Pushes of `every_save` and `checkpoint` run in a thread of huggingface_hub while training goes
+    on. While one is under way the next is left out: the one after it, or the last, brings what is
+    newest. A push that fails is reported and changes nothing else.
 
     Args:
         arguments: the recipe, with `hub_model_id`.
@@ -78,7 +80,8 @@ class RunPublisher:
         self.running = self.api.run_as_future(self._push, model, step)
 
     def finish(self, step: int, *, interrupted: bool) -> None:
-        """Wait for the push under way, then push the result of the run; say how to do it by hand if that fails.
+        """Wait for the push under way, then push the result of the run; say how to do it by hand if
+        that fails.
 
         Args:
             step: optimizer steps done.
@@ -117,7 +120,10 @@ class RunPublisher:
             self._report_failure(step, error)
 
     def _report_failure(self, step: int, error: Exception) -> None:
-        tqdm.write(f"step {step} could not be pushed: {error}; training goes on, later saves are pushed again")
+        tqdm.write(
+            f"step {step} could not be pushed: {error}; training goes on, later saves are pushed "
+            f"again"
+        )
 
     def _publish(self, model: Path, step: int, *, load: bool) -> Publication:
         resume_point = self.stage / Path(RESUME_FILE).name
@@ -135,11 +141,14 @@ class RunPublisher:
 
     def _say_how_to_push(self, reason: str) -> None:
         private = self.arguments.hub_private_repo
-        tqdm.write(f"{reason}; {how_to_push(self.arguments.output_dir, self.repo_id, private=private)}")
+        tqdm.write(
+            f"{reason}; {how_to_push(self.arguments.output_dir, self.repo_id, private=private)}"
+        )
 
 
 def fetch_resume_point(arguments: PretrainingArguments, accelerator: Accelerator) -> None:
-    """Bring the resume point of a run from the Hub, unless there is one here; one process does it for all.
+    """Bring the resume point of a run from the Hub, unless there is one here; one process does it
+    for all.
 
     Args:
         arguments: the recipe.
@@ -149,7 +158,11 @@ def fetch_resume_point(arguments: PretrainingArguments, accelerator: Accelerator
         ValueError: the repository has none, is not readable, or what it has is no resume point.
     """
     folder = arguments.output_dir / "checkpoints"
-    if accelerator.is_main_process and arguments.hub_model_id is not None and not complete_checkpoints(folder):
+    if (
+        accelerator.is_main_process
+        and arguments.hub_model_id is not None
+        and not complete_checkpoints(folder)
+    ):
         _fetch(arguments.hub_model_id, folder)
     accelerator.wait_for_everyone()
 
@@ -161,15 +174,16 @@ def _fetch(repo_id: str, folder: Path) -> None:
             metrics = hf_hub_download(repo_id, METRICS_FILE)
         except EntryNotFoundError as error:
             raise ValueError(
-                f"{repo_id} has no {RESUME_FILE} that can be reached: it is there after a run with --hub_strategy "
-                "checkpoint; start without --resume"
+                f"{repo_id} has no {RESUME_FILE} that can be reached: it is there after a run with "
+                f"--hub_strategy checkpoint; start without --resume"
             ) from error
     read_portable(Path(resume_point), folder)
     shutil.copyfile(metrics, folder.parent / METRICS_FILE)
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    # Files of a checkpoint are never changed, so a second name keeps them; not every file system has second names.
+    # Files of a checkpoint are never changed, so a second name keeps them; not every file system
+    # has second names.
     try:
         os.link(source, target)
     except OSError:

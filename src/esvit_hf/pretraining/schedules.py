@@ -6,7 +6,9 @@ from collections.abc import Callable
 Schedule = Callable[[int], float]
 
 
-def cosine_schedule(start: float, end: float, total_steps: int, *, warmup_steps: int = 0) -> Schedule:
+def cosine_schedule(
+    start: float, end: float, total_steps: int, *, warmup_steps: int = 0
+) -> Schedule:
     """Linear warm-up from 0 to `start` with both ends included, then half a cosine towards `end`.
 
     The cosine takes its first value at `start` and would reach `end` one step after the last.

@@ -11,9 +11,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from esvit_hf.pretraining.arguments import PretrainingArguments
-from esvit_hf.pretraining.batch_norm import synchronise_batch_norms
+from esvit_hf.pretraining.batch_norm import synchronize_batch_norms
 from esvit_hf.pretraining.build import DistillationParts
-from esvit_hf.pretraining.centering import TeacherCentre
+from esvit_hf.pretraining.centering import TeacherCenter
 from esvit_hf.pretraining.ema import update_teacher
 from esvit_hf.pretraining.heads import ProjectionHead
 from esvit_hf.pretraining.losses import region_loss, view_loss
@@ -43,7 +43,9 @@ class StepSchedules:
     steps_per_epoch: int
 
     @classmethod
-    def from_arguments(cls, arguments: PretrainingArguments, steps_per_epoch: int, total_batch: int) -> "StepSchedules":
+    def from_arguments(
+        cls, arguments: PretrainingArguments, steps_per_epoch: int, total_batch: int
+    ) -> "StepSchedules":
         """Turn the recipe's epochs into steps, in this one place.
 
         Args:
@@ -59,8 +61,12 @@ class StepSchedules:
                 total_steps,
                 warmup_steps=int(arguments.warmup_epochs * steps_per_epoch),
             ),
-            weight_decay=cosine_schedule(arguments.weight_decay, arguments.weight_decay_end, total_steps),
-            teacher_momentum=cosine_schedule(arguments.teacher_momentum, arguments.teacher_momentum_end, total_steps),
+            weight_decay=cosine_schedule(
+                arguments.weight_decay, arguments.weight_decay_end, total_steps
+            ),
+            teacher_momentum=cosine_schedule(
+                arguments.teacher_momentum, arguments.teacher_momentum_end, total_steps
+            ),
             teacher_temperature=linear_schedule(
                 arguments.warmup_teacher_temperature,
                 arguments.teacher_temperature,
@@ -86,13 +92,13 @@ class LossValues:
 
 
 class DistillationStep:
-    """Runs micro-batches and updates weights, centres and teacher once per optimizer step.
+    """Runs micro-batches and updates weights, centers and teacher once per optimizer step.
 
     No call waits for the device: losses and norms stay tensors.
 
     Args:
         arguments: the recipe.
-        parts: student, teacher and centres.
+        parts: student, teacher and centers.
         schedules: schedules in steps.
         accelerator: the process's accelerator; it moves and wraps the networks.
     """
@@ -108,16 +114,19 @@ class DistillationStep:
         self.schedules = schedules
         self.accelerator = accelerator
         self.teacher = parts.teacher.to(accelerator.device)
-        self.centres = parts.centres.to(accelerator.device)
+        self.centers = parts.centers.to(accelerator.device)
         if accelerator.num_processes > 1:
-            synchronise_batch_norms(parts.student)
-            synchronise_batch_norms(self.teacher)
+            synchronize_batch_norms(parts.student)
+            synchronize_batch_norms(self.teacher)
         if arguments.compile:
             parts.student.backbone.compile()
             self.teacher.backbone.compile()
-        self.wrapped_student, self.optimizer = accelerator.prepare(parts.student, build_optimizer(parts.student))
+        self.wrapped_student, self.optimizer = accelerator.prepare(
+            parts.student, build_optimizer(parts.student)
+        )
         if isinstance(self.wrapped_student, FSDPModule):
-            # The losses take the prototypes after the forward pass; in the root's shards they would be gone by then.
+            # The losses take the prototypes after the forward pass; in the root's shards they would
+            # be gone by then.
             self.wrapped_student.set_reshard_after_forward(False, recurse=False)
             forget_replaced_parameters(self.optimizer)
         self.student: DistillationNetwork = accelerator.unwrap_model(self.wrapped_student)
@@ -127,7 +136,10 @@ class DistillationStep:
 
     def regions_active(self, step: int) -> bool:
         """Tell whether the region loss takes part in this step."""
-        return self.arguments.region_weight > 0 and self.epoch(step) >= self.arguments.region_start_epoch
+        return (
+            self.arguments.region_weight > 0
+            and self.epoch(step) >= self.arguments.region_start_epoch
+        )
 
     def epoch(self, step: int) -> int:
         """Return the epoch that a step belongs to."""
@@ -148,7 +160,9 @@ class DistillationStep:
         self.teacher_output = teacher
         # A copy of a few, as a part of the tensor would hold all of it.
         self.student_regions = (
-            student.region_features[0][:, :MONITORED_IMAGES].detach().clone() if student.region_features else None
+            student.region_features[0][:, :MONITORED_IMAGES].detach().clone()
+            if student.region_features
+            else None
         )
         view = region = None
         with self.accelerator.autocast():
@@ -158,10 +172,10 @@ class DistillationStep:
                     self.student_head("view").prototype_direction,
                     teacher.views,
                     self.teacher_head("view").prototype_direction,
-                    self.centre("view").centre,
+                    self.center("view").center,
                     **self.loss_settings("view", step),
                 )
-                self.centre("view").observe(teacher.views)
+                self.center("view").observe(teacher.views)
             if with_regions:
                 region = region_loss(
                     student.regions,
@@ -170,14 +184,18 @@ class DistillationStep:
                     teacher.regions,
                     teacher.region_features,
                     self.teacher_head("region").prototype_direction,
-                    self.centre("region").centre,
+                    self.center("region").center,
                     **self.loss_settings("region", step),
                 )
-                self.centre("region").observe(torch.cat([group.flatten(0, 2) for group in teacher.regions]))
+                self.center("region").observe(
+                    torch.cat([group.flatten(0, 2) for group in teacher.regions])
+                )
         return self.weigh(view, region)
 
     def loss_settings(self, task: str, step: int) -> dict[str, Any]:
-        """Return the temperatures of a step, and the lengths of both networks' prototypes of a task."""
+        """Return the temperatures of a step, and the lengths of both networks' prototypes of a
+        task.
+        """
         return {
             "student_temperature": self.arguments.student_temperature,
             "teacher_temperature": self.schedules.teacher_temperature(self.epoch(step)),
@@ -193,22 +211,27 @@ class DistillationStep:
             return LossValues(region_weight * region, None, region.detach())
         if region is None:
             return LossValues((view_weight + region_weight) * view, view.detach(), None)
-        return LossValues(view_weight * view + region_weight * region, view.detach(), region.detach())
+        return LossValues(
+            view_weight * view + region_weight * region, view.detach(), region.detach()
+        )
 
-    def centre(self, task: str) -> TeacherCentre:
-        """Return the centre of a task, `view` or `region`."""
-        centre = self.centres[task]
-        assert isinstance(centre, TeacherCentre)
-        return centre
+    def center(self, task: str) -> TeacherCenter:
+        """Return the center of a task, `view` or `region`."""
+        center = self.centers[task]
+        assert isinstance(center, TeacherCenter)
+        return center
 
-    def accumulate(self, crops: Sequence[Tensor], teacher_views: int, step: int, *, last: bool) -> LossValues:
+    def accumulate(
+        self, crops: Sequence[Tensor], teacher_views: int, step: int, *, last: bool
+    ) -> LossValues:
         """Add the gradients of one micro-batch.
 
         Args:
             crops: one float tensor (B, 3, H, W) a view, the teacher's views first.
             teacher_views: number of views the teacher sees.
             step: optimizer step, counted from 0.
-            last: whether this is the last micro-batch of the step, at which processes exchange gradients.
+            last: whether this is the last micro-batch of the step, at which processes exchange
+                gradients.
 
         Returns:
             The losses of the micro-batch.
@@ -223,7 +246,7 @@ class DistillationStep:
         return values
 
     def update(self, step: int) -> Tensor:
-        """Clip, drop frozen gradients, step the optimizer, then move the centres and the teacher.
+        """Clip, drop frozen gradients, step the optimizer, then move the centers and the teacher.
 
         Args:
             step: optimizer step, counted from 0.
@@ -237,7 +260,11 @@ class DistillationStep:
                 group["weight_decay"] = self.schedules.weight_decay(step)
         self.accelerator.unscale_gradients(self.optimizer)
         if self.arguments.clip_gradient > 0:
-            clip = clip_each_gradient if self.arguments.clip_mode == "parameter" else clip_all_gradients
+            clip = (
+                clip_each_gradient
+                if self.arguments.clip_mode == "parameter"
+                else clip_all_gradients
+            )
             norm = clip(self.student.parameters(), self.arguments.clip_gradient)
         else:
             norm = gradient_norm(self.student.parameters())
@@ -245,11 +272,15 @@ class DistillationStep:
             parameter.grad = None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for task in self.centres:
+        for task in self.centers:
             if task == "view" or self.regions_active(step):
                 head = self.teacher_head(task)
-                self.centre(task).update_centre(head.prototype_direction, head.prototype_gain)
-        update_teacher(self.teacher.parameters(), self.student.parameters(), self.schedules.teacher_momentum(step))
+                self.center(task).update_center(head.prototype_direction, head.prototype_gain)
+        update_teacher(
+            self.teacher.parameters(),
+            self.student.parameters(),
+            self.schedules.teacher_momentum(step),
+        )
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def teacher_signals(self, step: int) -> dict[str, Tensor]:
@@ -272,13 +303,20 @@ class DistillationStep:
             outputs["region"] = output.regions[0], output.regions[0][:, :1]
         signals: dict[str, Tensor] = {}
         for task, (rows, few) in outputs.items():
-            centre = self.centre(task).centre
-            single, mean = teacher_entropy(few, self.teacher_head(task).prototypes(), centre, temperature)
+            center = self.center(task).center
+            single, mean = teacher_entropy(
+                few, self.teacher_head(task).prototypes(), center, temperature
+            )
             signals |= {f"{task}_teacher_entropy": single, f"{task}_mean_target_entropy": mean}
-            signals |= {f"{task}_teacher_spread": output_spread(rows), f"{task}_centre_norm": centre.norm()}
+            signals |= {
+                f"{task}_teacher_spread": output_spread(rows),
+                f"{task}_center_norm": center.norm(),
+            }
         if self.student_regions is not None and len(self.student_regions) > 1:
             teacher_regions = output.region_features[0][:, :MONITORED_IMAGES]
-            signals["region_match_diversity"] = match_diversity(self.student_regions, teacher_regions)
+            signals["region_match_diversity"] = match_diversity(
+                self.student_regions, teacher_regions
+            )
         return signals
 
     def student_head(self, task: str) -> ProjectionHead:
@@ -293,7 +331,11 @@ class DistillationStep:
         """Return the parameters that this step leaves alone."""
         frozen: list[nn.Parameter] = []
         if self.epoch(step) < self.arguments.freeze_last_layer_epochs:
-            frozen = [parameter for head in self.student.heads().values() for parameter in head.last_layer_parameters()]
+            frozen = [
+                parameter
+                for head in self.student.heads().values()
+                for parameter in head.last_layer_parameters()
+            ]
         if self.student.region_head is not None and not self.regions_active(step):
             frozen.extend(self.student.region_head.parameters())
         return frozen

@@ -53,7 +53,14 @@ class Architecture:
 
 
 def _swin(
-    title: str, window: int, parameters: int, *, embed_dim: int, third_depth: int, heads: int, drop_path_rate: float
+    title: str,
+    window: int,
+    parameters: int,
+    *,
+    embed_dim: int,
+    third_depth: int,
+    heads: int,
+    drop_path_rate: float,
 ) -> Architecture:
     return Architecture(
         title=title,
@@ -142,7 +149,13 @@ SWIN_DEMO = Architecture(
     model_type="esvit_swin",
     window=4,
     parameters=302_268,
-    shape={"embed_dim": 48, "depths": (2, 2), "num_heads": (2, 4), "patch_size": 4, "window_size": 4},
+    shape={
+        "embed_dim": 48,
+        "depths": (2, 2),
+        "num_heads": (2, 4),
+        "patch_size": 4,
+        "window_size": 4,
+    },
     untraced={"image_size": 32, "drop_path_rate": 0.0},
 )
 SWIN_48PX = Architecture(
@@ -151,7 +164,13 @@ SWIN_48PX = Architecture(
     model_type="esvit_swin",
     window=3,
     parameters=1_207_458,
-    shape={"embed_dim": 96, "depths": (2, 2), "num_heads": (3, 6), "patch_size": 8, "window_size": 3},
+    shape={
+        "embed_dim": 96,
+        "depths": (2, 2),
+        "num_heads": (3, 6),
+        "patch_size": 8,
+        "window_size": 3,
+    },
     untraced={"image_size": 48, "drop_path_rate": 0.0},
 )
 CVT_48PX = Architecture(

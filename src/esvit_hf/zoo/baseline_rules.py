@@ -1,4 +1,6 @@
-"""The baselines of the paper, which are transformers' own networks: DeiT-S / ViT-B and ResNet-50."""
+"""The baselines of the paper, which are transformers' own networks: DeiT-S / ViT-B and
+ResNet-50.
+"""
 
 import math
 import re
@@ -8,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig, ResNetConfig, ViTConfig
 
-from .network_rules import NetworkRule, count_indices
+from esvit_hf.zoo.network_rules import NetworkRule, count_indices
 
 # Channels of an attention head in all published ViTs of this size or below.
 _VIT_HEAD_CHANNELS = 64
@@ -18,12 +20,18 @@ _PUBLISHED_VIT_CHANNELS = (192, 384, 768)
 def _check_fields(config: PreTrainedConfig, given: Mapping[str, Any]) -> None:
     known = config.to_dict()
     if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{type(config).__name__} has no field {', '.join(unknown)}: its fields are {sorted(known)}.")
+        raise ValueError(
+            f"{type(config).__name__} has no field {', '.join(unknown)}: its fields are "
+            f"{sorted(known)}."
+        )
 
 
 def _infer_vit_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:
     # The name that the other networks use for the same field.
-    given = {"num_attention_heads" if name == "num_heads" else name: value for name, value in given.items()}
+    given = {
+        "num_attention_heads" if name == "num_heads" else name: value
+        for name, value in given.items()
+    }
     _check_fields(ViTConfig(), given)
     projection = state["embeddings.patch_embeddings.projection.weight"]
     channels, patch = projection.shape[0], projection.shape[2]
@@ -47,12 +55,17 @@ def _infer_vit_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pre
 def _infer_resnet_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:
     _check_fields(ResNetConfig(), given)
     stem = state["embedder.embedder.convolution.weight"]
-    stages = [f"encoder.stages.{stage}.layers" for stage in range(count_indices(state, r"encoder\.stages"))]
+    stages = [
+        f"encoder.stages.{stage}.layers"
+        for stage in range(count_indices(state, r"encoder\.stages"))
+    ]
     last = count_indices(state, re.escape(stages[0]) + r"\.0\.layer") - 1
     fields = {
         "num_channels": stem.shape[1],
         "embedding_size": stem.shape[0],
-        "hidden_sizes": [state[f"{stage}.0.layer.{last}.convolution.weight"].shape[0] for stage in stages],
+        "hidden_sizes": [
+            state[f"{stage}.0.layer.{last}.convolution.weight"].shape[0] for stage in stages
+        ],
         "depths": [count_indices(state, re.escape(stage)) for stage in stages],
         "layer_type": "bottleneck" if last == 2 else "basic",
     }
@@ -102,11 +115,15 @@ BASELINE_RULES: tuple[NetworkRule, ...] = (
             (_RESNET + r"bn1\.(\w+)", r"embedder.embedder.normalization.\1"),
             (
                 _RESNET_LAYER + r"conv(?P<part>\d)\.weight",
-                _resnet_name("encoder.stages.{stage}.layers.{layer}.layer.{part}.convolution.weight"),
+                _resnet_name(
+                    "encoder.stages.{stage}.layers.{layer}.layer.{part}.convolution.weight"
+                ),
             ),
             (
                 _RESNET_LAYER + r"bn(?P<part>\d)\.(?P<kind>\w+)",
-                _resnet_name("encoder.stages.{stage}.layers.{layer}.layer.{part}.normalization.{kind}"),
+                _resnet_name(
+                    "encoder.stages.{stage}.layers.{layer}.layer.{part}.normalization.{kind}"
+                ),
             ),
             (
                 _RESNET_LAYER + r"downsample\.0\.weight",

@@ -1,4 +1,6 @@
-"""A released checkpoint becomes the folder that its Hub repository holds, if it is what its record says."""
+"""A released checkpoint becomes the folder that its Hub repository holds, if it is what its record
+says.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,12 +8,18 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..measurements import MEASUREMENTS_FILE, write_measurements
-from .cards import check_card, write_card
-from .convert import find_family, read_reference_checkpoint
-from .entries import ZooEntry, find_entry
-from .entry_cards import entry_facts
-from .folders import check_free, load_model, read_reference_heads, write_model, written_whole
+from esvit_hf.measurements import MEASUREMENTS_FILE, write_measurements
+from esvit_hf.zoo.cards import check_card, write_card
+from esvit_hf.zoo.convert import find_family, read_reference_checkpoint
+from esvit_hf.zoo.entries import ZooEntry, find_entry
+from esvit_hf.zoo.entry_cards import entry_facts
+from esvit_hf.zoo.folders import (
+    check_free,
+    load_model,
+    read_reference_heads,
+    write_model,
+    written_whole,
+)
 
 __all__ = ["build_folder"]
 
@@ -19,9 +27,11 @@ _HEADS = {"V": ["view"], "V+R": ["view", "region"]}
 
 
 def build_folder(name: str, *, checkpoint: Path, output: Path) -> dict[str, Any]:
-    """Turn a released checkpoint of the authors into a Hub folder: model, image processor, heads and card.
+    """Turn a released checkpoint of the authors into a Hub folder: model, image processor, heads
+    and card.
 
-    The file is compared with the record of the entry first. The folder appears under its name only when it is complete.
+    The file is compared with the record of the entry first. The folder appears under its name only
+    when it is complete.
 
     Args:
         name: entry of the zoo.
@@ -29,20 +39,27 @@ def build_folder(name: str, *, checkpoint: Path, output: Path) -> dict[str, Any]
         output: folder to write; it must not exist or be empty.
 
     Returns:
-        What was written: `output`, `model_type`, `parameters` (of the model), `heads` (their tasks).
+        What was written: `output`, `model_type`, `parameters` (of the model), `heads` (their
+        tasks).
 
     Raises:
-        ValueError: there is no such entry, the file is not what its record says, or the folder is not free.
+        ValueError: there is no such entry, the file is not what its record says, or the folder is
+            not free.
     """
     entry = find_entry(name)
     if entry.release is None:
-        raise ValueError(f"{name} is a network of this project, not of the authors: {entry.training.recipe} trains it")
+        raise ValueError(
+            f"{name} is a network of this project, not of the authors: {entry.training.recipe} "
+            f"trains it"
+        )
     check_free(output)
     content = read_reference_checkpoint(checkpoint)
     model = _load_as_recorded(entry, content, checkpoint)
     heads = read_reference_heads(content, checkpoint, "teacher", None)
     if list(heads) != _HEADS[entry.tasks]:
-        raise _disagreement(entry, checkpoint, "tasks with a head", list(heads), _HEADS[entry.tasks])
+        raise _disagreement(
+            entry, checkpoint, "tasks with a head", list(heads), _HEADS[entry.tasks]
+        )
     with written_whole(output) as folder:
         write_model(model, heads, folder)
         if entry.measurements:
@@ -57,25 +74,37 @@ def build_folder(name: str, *, checkpoint: Path, output: Path) -> dict[str, Any]
     }
 
 
-def _load_as_recorded(entry: ZooEntry, content: Mapping[str, Any], checkpoint: Path) -> PreTrainedModel:
+def _load_as_recorded(
+    entry: ZooEntry, content: Mapping[str, Any], checkpoint: Path
+) -> PreTrainedModel:
     architecture = entry.architecture
     family = find_family(content, checkpoint, "teacher")
     if family != architecture.family:
         raise _disagreement(entry, checkpoint, "family of the network", family, architecture.family)
     fields = architecture.fields
-    model = load_model(content, checkpoint, "teacher", family, {name: fields[name] for name in architecture.untraced})
+    model = load_model(
+        content,
+        checkpoint,
+        "teacher",
+        family,
+        {name: fields[name] for name in architecture.untraced},
+    )
     for name in architecture.shape:
         value = getattr(model.config, name)
         if (value := list(value) if isinstance(value, tuple) else value) != fields[name]:
             raise _disagreement(entry, checkpoint, name, value, fields[name])
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if parameters != architecture.parameters:
-        raise _disagreement(entry, checkpoint, "number of parameters", parameters, architecture.parameters)
+        raise _disagreement(
+            entry, checkpoint, "number of parameters", parameters, architecture.parameters
+        )
     return model
 
 
-def _disagreement(entry: ZooEntry, checkpoint: Path, what: str, found: object, recorded: object) -> ValueError:
+def _disagreement(
+    entry: ZooEntry, checkpoint: Path, what: str, found: object, recorded: object
+) -> ValueError:
     return ValueError(
-        f"{str(checkpoint)!r} is not the checkpoint of {entry.name}: {what} is {found} in the file and {recorded} in "
-        "the record; give the file or the entry that belongs to it"
+        f"{str(checkpoint)!r} is not the checkpoint of {entry.name}: {what} is {found} in the file "
+        f"and {recorded} in the record; give the file or the entry that belongs to it"
     )

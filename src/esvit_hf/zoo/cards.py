@@ -1,4 +1,6 @@
-"""Model cards: one template, filled from what is known of a network and from what was measured with it."""
+"""Model cards: one template, filled from what is known of a network and from what was measured with
+it.
+"""
 
 import math
 import re
@@ -15,7 +17,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Template
 
-from ..measurements import MEASUREMENTS_FILE, Measurement, read_measurements
+from esvit_hf.measurements import MEASUREMENTS_FILE, Measurement, read_measurements
 
 __all__ = [
     "CARD_FILE",
@@ -38,9 +40,10 @@ _PAPER = "2106.09785"
 _FEATURES, _CLASSIFICATION = "image-feature-extraction", "image-classification"
 # Metrics of our records that the Hub calls accuracy.
 _ACCURACIES = ("top1", "top5", "mean_per_class")
-# Metadata that every network of this project has. A licence is its owner's choice.
+# Metadata that every network of this project has. A license is its owner's choice.
 _REQUIRED = ("library_name", "pipeline_tag", "tags")
-# Our largest card has two kilobytes of metadata; far more is an accident, such as a list with a number for each step.
+# Our largest card has two kilobytes of metadata; far more is an accident, such as a list with a
+# number for each step.
 _LARGEST_METADATA = 50_000
 
 
@@ -73,7 +76,7 @@ class CardFacts:
         command: that trains such a network.
         command_remark: what the command is.
         license: as the Hub spells it, None if the owner has not chosen one.
-        license_remark: whose licence it is and for what.
+        license_remark: whose license it is and for what.
         datasets: Hub repositories of the training images.
         base_model: Hub repository whose weights it started from, None if there is none.
         classes: number of classes that it tells apart, 0 if it is no classifier.
@@ -106,7 +109,9 @@ class CardFacts:
     reported_remark: str = ""
 
 
-def make_card(facts: CardFacts, measurements: Sequence[Measurement] = (), figures: Sequence[str] = ()) -> ModelCard:
+def make_card(
+    facts: CardFacts, measurements: Sequence[Measurement] = (), figures: Sequence[str] = ()
+) -> ModelCard:
     """Fill the template.
 
     Args:
@@ -167,7 +172,9 @@ def update_card(folder: Path, name: str | None = None) -> None:
     data = _data(card)
     text = replace_section(card.text, "measured", _measured_section(folder), path)
     if name is not None:
-        text = replace_section(text, "use", _render_block("use", _use_variables(name, data.pipeline_tag)), path)
+        text = replace_section(
+            text, "use", _render_block("use", _use_variables(name, data.pipeline_tag)), path
+        )
     reported = [result for result in data.eval_results or () if result.source_url is not None]
     results = _merge_results(reported, _folder_measurements(folder))
     data.eval_results, data.metrics = results or None, _metrics(results)
@@ -183,8 +190,8 @@ def check_card(folder: Path) -> None:
         folder: of the model.
 
     Raises:
-        ValueError: the card is missing, its metadata are not what the Hub takes, it shows a figure that is not there,
-            or it differs from the folder's measurements.
+        ValueError: the card is missing, its metadata are not what the Hub takes, it shows a figure
+            that is not there, or it differs from the folder's measurements.
     """
     path = folder / CARD_FILE
     card, metadata = _read_card(path)
@@ -198,16 +205,24 @@ def _read_card(path: Path) -> tuple[ModelCard, dict[str, Any]]:
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
-        raise ValueError(f"{path} is no readable card ({error}): write the card of the model first") from error
+        raise ValueError(
+            f"{path} is no readable card ({error}): write the card of the model first"
+        ) from error
     block = REGEX_YAML_BLOCK.search(content)
     if block is None:
-        raise ValueError(f"{path} does not start with metadata between two lines of ---: write the card again")
+        raise ValueError(
+            f"{path} does not start with metadata between two lines of ---: write the card again"
+        )
     if (size := len(block[2].encode())) > _LARGEST_METADATA:
-        raise ValueError(f"the metadata of {path} have {size} bytes, more than {_LARGEST_METADATA}: shorten them")
+        raise ValueError(
+            f"the metadata of {path} have {size} bytes, more than {_LARGEST_METADATA}: shorten them"
+        )
     try:
         return ModelCard(content), yaml.safe_load(block[2]) or {}
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(f"the metadata of {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"the metadata of {path} cannot be read: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _metadata_problems(metadata: Mapping[str, Any], data: ModelCardData) -> Iterator[str]:
@@ -227,7 +242,9 @@ def _metadata_problems(metadata: Mapping[str, Any], data: ModelCardData) -> Iter
     tasks = get_supported_tasks()
     if (task := metadata.get("pipeline_tag")) and task not in tasks:
         yield f"pipeline_tag is {task!r}, which is none of {', '.join(tasks)}"
-    if metadata.get("license") == "other" and not (metadata.get("license_name") and metadata.get("license_link")):
+    if metadata.get("license") == "other" and not (
+        metadata.get("license_name") and metadata.get("license_link")
+    ):
         yield "license is 'other': add license_name and license_link"
     datasets = metadata.get("datasets")
     for dataset in datasets if isinstance(datasets, list) else []:
@@ -244,14 +261,21 @@ def _result_problems(model_index: Any, data: ModelCardData) -> Iterator[str]:
     if not results:
         yield "model-index has no results"
     elif _model_index(data.model_name, results) != model_index:
-        yield "model-index is not what the library writes for its results: names, sources or data sets are mixed up"
+        yield (
+            "model-index is not what the library writes for its results: names, sources or data "
+            "sets are mixed up"
+        )
     for result in results:
         name = result.metric_name or result.metric_type
-        if not isinstance(result.metric_value, int | float) or not math.isfinite(result.metric_value):
+        if not isinstance(result.metric_value, int | float) or not math.isfinite(
+            result.metric_value
+        ):
             yield f"the value of {name} is {result.metric_value!r}, not a number"
         if result.verified:
             yield f"{name} claims to be verified, which only the Hub can do"
-        if result.source_url is not None and not str(result.source_url).startswith(("https://", "http://")):
+        if result.source_url is not None and not str(result.source_url).startswith(
+            ("https://", "http://")
+        ):
             yield f"the source of {name} is {result.source_url!r}, not an address"
 
 
@@ -269,11 +293,15 @@ def _text_problems(text: str, folder: Path) -> Iterator[str]:
             yield f"it shows {image}, which is not in the folder"
     section = _find_section(text, "measured")
     if section is not None and section != _measured_section(folder):
-        yield f"it does not say what {MEASUREMENTS_FILE} and the figures of the folder say: update it"
+        yield (
+            f"it does not say what {MEASUREMENTS_FILE} and the figures of the folder say: update it"
+        )
 
 
 def _measured_section(folder: Path) -> str:
-    return _render_block("measured", _measured_variables(_folder_measurements(folder), _folder_figures(folder)))
+    return _render_block(
+        "measured", _measured_variables(_folder_measurements(folder), _folder_figures(folder))
+    )
 
 
 def _find_section(text: str, name: str) -> str | None:
@@ -302,9 +330,16 @@ def replace_section(text: str, name: str, section: str, path: Path) -> str:
     """
     if _find_section(text, name) is None:
         raise ValueError(
-            f"{path} lacks the comments '<!-- {name}: begin -->' and '<!-- {name}: end -->': put them where the part is"
+            f"{path} lacks the comments '<!-- {name}: begin -->' and '<!-- {name}: end -->': put "
+            f"them where the part is"
         )
-    return re.sub(_section_pattern(name), lambda match: match[1] + section + match[3], text, count=1, flags=re.DOTALL)
+    return re.sub(
+        _section_pattern(name),
+        lambda match: match[1] + section + match[3],
+        text,
+        count=1,
+        flags=re.DOTALL,
+    )
 
 
 def _render_block(name: str, variables: Mapping[str, Any]) -> str:
@@ -315,12 +350,19 @@ def _render_block(name: str, variables: Mapping[str, Any]) -> str:
 def _use_variables(name: str, pipeline_tag: str | None) -> dict[str, Any]:
     return {
         "name": name,
-        "auto_class": "AutoModelForImageClassification" if pipeline_tag == _CLASSIFICATION else "AutoModel",
+        "auto_class": "AutoModelForImageClassification"
+        if pipeline_tag == _CLASSIFICATION
+        else "AutoModel",
     }
 
 
-def _measured_variables(measurements: Sequence[Measurement], figures: Sequence[str]) -> dict[str, Any]:
-    rows = [{name: _cell(value) for name, value in asdict(row).items() if name != "command"} for row in measurements]
+def _measured_variables(
+    measurements: Sequence[Measurement], figures: Sequence[str]
+) -> dict[str, Any]:
+    rows = [
+        {name: _cell(value) for name, value in asdict(row).items() if name != "command"}
+        for row in measurements
+    ]
     commands = dict.fromkeys("\n".join(row.command.splitlines()) for row in measurements)
     return {"measurements": rows, "commands": list(commands), "figures": list(figures)}
 
@@ -381,9 +423,12 @@ def _measured_result(measurement: Measurement) -> EvalResult:
     )
 
 
-def _merge_results(reported: Sequence[EvalResult], measurements: Sequence[Measurement]) -> list[EvalResult]:
+def _merge_results(
+    reported: Sequence[EvalResult], measurements: Sequence[Measurement]
+) -> list[EvalResult]:
     measured = [_measured_result(measurement) for measurement in measurements]
-    # A model index has one source for all results of a data set: where there are numbers of our own, they stand alone.
+    # A model index has one source for all results of a data set: where there are numbers of our
+    # own, they stand alone.
     taken = {result.unique_identifier for result in measured}
     return [*(result for result in reported if result.unique_identifier not in taken), *measured]
 

@@ -1,7 +1,7 @@
 """Checkpoints of the reference implementation become models of this package.
 
-The names of the reference are mapped by rules that are data: one `NetworkRule` a network family. Every tensor of a file
-is used, recognised as recomputed, or named in an error.
+The names of the reference are mapped by rules that are data: one `NetworkRule` a network family.
+Every tensor of a file is used, recognized as recomputed, or named in an error.
 """
 
 import argparse
@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
-from .baseline_rules import BASELINE_RULES
-from .network_rules import ESVIT_RULES, NetworkRule, Rename
+from esvit_hf.zoo.baseline_rules import BASELINE_RULES
+from esvit_hf.zoo.network_rules import ESVIT_RULES, NetworkRule, Rename
 
 State = dict[str, Tensor]
 
 NETWORK_RULES: tuple[NetworkRule, ...] = (*ESVIT_RULES, *BASELINE_RULES)
 
-# Names behind "head." (view) and "head_dense." (region). A head of one layer has no index in the reference.
+# Names behind "head." (view) and "head_dense." (region). A head of one layer has no index in the
+# reference.
 _HEAD_RENAMES: tuple[Rename, ...] = (
     (r"mlp\.(\d+)\.(\w+)", r"layers.\1.\2"),
     (r"mlp\.(weight|bias)", r"layers.0.\1"),
@@ -41,29 +42,42 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Any]:
         The dictionary in the file; `student` and `teacher`, where present, map names to tensors.
 
     Raises:
-        ValueError: If there is no file, or it is truncated, foreign, or holds objects other than tensors, plain values
-            and the `argparse.Namespace` of the run.
+        ValueError: If there is no file, or it is truncated, foreign, or holds objects other than
+            tensors, plain values and the `argparse.Namespace` of the run.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no checkpoint file {str(path)!r}.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            # A pickle of another protocol than the reference's either loads completely or is refused.
+            # A pickle of another protocol than the reference's either loads completely or is
+            # refused.
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged or hostile pickle can end in any exception.
     except Exception as error:
-        raise ValueError(f"{str(path)!r} is not a readable checkpoint of the reference: {_reason(error)}") from error
-    networks = [name for name in ("student", "teacher") if isinstance(checkpoint, dict) and name in checkpoint]
+        raise ValueError(
+            f"{str(path)!r} is not a readable checkpoint of the reference: {_reason(error)}"
+        ) from error
+    networks = [
+        name
+        for name in ("student", "teacher")
+        if isinstance(checkpoint, dict) and name in checkpoint
+    ]
     if not networks:
-        raise ValueError(f"{str(path)!r} holds neither 'student' nor 'teacher' weights: not a reference checkpoint.")
+        raise ValueError(
+            f"{str(path)!r} holds neither 'student' nor 'teacher' weights: not a reference "
+            f"checkpoint."
+        )
     for name in networks:
         state = checkpoint[name]
         if not isinstance(state, dict) or not all(
             isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
         ):
-            raise ValueError(f"{name!r} in {str(path)!r} does not map names to tensors: not a reference checkpoint.")
+            raise ValueError(
+                f"{name!r} in {str(path)!r} does not map names to tensors: not a reference "
+                f"checkpoint."
+            )
     return checkpoint
 
 
@@ -71,23 +85,28 @@ def _reason(error: Exception) -> str:
     # PyTorch's own message advises to load without protection.
     if blocked := re.search(r"\bGLOBAL ([\w.]+)", str(error)):
         return (
-            f"it holds {blocked[1]}, which could run code; only tensors, plain values and argparse.Namespace are read."
+            f"it holds {blocked[1]}, which could run code; only tensors, plain values and "
+            f"argparse.Namespace are read."
         )
     return f"it is truncated or no PyTorch file ({type(error).__name__})."
 
 
-def split_reference_state_dict(state: Mapping[str, Tensor], *, arch: str | None = None) -> tuple[State, State, State]:
+def split_reference_state_dict(
+    state: Mapping[str, Tensor], *, arch: str | None = None
+) -> tuple[State, State, State]:
     """Separate backbone, view head and region head and give their tensors this package's names.
 
     Args:
-        state: `student` or `teacher` of a reference checkpoint, with or without the prefix `module.`.
-        arch: Family of the backbone; recognised from the names if None.
+        state: `student` or `teacher` of a reference checkpoint, with or without the prefix
+            `module.`.
+        arch: Family of the backbone; recognized from the names if None.
 
     Returns:
-        State dicts of the backbone, of the view head and of the region head; a head that is not there is empty.
+        State dicts of the backbone, of the view head and of the region head; a head that is not
+        there is empty.
 
     Raises:
-        ValueError: If the family is not recognised or a name belongs to no part.
+        ValueError: If the family is not recognized or a name belongs to no part.
     """
     return _split(state, _find_rule(state, arch))[:3]
 
@@ -122,7 +141,8 @@ def rename(name: str, renames: tuple[Rename, ...]) -> str | None:
         renames: Patterns and replacements of a `NetworkRule`.
 
     Returns:
-        The name in this package, with `{part}` where the reference stacks several tensors; None if no pattern matches.
+        The name in this package, with `{part}` where the reference stacks several tensors; None if
+        no pattern matches.
     """
     for pattern, replacement in renames:
         if match := re.fullmatch(pattern, name):
@@ -152,20 +172,30 @@ def _split(state: Mapping[str, Tensor], rule: NetworkRule) -> tuple[State, State
         if renamed is None:
             unused.append(reference_name)
         elif renamed in part:
-            raise ValueError(f"the checkpoint names the tensor {reference_name!r} twice, with and without 'module.'.")
+            raise ValueError(
+                f"the checkpoint names the tensor {reference_name!r} twice, with and without "
+                f"'module.'."
+            )
         elif part is backbone and "{part}" in renamed:
             pieces = tensor.chunk(len(rule.parts))
-            backbone |= {renamed.format(part=name): piece for name, piece in zip(rule.parts, pieces, strict=False)}
+            backbone |= {
+                renamed.format(part=name): piece
+                for name, piece in zip(rule.parts, pieces, strict=False)
+            }
         else:
-            pointwise = rule.pointwise and part is backbone and re.fullmatch(rule.pointwise, renamed)
+            pointwise = (
+                rule.pointwise and part is backbone and re.fullmatch(rule.pointwise, renamed)
+            )
             part[renamed] = tensor.flatten(1) if pointwise else tensor
     if unused:
-        raise ValueError(f"{len(unused)} names have no place in a {rule.name} network: {', '.join(unused[:8])}.")
+        raise ValueError(
+            f"{len(unused)} names have no place in a {rule.name} network: {', '.join(unused[:8])}."
+        )
     for name, tensor in shared.items():
         if name not in backbone or not torch.equal(backbone[name], tensor):
             raise ValueError(
-                f"the checkpoint has a second {name} of its own, for global tokens: only networks whose global tokens "
-                "share the projections of all others can be converted."
+                f"the checkpoint has a second {name} of its own, for global tokens: only networks "
+                f"whose global tokens share the projections of all others can be converted."
             )
     return backbone, view_head, region_head, recomputed
 
@@ -179,26 +209,32 @@ def convert_checkpoint(
 ) -> PreTrainedModel:
     """Turn the backbone of a reference checkpoint into a model of this package.
 
-    The configuration is read off the shapes of the tensors; what leaves no trace there (`drop_path_rate`, an
-    `image_size` that changes no window, the windows and heads of a CvT-T) has its default unless given.
+    The configuration is read off the shapes of the tensors; what leaves no trace there
+    (`drop_path_rate`, an `image_size` that changes no window, the windows and heads of a CvT-T) has
+    its default unless given.
 
     Args:
         path: `checkpoint.pth` of the reference.
         weights: Which network of the file; the paper evaluates the teacher.
-        arch: Family of the backbone; recognised from the names if None.
+        arch: Family of the backbone; recognized from the names if None.
         **config_fields: Configuration fields that win over the inferred ones.
 
     Returns:
         The base model in eval mode.
 
     Raises:
-        ValueError: If the file is unreadable, a name or shape does not fit, or a tensor is missing or left over.
+        ValueError: If the file is unreadable, a name or shape does not fit, or a tensor is missing
+            or left over.
     """
-    return model_from_checkpoint(read_reference_checkpoint(path), path, weights, arch, config_fields)
+    return model_from_checkpoint(
+        read_reference_checkpoint(path), path, weights, arch, config_fields
+    )
 
 
-def find_family(checkpoint: Mapping[str, Any], path: str | Path, weights: Literal["teacher", "student"]) -> str:
-    """Recognise the network of a checkpoint that is read already.
+def find_family(
+    checkpoint: Mapping[str, Any], path: str | Path, weights: Literal["teacher", "student"]
+) -> str:
+    """Recognize the network of a checkpoint that is read already.
 
     Args:
         checkpoint: What `read_reference_checkpoint` returns.
@@ -227,7 +263,7 @@ def model_from_checkpoint(
         checkpoint: What `read_reference_checkpoint` returns.
         path: Where it was read, for errors.
         weights: Which network of the file.
-        arch: Family of the backbone; recognised from the names if None.
+        arch: Family of the backbone; recognized from the names if None.
         config_fields: Configuration fields that win over the inferred ones.
 
     Returns:
@@ -241,7 +277,9 @@ def model_from_checkpoint(
     try:
         config = rule.infer_config(backbone, config_fields)
     except (KeyError, IndexError) as error:
-        raise ValueError(f"{str(path)!r} is no complete {rule.name} network: {error} is missing.") from error
+        raise ValueError(
+            f"{str(path)!r} is no complete {rule.name} network: {error} is missing."
+        ) from error
     model = AutoModel.from_config(config, **rule.model_options)
     _load(model, backbone, recomputed)
     return model.eval()
@@ -250,14 +288,18 @@ def model_from_checkpoint(
 def _load(model: PreTrainedModel, state: State, recomputed: State) -> None:
     expected = model.state_dict()
     if missing := [name for name in expected if name not in state]:
-        raise ValueError(f"the checkpoint lacks {len(missing)} tensors of the network: {', '.join(missing[:8])}.")
+        raise ValueError(
+            f"the checkpoint lacks {len(missing)} tensors of the network: {', '.join(missing[:8])}."
+        )
     if surplus := [name for name in state if name not in expected]:
-        raise ValueError(f"the network has no place for {len(surplus)} tensors: {', '.join(surplus[:8])}.")
+        raise ValueError(
+            f"the network has no place for {len(surplus)} tensors: {', '.join(surplus[:8])}."
+        )
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(
-                f"{name} is {tuple(tensor.shape)} in the checkpoint and {tuple(expected[name].shape)} in the network: "
-                "correct the configuration fields."
+                f"{name} is {tuple(tensor.shape)} in the checkpoint and "
+                f"{tuple(expected[name].shape)} in the network: correct the configuration fields."
             )
     buffers = dict(model.named_buffers())
     for name, tensor in recomputed.items():

@@ -1,8 +1,9 @@
 """The checkpoints of the zoo as records: the authors' released ones, and this project's own.
 
-The authors' numbers are those of their README and of the paper's tables. Batch, epochs and the epoch at which the
-region loss joined are read off the paths under which they released the files. An own checkpoint is one more record; its
-numbers are in `measurements/NAME.json`, as the evaluation wrote them.
+The authors' numbers are those of their README and of the paper's tables. Batch, epochs and the
+epoch at which the region loss joined are read off the paths under which they released the files. An
+own checkpoint is one more record; its numbers are in `measurements/NAME.json`, as the evaluation
+wrote them.
 """
 
 import difflib
@@ -10,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..measurements import Measurement, read_measurements
-from . import architectures
-from .architectures import Architecture
-from .training_data import (
+from esvit_hf.measurements import Measurement, read_measurements
+from esvit_hf.zoo import architectures
+from esvit_hf.zoo.architectures import Architecture
+from esvit_hf.zoo.training_data import (
     FASHION_MNIST_SUBSET,
     IMAGENET_1K,
     IMAGENET_22K,
@@ -160,7 +161,14 @@ def _released(
         data=data,
         training=Training(batch, epochs, region_start_epoch, _IN1K_RECIPE),
         license="mit",
-        release=Release(file, Accuracies(*readme), Accuracies(*(paper or readme)), knn_epoch, linear_epoch, remark),
+        release=Release(
+            file,
+            Accuracies(*readme),
+            Accuracies(*(paper or readme)),
+            knn_epoch,
+            linear_epoch,
+            remark,
+        ),
     )
 
 
@@ -235,7 +243,12 @@ ENTRIES: tuple[ZooEntry, ...] = (
         linear_epoch=None,
     ),
     _released(
-        "esvit_cvt_tiny_w7_vr", architectures.CVT_TINY_W7, "V+R", (78.5, 76.7), batch=1024, region_start_epoch=200
+        "esvit_cvt_tiny_w7_vr",
+        architectures.CVT_TINY_W7,
+        "V+R",
+        (78.5, 76.7),
+        batch=1024,
+        region_start_epoch=200,
     ),
     _released(
         "esvit_resnet50_vr",
@@ -249,7 +262,12 @@ ENTRIES: tuple[ZooEntry, ...] = (
     ),
     _released("esvit_swin_tiny_w7_v", architectures.SWIN_TINY_W7, "V", (77.0, 74.2)),
     _released(
-        "esvit_swin_small_w7_v", architectures.SWIN_SMALL_W7, "V", (79.2, 76.9), paper=(79.2, 76.8), knn_epoch=280
+        "esvit_swin_small_w7_v",
+        architectures.SWIN_SMALL_W7,
+        "V",
+        (79.2, 76.9),
+        paper=(79.2, 76.8),
+        knn_epoch=280,
     ),
     _released(
         "esvit_swin_base_w7_v",
@@ -258,14 +276,20 @@ ENTRIES: tuple[ZooEntry, ...] = (
         (79.6, 77.7),
         knn_epoch=260,
         linear_epoch=260,
-        remark="The k-NN log that the README links is in the folder of the run that had the region loss as well.",
+        remark=(
+            "The k-NN log that the README links is in the folder of the run that had the region "
+            "loss as well."
+        ),
     ),
     _released(
         "esvit_vil_2262_w7_v",
         architectures.VIL_2262_W7,
         "V",
         (77.3, 73.9),
-        remark="The log of the linear probe that the README links is in the folder of a run with a batch of 1024.",
+        remark=(
+            "The log of the linear probe that the README links is in the folder of a run with a "
+            "batch of 1024."
+        ),
     ),
     _released("esvit_cvt_tiny_w7_v", architectures.CVT_TINY_W7, "V", (77.6, 74.8), batch=1024),
     _released(
@@ -322,7 +346,9 @@ ENTRIES: tuple[ZooEntry, ...] = (
         architecture=architectures.SWIN_DEMO,
         tasks="V+R",
         data=FASHION_MNIST_SUBSET,
-        training=Training(batch=64, epochs=18, region_start_epoch=0, recipe="examples/recipes/demo.yaml"),
+        training=Training(
+            batch=64, epochs=18, region_start_epoch=0, recipe="examples/recipes/demo.yaml"
+        ),
         license="apache-2.0",
         release=None,
     ),
@@ -331,7 +357,12 @@ ENTRIES: tuple[ZooEntry, ...] = (
         architecture=architectures.SWIN_48PX,
         tasks="V",
         data=TINY_IMAGENET_SUBSET,
-        training=Training(batch=64, epochs=26, region_start_epoch=None, recipe="examples/recipes/tiny_imagenet.yaml"),
+        training=Training(
+            batch=64,
+            epochs=26,
+            region_start_epoch=None,
+            recipe="examples/recipes/tiny_imagenet.yaml",
+        ),
         license="apache-2.0",
         release=None,
     ),
@@ -340,7 +371,12 @@ ENTRIES: tuple[ZooEntry, ...] = (
         architecture=architectures.CVT_48PX,
         tasks="V+R",
         data=TINY_IMAGENET_SUBSET,
-        training=Training(batch=64, epochs=18, region_start_epoch=0, recipe="examples/recipes/tiny_imagenet_cvt.yaml"),
+        training=Training(
+            batch=64,
+            epochs=18,
+            region_start_epoch=0,
+            recipe="examples/recipes/tiny_imagenet_cvt.yaml",
+        ),
         license="apache-2.0",
         release=None,
     ),

@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from .architectures import RESNET_50, SWIN_TINY_W7
-from .cards import CardFacts, ReportedAccuracies, make_card, replace_section
-from .entries import AUTHORS_COMMIT, AUTHORS_REPOSITORY, ENTRIES, Release, ZooEntry
-from .training_data import IMAGENET_1K
+from esvit_hf.zoo.architectures import RESNET_50, SWIN_TINY_W7
+from esvit_hf.zoo.cards import CardFacts, ReportedAccuracies, make_card, replace_section
+from esvit_hf.zoo.entries import AUTHORS_COMMIT, AUTHORS_REPOSITORY, ENTRIES, Release, ZooEntry
+from esvit_hf.zoo.training_data import IMAGENET_1K
 
 __all__ = ["entry_facts", "released_table", "write_cards"]
 
@@ -17,13 +17,15 @@ _AUTHORS_URL = f"https://github.com/{AUTHORS_REPOSITORY}/tree/{AUTHORS_COMMIT}"
 _PROCESSES = 16
 # How the authors' code measures; for a ResNet it has no linear probe.
 _LINEAR_PROBE = (
-    "Linear probe: one linear layer on the frozen features of the last four blocks, 100 epochs of SGD with random "
-    "crops and flips, the learning rate chosen for each checkpoint."
+    "Linear probe: one linear layer on the frozen features of the last four blocks, 100 epochs of "
+    "SGD with random crops and flips, the learning rate chosen for each checkpoint."
 )
-_UNKNOWN_LINEAR_PROBE = "Linear probe: the authors' code has none for a ResNet, so that its details are not known."
+_UNKNOWN_LINEAR_PROBE = (
+    "Linear probe: the authors' code has none for a ResNet, so that its details are not known."
+)
 _KNN = (
-    "k-NN: votes of the most similar images by cosine, weighted by exp(similarity / 0.07), for 10, 20, 100 and 200 of "
-    "them. Test images: shorter side to 256 pixels, centre crop of 224."
+    "k-NN: votes of the most similar images by cosine, weighted by exp(similarity / 0.07), for 10, "
+    "20, 100 and 200 of them. Test images: shorter side to 256 pixels, center crop of 224."
 )
 # What the recipe of the paper's Swin-T says.
 _RECIPE_BATCH, _RECIPE_EPOCHS = 512, 300
@@ -40,18 +42,22 @@ def entry_facts(entry: ZooEntry) -> CardFacts:
     """
     architecture, release = entry.architecture, entry.release
     losses = "the view loss" if entry.tasks == "V" else "the view loss and the region loss"
-    window = f", windows of {architecture.window} x {architecture.window} tokens" if architecture.window else ""
+    window = (
+        f", windows of {architecture.window} x {architecture.window} tokens"
+        if architecture.window
+        else ""
+    )
     summary = (
-        f"{architecture.title}{window}, {architecture.parameters:,} parameters, pretrained without labels on "
-        f"{entry.data.name} with {losses} of [EsViT](https://arxiv.org/abs/2106.09785)."
+        f"{architecture.title}{window}, {architecture.parameters:,} parameters, pretrained without "
+        f"labels on {entry.data.name} with {losses} of [EsViT](https://arxiv.org/abs/2106.09785)."
     )
     if release is None:
         remark = "The run, in this project's repository:"
     else:
         remark = f"The same with esvit-hf, in its repository, on {_PROCESSES} devices:"
         summary += (
-            f" The weights are those of the teacher in the authors' `{release.file}`, under the names that esvit-hf "
-            "gives them: no value was changed."
+            f" The weights are those of the teacher in the authors' `{release.file}`, under the "
+            f"names that esvit-hf gives them: no value was changed."
         )
     if entry.view_only_sibling:
         summary += f" Without the region loss: `{entry.view_only_sibling}`."
@@ -84,7 +90,11 @@ def _training_rows(entry: ZooEntry) -> dict[str, Any]:
     }
     if training.region_start_epoch is None:
         return {**rows, "losses": "view"}
-    start = f"region from epoch {training.region_start_epoch} on" if training.region_start_epoch else "region"
+    start = (
+        f"region from epoch {training.region_start_epoch} on"
+        if training.region_start_epoch
+        else "region"
+    )
     return {**rows, "losses": f"view, {start}"}
 
 
@@ -92,9 +102,21 @@ def _training_command(entry: ZooEntry) -> str:
     training = entry.training
     if entry.release is None:
         return f"accelerate launch examples/pretrain.py {training.recipe}"
-    words = ["accelerate", "launch", "--num_processes", str(_PROCESSES), "examples/pretrain.py", training.recipe]
+    words = [
+        "accelerate",
+        "launch",
+        "--num_processes",
+        str(_PROCESSES),
+        "examples/pretrain.py",
+        training.recipe,
+    ]
     if entry.architecture is not SWIN_TINY_W7:
-        words += ["--model", entry.architecture.model_type, "--model_config", json.dumps(entry.architecture.fields)]
+        words += [
+            "--model",
+            entry.architecture.model_type,
+            "--model_config",
+            json.dumps(entry.architecture.fields),
+        ]
     if entry.data is not IMAGENET_1K:
         words += ["--dataset", f"path/to/{entry.data.folder}", "--knn_every_epochs", "0"]
     if training.batch != _RECIPE_BATCH:
@@ -113,7 +135,9 @@ def _reported(release: Release | None) -> list[ReportedAccuracies]:
     if release is None:
         return []
     return [
-        ReportedAccuracies(f"README of {AUTHORS_REPOSITORY}", release.readme.linear, release.readme.knn),
+        ReportedAccuracies(
+            f"README of {AUTHORS_REPOSITORY}", release.readme.linear, release.readme.knn
+        ),
         ReportedAccuracies("paper", release.paper.linear, release.paper.knn),
     ]
 
@@ -133,8 +157,8 @@ def _license_remark(entry: ZooEntry) -> str:
     if entry.release is None:
         return ""
     return (
-        f"The weights are the authors' to distribute. [{AUTHORS_REPOSITORY}]({_AUTHORS_URL}), where they list them, is "
-        "under the MIT licence and names no other one for the weights."
+        f"The weights are the authors' to distribute. [{AUTHORS_REPOSITORY}]({_AUTHORS_URL}), "
+        f"where they list them, is under the MIT license and names no other one for the weights."
     )
 
 
@@ -144,13 +168,17 @@ def released_table() -> str:
     Returns:
         Markdown, a row for each.
     """
-    lines = ["| name | network | window | tasks | data | linear | k-NN |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| name | network | window | tasks | data | linear | k-NN |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for entry in ENTRIES:
         if entry.release is not None:
             numbers = entry.release.readme
             lines.append(
-                f"| `{entry.name}` | {entry.architecture.title} | {entry.architecture.window or ''} | {entry.tasks} | "
-                f"{entry.data.name} | {numbers.linear:.1f} | {numbers.knn:.1f} |"
+                f"| `{entry.name}` | {entry.architecture.title} | "
+                f"{entry.architecture.window or ''} | {entry.tasks} | {entry.data.name} | "
+                f"{numbers.linear:.1f} | {numbers.knn:.1f} |"
             )
     return "\n".join(lines)
 
@@ -160,7 +188,8 @@ def write_cards(output: Path, *, readme: Path | None = None) -> dict[str, Any]:
 
     Args:
         output: folder for the cards, one file each.
-        readme: text whose part between '<!-- zoo: begin -->' and '<!-- zoo: end -->' becomes the table.
+        readme: text whose part between '<!-- zoo: begin -->' and '<!-- zoo: end -->' becomes the
+            table.
 
     Returns:
         The folder and the number of cards.

@@ -1,4 +1,6 @@
-"""Checkpoints of the reference become folders that `from_pretrained` loads, and the other way round."""
+"""Checkpoints of the reference become folders that `from_pretrained` loads, and the other way
+round.
+"""
 
 import shutil
 import tempfile
@@ -12,11 +14,15 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..heads_file import HEADS_FILE, SavedHead, write_heads
-from ..models.configuration_esvit_common import as_pair
-from ..models.image_processing_esvit import EsvitImageProcessor
-from .convert import model_from_checkpoint, read_reference_checkpoint, split_reference_state_dict
-from .reference_export import convert_to_reference
+from esvit_hf.heads_file import HEADS_FILE, SavedHead, write_heads
+from esvit_hf.models.configuration_esvit_common import as_pair
+from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
+from esvit_hf.zoo.convert import (
+    model_from_checkpoint,
+    read_reference_checkpoint,
+    split_reference_state_dict,
+)
+from esvit_hf.zoo.reference_export import convert_to_reference
 
 __all__ = [
     "check_free",
@@ -28,8 +34,8 @@ __all__ = [
     "written_whole",
 ]
 
-# Where the reference keeps the centre of each task.
-_CENTRES = {"view": "center", "region": "center_grid"}
+# Where the reference keeps the center of each task.
+_CENTERS = {"view": "center", "region": "center_grid"}
 _DEFAULT_IMAGE_SIZE = 224
 # The evaluation transform resizes to this multiple of the crop.
 _RESIZE_RATIO = 256 / 224
@@ -44,7 +50,8 @@ def convert_to_folder(
     with_heads: bool = False,
     config_fields: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Turn a checkpoint of the reference into a folder with model, image processor and, if asked for, the heads.
+    """Turn a checkpoint of the reference into a folder with model, image processor and, if asked
+    for, the heads.
 
     The folder appears under its name only when it is complete.
 
@@ -52,15 +59,17 @@ def convert_to_folder(
         checkpoint_file: `checkpoint.pth` of the reference.
         output: Folder to write; it must not exist or be empty.
         weights: Which network of the file; the paper evaluates the teacher.
-        arch: Family of the backbone; recognised from the names if None.
-        with_heads: Whether heads and centres come along, so that pretraining continues with them.
+        arch: Family of the backbone; recognized from the names if None.
+        with_heads: Whether heads and centers come along, so that pretraining continues with them.
         config_fields: Configuration fields that win over the inferred ones.
 
     Returns:
-        What was written: `output`, `model_type`, `parameters` (of the model), `heads` (their tasks).
+        What was written: `output`, `model_type`, `parameters` (of the model), `heads` (their
+        tasks).
 
     Raises:
-        ValueError: If the file cannot be converted, a field does not exist, or the folder is not free.
+        ValueError: If the file cannot be converted, a field does not exist, or the folder is not
+            free.
     """
     output = Path(output)
     check_free(output)
@@ -92,7 +101,7 @@ def load_model(
         checkpoint: What `read_reference_checkpoint` returns.
         path: Where it was read, for errors.
         weights: Which network of the file.
-        arch: Family of the backbone; recognised from the names if None.
+        arch: Family of the backbone; recognized from the names if None.
         config_fields: Configuration fields that win over the inferred ones.
 
     Returns:
@@ -124,26 +133,29 @@ def write_model(model: PreTrainedModel, heads: Mapping[str, SavedHead], folder: 
         write_heads(heads, folder / HEADS_FILE)
 
 
-def convert_to_file(name_or_path: str, output: str | Path, *, with_heads: bool = False) -> dict[str, Any]:
+def convert_to_file(
+    name_or_path: str, output: str | Path, *, with_heads: bool = False
+) -> dict[str, Any]:
     """Write a model in the layout of the reference's checkpoints.
 
     Args:
         name_or_path: Folder or Hub name of a network that the reference knows.
         output: File to write; it must not exist.
-        with_heads: Whether heads and centres come along.
+        with_heads: Whether heads and centers come along.
 
     Returns:
         What was written: `output`, `tensors` (of each network), `heads` (their tasks).
 
     Raises:
-        ValueError: If the reference has no such network, heads are asked for and not there, or the file exists.
+        ValueError: If the reference has no such network, heads are asked for and not there, or the
+            file exists.
     """
     output = Path(output)
     check_free(output)
     checkpoint = convert_to_reference(name_or_path, with_heads=with_heads)
     with written_whole(output) as file:
         torch.save(checkpoint, file)
-    tasks = [task for task, centre in _CENTRES.items() if centre in checkpoint["dino_loss"]]
+    tasks = [task for task, center in _CENTERS.items() if center in checkpoint["dino_loss"]]
     return {"output": str(output), "tensors": len(checkpoint["teacher"]), "heads": tasks}
 
 
@@ -193,50 +205,59 @@ def written_whole(output: Path) -> Iterator[Path]:
 
 def _check_fields(config: PreTrainedConfig, given: Mapping[str, Any]) -> None:
     # A name that is none would be kept as a free attribute and change nothing.
-    known = {name for name in type(config)().to_dict() if not name.startswith("_")} | set(config.attribute_map)
+    known = {name for name in type(config)().to_dict() if not name.startswith("_")} | set(
+        config.attribute_map
+    )
     if unknown := sorted(set(given) - known):
-        raise ValueError(f"{type(config).__name__} has no field {', '.join(unknown)}: its fields are {sorted(known)}.")
+        raise ValueError(
+            f"{type(config).__name__} has no field {', '.join(unknown)}: its fields are "
+            f"{sorted(known)}."
+        )
 
 
 def read_reference_heads(
     checkpoint: Mapping[str, Any], path: str | Path, weights: str, arch: str | None
 ) -> dict[str, SavedHead]:
-    """Take the heads and their centres out of a checkpoint that is read already.
+    """Take the heads and their centers out of a checkpoint that is read already.
 
     Args:
         checkpoint: What `read_reference_checkpoint` returns.
         path: Where it was read, for errors.
         weights: Which network of the file.
-        arch: Family of the backbone; recognised from the names if None.
+        arch: Family of the backbone; recognized from the names if None.
 
     Returns:
         The heads by task, empty if there are none.
 
     Raises:
-        ValueError: If a head is damaged or has no centre that fits.
+        ValueError: If a head is damaged or has no center that fits.
     """
     _, view, region = split_reference_state_dict(checkpoint[weights], arch=arch)
-    centres = checkpoint.get("dino_loss", {})
+    centers = checkpoint.get("dino_loss", {})
     heads = {}
     for task, state in (("view", view), ("region", region)):
         if not state:
             continue
         _check_head(state, f"the {task} head in {str(path)!r}")
-        centre = centres.get(_CENTRES[task]) if isinstance(centres, dict) else None
-        if not isinstance(centre, Tensor) or centre.numel() != len(state["prototype_gain"]):
+        center = centers.get(_CENTERS[task]) if isinstance(centers, dict) else None
+        if not isinstance(center, Tensor) or center.numel() != len(state["prototype_gain"]):
             raise ValueError(
-                f"{str(path)!r} has a {task} head and no centre that fits it ({_CENTRES[task]!r} in 'dino_loss'): "
-                "convert it without heads."
+                f"{str(path)!r} has a {task} head and no center that fits it ({_CENTERS[task]!r} "
+                f"in 'dino_loss'): convert it without heads."
             )
-        heads[task] = SavedHead(state, centre.flatten())
+        heads[task] = SavedHead(state, center.flatten())
     return heads
 
 
 def _check_head(state: Mapping[str, Tensor], place: str) -> None:
-    """Check that a head is what the reference builds: linear layers, batch norms between them or not, prototypes."""
+    """Check that a head is what the reference builds: linear layers, batch norms between them or
+    not, prototypes.
+    """
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     linear = sorted(
-        int(name.split(".")[1]) for name, shape in found.items() if name.startswith("layers.") and len(shape) == 2
+        int(name.split(".")[1])
+        for name, shape in found.items()
+        if name.startswith("layers.") and len(shape) == 2
     )
     batch_norm = any(name.endswith("running_mean") for name in found)
     expected: dict[str, tuple[int, ...]] = {}
@@ -247,14 +268,18 @@ def _check_head(state: Mapping[str, Tensor], place: str) -> None:
         expected |= {f"layers.{layer}.weight": (output, width), f"layers.{layer}.bias": (output,)}
         if batch_norm and number < len(linear) - 1:
             norm = f"layers.{layer + 1}."
-            expected |= {norm + name: (output,) for name in ("weight", "bias", "running_mean", "running_var")}
+            expected |= {
+                norm + name: (output,) for name in ("weight", "bias", "running_mean", "running_var")
+            }
             expected[norm + "num_batches_tracked"] = ()
         width = output
     prototypes = found.get("prototype_gain", (0,))[0]
     expected |= {"prototype_gain": (prototypes, 1), "prototype_direction": (prototypes, width)}
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
-            raise ValueError(f"{place}: {name} is {found.get(name)}, expected is {expected.get(name)}.")
+            raise ValueError(
+                f"{place}: {name} is {found.get(name)}, expected is {expected.get(name)}."
+            )
 
 
 def _make_processor(config: PreTrainedConfig) -> EsvitImageProcessor:

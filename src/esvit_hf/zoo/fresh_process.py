@@ -1,4 +1,6 @@
-"""The check that a model folder loads anywhere: in new processes with and without this package, to the same bits."""
+"""The check that a model folder loads anywhere: in new processes with and without this package, to
+the same bits.
+"""
 
 import os
 import subprocess
@@ -15,7 +17,8 @@ _PROGRAM = Path(__file__).with_name("standalone_outputs.py")
 
 
 def check_loads(folder: Path) -> None:
-    """Load a folder in two new processes, one without this package, and compare what the model computes.
+    """Load a folder in two new processes, one without this package, and compare what the model
+    computes.
 
     Both work without network and without a token, and run the code that the folder carries.
 
@@ -33,25 +36,37 @@ def check_loads(folder: Path) -> None:
             if process.returncode != 0:
                 reason = " ".join(errors[kind].strip().splitlines()[-1:])[:300]
                 raise ValueError(
-                    f"{folder} does not load in a process {kind} this package ({reason}): save it again with "
-                    "save_pretrained, model and image processor"
+                    f"{folder} does not load in a process {kind} this package ({reason}): save it "
+                    f"again with save_pretrained, model and image processor"
                 )
         found, alone = (load_file(output) for output in outputs.values())
     for name in sorted(found.keys() | alone.keys()):
         if name not in found or name not in alone or not torch.equal(found[name], alone[name]):
             raise ValueError(
-                f"{folder}: {name} differs between this package and the code in the folder: save it again with "
-                "save_pretrained, so that both are the same version"
+                f"{folder}: {name} differs between this package and the code in the folder: save "
+                f"it again with save_pretrained, so that both are the same version"
             )
 
 
 def _start(folder: Path, kind: str, output: Path) -> "subprocess.Popen[str]":
-    kept = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    }
     environment = kept | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(output.with_suffix(".home"))}
     # Isolated, Python looks for modules among the installed ones alone.
     isolation = ["-I"] if kind == "without" else []
     return subprocess.Popen(
-        [sys.executable, *isolation, "-c", _PROGRAM.read_text(), kind, str(folder.resolve()), str(output)],
+        [
+            sys.executable,
+            *isolation,
+            "-c",
+            _PROGRAM.read_text(),
+            kind,
+            str(folder.resolve()),
+            str(output),
+        ],
         cwd=output.parent,
         env=environment,
         stdout=subprocess.DEVNULL,

@@ -3,7 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 __all__ = ["explained", "may_pass", "seconds_to_wait"]
 
@@ -11,7 +16,10 @@ _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a valid token"
 _REMEDIES = {
     400: "correct what it names",
     401: _LOG_IN,
-    403: "use a token with write access to this repository, choose a repository of your own, or open a pull request",
+    403: (
+        "use a token with write access to this repository, choose a repository of your own, or "
+        "open a pull request"
+    ),
     404: "check the repository's name, its branch, and that you may see it",
     409: "another change is under way or the name is taken: wait a moment, or choose another name",
     412: "somebody else committed in the meantime: look at the change",
@@ -31,13 +39,16 @@ def explained(repo_id: str) -> Iterator[None]:
     """
     try:
         yield
-    # The library wraps failures of an upload in RuntimeError; its other errors are OSErrors or HTTPErrors.
+    # The library wraps failures of an upload in RuntimeError; its other errors are OSErrors or
+    # HTTPErrors.
     except (HTTPError, OSError, RuntimeError) as error:
         raise ValueError(f"{repo_id}: {_explain(_root(error))}") from error
 
 
 def may_pass(error: Exception) -> bool:
-    """Tell whether the same request may succeed later: no connection, too many requests, a fault of the Hub."""
+    """Tell whether the same request may succeed later: no connection, too many requests, a fault of
+    the Hub.
+    """
     root = _root(error)
     if isinstance(root, HfHubHTTPError):
         return root.response.status_code in (408, 429) or root.response.status_code >= 500
@@ -65,17 +76,20 @@ def _explain(error: BaseException) -> str:
     reason = " ".join(str(error).split())
     if not isinstance(error, HfHubHTTPError):
         return (
-            f"the connection to the Hub failed ({reason[:200]}): check the network and run the command again; what has "
-            "arrived is not sent twice, and files appear all together or not at all"
+            f"the connection to the Hub failed ({reason[:200]}): check the network and run the "
+            f"command again; what has arrived is not sent twice, and files appear all together or "
+            f"not at all"
         )
     status = error.response.status_code
     said = (
-        f"the Hub answers {status} ({' '.join((error.server_message or reason).split())[:200]}), nothing is published"
+        f"the Hub answers {status} ({' '.join((error.server_message or reason).split())[:200]}), "
+        f"nothing is published"
     )
     if status == 429:
         wait = seconds_to_wait(error)
         return (
-            f"{said}: too many requests, wait {f'{wait} seconds' if wait else 'some minutes'} and run the command again"
+            f"{said}: too many requests, wait {f'{wait} seconds' if wait else 'some minutes'} and "
+            f"run the command again"
         )
     if status >= 500:
         return f"{said}: a fault of the Hub, run the command again in some minutes"

@@ -1,4 +1,6 @@
-"""What of a folder goes to the Hub: a copy of exactly that, and the check that nothing else is in it."""
+"""What of a folder goes to the Hub: a copy of exactly that, and the check that nothing else is in
+it.
+"""
 
 import json
 import re
@@ -14,10 +16,14 @@ __all__ = ["copy_for_hub", "check_files"]
 _NEEDED = ("config.json", "preprocessor_config.json", "README.md")
 _BELONGS = re.compile(r".*\.(safetensors|json|md|py|png|svg)|metrics\.jsonl")
 # What training programs leave beside a model; it stays here.
-_LEFT_OUT = re.compile(r"\..*|__pycache__|checkpoints|checkpoint-\d+|logs|runs|recipe\.yaml|training_args\.bin")
+_LEFT_OUT = re.compile(
+    r"\..*|__pycache__|checkpoints|checkpoint-\d+|logs|runs|recipe\.yaml|training_args\.bin"
+)
 _TOKEN = re.compile(r"\bhf_(?:oauth_|jwt_)?[A-Za-z0-9]{30,}")
 # Two or more parts at the start of a word: no part of a web address, no `and/or`.
-_ABSOLUTE_PATH = re.compile(r"(?<![\w/.:~<>)\]*-])(?:/(?:[\w.~@+-]+/)+[\w.~@+-]+|[A-Za-z]:\\[\w.~-]+)")
+_ABSOLUTE_PATH = re.compile(
+    r"(?<![\w/.:~<>)\]*-])(?:/(?:[\w.~@+-]+/)+[\w.~@+-]+|[A-Za-z]:\\[\w.~-]+)"
+)
 
 
 def copy_for_hub(source: Path, target: Path) -> list[str]:
@@ -38,8 +44,8 @@ def copy_for_hub(source: Path, target: Path) -> list[str]:
     missing = [name for name in _NEEDED if not (source / name).is_file()]
     if missing or not any(source.glob("*.safetensors")):
         raise ValueError(
-            f"{source} has no {', '.join(missing or ['*.safetensors'])}: save model and image processor with "
-            "save_pretrained, and write a model card as README.md"
+            f"{source} has no {', '.join(missing or ['*.safetensors'])}: save model and image "
+            f"processor with save_pretrained, and write a model card as README.md"
         )
     left_out = []
     target.mkdir()
@@ -50,20 +56,22 @@ def copy_for_hub(source: Path, target: Path) -> list[str]:
             shutil.copyfile(entry, target / entry.name)
         else:
             raise ValueError(
-                f"{entry} does not belong on the Hub, where safetensors, json, md, py and figures (png, svg) go: move "
-                "it out of the folder"
+                f"{entry} does not belong on the Hub, where safetensors, json, md, py and figures "
+                f"(png, svg) go: move it out of the folder"
             )
     return left_out
 
 
 def check_files(folder: Path) -> None:
-    """Check that a built folder holds tensors as safetensors, text that says nothing of this machine, and no token.
+    """Check that a built folder holds tensors as safetensors, text that says nothing of this
+    machine, and no token.
 
     Args:
         folder: what is about to be published.
 
     Raises:
-        ValueError: a file is unreadable, or has a token or an absolute path in it; the token is not shown.
+        ValueError: a file is unreadable, or has a token or an absolute path in it; the token is not
+            shown.
     """
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
@@ -75,9 +83,14 @@ def check_files(folder: Path) -> None:
             continue
         for text in _texts(path, name):
             if _TOKEN.search(text):
-                raise ValueError(f"{name} contains an access token: remove it, and revoke the token in your settings")
+                raise ValueError(
+                    f"{name} contains an access token: remove it, and revoke the token in your "
+                    f"settings"
+                )
             if found := _ABSOLUTE_PATH.search(text):
-                raise ValueError(f"{name} contains the path {found[0]!r} of this machine: remove it")
+                raise ValueError(
+                    f"{name} contains the path {found[0]!r} of this machine: remove it"
+                )
 
 
 def _texts(path: Path, name: str) -> Iterator[str]:

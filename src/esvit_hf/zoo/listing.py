@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-from .entries import ENTRIES, ZooEntry
+from esvit_hf.zoo.entries import ENTRIES, ZooEntry
 
 __all__ = ["list_entries"]
 
@@ -41,8 +41,9 @@ def list_entries(
     ]
     if not found:
         raise ValueError(
-            f"no entry of the zoo fits: networks are {_names(entry.architecture.title for entry in ENTRIES)}; "
-            f"data are {_names(entry.data.name for entry in ENTRIES)}"
+            f"no entry of the zoo fits: networks are "
+            f"{_names(entry.architecture.title for entry in ENTRIES)}; data are "
+            f"{_names(entry.data.name for entry in ENTRIES)}"
         )
     if json:
         return {"entries": [_record(entry) for entry in found]}
@@ -62,7 +63,11 @@ def _record(entry: ZooEntry) -> dict[str, Any]:
 def _row(entry: ZooEntry) -> tuple[str, ...]:
     if entry.release is not None:
         numbers = entry.release.readme
-        linear, knn, source = f"{numbers.linear:.1f}", f"{numbers.knn:.1f}", "reported by the authors"
+        linear, knn, source = (
+            f"{numbers.linear:.1f}",
+            f"{numbers.knn:.1f}",
+            "reported by the authors",
+        )
     else:
         linear, knn = (_measured(entry, task) for task in ("linear probe", "k-NN"))
         source = "measured here"
@@ -78,5 +83,8 @@ def _measured(entry: ZooEntry, task: str) -> str:
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
     return "\n".join(lines)

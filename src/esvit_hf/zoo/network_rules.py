@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from ..models.configuration_esvit_cvt import EsvitCvtConfig
-from ..models.configuration_esvit_swin import EsvitSwinConfig
-from ..models.configuration_esvit_vil import EsvitVilConfig
+from esvit_hf.models.configuration_esvit_cvt import EsvitCvtConfig
+from esvit_hf.models.configuration_esvit_swin import EsvitSwinConfig
+from esvit_hf.models.configuration_esvit_vil import EsvitVilConfig
 
-# A pattern of a whole name of the reference; what it becomes: a template for `Match.expand`, or a function.
+# A pattern of a whole name of the reference; what it becomes: a template for `Match.expand`, or a
+# function.
 Rename = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
@@ -25,12 +26,16 @@ class NetworkRule:
         name: Family, as in the `arch` argument.
         signature: Pattern that one of the reference's names matches in this family alone.
         renames: (pattern of a whole name, replacement) pairs; the first that matches wins.
-        recomputed: Pattern of names that hold no weights: the model computes them itself, the converter compares.
-        infer_config: Builds the configuration from the renamed tensors and the fields that the caller sets.
-        shared: Pattern of the reference's names for a module that it registers a second time: they are renamed to the
-            first one, whose tensor they must repeat.
-        pointwise: Pattern of new names for 1 x 1 convolutions of the reference that are linear layers here.
-        parts: What `{part}` in a new name stands for: the reference stacks these tensors along their first axis.
+        recomputed: Pattern of names that hold no weights: the model computes them itself, the
+            converter compares.
+        infer_config: Builds the configuration from the renamed tensors and the fields that the
+            caller sets.
+        shared: Pattern of the reference's names for a module that it registers a second time: they
+            are renamed to the first one, whose tensor they must repeat.
+        pointwise: Pattern of new names for 1 x 1 convolutions of the reference that are linear
+            layers here.
+        parts: What `{part}` in a new name stands for: the reference stacks these tensors along
+            their first axis.
         model_options: Arguments of the network's class beside the configuration.
     """
 
@@ -61,8 +66,14 @@ def count_indices(state: Mapping[str, Tensor], prefix: str) -> int:
 
 def _infer_swin_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:
     projection = state["embeddings.projection.weight"]
-    depths = [count_indices(state, rf"stages\.{stage}\.blocks") for stage in range(count_indices(state, "stages"))]
-    tables = [state[f"stages.{stage}.blocks.0.attention.relative_position_bias_table"] for stage in range(len(depths))]
+    depths = [
+        count_indices(state, rf"stages\.{stage}\.blocks")
+        for stage in range(count_indices(state, "stages"))
+    ]
+    tables = [
+        state[f"stages.{stage}.blocks.0.attention.relative_position_bias_table"]
+        for stage in range(len(depths))
+    ]
     windows = [(math.isqrt(table.shape[0]) + 1) // 2 for table in tables]
     first_mlp = state["stages.0.blocks.0.mlp.expand.weight"]
     patch = tuple(projection.shape[2:])
@@ -80,16 +91,21 @@ def _infer_swin_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pr
     }
     config = EsvitSwinConfig(**fields)
     if config.stage_windows != windows and "image_size" not in given:
-        # A window below the configured one is the grid of its stage, which gives the size the network was built for.
-        clipped = next((stage for stage, window in enumerate(windows) if window < config.window_size), None)
+        # A window below the configured one is the grid of its stage, which gives the size the
+        # network was built for.
+        clipped = next(
+            (stage for stage, window in enumerate(windows) if window < config.window_size), None
+        )
         if clipped is not None:
             side = [windows[clipped] * 2**clipped * pixels for pixels in patch]
-            config = EsvitSwinConfig(**fields | {"image_size": side[0] if side[0] == side[1] else side})
+            config = EsvitSwinConfig(
+                **fields | {"image_size": side[0] if side[0] == side[1] else side}
+            )
     if config.stage_windows != windows:
         raise ValueError(
-            f"the checkpoint has windows of {windows} tokens, the configuration with image_size={config.image_size} "
-            f"and window_size={config.window_size} gives {config.stage_windows}: pass the image_size and window_size "
-            "it was trained with."
+            f"the checkpoint has windows of {windows} tokens, the configuration with "
+            f"image_size={config.image_size} and window_size={config.window_size} gives "
+            f"{config.stage_windows}: pass the image_size and window_size it was trained with."
         )
     return config
 
@@ -107,19 +123,27 @@ def _infer_vil_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pre
         "depths": [count_indices(state, rf"stages\.{stage}\.blocks") for stage in stages],
         "sparse_stages": sparse,
         "num_global_tokens": [
-            state[name].shape[1] if (name := f"stages.{stage}.embeddings.global_tokens") in state else 0
+            state[name].shape[1]
+            if (name := f"stages.{stage}.embeddings.global_tokens") in state
+            else 0
             for stage in stages
         ],
-        "mlp_ratio": state["stages.0.blocks.0.mlp.expand.weight"].shape[0] / projections[0].shape[0],
+        "mlp_ratio": state["stages.0.blocks.0.mlp.expand.weight"].shape[0]
+        / projections[0].shape[0],
         "qkv_bias": f"stages.0.blocks.0.attention.{'query' if sparse[0] else 'qkv'}.bias" in state,
         "position_embedding": "absolute" if absolute else "relative",
     }
     if absolute:
         if "num_heads" not in given:
-            raise ValueError("the checkpoint has absolute positions, which do not show num_heads: pass num_heads.")
+            raise ValueError(
+                "the checkpoint has absolute positions, which do not show num_heads: pass "
+                "num_heads."
+            )
         fields["image_size"] = state["stages.0.embeddings.row_positions"].shape[1] * patches[0]
         return EsvitVilConfig(**{**fields, **given})
-    tables = [state[f"stages.{stage}.blocks.0.attention.relative_position_bias_table"] for stage in stages]
+    tables = [
+        state[f"stages.{stage}.blocks.0.attention.relative_position_bias_table"] for stage in stages
+    ]
     fields["num_heads"] = [table.shape[1] for table in tables]
     for stage, table in enumerate(tables):
         side = math.isqrt(table.shape[0]) + 1
@@ -134,7 +158,10 @@ def _infer_cvt_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pre
     stages = range(count_indices(state, "stages"))
     deep_stem = "stages.0.embeddings.convolutions.0.weight" in state
     first = f"stages.0.embeddings.{'convolutions.0' if deep_stem else 'projection'}.weight"
-    projections = [state[first if stage == 0 else f"stages.{stage}.embeddings.projection.weight"] for stage in stages]
+    projections = [
+        state[first if stage == 0 else f"stages.{stage}.embeddings.projection.weight"]
+        for stage in stages
+    ]
     blocks = [f"stages.{stage}.blocks.0." for stage in stages]
     expansions = [state[block + "mlp.expand.weight"] for block in blocks]
     relative = "stages.0.blocks.0.attention.relative_position_bias_table" in state
@@ -145,7 +172,9 @@ def _infer_cvt_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pre
         "hidden_sizes": [projection.shape[0] for projection in projections],
         "depths": [count_indices(state, rf"stages\.{stage}\.blocks") for stage in stages],
         "mlp_ratio": [expansion.shape[0] / expansion.shape[1] for expansion in expansions],
-        "qkv_kernel_sizes": [state[block + "attention.depthwise.weight"].shape[2] for block in blocks],
+        "qkv_kernel_sizes": [
+            state[block + "attention.depthwise.weight"].shape[2] for block in blocks
+        ],
         "qkv_bias": [block + "attention.qkv.bias" in state for block in blocks],
         "deep_stem": deep_stem,
         "relative_position_bias": relative,
@@ -157,8 +186,9 @@ def _infer_cvt_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pre
         tables = [state[block + "attention.relative_position_bias_table"] for block in blocks]
         fields["num_heads"] = [table.shape[1] for table in tables]
         fields["window_size"] = [(math.isqrt(table.shape[0]) + 1) // 2 for table in tables]
-    # A wrong guess would load without a complaint and compute something else: only the published shape has known heads.
-    # Every published CvT has windows of 7, the configuration's default; another one has to be passed.
+    # A wrong guess would load without a complaint and compute something else: only the published
+    # shape has known heads. Every published CvT has windows of 7, the configuration's default;
+    # another one has to be passed.
     unseen = []
     if any(fields[name] != list(getattr(default, name)) for name in ("hidden_sizes", "depths")):
         unseen.append("num_heads")
@@ -167,13 +197,16 @@ def _infer_cvt_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pre
     if fields["patch_sizes"] != list(default.patch_sizes):
         unseen += ["patch_strides", "patch_padding"]
     if missing := [name for name in unseen if name not in fields | given]:
-        raise ValueError(f"the tensors of this checkpoint do not show {' and '.join(missing)}: pass them.")
+        raise ValueError(
+            f"the tensors of this checkpoint do not show {' and '.join(missing)}: pass them."
+        )
     return EsvitCvtConfig(**{**fields, **given})
 
 
 _SWIN_BLOCK = r"layers\.(\d+)\.blocks\.(\d+)"
 
-# Layer 0 of a stage embeds the patches; then attention and MLP take turns, so that two layers make a block.
+# Layer 0 of a stage embeds the patches; then attention and MLP take turns, so that two layers make
+# a block.
 _VIL_ATTENTION = r"layer(?P<stage>\d+)\.(?P<layer>\d*[13579])"
 _VIL_MLP = r"layer(?P<stage>\d+)\.(?P<layer>\d*[02468])"
 _VIL_STAGE = r"layer(?P<stage>\d+)\.0"
@@ -210,13 +243,19 @@ ESVIT_RULES: tuple[NetworkRule, ...] = (
             (r"absolute_pos_embed", r"embeddings.position_embeddings"),
             (_SWIN_BLOCK + r"\.norm1\.(weight|bias)", r"stages.\1.blocks.\2.attention_norm.\3"),
             (_SWIN_BLOCK + r"\.attn\.qkv\.(weight|bias)", r"stages.\1.blocks.\2.attention.qkv.\3"),
-            (_SWIN_BLOCK + r"\.attn\.proj\.(weight|bias)", r"stages.\1.blocks.\2.attention.projection.\3"),
+            (
+                _SWIN_BLOCK + r"\.attn\.proj\.(weight|bias)",
+                r"stages.\1.blocks.\2.attention.projection.\3",
+            ),
             (_SWIN_BLOCK + r"\.attn\.(relative_position_\w+)", r"stages.\1.blocks.\2.attention.\3"),
             (_SWIN_BLOCK + r"\.norm2\.(weight|bias)", r"stages.\1.blocks.\2.mlp_norm.\3"),
             (_SWIN_BLOCK + r"\.mlp\.fc1\.(weight|bias)", r"stages.\1.blocks.\2.mlp.expand.\3"),
             (_SWIN_BLOCK + r"\.mlp\.fc2\.(weight|bias)", r"stages.\1.blocks.\2.mlp.contract.\3"),
             (r"layers\.(\d+)\.downsample\.norm\.(weight|bias)", r"stages.\1.downsample.norm.\2"),
-            (r"layers\.(\d+)\.downsample\.reduction\.weight", r"stages.\1.downsample.reduction.weight"),
+            (
+                r"layers\.(\d+)\.downsample\.reduction\.weight",
+                r"stages.\1.downsample.reduction.weight",
+            ),
             (r"norm\.(weight|bias)", r"norm.\1"),
         ),
         recomputed=r".*\.relative_position_index",
@@ -236,19 +275,34 @@ ESVIT_RULES: tuple[NetworkRule, ...] = (
                 (_VIL_STAGE + r"\.y_pos_embed", "stages.{stage}.embeddings.column_positions"),
                 (_VIL_ATTENTION + r"\.norm\." + _KIND, _VIL_BLOCK + "attention_norm.{kind}"),
                 (_VIL_ATTENTION + r"\.attn\.qkv\." + _KIND, _VIL_BLOCK + "attention.qkv.{kind}"),
-                (_VIL_ATTENTION + r"\.attn\.query(?:_global)?\." + _KIND, _VIL_BLOCK + "attention.query.{kind}"),
-                (_VIL_ATTENTION + r"\.attn\.kv(?:_global)?\." + _KIND, _VIL_BLOCK + "attention.key_value.{kind}"),
-                (_VIL_ATTENTION + r"\.attn\.proj(?:_global)?\." + _KIND, _VIL_BLOCK + "attention.projection.{kind}"),
+                (
+                    _VIL_ATTENTION + r"\.attn\.query(?:_global)?\." + _KIND,
+                    _VIL_BLOCK + "attention.query.{kind}",
+                ),
+                (
+                    _VIL_ATTENTION + r"\.attn\.kv(?:_global)?\." + _KIND,
+                    _VIL_BLOCK + "attention.key_value.{kind}",
+                ),
+                (
+                    _VIL_ATTENTION + r"\.attn\.proj(?:_global)?\." + _KIND,
+                    _VIL_BLOCK + "attention.projection.{kind}",
+                ),
                 (
                     _VIL_ATTENTION + r"\.attn\.local_relative_position_bias_table",
                     _VIL_BLOCK + "attention.relative_position_bias_table",
                 ),
-                (_VIL_ATTENTION + r"\.attn\.g2l_relative_position_bias", _VIL_BLOCK + "attention.global_to_grid_bias"),
+                (
+                    _VIL_ATTENTION + r"\.attn\.g2l_relative_position_bias",
+                    _VIL_BLOCK + "attention.global_to_grid_bias",
+                ),
                 (
                     _VIL_ATTENTION + r"\.attn\.g2g_relative_position_bias",
                     _VIL_BLOCK + "attention.global_to_global_bias",
                 ),
-                (_VIL_ATTENTION + r"\.attn\.relative_position_index", _VIL_BLOCK + "attention.relative_position_index"),
+                (
+                    _VIL_ATTENTION + r"\.attn\.relative_position_index",
+                    _VIL_BLOCK + "attention.relative_position_index",
+                ),
                 (_VIL_MLP + r"\.norm\." + _KIND, _VIL_BLOCK + "mlp_norm.{kind}"),
                 (_VIL_MLP + r"\.mlp\.fc1\." + _KIND, _VIL_BLOCK + "mlp.expand.{kind}"),
                 (_VIL_MLP + r"\.mlp\.fc2\." + _KIND, _VIL_BLOCK + "mlp.contract.{kind}"),
@@ -265,21 +319,42 @@ ESVIT_RULES: tuple[NetworkRule, ...] = (
         renames=(
             (r"stage(\d+)\.0\.proj\.(weight|bias)", r"stages.\1.embeddings.projection.\2"),
             (r"stage(\d+)\.0\.norm\.(weight|bias)", r"stages.\1.embeddings.norm.\2"),
-            (r"stage0\.0\.stem\.(?P<layer>[036])\.(?P<kind>weight)", _cvt_stem_name("convolutions")),
+            (
+                r"stage0\.0\.stem\.(?P<layer>[036])\.(?P<kind>weight)",
+                _cvt_stem_name("convolutions"),
+            ),
             (r"stage0\.0\.stem\.(?P<layer>[147])\.(?P<kind>\w+)", _cvt_stem_name("norms")),
             (_CVT_BLOCK + r"\.0\.norm\.(weight|bias)", r"stages.\1.blocks.\2.attention_norm.\3"),
-            (_CVT_BLOCK + r"\.0\.fn\.qkv\.dw\.weight", r"stages.\1.blocks.\2.attention.depthwise.weight"),
-            (_CVT_BLOCK + r"\.0\.fn\.qkv\.bn\.(\w+)", r"stages.\1.blocks.\2.attention.batch_norm.\3"),
-            (_CVT_BLOCK + r"\.0\.fn\.qkv\.pw\.(weight|bias)", r"stages.\1.blocks.\2.attention.qkv.\3"),
-            (_CVT_BLOCK + r"\.0\.fn\.proj_out\.(weight|bias)", r"stages.\1.blocks.\2.attention.projection.\3"),
+            (
+                _CVT_BLOCK + r"\.0\.fn\.qkv\.dw\.weight",
+                r"stages.\1.blocks.\2.attention.depthwise.weight",
+            ),
+            (
+                _CVT_BLOCK + r"\.0\.fn\.qkv\.bn\.(\w+)",
+                r"stages.\1.blocks.\2.attention.batch_norm.\3",
+            ),
+            (
+                _CVT_BLOCK + r"\.0\.fn\.qkv\.pw\.(weight|bias)",
+                r"stages.\1.blocks.\2.attention.qkv.\3",
+            ),
+            (
+                _CVT_BLOCK + r"\.0\.fn\.proj_out\.(weight|bias)",
+                r"stages.\1.blocks.\2.attention.projection.\3",
+            ),
             (
                 _CVT_BLOCK + r"\.0\.fn\.rel_pos_bias_table",
                 r"stages.\1.blocks.\2.attention.relative_position_bias_table",
             ),
-            (_CVT_BLOCK + r"\.0\.fn\.rel_pos_idx", r"stages.\1.blocks.\2.attention.relative_position_index"),
+            (
+                _CVT_BLOCK + r"\.0\.fn\.rel_pos_idx",
+                r"stages.\1.blocks.\2.attention.relative_position_index",
+            ),
             (_CVT_BLOCK + r"\.1\.norm\.(weight|bias)", r"stages.\1.blocks.\2.mlp_norm.\3"),
             (_CVT_BLOCK + r"\.1\.fn\.net\.0\.(weight|bias)", r"stages.\1.blocks.\2.mlp.expand.\3"),
-            (_CVT_BLOCK + r"\.1\.fn\.net\.2\.(weight|bias)", r"stages.\1.blocks.\2.mlp.contract.\3"),
+            (
+                _CVT_BLOCK + r"\.1\.fn\.net\.2\.(weight|bias)",
+                r"stages.\1.blocks.\2.mlp.contract.\3",
+            ),
             (r"norm\.(weight|bias)", r"norm.\1"),
         ),
         recomputed=r".*\.relative_position_index",

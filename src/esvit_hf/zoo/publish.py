@@ -15,10 +15,10 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import build_hf_headers, http_backoff, validate_repo_id
 from tqdm import tqdm
 
-from .cards import CARD_FILE, check_card, update_card
-from .fresh_process import check_loads
-from .hub_errors import explained, may_pass, seconds_to_wait
-from .hub_folder import check_files, copy_for_hub
+from esvit_hf.zoo.cards import CARD_FILE, check_card, update_card
+from esvit_hf.zoo.fresh_process import check_loads
+from esvit_hf.zoo.hub_errors import explained, may_pass, seconds_to_wait
+from esvit_hf.zoo.hub_folder import check_files, copy_for_hub
 
 __all__ = [
     "Publication",
@@ -77,16 +77,28 @@ def push_folder(
         Address, commit, files sent and names left out.
 
     Raises:
-        ValueError: the name, the folder or a file does not fit, or the Hub refuses; the message says what to do.
+        ValueError: the name, the folder or a file does not fit, or the Hub refuses; the message
+            says what to do.
     """
     check_repo_id(repo_id)
     if not dry_run:
         with explained(repo_id):
             HfApi().whoami()
     result = publish(
-        folder, repo_id, private=private, revision=revision, create_pr=create_pr, dry_run=dry_run, load=True
+        folder,
+        repo_id,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        dry_run=dry_run,
+        load=True,
     )
-    return {"url": result.url, "commit": result.commit, "files": result.files, "left_out": result.left_out}
+    return {
+        "url": result.url,
+        "commit": result.commit,
+        "files": result.files,
+        "left_out": result.left_out,
+    }
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -100,7 +112,9 @@ def check_repo_id(repo_id: str) -> None:
     except HFValidationError as error:
         raise ValueError(f"repo_id {repo_id!r}: {' '.join(str(error).split())}") from error
     if "/" not in repo_id:
-        raise ValueError(f"repo_id {repo_id!r} has no owner: write NAME/{repo_id}, with your name on the Hub")
+        raise ValueError(
+            f"repo_id {repo_id!r} has no owner: write NAME/{repo_id}, with your name on the Hub"
+        )
 
 
 def prepare_repository(repo_id: str, *, private: bool = False, revision: str | None = None) -> None:
@@ -112,7 +126,8 @@ def prepare_repository(repo_id: str, *, private: bool = False, revision: str | N
         revision: branch that will be committed to.
 
     Raises:
-        ValueError: nobody is logged in, the rights do not suffice, or the repository is public and should not be.
+        ValueError: nobody is logged in, the rights do not suffice, or the repository is public and
+            should not be.
     """
     api = HfApi()
     with explained(repo_id):
@@ -121,7 +136,10 @@ def prepare_repository(repo_id: str, *, private: bool = False, revision: str | N
         if revision not in (None, "main") and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
     if public:
-        raise ValueError(f"{repo_id} exists and is public: make it private in its settings, or leave out --private")
+        raise ValueError(
+            f"{repo_id} exists and is public: make it private in its settings, or leave out "
+            f"--private"
+        )
 
 
 def publish(
@@ -164,13 +182,23 @@ def publish(
         except ValueError as error:
             # What is to be corrected is in the folder, not in its copy.
             raise ValueError(str(error).replace(str(built), str(folder))) from error
-        files = sorted(path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file())
+        files = sorted(
+            path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()
+        )
         api = HfApi()
         if dry_run:
             return Publication(f"{api.endpoint}/{repo_id}", None, files, left_out)
         prepare_repository(repo_id, private=private, revision=None if create_pr else revision)
         with explained(repo_id):
-            made = _commit(api, repo_id, built, files, revision, create_pr, message or f"Add {folder.resolve().name}")
+            made = _commit(
+                api,
+                repo_id,
+                built,
+                files,
+                revision,
+                create_pr,
+                message or f"Add {folder.resolve().name}",
+            )
         return Publication(made.pr_url or f"{api.endpoint}/{repo_id}", made.oid, files, left_out)
 
 
@@ -196,13 +224,16 @@ def check_target(folder: Path | None, repo_id: str | None) -> str:
         ValueError: one of them is missing, or the name is not NAME/MODEL.
     """
     if folder is None or repo_id is None:
-        raise ValueError("push_to_hub needs an output_dir to publish and a hub_model_id, NAME/MODEL on the Hub")
+        raise ValueError(
+            "push_to_hub needs an output_dir to publish and a hub_model_id, NAME/MODEL on the Hub"
+        )
     check_repo_id(repo_id)
     return repo_id
 
 
 def push_result(folder: Path, repo_id: str, *, private: bool = False) -> str | None:
-    """Publish what a program has made; if that fails, say how to do it by hand and let the program end well.
+    """Publish what a program has made; if that fails, say how to do it by hand and let the program
+    end well.
 
     Args:
         folder: result of the program.
@@ -215,7 +246,10 @@ def push_result(folder: Path, repo_id: str, *, private: bool = False) -> str | N
     try:
         return publish(folder, repo_id, private=private).url
     except ValueError as error:
-        tqdm.write(f"the result could not be pushed: {error}; {how_to_push(folder, repo_id, private=private)}")
+        tqdm.write(
+            f"the result could not be pushed: {error}; "
+            f"{how_to_push(folder, repo_id, private=private)}"
+        )
         return None
 
 
@@ -230,11 +264,18 @@ def how_to_push(folder: Path, repo_id: str, *, private: bool = False) -> str:
 
 
 def _commit(
-    api: HfApi, repo_id: str, built: Path, files: list[str], revision: str | None, create_pr: bool, message: str
+    api: HfApi,
+    repo_id: str,
+    built: Path,
+    files: list[str],
+    revision: str | None,
+    create_pr: bool,
+    message: str,
 ) -> CommitInfo:
-    """Commit files together, again if that may help: what has arrived already is recognised and not sent twice.
+    """Commit files together, again if that may help: what has arrived already is recognized and not
+    sent twice.
 
-    A second pull request would not be recognised: there is one attempt.
+    A second pull request would not be recognized: there is one attempt.
     """
     attempts = 1 if create_pr else _COMMIT_ATTEMPTS
     attempt = 1
@@ -255,5 +296,7 @@ def _commit(
                 time.sleep(seconds)
             else:
                 # The library's own way to wait until the Hub answers again.
-                http_backoff("GET", f"{api.endpoint}/api/models/{repo_id}", headers=build_hf_headers())
+                http_backoff(
+                    "GET", f"{api.endpoint}/api/models/{repo_id}", headers=build_hf_headers()
+                )
         attempt += 1

@@ -1,6 +1,7 @@
 """A program, not a module: load a model folder, run it on one fixed image, save pixels and outputs.
 
-`fresh_process` runs its text in a new Python, with the package or without it; so nothing of the package is imported.
+`fresh_process` runs its text in a new Python, with the package or without it; so nothing of the
+package is imported.
 """
 
 import sys
@@ -20,7 +21,9 @@ def main(folder: str, output: str) -> None:
         output: safetensors file to write.
     """
     side = 96
-    image = Image.frombytes("RGB", (side, side), bytes(7 * number % 256 for number in range(3 * side * side)))
+    image = Image.frombytes(
+        "RGB", (side, side), bytes(7 * number % 256 for number in range(3 * side * side))
+    )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     classifies = any("ForImageClassification" in name for name in config.architectures or ())
     auto_class = AutoModelForImageClassification if classifies else AutoModel
@@ -29,8 +32,16 @@ def main(folder: str, output: str) -> None:
     pixels = processor(image, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         outputs = model(pixel_values=pixels.to(model.dtype), return_dict=True)
-    tensors = {name: value.contiguous() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
-    save_file({"pixel_values": pixels, **tensors}, Path(output), metadata={"module": type(model).__module__})
+    tensors = {
+        name: value.contiguous()
+        for name, value in outputs.items()
+        if isinstance(value, torch.Tensor)
+    }
+    save_file(
+        {"pixel_values": pixels, **tensors},
+        Path(output),
+        metadata={"module": type(model).__module__},
+    )
 
 
 if __name__ == "__main__":

@@ -1,1 +1,3 @@
-"""Metric scripts that `evaluate.load` takes by path; `esvit_hf.evaluation.load_metric` finds them by name."""
+"""Metric scripts that `evaluate.load` takes by path; `esvit_hf.evaluation.load_metric` finds them
+by name.
+"""

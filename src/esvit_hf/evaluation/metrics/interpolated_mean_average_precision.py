@@ -6,14 +6,16 @@ import numpy as np
 from sklearn.metrics import precision_recall_curve
 
 _DESCRIPTION = """
-For each class, examples are ranked by score; at each of the recalls 0, 0.1, ..., 1 the best precision at that recall or
-beyond counts; their mean is the average precision of the class. Averaged over the classes with a positive example.
+For each class, examples are ranked by score; at each of the recalls 0, 0.1, ..., 1 the best
+precision at that recall or beyond counts; their mean is the average precision of the class.
+Averaged over the classes with a positive example.
 """
 
 _INPUTS = """
 Args:
     predictions: for each example, one score a class; higher is more likely.
-    references: for each example, one number a class: 1 present, 0 absent, -1 ignored ("difficult" in PASCAL VOC).
+    references: for each example, one number a class: 1 present, 0 absent, -1 ignored
+        ("difficult" in PASCAL VOC).
 
 Returns:
     {"interpolated_mean_average_precision": float in [0, 1]}
@@ -27,7 +29,8 @@ Examples:
 _CITATION = """
 @article{everingham2010pascal,
   title={The PASCAL Visual Object Classes (VOC) Challenge},
-  author={Everingham, Mark and Van Gool, Luc and Williams, Christopher K. I. and Winn, John and Zisserman, Andrew},
+  author={Everingham, Mark and Van Gool, Luc and Williams, Christopher K. I. and Winn, John
+          and Zisserman, Andrew},
   journal={International Journal of Computer Vision}, volume={88}, pages={303--338}, year={2010}
 }
 """
@@ -53,16 +56,23 @@ class InterpolatedMeanAveragePrecision(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float]:
+    def _compute(
+        self, predictions: list[list[float]], references: list[list[int]]
+    ) -> dict[str, float]:
         scores, expected = np.asarray(predictions), np.asarray(references)
         if scores.ndim != 2 or scores.shape != expected.shape:
             raise ValueError(
-                f"predictions have shape {scores.shape} and references {expected.shape}: pass one number for each "
-                "example and class"
+                f"predictions have shape {scores.shape} and references {expected.shape}: pass one "
+                f"number for each example and class"
             )
         if not np.isin(expected, (-1, 0, 1)).all():
-            raise ValueError(f"references hold {np.unique(expected)[:5].tolist()}: use 1, 0, and -1 for ignored")
-        values = [_average_precision(scores[:, index], expected[:, index]) for index in range(scores.shape[1])]
+            raise ValueError(
+                f"references hold {np.unique(expected)[:5].tolist()}: use 1, 0, and -1 for ignored"
+            )
+        values = [
+            _average_precision(scores[:, index], expected[:, index])
+            for index in range(scores.shape[1])
+        ]
         defined = [value for value in values if value is not None]
         if not defined:
             raise ValueError("no class has a positive reference: average precision needs one")

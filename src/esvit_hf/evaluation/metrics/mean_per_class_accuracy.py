@@ -30,11 +30,15 @@ class MeanPerClassAccuracy(evaluate.Metric):
             description=_DESCRIPTION,
             citation="",
             inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
+            features=datasets.Features(
+                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+            ),
         )
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         classes = sorted(set(references))
         return {
-            "mean_per_class_accuracy": float(recall_score(references, predictions, labels=classes, average="macro"))
+            "mean_per_class_accuracy": float(
+                recall_score(references, predictions, labels=classes, average="macro")
+            )
         }

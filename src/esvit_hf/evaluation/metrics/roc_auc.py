@@ -4,7 +4,10 @@ import datasets
 import evaluate
 from sklearn.metrics import roc_auc_score
 
-_DESCRIPTION = "Share of pairs of a positive and a negative example whose positive one scores higher; ties count half."
+_DESCRIPTION = (
+    "Share of pairs of a positive and a negative example whose positive one scores higher; ties "
+    "count half."
+)
 
 _INPUTS = """
 Args:
@@ -38,5 +41,8 @@ class RocAuc(evaluate.Metric):
     def _compute(self, predictions: list[float], references: list[int]) -> dict[str, float]:
         classes = sorted(set(references))
         if classes != [0, 1]:
-            raise ValueError(f"references hold the classes {classes[:5]}: ROC AUC needs 0 and 1, both at least once")
+            raise ValueError(
+                f"references hold the classes {classes[:5]}: ROC AUC needs 0 and 1, both at least "
+                f"once"
+            )
         return {"roc_auc": float(roc_auc_score(references, predictions))}

@@ -8,8 +8,8 @@ _DESCRIPTION = "Share of examples whose reference is among the first k ranked pr
 
 _INPUTS = """
 Args:
-    predictions: for each example, class indices from the most to the least likely, as many for each example; -1
-        fills up a list whose classifier named fewer classes.
+    predictions: for each example, class indices from the most to the least likely, as many for
+        each example; -1 fills up a list whose classifier named fewer classes.
     references: the true class index of each example.
     k: how many of the predictions count, 1 by default.
 
@@ -35,13 +35,21 @@ class TopKAccuracy(evaluate.Metric):
             citation="",
             inputs_description=_INPUTS,
             features=datasets.Features(
-                {"predictions": datasets.Sequence(datasets.Value("int64")), "references": datasets.Value("int64")}
+                {
+                    "predictions": datasets.Sequence(datasets.Value("int64")),
+                    "references": datasets.Value("int64"),
+                }
             ),
         )
 
-    def _compute(self, predictions: list[list[int]], references: list[int], k: int = 1) -> dict[str, float]:
+    def _compute(
+        self, predictions: list[list[int]], references: list[int], k: int = 1
+    ) -> dict[str, float]:
         ranked, expected = np.asarray(predictions), np.asarray(references)
         if ranked.ndim != 2 or not 1 <= k <= ranked.shape[1]:
-            raise ValueError(f"k is {k} and the predictions have shape {ranked.shape}: rank k classes or more for each")
+            raise ValueError(
+                f"k is {k} and the predictions have shape {ranked.shape}: rank k classes or more "
+                f"for each"
+            )
         hits = (ranked[:, :k] == expected[:, None]).any(axis=1)
         return {"top_k_accuracy": float(hits.mean())}

@@ -8,17 +8,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..backbones import RegionBackbone
-from ..data.sources import ImageSource
-from ..evaluation.features import Features
-from ..evaluation.knn import nearest_neighbours
-from .input_format import apply_processor
+from esvit_hf.analysis.input_format import apply_processor
+from esvit_hf.backbones import RegionBackbone
+from esvit_hf.data.sources import ImageSource
+from esvit_hf.evaluation.features import Features
+from esvit_hf.evaluation.knn import nearest_neighbors
 
-__all__ = ["Neighbour", "class_name", "nearest_images", "view_feature"]
+__all__ = ["Neighbor", "class_name", "nearest_images", "view_feature"]
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class Neighbor:
     """An image of a data set that resembles a given one.
 
     Attributes:
@@ -35,7 +35,9 @@ class Neighbour:
 
 
 @torch.no_grad()
-def view_feature(backbone: RegionBackbone, processor: Callable[..., Any], image: Image.Image) -> Tensor:
+def view_feature(
+    backbone: RegionBackbone, processor: Callable[..., Any], image: Image.Image
+) -> Tensor:
     """Compute the view feature of one image, as `extract_features` does for a data set.
 
     Args:
@@ -50,7 +52,9 @@ def view_feature(backbone: RegionBackbone, processor: Callable[..., Any], image:
     return backbone(pixel_values).pooled[0].float().cpu()
 
 
-def nearest_images(query: Tensor, source: ImageSource, features: Features, count: int) -> list[Neighbour]:
+def nearest_images(
+    query: Tensor, source: ImageSource, features: Features, count: int
+) -> list[Neighbor]:
     """Find the images whose view features have the highest cosine similarity with a query.
 
     Args:
@@ -60,18 +64,18 @@ def nearest_images(query: Tensor, source: ImageSource, features: Features, count
         count: number of images; all if there are fewer.
 
     Returns:
-        Neighbours from the most similar on.
+        Neighbors from the most similar on.
 
     Raises:
         ValueError: the features do not fit the query, or are not finite.
     """
-    cosines, indices = nearest_neighbours(features.values, query[None], min(count, len(source)))
+    cosines, indices = nearest_neighbors(features.values, query[None], min(count, len(source)))
     places = indices[0].tolist()
-    neighbours = []
+    neighbors = []
     for place, cosine, image in zip(places, cosines[0].tolist(), source.read(places), strict=True):
         assert isinstance(image, Image.Image), "features exist only for images that can be decoded"
-        neighbours.append(Neighbour(place, image, cosine, class_name(source, place)))
-    return neighbours
+        neighbors.append(Neighbor(place, image, cosine, class_name(source, place)))
+    return neighbors
 
 
 def class_name(source: ImageSource, index: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Nearest images of a data set, their figure and `esvit neighbours`."""
+"""Nearest images of a data set, their figure and `esvit neighbors`."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
+from esvit_hf.analysis.neighbors import class_name, nearest_images, view_feature
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
-from esvit_hf.analysis.neighbours import class_name, nearest_images, view_feature
-from esvit_hf.analysis.region_figures import draw_neighbours
+from esvit_hf.analysis.region_figures import draw_neighbors
 from esvit_hf.backbones import load_backbone
 from esvit_hf.cli import main
 from esvit_hf.data.sources import ImageSource, load_image_source
@@ -27,9 +27,13 @@ CLOTHES = Path(__file__).parents[2] / "examples" / "data" / "fashion_mnist"
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    config = EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    config = EsvitSwinConfig(
+        image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
+    )
     EsvitSwinModel(config).save_pretrained(folder)
-    EsvitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    EsvitImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(folder)
     return str(folder)
 
 
@@ -45,16 +49,20 @@ def test_agrees_with_scikit_learn(model: str, clothes: ImageSource) -> None:
     assert isinstance(image, Image.Image)
     query = view_feature(backbone, processor, image)
     found = nearest_images(query, clothes, features, 5)
-    search = NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(features.values.double().numpy())
+    search = NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(
+        features.values.double().numpy()
+    )
     distances, places = search.kneighbors(query[None].double().numpy())
-    assert [neighbour.index for neighbour in found] == places[0].tolist()
-    assert [neighbour.cosine for neighbour in found] == pytest.approx((1 - distances[0]).tolist(), abs=1e-5)
+    assert [neighbor.index for neighbor in found] == places[0].tolist()
+    assert [neighbor.cosine for neighbor in found] == pytest.approx(
+        (1 - distances[0]).tolist(), abs=1e-5
+    )
     expected = clothes.read(places[0].tolist())
-    assert [np.asarray(neighbour.image).tolist() for neighbour in found] == [
+    assert [np.asarray(neighbor.image).tolist() for neighbor in found] == [
         np.asarray(image).tolist() for image in expected
     ]
     assert clothes.labels is not None and clothes.class_names is not None
-    assert [neighbour.class_name for neighbour in found] == [
+    assert [neighbor.class_name for neighbor in found] == [
         clothes.class_names[clothes.labels[place]] for place in places[0]
     ]
 
@@ -71,51 +79,73 @@ def test_an_image_of_the_data_set_finds_itself(model: str, clothes: ImageSource)
     assert first.cosine == pytest.approx(1, abs=1e-5)
 
 
-def test_more_neighbours_than_images() -> None:
-    images = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
-    source = ImageSource(Dataset.from_dict({"image": images}, features=Features({"image": ImageFeature()})))
-    found = nearest_images(torch.tensor([1.0, 0.1, 0.0]), source, ImageFeatures(torch.eye(3), None, (3,)), 10)
-    assert [neighbour.index for neighbour in found] == [0, 1, 2]
-    assert {neighbour.class_name for neighbour in found} == {None}
+def test_more_neighbors_than_images() -> None:
+    images = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
+    source = ImageSource(
+        Dataset.from_dict({"image": images}, features=Features({"image": ImageFeature()}))
+    )
+    found = nearest_images(
+        torch.tensor([1.0, 0.1, 0.0]), source, ImageFeatures(torch.eye(3), None, (3,)), 10
+    )
+    assert [neighbor.index for neighbor in found] == [0, 1, 2]
+    assert {neighbor.class_name for neighbor in found} == {None}
 
 
 def test_class_names() -> None:
     def source(label: ClassLabel | None) -> ImageSource:
         columns = {"image": [Image.new("RGB", (8, 8))], "label": [1]}
         dataset = Dataset.from_dict(columns)
-        return ImageSource(dataset.cast_column("label", label) if label else dataset, image_column="image")
+        return ImageSource(
+            dataset.cast_column("label", label) if label else dataset, image_column="image"
+        )
 
     assert class_name(source(ClassLabel(names=["cat", "dog"])), 0) == "dog"
     assert class_name(source(None), 0) == "1"
 
 
-def test_every_neighbour_is_drawn(clothes: ImageSource) -> None:
+def test_every_neighbor_is_drawn(clothes: ImageSource) -> None:
     (query,) = clothes.read([0])
     assert isinstance(query, Image.Image)
     features = ImageFeatures(torch.randn(60, 4), None, (4,))
     found = nearest_images(features.values[3], clothes, features, 6)
-    panels = draw_neighbours(query, found).figure.axes
+    panels = draw_neighbors(query, found).figure.axes
     shown = [axes for axes in panels if axes.images]
     assert len(shown) == 7
     assert shown[0].get_title() == "this image"
     np.testing.assert_array_equal(shown[0].images[0].get_array(), np.asarray(query))
-    for axes, neighbour in zip(shown[1:], found, strict=True):
-        np.testing.assert_array_equal(axes.images[0].get_array(), np.asarray(neighbour.image))
-        assert axes.get_title() == f"{neighbour.class_name}\n{neighbour.cosine:.3f}"
+    for axes, neighbor in zip(shown[1:], found, strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), np.asarray(neighbor.image))
+        assert axes.get_title() == f"{neighbor.class_name}\n{neighbor.cosine:.3f}"
 
 
 def test_command(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (image,) = load_image_source(str(CLOTHES), split="test[:1]").read([0])
     assert isinstance(image, Image.Image)
     image.save(tmp_path / "query.png")
-    words = ["neighbours", model, tmp_path / "query.png", CLOTHES, "--output", tmp_path / "out.png", "--count", "3"]
-    words += ["--split", "test[:40]", "--num_workers", "0", "--features_folder", tmp_path / "features"]
+    words = [
+        "neighbors",
+        model,
+        tmp_path / "query.png",
+        CLOTHES,
+        "--output",
+        tmp_path / "out.png",
+        "--count",
+        "3",
+    ]
+    words += [
+        "--split",
+        "test[:40]",
+        "--num_workers",
+        "0",
+        "--features_folder",
+        tmp_path / "features",
+    ]
     for _ in range(2):
         assert main([str(word) for word in words]) == 0
         report = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
         assert report["output"] == str(tmp_path / "out.png")
-        assert report["neighbours"][0] == {"index": 0, "class": "Ankle boot", "cosine": 1.0}
-        assert len(report["neighbours"]) == 3
+        assert report["neighbors"][0] == {"index": 0, "class": "Ankle boot", "cosine": 1.0}
+        assert len(report["neighbors"]) == 3
     assert (tmp_path / "out.png").stat().st_size > 5000
     assert len(list((tmp_path / "features").glob("*.safetensors"))) == 1
 
@@ -131,7 +161,11 @@ def test_command(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_wrong_words(
-    change: dict[str, str], message: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: dict[str, str],
+    message: str,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "query.png")
     image = change.pop("image", str(tmp_path / "query.png"))
@@ -141,7 +175,13 @@ def test_wrong_words(
         "--features_folder": str(tmp_path / "features"),
         **change,
     }
-    words = ["neighbours", model, image, str(CLOTHES), *(word for pair in options.items() for word in pair)]
+    words = [
+        "neighbors",
+        model,
+        image,
+        str(CLOTHES),
+        *(word for pair in options.items() for word in pair),
+    ]
     assert main(words) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert message in errors[-1]
