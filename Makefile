@@ -38,7 +38,7 @@ soak: $(INSTALLED)
 # docs/reproduction.md says how to get the data.
 DATASET ?= outputs/tiny-imagenet-40
 TRANSFER_DATASET ?= uoft-cs/cifar10
-REPRODUCTION := $(BIN)/python -m benchmarks.reproduction
+REPRODUCTION := $(BIN)/python -m studies.reproduction
 REPRODUCTION_DATA := --dataset $(DATASET) --transfer_dataset $(TRANSFER_DATASET)
 
 reproduce: $(INSTALLED)
@@ -53,7 +53,7 @@ cards: $(INSTALLED)
 	$(BIN)/esvit zoo cards model_cards --readme README.md
 
 chaos: $(INSTALLED)
-	$(BIN)/python -m benchmarks.chaos
+	$(BIN)/python -m tests.support.chaos
 
 # The oldest version of every dependency that setup.cfg allows, in an environment of its own.
 test-oldest:

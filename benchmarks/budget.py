@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from benchmarks.step import VIEWS, draw_crops
-from esvit_hf.backbones import RegionBackbone
+from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.pretraining.heads import ProjectionHead
 from esvit_hf.pretraining.losses import BLOCK_ELEMENTS
 from esvit_hf.pretraining.model import DistillationNetwork

@@ -28,7 +28,7 @@ from benchmarks.step import (
     draw_crops,
     prepare_ours,
 )
-from esvit_hf.pretraining.optim import clip_each_gradient
+from esvit_hf.pretraining.optimizer import clip_each_gradient
 
 DEVICE = "cuda"
 EVALUATION_BATCH = 256

@@ -10,7 +10,7 @@ from benchmarks import reference
 from benchmarks.measure import Row, Run, compare, interleave
 from benchmarks.peers import build_ours
 from esvit_hf.pretraining.ema import update_teacher
-from esvit_hf.pretraining.optim import build_optimizer, clip_each_gradient
+from esvit_hf.pretraining.optimizer import build_optimizer, clip_each_gradient
 
 MAX_NORM = 3.0
 MOMENTUM = 0.996

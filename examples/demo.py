@@ -8,19 +8,20 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from esvit_hf.analysis.training_curves import plot_training
-from esvit_hf.backbones import RegionBackbone, load_backbone
-from esvit_hf.command_line import report_errors
+from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.backbones.loading import load_backbone
+from esvit_hf.commands.command_line import report_errors
 from esvit_hf.data.sources import load_image_source
-from esvit_hf.evaluation.features import extract_features, shared_labels
 from esvit_hf.evaluation.knn import knn_accuracy
 from esvit_hf.evaluation.linear_probe import linear_probe
-from esvit_hf.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
+from esvit_hf.features.extraction import extract_features, shared_labels
+from esvit_hf.figures.training_curves import plot_training
+from esvit_hf.hub.cards import update_card
+from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
 from esvit_hf.pretraining import PretrainingArguments, parse_arguments, pretrain
 from esvit_hf.pretraining.build import build_backbone
 from esvit_hf.pretraining.checkpoint import complete_checkpoints
-from esvit_hf.pretraining.export import dataset_name, make_processor
-from esvit_hf.zoo.cards import update_card
+from esvit_hf.pretraining.run_folder import dataset_name, make_processor
 
 RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 NEIGHBORS = 20

@@ -2,7 +2,7 @@
 DATASET --output F`.
 """
 
-from esvit_hf.command_line import run
+from esvit_hf.commands.command_line import run
 from esvit_hf.evaluation.jobs import save_features as main
 
 if __name__ == "__main__":

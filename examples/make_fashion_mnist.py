@@ -13,7 +13,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
-from esvit_hf.command_line import run
+from esvit_hf.commands.command_line import run
 
 CLASS_NAMES = [
     "T-shirt/top",

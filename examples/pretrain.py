@@ -4,7 +4,7 @@ value ...]`.
 
 import sys
 
-from esvit_hf.cli import main
+from esvit_hf.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["pretrain", *sys.argv[1:]]))

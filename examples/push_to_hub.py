@@ -7,8 +7,8 @@ Log in once with `hf auth login`. `esvit push` does the same as one command.
 from pathlib import Path
 from typing import Any
 
-from esvit_hf.command_line import run
-from esvit_hf.zoo.publish import push_folder
+from esvit_hf.commands.command_line import run
+from esvit_hf.hub.push import push_folder
 
 
 def main(

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import esvit_hf  # noqa: F401 - registers the networks
-from esvit_hf.command_line import run
+from esvit_hf.commands.command_line import run
 from esvit_hf.data.sources import load_image_source
 
 IMAGES = Path(__file__).parent / "data" / "fashion_mnist"

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-
-from golden import GOLDENS, Golden, load_golden
+from tests.support.golden import GOLDENS, Golden, load_golden
 
 
 @pytest.fixture(autouse=True)

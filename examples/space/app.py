@@ -4,8 +4,8 @@ images.
 
 import os
 
-from esvit_hf.command_line import run
-from esvit_hf.page.job import show_page
+from esvit_hf.commands.command_line import run
+from esvit_hf.commands.page import show_page
 
 
 def main() -> None:

@@ -36,11 +36,11 @@ from esvit_hf.models.modeling_esvit_vil import (
 )
 
 _LAZY_NAMES = {
-    "convert_checkpoint": "zoo.convert",
-    "convert_to_folder": "zoo.folders",
-    "convert_to_reference": "zoo.reference_export",
-    "read_reference_checkpoint": "zoo.convert",
-    "split_reference_state_dict": "zoo.convert",
+    "convert_checkpoint": "reference.convert",
+    "convert_to_folder": "reference.folders",
+    "convert_to_reference": "reference.to_reference",
+    "read_reference_checkpoint": "reference.convert",
+    "split_reference_state_dict": "reference.convert",
 }
 
 _NETWORKS = (

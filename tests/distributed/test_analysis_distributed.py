@@ -10,13 +10,13 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
+from tests.support.process_group import run_on_processes
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
-from esvit_hf.analysis.attention import measure_attention_entropy
-from esvit_hf.analysis.correspondence import measure_correspondence
-from esvit_hf.backbones import RegionBackbone
+from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.data.sources import ImageSource
-from process_group import run_on_processes
+from esvit_hf.regions.attention import measure_attention_entropy
+from esvit_hf.regions.correspondence import measure_correspondence
 
 # Full and uneven last batches, an odd number of batches, and a process without any image.
 COUNTS = (8, 11, 3)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.chaos import differences, final_state
 from safetensors.torch import load_file
+from tests.support.chaos import differences, final_state
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = str(Path(__file__).with_name("double_precision.py"))
 NETWORKS = {
     "esvit_swin": {

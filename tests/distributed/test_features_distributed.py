@@ -8,12 +8,12 @@ from accelerate import Accelerator
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
+from tests.support.process_group import run_on_processes
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
-from esvit_hf.backbones import RegionBackbone
+from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.data.sources import ImageSource
-from esvit_hf.evaluation.features import extract_features
-from process_group import run_on_processes
+from esvit_hf.features.extraction import extract_features
 
 # Full and uneven last batches, an odd number of batches, and a process without any image.
 COUNTS = (8, 11, 13, 3)

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from benchmarks.chaos import command
+from tests.support.chaos import command
+from tests.support.paths import EXAMPLES
 
 from esvit_hf.pretraining.loop import check_engine
 
-FOLDER = Path(__file__).parents[2] / "examples" / "accelerate"
+FOLDER = EXAMPLES / "accelerate"
 CPU = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 PROCESSES = {
     "one_gpu": ("NO", 1, 1),

@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from benchmarks.chaos import command
+from tests.support.chaos import command
 from transformers import AutoModel
 
 import esvit_hf  # noqa: F401

@@ -1,16 +1,18 @@
 """Transfer on two processes gives the table of one process."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-from process_group import run_on_processes
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
-from transfer_copies import save_copies, save_model, save_parquet, single_label, with_broken_image
+from tests.support.process_group import run_on_processes
+from tests.support.transfer_copies import (
+    save_copies,
+    save_model,
+    save_parquet,
+    single_label,
+    with_broken_image,
+)
 
 from esvit_hf.evaluation import transfer
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import TOKEN, HubServer, running_hub
 from huggingface_hub import constants
-from small_networks import export_small_run
+from tests.support.hub_server import TOKEN, HubServer, running_hub
+from tests.support.small_networks import export_small_run
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ chaos` kills more.
 """
 
 import torch
-from benchmarks.chaos import differences, survive
+from tests.support.chaos import differences, survive
 
 
 def test_a_killed_run_equals_an_undisturbed_one(tmp_path):

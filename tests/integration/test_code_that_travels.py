@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small_networks import SMALL_NETWORKS, export_small_run
+from tests.support.small_networks import SMALL_NETWORKS, export_small_run
 from transformers import (
     CONFIG_MAPPING,
     AutoBackbone,

@@ -7,7 +7,7 @@ import re
 import warnings
 
 import pytest
-from benchmarks.chaos import command
+from tests.support.chaos import command
 
 from esvit_hf.pretraining import parse_arguments, pretrain
 

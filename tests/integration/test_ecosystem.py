@@ -15,7 +15,8 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 from safetensors import safe_open
-from small_networks import SMALL_NETWORKS, WITHOUT_EFFECT
+from tests.support.paths import EXAMPLES
+from tests.support.small_networks import SMALL_NETWORKS, WITHOUT_EFFECT
 from transformers import (
     CONFIG_MAPPING,
     AutoBackbone,
@@ -33,7 +34,6 @@ from transformers import (
 
 from esvit_hf import EsvitImageProcessor
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 every_network = pytest.mark.parametrize("name", SMALL_NETWORKS)
 
 

@@ -6,21 +6,20 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from small_networks import SMALL_NETWORKS
-from test_pretraining import FASHION_MNIST, assert_equal_runs, read_metrics, small_run
+from tests.support.paths import EXAMPLES, FASHION_MNIST
+from tests.support.small_networks import SMALL_NETWORKS
+from tests.support.small_runs import assert_equal_runs, read_metrics, small_run
 
-from esvit_hf.backbones import load_backbone
+from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.data.sources import load_image_source
-from esvit_hf.evaluation.features import extract_features, load_image_processor
+from esvit_hf.features.extraction import extract_features, load_image_processor
 from esvit_hf.pretraining import pretrain
 from esvit_hf.pretraining.loop import Pretraining
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("exact_convolutions")]
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def network(model_type, drop_path_rate=0.0):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import OWNER, HubServer
 from huggingface_hub import ModelCard
-from small_networks import export_small_run
-from test_pretraining import FASHION_MNIST
+from tests.support.hub_server import OWNER, HubServer
+from tests.support.paths import FASHION_MNIST
+from tests.support.small_networks import export_small_run
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -18,11 +18,11 @@ from transformers import (
     ResNetModel,
 )
 
-from esvit_hf.backbones import load_backbone
+from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.data.sources import load_image_source
-from esvit_hf.evaluation.features import extract_features
 from esvit_hf.evaluation.jobs import measure_linear_probe
-from esvit_hf.zoo.publish import publish
+from esvit_hf.features.extraction import extract_features
+from esvit_hf.hub.push import publish
 
 SPLITS = {"train_split": "train[:300]", "test_split": "test[:60]", "num_workers": 0, "epochs": 8}
 REPO = f"{OWNER}/probe"

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import TOKEN, HubServer
 from huggingface_hub import HfApi, constants
 from PIL import Image
 from safetensors.torch import load_file
-from small_networks import export_small_run
+from tests.support.hub_server import TOKEN, HubServer
+from tests.support.small_networks import export_small_run
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 import esvit_hf
-from esvit_hf.backbones import load_backbone
-from esvit_hf.heads_file import HEADS_FILE, find_heads, read_heads
-from esvit_hf.zoo.publish import publish
+from esvit_hf.backbones.loading import load_backbone
+from esvit_hf.hub.heads_file import HEADS_FILE, find_heads, read_heads
+from esvit_hf.hub.push import publish
 
 REPO = "someone/model"
 

@@ -10,17 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
-from hub_server import OWNER, TOKEN, HubServer
 from huggingface_hub import constants
 from safetensors.torch import load_file
-from small_networks import export_small_run
-from test_pretraining import assert_equal_runs, command, read_metrics, small_run
+from tests.support.hub_server import OWNER, TOKEN, HubServer
+from tests.support.small_networks import export_small_run
+from tests.support.small_runs import assert_equal_runs, command, read_metrics, small_run
 
-from esvit_hf.cli import main
-from esvit_hf.heads_file import HEADS_FILE
+from esvit_hf.commands.main import main
+from esvit_hf.hub.heads_file import HEADS_FILE
+from esvit_hf.hub.push import publish, push_command
 from esvit_hf.pretraining import pretrain
 from esvit_hf.pretraining.publishing import RESUME_FILE, RunPublisher
-from esvit_hf.zoo.publish import publish, push_command
 
 REPO = f"{OWNER}/run"
 

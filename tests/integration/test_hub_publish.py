@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import READER_TOKEN, TOKEN, HubServer
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
+from tests.support.hub_server import READER_TOKEN, TOKEN, HubServer
 
-from esvit_hf.cli import _parser, main
-from esvit_hf.zoo.fresh_process import check_loads
-from esvit_hf.zoo.publish import publish
+from esvit_hf.commands.main import _parser, main
+from esvit_hf.hub.fresh_process import check_loads
+from esvit_hf.hub.push import publish
 
 REPO = "someone/model"
 SENT = {

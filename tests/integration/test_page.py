@@ -29,12 +29,12 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
+from tests.support.paths import ROOT
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 
 pytestmark = pytest.mark.browser
 
-ROOT = Path(__file__).parents[2]
 PATIENCE = 60
 DESKTOP, PHONE = (1200, 900), (390, 844)
 CHROMIUM = (
@@ -76,7 +76,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(folder / "uploads")}
     with (folder / "output.txt").open("w") as output:
         server = subprocess.Popen(
-            [sys.executable, "-m", "esvit_hf.cli", *map(str, words)],
+            [sys.executable, "-m", "esvit_hf.commands.main", *map(str, words)],
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,

@@ -5,7 +5,6 @@ refuse.
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,71 +12,15 @@ import torch
 from datasets import load_dataset
 from PIL import Image
 from safetensors.torch import load_file
-from small_networks import SMALL_NETWORKS
+from tests.support.paths import FASHION_MNIST
+from tests.support.small_networks import SMALL_NETWORKS
+from tests.support.small_runs import assert_equal_runs, command, read_metrics, small_run
 from transformers import AutoImageProcessor, AutoModel
 
 from esvit_hf import EsvitSwinBackbone
 from esvit_hf.evaluation.jobs import measure_linear_probe
+from esvit_hf.hub.cards import check_card
 from esvit_hf.pretraining import parse_arguments, pretrain
-from esvit_hf.zoo.cards import check_card
-
-ROOT = Path(__file__).parents[2]
-FASHION_MNIST = ROOT / "examples" / "data" / "fashion_mnist"
-
-
-def small_run(output_dir, *overrides):
-    """Arguments of a run of seconds: the demo's data, a tiny network, six steps of sixteen
-    images.
-    """
-    return parse_arguments(
-        [
-            str(ROOT / "examples" / "recipes" / "demo.yaml"),
-            *("--dataset", str(FASHION_MNIST), "--output_dir", str(output_dir)),
-            *(
-                "--model_config",
-                '{"image_size": 32, "embed_dim": 8, "depths": [1, 2], '
-                '"num_heads": [1, 2], "window_size": 4}',
-            ),
-            *("--num_prototypes", "32", "--head_hidden_dim", "16", "--head_bottleneck_dim", "8"),
-            *("--batch_size", "16", "--max_steps", "6", "--num_epochs", "1", "--num_workers", "0"),
-            *(
-                "--logging_steps",
-                "2",
-                "--knn_every_epochs",
-                "0",
-                "--mixed_precision",
-                "no",
-                "--trackers",
-                "[]",
-            ),
-            *overrides,
-        ]
-    )
-
-
-def read_metrics(output_dir):
-    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def networks(output_dir):
-    """Everything a run exports, and the optimizer state of its last checkpoint."""
-    tensors = load_file(output_dir / "model.safetensors") | load_file(
-        output_dir / "pretraining_heads.safetensors"
-    )
-    last = sorted((output_dir / "checkpoints").iterdir())[-1]
-    state = torch.load(last / "optimizer.bin", weights_only=True)["state"]
-    for index, values in state.items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-    return tensors | {
-        f"student.{name}": value for name, value in load_file(last / "model.safetensors").items()
-    }
-
-
-def assert_equal_runs(first, second):
-    left, right = networks(first), networks(second)
-    assert left.keys() == right.keys()
-    for name in left:
-        assert torch.equal(left[name], right[name]), name
 
 
 def test_a_run_leaves_a_loadable_teacher(tmp_path):
@@ -304,24 +247,6 @@ def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
 def test_tensorboard_is_written_if_it_is_installed(tmp_path):
     pretrain(small_run(tmp_path, "--max_steps", "2", "--trackers", "[auto]"))
     assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
-
-
-def command(output_dir, *overrides):
-    return [
-        *(str(ROOT / "examples" / "pretrain.py"), str(ROOT / "examples" / "recipes" / "demo.yaml")),
-        *("--dataset", str(FASHION_MNIST), "--output_dir", str(output_dir), "--num_workers", "1"),
-        *(
-            "--knn_every_epochs",
-            "0",
-            "--trackers",
-            "[]",
-            "--batch_size",
-            "16",
-            "--num_epochs",
-            "1",
-            *overrides,
-        ),
-    ]
 
 
 def test_a_wrong_key_is_a_line_not_a_traceback(tmp_path):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.measure import ROOT
-from benchmarks.reproduction import VARIANTS, Splits, count_operations, finish, recipe_words, run
-from benchmarks.reproduction_regions import regions, split_variance
-from benchmarks.reproduction_table import (
+from scipy.stats import ttest_rel
+from studies.regions import regions, split_variance
+from studies.reproduction import VARIANTS, Splits, count_operations, finish, recipe_words, run
+from studies.table import (
     COSTS,
     QUALITIES,
     format_table,
@@ -19,9 +19,9 @@ from benchmarks.reproduction_table import (
     read_results,
     table,
 )
-from scipy.stats import ttest_rel
+from tests.support.paths import ROOT
 
-from esvit_hf.analysis.training_curves import read_metrics
+from esvit_hf.figures.training_curves import read_metrics
 from esvit_hf.pretraining import parse_arguments
 from esvit_hf.pretraining.build import build_backbone
 

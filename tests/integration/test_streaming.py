@@ -5,10 +5,10 @@ of a buffer.
 import io
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import tarfile
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -18,8 +18,9 @@ import pyarrow.parquet
 import pytest
 import torch
 from datasets import load_dataset
-from range_server import serve
 from safetensors.torch import load_file
+from tests.support.paths import FASHION_MNIST, ROOT
+from tests.support.range_server import serve
 
 from esvit_hf.data import (
     MultiCropDataset,
@@ -32,8 +33,6 @@ from esvit_hf.data.shards import write_index
 from esvit_hf.data.views import ViewSpec
 from esvit_hf.pretraining import parse_arguments, pretrain
 
-ROOT = Path(__file__).parents[2]
-FASHION_MNIST = ROOT / "examples" / "data" / "fashion_mnist"
 VIEWS = [ViewSpec(count=2, size=8, scale=(0.5, 1.0), teacher=True)]
 
 
@@ -254,16 +253,15 @@ def test_a_run_whose_worker_fails_ends(rows, tmp_path):
     write_parquet(tmp_path / "train.parquet", rows)
     write_index(str(tmp_path / "train.parquet"), tmp_path / "index.json")
     (tmp_path / "train.parquet").unlink()
-    script = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_streaming as "
-        f"here; "
-    )
-    script += (
-        f"here.run({str(tmp_path / 'index.json')!r}, {str(tmp_path / 'out')!r}, '--image_column', "
-        f"'image')"
-    )
+    script = "import runpy, sys; runpy.run_path(sys.argv[1])['run'](*sys.argv[2:])"
+    words = [__file__, tmp_path / "index.json", tmp_path / "out", "--image_column", "image"]
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", script, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 1
     assert "train.parquet cannot be read" in done.stderr

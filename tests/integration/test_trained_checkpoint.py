@@ -4,7 +4,7 @@ intact shows here.
 
 import pytest
 import torch
-from benchmarks.measure import ROOT
+from tests.support.paths import ROOT
 from transformers import AutoModel
 
 from esvit_hf.evaluation.jobs import measure_knn

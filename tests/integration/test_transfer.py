@@ -11,18 +11,24 @@ import torch
 from datasets import Value
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
-from transfer_copies import CLASSES, save_copies, save_model, save_parquet, single_label
+from tests.support.transfer_copies import (
+    CLASSES,
+    save_copies,
+    save_model,
+    save_parquet,
+    single_label,
+)
 
-from esvit_hf.backbones import load_backbone
-from esvit_hf.cli import main
+from esvit_hf.backbones.loading import load_backbone
+from esvit_hf.commands.main import main
 from esvit_hf.data.loading import load_dataset_split
 from esvit_hf.evaluation import transfer
-from esvit_hf.evaluation.features import extract_features, load_image_processor
 from esvit_hf.evaluation.logistic import logistic_probe
 from esvit_hf.evaluation.transfer import measure_transfer
 from esvit_hf.evaluation.transfer_data import load_transfer_data
 from esvit_hf.evaluation.transfer_datasets import TRANSFER_DATASETS
-from esvit_hf.measurements import read_measurements
+from esvit_hf.features.extraction import extract_features, load_image_processor
+from esvit_hf.hub.measurements import read_measurements
 
 pytestmark = pytest.mark.filterwarnings("ignore:the best L2 strength", "ignore:the last fit")
 BY_NAME = {dataset.name: dataset for dataset in TRANSFER_DATASETS}

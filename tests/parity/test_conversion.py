@@ -10,21 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from full_size import full_size_checkpoint
 from safetensors.torch import load_file
+from tests.support.full_size import full_size_checkpoint
+from tests.support.paths import ROOT
 from transformers import AutoConfig, AutoModel
 
 from esvit_hf import convert_checkpoint
-from esvit_hf.backbones import RegionBackbone, load_backbone
-from esvit_hf.cli import main
-from esvit_hf.heads_file import HEADS_FILE, SavedHead, read_heads, write_heads
+from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.backbones.loading import load_backbone
+from esvit_hf.commands.main import main
+from esvit_hf.hub.heads_file import HEADS_FILE, SavedHead, read_heads, write_heads
 from esvit_hf.pretraining import parse_arguments
 from esvit_hf.pretraining.build import build_parts
 from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.zoo.convert import read_reference_checkpoint
-from esvit_hf.zoo.reference_export import convert_to_reference
+from esvit_hf.reference.convert import read_reference_checkpoint
+from esvit_hf.reference.to_reference import convert_to_reference
 
-ROOT = Path(__file__).parents[2]
 # Golden networks, and what their tensors do not show.
 FIELDS = {
     "swin_w7_view": [],

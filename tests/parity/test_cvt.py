@@ -26,7 +26,7 @@ from esvit_hf import (
 )
 from esvit_hf.models.modeling_esvit_cvt import EsvitCvtAttention
 from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.zoo.convert import read_reference_checkpoint
+from esvit_hf.reference.convert import read_reference_checkpoint
 
 CASE = "cvt_view_region"
 HEADS = [1, 2, 3, 6]

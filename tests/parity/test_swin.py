@@ -8,7 +8,7 @@ from torch import Tensor
 
 from esvit_hf import EsvitSwinConfig, EsvitSwinModel, convert_checkpoint, split_reference_state_dict
 from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.zoo.convert import read_reference_checkpoint
+from esvit_hf.reference.convert import read_reference_checkpoint
 
 CASES = ["swin_w7_view", "swin_w7_view_region", "swin_w14_view_region"]
 

@@ -2,9 +2,8 @@
 
 import pytest
 from accelerate import Accelerator
-from trajectory import make_step, run, run_share
-
-from process_group import run_on_processes
+from tests.support.process_group import run_on_processes
+from tests.support.trajectory import make_step, run, run_share
 
 CASES = ["trajectory_swin_view", "trajectory_swin_view_region"]
 

@@ -25,7 +25,7 @@ from esvit_hf import (
 )
 from esvit_hf.models.modeling_esvit_vil import EsvitVilFullAttention, EsvitVilSparseAttention
 from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.zoo.convert import read_reference_checkpoint
+from esvit_hf.reference.convert import read_reference_checkpoint
 
 CASE = "vil_view_region"
 

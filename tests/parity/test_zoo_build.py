@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from full_size import full_size_checkpoint
 from PIL import Image
 from safetensors.torch import load_file
+from tests.support.full_size import full_size_checkpoint
+from tests.support.paths import ROOT
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-from esvit_hf.cli import main
-from esvit_hf.heads_file import HEADS_FILE, read_heads
-from esvit_hf.zoo.cards import check_card
+from esvit_hf.commands.main import main
+from esvit_hf.hub.cards import check_card
+from esvit_hf.hub.heads_file import HEADS_FILE, read_heads
 from esvit_hf.zoo.entries import ENTRIES, ZooEntry, find_entry
 
-ROOT = Path(__file__).parents[2]
 RELEASED = [entry for entry in ENTRIES if entry.release is not None]
 SMALL = find_entry("esvit_swin_tiny_w7_v")
 # One of each family beside it.

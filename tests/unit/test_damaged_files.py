@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from esvit_hf.analysis.training_curves import plot_training, read_metrics
-from esvit_hf.heads_file import HEADS_FILE, SavedHead, read_heads, write_heads
-from esvit_hf.measurements import read_measurements
-from esvit_hf.pretraining.arguments import PretrainingArguments
+from esvit_hf.figures.training_curves import plot_training, read_metrics
+from esvit_hf.hub.heads_file import HEADS_FILE, SavedHead, read_heads, write_heads
+from esvit_hf.hub.measurements import read_measurements
 from esvit_hf.pretraining.build import build_parts, saved_heads
+from esvit_hf.pretraining.recipe import PretrainingArguments
 
 ON_A_FOLDER = [HealthCheck.function_scoped_fixture]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from esvit_hf.evaluation import load_metric
-from esvit_hf.evaluation.features import check_matrices
 from esvit_hf.evaluation.splits import check_classes, check_images_per_class
+from esvit_hf.features.extraction import check_matrices
 
 __all__ = ["FewShotResult", "few_shot_accuracy"]
 

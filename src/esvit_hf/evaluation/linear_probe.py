@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import trange
 
 from esvit_hf.evaluation import RANKED_CLASSES, load_metric
-from esvit_hf.evaluation.features import check_matrices
 from esvit_hf.evaluation.splits import check_classes
+from esvit_hf.features.extraction import check_matrices
 
 __all__ = ["LEARNING_RATES", "LinearProbeResult", "held_out", "linear_probe"]
 

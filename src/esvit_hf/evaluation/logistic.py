@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from esvit_hf.evaluation.features import check_matrices
 from esvit_hf.evaluation.linear_probe import held_out
 from esvit_hf.evaluation.scoring import score
+from esvit_hf.features.extraction import check_matrices
 
 __all__ = ["HALVINGS", "STRENGTHS", "LogisticResult", "logistic_probe"]
 

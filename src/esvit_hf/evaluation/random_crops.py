@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from esvit_hf.backbones import RegionBackbone
+from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.data.cropping import draw_crop_box
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.data.sources import ImageSource
-from esvit_hf.evaluation.features import extract_features
+from esvit_hf.features.extraction import extract_features
 
 __all__ = ["AugmentedFeatures", "RandomCrops"]
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from esvit_hf.analysis.attention import measure_attention_entropy
-from esvit_hf.analysis.correspondence import CorrespondenceResult, measure_correspondence
-from esvit_hf.analysis.input_format import apply_processor
-from esvit_hf.analysis.report_figures import draw_attention_entropy, draw_correspondence
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.data.sources import ImageSource
-from esvit_hf.evaluation.store import FeatureStore
 from esvit_hf.evaluation.tasks import Score, TaskResult, percent
+from esvit_hf.features.input_format import apply_processor
+from esvit_hf.features.store import FeatureStore
+from esvit_hf.figures.report import draw_attention_entropy, draw_correspondence
+from esvit_hf.regions.attention import measure_attention_entropy
+from esvit_hf.regions.correspondence import CorrespondenceResult, measure_correspondence
 
 __all__ = ["check_regions", "run_attention", "run_correspondence"]
 

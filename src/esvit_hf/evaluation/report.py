@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esvit_hf.analysis.figures import Picture
 from esvit_hf.evaluation.tasks import TaskResult
-from esvit_hf.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
+from esvit_hf.figures.look import Picture
+from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
 
 __all__ = ["MODEL_CARD_BLOCK", "Report", "command_of", "public_name"]
 

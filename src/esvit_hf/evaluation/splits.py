@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from esvit_hf.data.sources import ImageSource, load_image_source
-from esvit_hf.evaluation.features import shared_labels
+from esvit_hf.features.extraction import shared_labels
 
 __all__ = [
     "LabeledSplits",

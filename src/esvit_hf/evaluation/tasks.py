@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esvit_hf.analysis.figures import Picture
-from esvit_hf.analysis.report_figures import draw_few_shot, draw_knn, draw_logistic, draw_probe
-from esvit_hf.evaluation.features import Features
 from esvit_hf.evaluation.few_shot import few_shot_accuracy
 from esvit_hf.evaluation.knn import knn_predictions, ranked_accuracy
 from esvit_hf.evaluation.linear_probe import linear_probe
 from esvit_hf.evaluation.logistic import logistic_probe
 from esvit_hf.evaluation.scoring import score
 from esvit_hf.evaluation.splits import LabeledSplits
+from esvit_hf.features.extraction import Features
+from esvit_hf.figures.look import Picture
+from esvit_hf.figures.report import draw_few_shot, draw_knn, draw_logistic, draw_probe
 
 __all__ = [
     "FrozenData",

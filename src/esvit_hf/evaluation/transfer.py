@@ -13,15 +13,15 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from esvit_hf.evaluation.features import Features
 from esvit_hf.evaluation.logistic import HALVINGS, STRENGTHS, logistic_probe
 from esvit_hf.evaluation.report import public_name
 from esvit_hf.evaluation.scoring import score
 from esvit_hf.evaluation.splits import overlapping_images
-from esvit_hf.evaluation.store import FeatureStore, default_features_folder
 from esvit_hf.evaluation.transfer_data import TransferData, load_transfer_data
 from esvit_hf.evaluation.transfer_datasets import TRANSFER_DATASETS, TransferDataset
 from esvit_hf.evaluation.transfer_report import TransferResult, TransferRow, summary, write_report
+from esvit_hf.features.extraction import Features
+from esvit_hf.features.store import FeatureStore, default_features_folder
 
 __all__ = ["measure_transfer"]
 

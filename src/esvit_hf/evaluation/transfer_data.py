@@ -9,10 +9,10 @@ from torch import Tensor
 
 from esvit_hf.data.loading import load_dataset_split, local_split_names
 from esvit_hf.data.sources import USUAL_LABEL_COLUMNS, ImageSource
-from esvit_hf.evaluation.features import shared_labels
 from esvit_hf.evaluation.multi_label import read_multi_labels
 from esvit_hf.evaluation.splits import check_classes
 from esvit_hf.evaluation.transfer_datasets import TransferDataset
+from esvit_hf.features.extraction import shared_labels
 
 __all__ = ["TransferData", "load_transfer_data"]
 

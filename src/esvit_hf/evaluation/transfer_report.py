@@ -9,7 +9,7 @@ from typing import Any
 
 from esvit_hf.evaluation.report import public_name
 from esvit_hf.evaluation.transfer_datasets import METRIC_LABELS, TRANSFER_DATASETS, TransferDataset
-from esvit_hf.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
+from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
 
 __all__ = ["TransferResult", "TransferRow", "datasets_table", "summary", "write_report"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from esvit_hf.analysis.regions import RegionMatch
 from esvit_hf.page.explorer import Explorer, View
 from esvit_hf.page.pictures import MAX_UPLOAD_MEGABYTES, marked_picture, point_of_click, read_upload
+from esvit_hf.regions.similarity import RegionMatch
 
 __all__ = ["build_page", "serve_page"]
 

@@ -9,17 +9,17 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from esvit_hf.analysis.attention import query_attention
-from esvit_hf.analysis.correspondence_figure import draw_correspondence, find_correspondence
-from esvit_hf.analysis.figures import Picture
-from esvit_hf.analysis.neighbors import class_name, nearest_images, view_feature
-from esvit_hf.analysis.region_figures import draw_colors, draw_map, draw_neighbors
-from esvit_hf.analysis.regions import RegionMatch, region_colors, similar_regions, similarity_map
-from esvit_hf.analysis.whole_images import ImageRegions, WholeImages
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.data.sources import ImageSource
-from esvit_hf.evaluation.features import Features
-from esvit_hf.evaluation.store import FeatureStore
+from esvit_hf.features.extraction import Features
+from esvit_hf.features.neighbors import class_name, nearest_images, view_feature
+from esvit_hf.features.store import FeatureStore
+from esvit_hf.figures.correspondence import draw_correspondence, find_correspondence
+from esvit_hf.figures.look import Picture
+from esvit_hf.figures.regions import draw_colors, draw_map, draw_neighbors
+from esvit_hf.regions.attention import query_attention
+from esvit_hf.regions.similarity import RegionMatch, region_colors, similar_regions, similarity_map
+from esvit_hf.regions.whole_images import ImageRegions, WholeImages
 
 __all__ = ["Explorer", "View"]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from esvit_hf.analysis.figures import COLORS
 from esvit_hf.data.decoding import UndecodableImageError, finish_image, open_image
+from esvit_hf.figures.look import COLORS
 
 __all__ = [
     "MAX_UPLOAD_MEGABYTES",

@@ -9,13 +9,14 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from esvit_hf.backbones import RegionBackbone, load_backbone
-from esvit_hf.heads_file import SavedHead, find_heads, read_heads
-from esvit_hf.pretraining.arguments import PretrainingArguments
+from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.backbones.loading import load_backbone
+from esvit_hf.hub.heads_file import SavedHead, find_heads, read_heads
 from esvit_hf.pretraining.centering import TeacherCenter
 from esvit_hf.pretraining.ema import set_teacher_mode
 from esvit_hf.pretraining.heads import ProjectionHead
 from esvit_hf.pretraining.model import DistillationNetwork
+from esvit_hf.pretraining.recipe import PretrainingArguments
 
 
 @dataclass

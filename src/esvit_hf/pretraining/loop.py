@@ -24,9 +24,8 @@ from esvit_hf.data.color import augment
 from esvit_hf.data.multicrop import CropBatch, MultiCropDataset, make_multicrop_loader
 from esvit_hf.data.sources import ImageSource, load_image_source
 from esvit_hf.data.streaming import StreamSource, open_stream
-from esvit_hf.evaluation.features import extract_features, shared_labels
 from esvit_hf.evaluation.knn import knn_accuracy
-from esvit_hf.pretraining.arguments import PretrainingArguments
+from esvit_hf.features.extraction import extract_features, shared_labels
 from esvit_hf.pretraining.build import build_parts, describe_model
 from esvit_hf.pretraining.checkpoint import (
     RECIPE,
@@ -37,12 +36,13 @@ from esvit_hf.pretraining.checkpoint import (
     save_checkpoint,
 )
 from esvit_hf.pretraining.ema import set_teacher_mode
-from esvit_hf.pretraining.export import export_run, make_processor, recipe_yaml
 from esvit_hf.pretraining.interruption import StopRequest, leave_signals_to_the_run
 from esvit_hf.pretraining.metrics_log import MetricsLog
 from esvit_hf.pretraining.monitor import RunMonitor, check_finite
 from esvit_hf.pretraining.order import ImageOrder
 from esvit_hf.pretraining.publishing import RunPublisher, fetch_resume_point
+from esvit_hf.pretraining.recipe import PretrainingArguments
+from esvit_hf.pretraining.run_folder import export_run, make_processor, recipe_yaml
 from esvit_hf.pretraining.step import DistillationStep, LossValues, StepSchedules
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)

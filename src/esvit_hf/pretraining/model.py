@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from esvit_hf.backbones import RegionBackbone
+from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.pretraining.heads import ProjectionHead
 
 

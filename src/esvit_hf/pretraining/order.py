@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from esvit_hf.data.sampling import EpochSampler, StreamSampler
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.data.streaming import StreamSource
-from esvit_hf.pretraining.arguments import PretrainingArguments
+from esvit_hf.pretraining.recipe import PretrainingArguments
 
 
 class ImageOrder:

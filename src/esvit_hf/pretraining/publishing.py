@@ -15,11 +15,11 @@ from huggingface_hub.utils import disable_progress_bars
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from esvit_hf.pretraining.arguments import PretrainingArguments
+from esvit_hf.hub.errors import explained
+from esvit_hf.hub.push import Publication, how_to_push, prepare_repository, publish
 from esvit_hf.pretraining.checkpoint import complete_checkpoints
 from esvit_hf.pretraining.portable_checkpoint import read_portable, write_portable
-from esvit_hf.zoo.hub_errors import explained
-from esvit_hf.zoo.publish import Publication, how_to_push, prepare_repository, publish
+from esvit_hf.pretraining.recipe import PretrainingArguments
 
 __all__ = ["RunPublisher", "fetch_resume_point"]
 

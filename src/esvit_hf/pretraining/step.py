@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from esvit_hf.pretraining.arguments import PretrainingArguments
 from esvit_hf.pretraining.batch_norm import synchronize_batch_norms
 from esvit_hf.pretraining.build import DistillationParts
 from esvit_hf.pretraining.centering import TeacherCenter
@@ -19,13 +18,14 @@ from esvit_hf.pretraining.heads import ProjectionHead
 from esvit_hf.pretraining.losses import region_loss, view_loss
 from esvit_hf.pretraining.model import DistillationNetwork, DistillationOutput
 from esvit_hf.pretraining.monitor import match_diversity, output_spread, teacher_entropy
-from esvit_hf.pretraining.optim import (
+from esvit_hf.pretraining.optimizer import (
     build_optimizer,
     clip_all_gradients,
     clip_each_gradient,
     forget_replaced_parameters,
     gradient_norm,
 )
+from esvit_hf.pretraining.recipe import PretrainingArguments
 from esvit_hf.pretraining.schedules import Schedule, cosine_schedule, linear_schedule
 
 MONITORED_IMAGES = 8

@@ -8,18 +8,18 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from esvit_hf.measurements import MEASUREMENTS_FILE, write_measurements
-from esvit_hf.zoo.cards import check_card, write_card
-from esvit_hf.zoo.convert import find_family, read_reference_checkpoint
-from esvit_hf.zoo.entries import ZooEntry, find_entry
-from esvit_hf.zoo.entry_cards import entry_facts
-from esvit_hf.zoo.folders import (
+from esvit_hf.hub.cards import check_card, write_card
+from esvit_hf.hub.measurements import MEASUREMENTS_FILE, write_measurements
+from esvit_hf.reference.convert import find_family, read_reference_checkpoint
+from esvit_hf.reference.folders import (
     check_free,
     load_model,
     read_reference_heads,
     write_model,
     written_whole,
 )
+from esvit_hf.zoo.entries import ZooEntry, find_entry
+from esvit_hf.zoo.entry_cards import entry_facts
 
 __all__ = ["build_folder"]
 

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from esvit_hf.measurements import Measurement, read_measurements
-from esvit_hf.zoo import architectures
-from esvit_hf.zoo.architectures import Architecture
-from esvit_hf.zoo.training_data import (
+from esvit_hf.hub.measurements import Measurement, read_measurements
+from esvit_hf.hub.training_data import (
     FASHION_MNIST_SUBSET,
     IMAGENET_1K,
     IMAGENET_22K,
@@ -23,6 +21,8 @@ from esvit_hf.zoo.training_data import (
     WEBVISION_V1,
     TrainingData,
 )
+from esvit_hf.reference import architectures
+from esvit_hf.reference.architectures import Architecture
 
 __all__ = [
     "AUTHORS_COMMIT",

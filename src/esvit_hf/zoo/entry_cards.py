@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from esvit_hf.zoo.architectures import RESNET_50, SWIN_TINY_W7
-from esvit_hf.zoo.cards import CardFacts, ReportedAccuracies, make_card, replace_section
+from esvit_hf.hub.cards import CardFacts, ReportedAccuracies, make_card, replace_section
+from esvit_hf.hub.training_data import IMAGENET_1K
+from esvit_hf.reference.architectures import RESNET_50, SWIN_TINY_W7
 from esvit_hf.zoo.entries import AUTHORS_COMMIT, AUTHORS_REPOSITORY, ENTRIES, Release, ZooEntry
-from esvit_hf.zoo.training_data import IMAGENET_1K
 
 __all__ = ["entry_facts", "released_table", "write_cards"]
 

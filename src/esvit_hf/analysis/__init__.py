@@ -1,1 +1,0 @@
-"""Pictures of training and of what a network sees."""

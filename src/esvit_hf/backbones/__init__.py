@@ -1,0 +1,1 @@
+"""Any vision model as regions, view feature and grid."""

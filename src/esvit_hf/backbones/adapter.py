@@ -1,0 +1,497 @@
+"""Any vision network as a backbone: pixels in, a grid of region features and one view feature
+out.
+"""
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from esvit_hf.common.errors import one_line
+from esvit_hf.models.modeling_esvit_common import AttentionLayout, full_attention_layout
+
+__all__ = ["BackboneFeatures", "RegionBackbone"]
+
+
+@dataclass(frozen=True)
+class BackboneFeatures:
+    """What a backbone says about a batch of images.
+
+    Attributes:
+        regions: (B, N, C) spatial tokens of the last stage, row-major, without class or register
+            tokens.
+        pooled: (B, C) view feature.
+        grid: (h, w) with h * w = N.
+    """
+
+    regions: Tensor
+    pooled: Tensor
+    grid: tuple[int, int]
+
+
+@runtime_checkable
+class _RegionModel(Protocol):
+    """The contract of this project's own networks, which need no interpretation of their
+    outputs.
+    """
+
+    def region_grid(self, height: int, width: int) -> tuple[int, int]: ...
+
+    def pool_hidden_states(self, hidden_states: Sequence[Tensor]) -> list[Tensor]: ...
+
+    def attention_layouts(self, height: int, width: int) -> list[AttentionLayout]: ...
+
+
+@dataclass(frozen=True)
+class _MapLayout:
+    """Outputs are feature maps, (B, C, h, w) or (B, h, w, C)."""
+
+    channels_last: bool
+
+    def read(self, last_hidden_state: Tensor, height: int, width: int) -> BackboneFeatures:
+        maps = last_hidden_state if self.channels_last else last_hidden_state.permute(0, 2, 3, 1)
+        regions = maps.flatten(1, 2)
+        return BackboneFeatures(regions, regions.mean(dim=1), (maps.shape[1], maps.shape[2]))
+
+    def pool(self, hidden_state: Tensor) -> Tensor:
+        return _mean_over_positions(hidden_state)
+
+
+@dataclass(frozen=True)
+class _TokenLayout:
+    """Outputs are tokens (B, prefix + h * w, C); a prefix starts with the class token.
+
+    Attributes:
+        stride: pixels between neighboring regions, (vertical, horizontal).
+        prefix: number of class, distillation and register tokens in front of the regions.
+    """
+
+    stride: tuple[int, int]
+    prefix: int
+
+    def read(self, last_hidden_state: Tensor, height: int, width: int) -> BackboneFeatures:
+        count = last_hidden_state.shape[1] - self.prefix
+        grid = self.grid(count, height, width)
+        if grid is None:
+            raise ValueError(
+                f"the network turned {height} x {width} pixels into {count} regions, which form no "
+                f"grid of stride {self.stride[0]} x {self.stride[1]}: use an input size that is a "
+                f"multiple of the stride"
+            )
+        return BackboneFeatures(
+            last_hidden_state[:, self.prefix :], self.pool(last_hidden_state), grid
+        )
+
+    def grid(self, count: int, height: int, width: int) -> tuple[int, int] | None:
+        """Grid of a number of regions of an image of height x width pixels; None if they form
+        none.
+        """
+        grids = _possible_grids(height, width, self.stride)
+        return next((grid for grid in grids if grid[0] * grid[1] == count), None)
+
+    def pool(self, hidden_state: Tensor) -> Tensor:
+        if self.prefix and hidden_state.ndim == 3:
+            return hidden_state[:, 0]
+        return _mean_over_positions(hidden_state)
+
+
+class RegionBackbone(nn.Module):
+    """One network of this project, or any vision `AutoModel`, behind one interface.
+
+    The networks of this project state their grid themselves. How another network lays out its
+    outputs is measured on one image when the adapter is built: feature maps (ResNet, ConvNeXt, most
+    of timm) are flattened row-major; tokens lose the class, distillation and register tokens in
+    front of them. The view feature is the class token where there is one (the rule of the DINO and
+    EsViT papers for ViT), else the mean of the regions; a pooling head is ignored. Position
+    embeddings are interpolated where the network offers it.
+
+    Trainable parameters that cannot influence the outputs (pooling heads, mask tokens) are frozen,
+    so that `DistributedDataParallel` needs no search for unused parameters. Settings of the network
+    itself, such as `model.gradient_checkpointing_enable()`, stay available at `backbone.model`.
+
+    Args:
+        model: network whose main input is `pixel_values`.
+        image_size: height and width, in pixels, of the image used to measure a foreign network; by
+            default its own `config.image_size`.
+
+    Attributes:
+        model: the network.
+        feature_dim: channels C of regions and view feature.
+
+    Raises:
+        ValueError: the network takes no images, has no spatial tokens, or gives random outputs in
+            evaluation mode.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, image_size: int | tuple[int, int] | None = None):
+        super().__init__()
+        self.model = model
+        name = type(model).__name__
+        if model.main_input_name != "pixel_values":
+            raise ValueError(
+                f"{name} takes {model.main_input_name!r}, not images (pixel_values): choose a "
+                f"vision model, or pass the vision tower of a multimodal one"
+            )
+        self._native_size = _configured_image_size(model.config)
+        self._interpolates = (
+            "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        )
+        self._layout: _MapLayout | _TokenLayout | None = None
+        self._final_norm: str | None = None
+        self.feature_dim: int
+        if isinstance(model, _RegionModel):
+            self.feature_dim = model.config.hidden_size
+        else:
+            self._measure(
+                _pair(image_size) if image_size is not None else self._native_size or (224, 224)
+            )
+
+    def forward(self, pixel_values: Tensor) -> BackboneFeatures:
+        """Region and view features of a batch.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalized images.
+
+        Returns:
+            Regions (B, N, C), view feature (B, C), and the grid.
+
+        Raises:
+            ValueError: the network's tokens for this input size form no grid.
+        """
+        return self._read(self._run(pixel_values), pixel_values)
+
+    def pooled_blocks(self, pixel_values: Tensor, count: int) -> Tensor:
+        """View features of the last `count` blocks, concatenated from the earliest to the last: the
+        linear-probe input.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalized images.
+            count: number of blocks.
+
+        Returns:
+            (B, sum of the blocks' channels).
+
+        Raises:
+            ValueError: `count` is not between 1 and the number of blocks.
+
+        Source:
+            EsViT section 4.1 and DINO appendix F.2: features of the last four blocks for small
+            networks.
+        """
+        return torch.cat(self.block_features(pixel_values, count), dim=1)
+
+    def block_features(self, pixel_values: Tensor, count: int) -> list[Tensor]:
+        """View features of the last `count` blocks, one by one.
+
+        The networks of this project follow the paper's rule for their family. For any other network
+        a block is an entry of its `hidden_states` after the first (stages, for many hierarchical
+        networks): class tokens are taken, maps averaged, after the network's final norm where its
+        width fits. The last block's part is the view feature.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalized images.
+            count: number of blocks.
+
+        Returns:
+            One (B, C_l) for each block, from the earliest to the last.
+
+        Raises:
+            ValueError: `count` is not between 1 and the number of blocks.
+        """
+        if count < 1:
+            raise ValueError(f"count is {count}: ask for at least one block")
+        output = self._run(pixel_values, output_hidden_states=True)
+        hidden_states = output.hidden_states
+        if isinstance(self.model, _RegionModel):
+            rows = self.model.pool_hidden_states(hidden_states)
+            self._check_count(count, len(rows))
+            return rows[-count:]
+        self._check_count(count, len(hidden_states or ()) - 1)
+        assert self._layout is not None
+        norm = self.model.get_submodule(self._final_norm) if self._final_norm else None
+        rows = [self._layout.pool(_normalized(state, norm)) for state in hidden_states[-count:-1]]
+        return [*rows, self._read(output, pixel_values).pooled]
+
+    def layer_regions(
+        self, pixel_values: Tensor, layer: int | None = None
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Regions of any layer.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalized images.
+            layer: index into the network's `hidden_states`, which are not normalized: 0 for the
+                patch embeddings, -1 for the last; None for the regions of `forward`, behind the
+                last norm.
+
+        Returns:
+            Regions (B, N, C), row-major, without class, register or global tokens, and their grid
+            (h, w).
+
+        Raises:
+            ValueError: the network has no such layer, or its tokens form no grid.
+        """
+        if layer is None:
+            features = self(pixel_values)
+            return features.regions, features.grid
+        height, width = pixel_values.shape[-2:]
+        hidden_states = self._run(pixel_values, output_hidden_states=True).hidden_states or ()
+        if not -len(hidden_states) <= layer < len(hidden_states):
+            raise ValueError(
+                f"layer {layer} asked for, {type(self.model).__name__} reports "
+                f"{len(hidden_states)} hidden states: choose 0 to {len(hidden_states) - 1}, or "
+                f"count from the end with -1"
+            )
+        state = hidden_states[layer]
+        if isinstance(self.model, _RegionModel):
+            layouts = self.model.attention_layouts(height, width)
+            layout = [layouts[0], *layouts][layer]
+            return state[:, layout.num_global_tokens :], layout.grid
+        if state.ndim == 4:
+            channels_last = isinstance(self._layout, _MapLayout) and self._layout.channels_last
+            features = _MapLayout(channels_last).read(state, height, width)
+            return features.regions, features.grid
+        prefix = self._layout.prefix if isinstance(self._layout, _TokenLayout) else 0
+        name, stride = type(self.model).__name__, _first_stride(self.model)
+        found = _token_layout(state.shape[1] - prefix, (height, width), stride, name)
+        features = _TokenLayout(found.stride, prefix).read(state, height, width)
+        return features.regions, features.grid
+
+    def attention_maps(self, pixel_values: Tensor) -> list[tuple[Tensor, AttentionLayout]]:
+        """Attention probabilities of every block.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalized images.
+
+        Returns:
+            For each block (B * windows, heads, Q, K) probabilities, and which tokens their rows and
+            columns belong to.
+
+        Raises:
+            ValueError: the network has no attention, or one whose layout is unknown.
+        """
+        height, width = pixel_values.shape[-2:]
+        if isinstance(self.model, _RegionModel):
+            attentions = self._run(pixel_values, output_attentions=True).attentions
+            return list(zip(attentions, self.model.attention_layouts(height, width), strict=True))
+        name, layout = type(self.model).__name__, self._layout
+        remedy = (
+            "choose a network of this project or a plain vision transformer such as ViT, DeiT or "
+            "DINOv2"
+        )
+        attentions = self._foreign_attentions(pixel_values, remedy)
+        if not attentions or not isinstance(layout, _TokenLayout):
+            raise ValueError(f"{name} reports no attention between tokens of a grid: {remedy}")
+        maps = []
+        for block, probabilities in enumerate(attentions):
+            shape = tuple(probabilities.shape) if isinstance(probabilities, Tensor) else ()
+            grid = (
+                layout.grid(shape[-1] - layout.prefix, height, width) if len(shape) == 4 else None
+            )
+            if grid is None or shape[0] != len(pixel_values) or shape[2] != shape[3]:
+                raise ValueError(
+                    f"block {block} of {name} reports attention of shape {shape}, which is not "
+                    f"from all tokens to all: {remedy}"
+                )
+            maps.append((probabilities, full_attention_layout(grid, layout.stride, layout.prefix)))
+        return maps
+
+    def _foreign_attentions(self, pixel_values: Tensor, remedy: str) -> Sequence[Any]:
+        """Attentions of a network that is not of this project, computed step by step: fused kernels
+        have none.
+        """
+        implementation = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        try:
+            output = self._run(pixel_values, output_attentions=True)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{type(self.model).__name__} reports no attention probabilities "
+                f"({one_line(error)}): {remedy}"
+            ) from error
+        finally:
+            self.model.set_attn_implementation(implementation)
+        return getattr(output, "attentions", None) or ()
+
+    def _check_count(self, count: int, available: int) -> None:
+        if count > max(available, 1):
+            raise ValueError(
+                f"{count} blocks asked for, {type(self.model).__name__} reports "
+                f"{max(available, 1)}: lower the number"
+            )
+
+    def _run(self, pixel_values: Tensor, **options: bool) -> Any:
+        if self._interpolates:
+            # At the native size interpolation is the identity, except in ViT with a non-square
+            # grid, which it breaks.
+            options["interpolate_pos_encoding"] = (
+                tuple(pixel_values.shape[-2:]) != self._native_size
+            )
+        return self.model(
+            pixel_values=pixel_values.to(self.model.dtype), return_dict=True, **options
+        )
+
+    def _read(self, output: Any, pixel_values: Tensor) -> BackboneFeatures:
+        height, width = pixel_values.shape[-2:]
+        if isinstance(self.model, _RegionModel):
+            grid = self.model.region_grid(height, width)
+            return BackboneFeatures(output.last_hidden_state, output.pooler_output, grid)
+        assert self._layout is not None
+        return self._layout.read(output.last_hidden_state, height, width)
+
+    @torch.enable_grad()
+    def _measure(self, image_size: tuple[int, int]) -> None:
+        """Learn layout, width, final norm and unused parameters of a foreign network from one
+        image.
+        """
+        model, name = self.model, type(self.model).__name__
+        height, width = image_size
+        channels = getattr(model.config, "num_channels", None) or 3
+        pixels = torch.linspace(-1, 1, channels * height * width, device=model.device)
+        pixels = pixels.reshape(1, channels, height, width)
+        producers: list[tuple[str, Tensor, Tensor]] = []
+        hooks = [
+            module.register_forward_hook(_recorder(module_name, producers))
+            for module_name, module in model.named_modules()
+            if isinstance(getattr(module, "weight", None), Tensor) and not list(module.children())
+        ]
+        was_training = model.training
+        model.eval()
+        try:
+            output = self._run(pixels, output_hidden_states=True)
+            repeated = self._run(pixels)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise ValueError(
+                f"{name} cannot process an image of {height} x {width} pixels "
+                f"({one_line(error)}): pass image_size with a size that it takes"
+            ) from error
+        finally:
+            model.train(was_training)
+            for hook in hooks:
+                hook.remove()
+
+        last = getattr(output, "last_hidden_state", None)
+        if not isinstance(last, Tensor) or last.ndim not in (3, 4):
+            found = (
+                "no last_hidden_state"
+                if last is None
+                else f"a last_hidden_state of shape {tuple(last.shape)}"
+            )
+            raise ValueError(
+                f"{name} has no spatial tokens ({found}): choose a network that gives features per "
+                f"region"
+            )
+        if last.shape != repeated.last_hidden_state.shape or not torch.equal(
+            last, repeated.last_hidden_state
+        ):
+            raise ValueError(
+                f"{name} gives different outputs for the same image in evaluation mode (random "
+                f"masking, as in MAE?): load the weights as the plain encoder class, for MAE "
+                f"ViTModel"
+            )
+        if last.ndim == 4:
+            self._layout = _map_layout(last, image_size)
+        else:
+            self._layout = _token_layout(last.shape[1], image_size, _first_stride(model), name)
+        features = self._layout.read(last, height, width)
+        self.feature_dim = features.pooled.shape[1]
+
+        before_last = (getattr(output, "hidden_states", None) or [None])[-1]
+        for module_name, module_input, module_output in producers:
+            if module_output is last and module_input is before_last:
+                self._final_norm = module_name
+
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if trainable:
+            total = features.regions.sum() + features.pooled.sum()
+            gradients = torch.autograd.grad(total, trainable, allow_unused=True)
+            for parameter, gradient in zip(trainable, gradients, strict=True):
+                if gradient is None:
+                    parameter.requires_grad_(False)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def _configured_image_size(config: PretrainedConfig) -> tuple[int, int] | None:
+    size = getattr(config, "image_size", None)
+    if size is None:
+        input_size = (getattr(config, "pretrained_cfg", None) or {}).get("input_size")
+        size = input_size[-2:] if input_size else None
+    return _pair(size) if size else None
+
+
+def _mean_over_positions(hidden_state: Tensor) -> Tensor:
+    return hidden_state.mean(dim=1) if hidden_state.ndim == 3 else hidden_state.mean(dim=(2, 3))
+
+
+def _normalized(hidden_state: Tensor, norm: nn.Module | None) -> Tensor:
+    weight = getattr(norm, "weight", None)
+    if (
+        norm is None
+        or weight is None
+        or hidden_state.ndim != 3
+        or hidden_state.shape[-1:] != weight.shape
+    ):
+        return hidden_state
+    normalized: Tensor = norm(hidden_state)
+    return normalized
+
+
+def _recorder(name: str, records: list[tuple[str, Tensor, Tensor]]) -> Any:
+    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+            records.append((name, inputs[0], output))
+
+    return record
+
+
+def _map_layout(last: Tensor, image_size: tuple[int, int]) -> _MapLayout:
+    """Tell (B, C, h, w) from (B, h, w, C): the grid has the image's proportions."""
+    height, width = image_size
+    _, first, second, third = last.shape
+    looks_channels_last = first * width == second * height
+    looks_channels_first = second * width == third * height
+    return _MapLayout(channels_last=looks_channels_last and not looks_channels_first)
+
+
+def _first_stride(model: PreTrainedModel) -> tuple[int, int]:
+    patch_size = getattr(model.config, "patch_size", None)
+    if isinstance(patch_size, int):
+        return _pair(patch_size)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return _pair(module.stride)
+    return (1, 1)
+
+
+def _possible_grids(height: int, width: int, stride: tuple[int, int]) -> list[tuple[int, int]]:
+    """Grids of an input whose remainder is padded, or dropped."""
+    return [
+        (math.ceil(height / stride[0]), math.ceil(width / stride[1])),
+        (height // stride[0], width // stride[1]),
+    ]
+
+
+def _token_layout(
+    tokens: int, image_size: tuple[int, int], first_stride: tuple[int, int], name: str
+) -> _TokenLayout:
+    """Find stride and prefix: hierarchical networks halve the grid until its regions fit into the
+    tokens.
+    """
+    height, width = image_size
+    stride = first_stride
+    while stride[0] <= height or stride[1] <= width:
+        for grid in _possible_grids(height, width, stride):
+            if 0 < grid[0] * grid[1] <= tokens:
+                return _TokenLayout(stride, tokens - grid[0] * grid[1])
+        stride = (2 * stride[0], 2 * stride[1])
+    raise ValueError(
+        f"{name} has no spatial tokens (an image of {height} x {width} pixels becomes {tokens} "
+        f"tokens): choose a network that gives features per region"
+    )

@@ -1,0 +1,75 @@
+"""Pretrained weights of any vision network as a backbone."""
+
+import inspect
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel
+
+from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.common.errors import one_line
+
+__all__ = ["load_backbone"]
+
+
+def load_backbone(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **config_fields: Any,
+) -> RegionBackbone:
+    """Load pretrained weights as a `RegionBackbone`.
+
+    Args:
+        name_or_path: Hub name or folder of any vision `AutoModel`.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run modeling code that the repository ships.
+        config_fields: fields of the network's configuration to override.
+
+    Returns:
+        The backbone in evaluation mode, in the data type of the saved weights.
+
+    Raises:
+        ValueError: nothing loadable there, an unknown configuration field, a network that is no
+            backbone, or weights that do not cover the network (which would silently evaluate random
+            features).
+    """
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config, unknown = AutoConfig.from_pretrained(
+            name_or_path, return_unused_kwargs=True, **source, **config_fields
+        )
+        unknown = {field: value for field, value in unknown.items() if field in config_fields}
+        if unknown:
+            raise ValueError(
+                f"{type(config).__name__} has no field {', '.join(map(repr, unknown))}: remove it "
+                f"or correct its name"
+            )
+        # A pooling head is not part of the features; leaving it out also avoids warnings about its
+        # missing weights.
+        model_class = MODEL_MAPPING.get(type(config), None)
+        takes_pooler = (
+            inspect.isclass(model_class)
+            and "add_pooling_layer" in inspect.signature(model_class).parameters
+        )
+        options = {"add_pooling_layer": False} if takes_pooler else {}
+        model, loading = AutoModel.from_pretrained(
+            name_or_path, config=config, output_loading_info=True, **source, **options
+        )
+    except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise ValueError(
+            f"cannot load a model from {name_or_path!r} ({one_line(error)}): give a Hub name or a "
+            f"folder with config.json and model.safetensors"
+        ) from error
+    backbone = RegionBackbone(model)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    missing = sorted(set(loading["missing_keys"]) - frozen)
+    if missing:
+        raise ValueError(
+            f"the weights of {name_or_path!r} do not cover {type(model).__name__}: {len(missing)} "
+            f"tensors are missing, for example {missing[0]!r}; load them as the architecture they "
+            f"were saved from"
+        )
+    return backbone.eval()

@@ -1,0 +1,94 @@
+"""The images of a data set that a network finds most similar to a given one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.data.sources import ImageSource
+from esvit_hf.evaluation.knn import nearest_neighbors
+from esvit_hf.features.extraction import Features
+from esvit_hf.features.input_format import apply_processor
+
+__all__ = ["Neighbor", "class_name", "nearest_images", "view_feature"]
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """An image of a data set that resembles a given one.
+
+    Attributes:
+        index: its place in the data set.
+        image: RGB.
+        cosine: similarity of the view features, in [-1, 1].
+        class_name: name or number of its class, None without labels.
+    """
+
+    index: int
+    image: Image.Image
+    cosine: float
+    class_name: str | None
+
+
+@torch.no_grad()
+def view_feature(
+    backbone: RegionBackbone, processor: Callable[..., Any], image: Image.Image
+) -> Tensor:
+    """Compute the view feature of one image, as `extract_features` does for a data set.
+
+    Args:
+        backbone: in evaluation mode.
+        processor: image processor of transformers.
+        image: RGB.
+
+    Returns:
+        (C,) float32 on the CPU.
+    """
+    pixel_values = apply_processor(processor, [image]).to(backbone.model.device)
+    return backbone(pixel_values).pooled[0].float().cpu()
+
+
+def nearest_images(
+    query: Tensor, source: ImageSource, features: Features, count: int
+) -> list[Neighbor]:
+    """Find the images whose view features have the highest cosine similarity with a query.
+
+    Args:
+        query: (C,) view feature.
+        source: the images.
+        features: their view features.
+        count: number of images; all if there are fewer.
+
+    Returns:
+        Neighbors from the most similar on.
+
+    Raises:
+        ValueError: the features do not fit the query, or are not finite.
+    """
+    cosines, indices = nearest_neighbors(features.values, query[None], min(count, len(source)))
+    places = indices[0].tolist()
+    neighbors = []
+    for place, cosine, image in zip(places, cosines[0].tolist(), source.read(places), strict=True):
+        assert isinstance(image, Image.Image), "features exist only for images that can be decoded"
+        neighbors.append(Neighbor(place, image, cosine, class_name(source, place)))
+    return neighbors
+
+
+def class_name(source: ImageSource, index: int) -> str | None:
+    """Name the class of an image.
+
+    Args:
+        source: the images.
+        index: place of the image.
+
+    Returns:
+        Its name, or its number where the data names no classes; None without labels.
+    """
+    if source.labels is None:
+        return None
+    label = int(source.labels[index])
+    return str(label) if source.class_names is None else source.class_names[label]

@@ -1,0 +1,1 @@
+"""Folders for the Hub: cards, heads, checks and publishing."""

@@ -1,0 +1,1 @@
+"""The authors' checkpoints: rules and conversion both ways."""

@@ -1,0 +1,308 @@
+"""Checkpoints of the reference implementation become models of this package.
+
+The names of the reference are mapped by rules that are data: one `NetworkRule` a network family.
+Every tensor of a file is used, recognized as recomputed, or named in an error.
+"""
+
+import argparse
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, PreTrainedModel
+
+from esvit_hf.reference.baseline_rules import BASELINE_RULES
+from esvit_hf.reference.network_rules import ESVIT_RULES, NetworkRule, Rename
+
+State = dict[str, Tensor]
+
+NETWORK_RULES: tuple[NetworkRule, ...] = (*ESVIT_RULES, *BASELINE_RULES)
+
+# Names behind "head." (view) and "head_dense." (region). A head of one layer has no index in the
+# reference.
+_HEAD_RENAMES: tuple[Rename, ...] = (
+    (r"mlp\.(\d+)\.(\w+)", r"layers.\1.\2"),
+    (r"mlp\.(weight|bias)", r"layers.0.\1"),
+    (r"last_layer\.weight_g", r"prototype_gain"),
+    (r"last_layer\.weight_v", r"prototype_direction"),
+)
+
+
+def read_reference_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Open a checkpoint file of the reference without executing anything in it.
+
+    Args:
+        path: `checkpoint.pth` as the reference's training writes it.
+
+    Returns:
+        The dictionary in the file; `student` and `teacher`, where present, map names to tensors.
+
+    Raises:
+        ValueError: If there is no file, or it is truncated, foreign, or holds objects other than
+            tensors, plain values and the `argparse.Namespace` of the run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint file {str(path)!r}.")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # A pickle of another protocol than the reference's either loads completely or is
+            # refused.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged or hostile pickle can end in any exception.
+    except Exception as error:
+        raise ValueError(
+            f"{str(path)!r} is not a readable checkpoint of the reference: {_reason(error)}"
+        ) from error
+    networks = [
+        name
+        for name in ("student", "teacher")
+        if isinstance(checkpoint, dict) and name in checkpoint
+    ]
+    if not networks:
+        raise ValueError(
+            f"{str(path)!r} holds neither 'student' nor 'teacher' weights: not a reference "
+            f"checkpoint."
+        )
+    for name in networks:
+        state = checkpoint[name]
+        if not isinstance(state, dict) or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+        ):
+            raise ValueError(
+                f"{name!r} in {str(path)!r} does not map names to tensors: not a reference "
+                f"checkpoint."
+            )
+    return checkpoint
+
+
+def _reason(error: Exception) -> str:
+    # PyTorch's own message advises to load without protection.
+    if blocked := re.search(r"\bGLOBAL ([\w.]+)", str(error)):
+        return (
+            f"it holds {blocked[1]}, which could run code; only tensors, plain values and "
+            f"argparse.Namespace are read."
+        )
+    return f"it is truncated or no PyTorch file ({type(error).__name__})."
+
+
+def split_reference_state_dict(
+    state: Mapping[str, Tensor], *, arch: str | None = None
+) -> tuple[State, State, State]:
+    """Separate backbone, view head and region head and give their tensors this package's names.
+
+    Args:
+        state: `student` or `teacher` of a reference checkpoint, with or without the prefix
+            `module.`.
+        arch: Family of the backbone; recognized from the names if None.
+
+    Returns:
+        State dicts of the backbone, of the view head and of the region head; a head that is not
+        there is empty.
+
+    Raises:
+        ValueError: If the family is not recognized or a name belongs to no part.
+    """
+    return _split(state, _find_rule(state, arch))[:3]
+
+
+def _find_weights(checkpoint: Mapping[str, Any], path: str | Path, weights: str) -> State:
+    if weights not in checkpoint:
+        there = ", ".join(name for name in ("student", "teacher") if name in checkpoint)
+        raise ValueError(f"{str(path)!r} holds no {weights!r} weights, only: {there}.")
+    state: State = checkpoint[weights]
+    return state
+
+
+def _find_rule(state: Mapping[str, Tensor], arch: str | None) -> NetworkRule:
+    known = ", ".join(rule.name for rule in NETWORK_RULES)
+    if arch is not None:
+        for rule in NETWORK_RULES:
+            if rule.name == arch:
+                return rule
+        raise ValueError(f"arch={arch!r} is unknown; known: {known}.")
+    for rule in NETWORK_RULES:
+        if any(re.fullmatch(rf"(?:module\.)?{rule.signature}", name) for name in state):
+            return rule
+    sample = ", ".join(list(state)[:3])
+    raise ValueError(f"the names ({sample}, ...) belong to none of the known networks ({known}).")
+
+
+def rename(name: str, renames: tuple[Rename, ...]) -> str | None:
+    """Translate one name.
+
+    Args:
+        name: Name of the reference, without `module.`.
+        renames: Patterns and replacements of a `NetworkRule`.
+
+    Returns:
+        The name in this package, with `{part}` where the reference stacks several tensors; None if
+        no pattern matches.
+    """
+    for pattern, replacement in renames:
+        if match := re.fullmatch(pattern, name):
+            return replacement(match) if callable(replacement) else match.expand(replacement)
+    return None
+
+
+def _split(state: Mapping[str, Tensor], rule: NetworkRule) -> tuple[State, State, State, State]:
+    backbone: State = {}
+    view_head: State = {}
+    region_head: State = {}
+    recomputed: State = {}
+    shared: State = {}
+    unused = []
+    for reference_name, tensor in state.items():
+        name = reference_name.removeprefix("module.")
+        if name.startswith("head_dense."):
+            part, renamed = region_head, rename(name.removeprefix("head_dense."), _HEAD_RENAMES)
+        elif name.startswith("head."):
+            part, renamed = view_head, rename(name.removeprefix("head."), _HEAD_RENAMES)
+        else:
+            part, renamed = backbone, rename(name, rule.renames)
+            if renamed is not None and rule.recomputed and re.fullmatch(rule.recomputed, renamed):
+                part = recomputed
+            elif rule.shared and re.fullmatch(rule.shared, name):
+                part = shared
+        if renamed is None:
+            unused.append(reference_name)
+        elif renamed in part:
+            raise ValueError(
+                f"the checkpoint names the tensor {reference_name!r} twice, with and without "
+                f"'module.'."
+            )
+        elif part is backbone and "{part}" in renamed:
+            pieces = tensor.chunk(len(rule.parts))
+            backbone |= {
+                renamed.format(part=name): piece
+                for name, piece in zip(rule.parts, pieces, strict=False)
+            }
+        else:
+            pointwise = (
+                rule.pointwise and part is backbone and re.fullmatch(rule.pointwise, renamed)
+            )
+            part[renamed] = tensor.flatten(1) if pointwise else tensor
+    if unused:
+        raise ValueError(
+            f"{len(unused)} names have no place in a {rule.name} network: {', '.join(unused[:8])}."
+        )
+    for name, tensor in shared.items():
+        if name not in backbone or not torch.equal(backbone[name], tensor):
+            raise ValueError(
+                f"the checkpoint has a second {name} of its own, for global tokens: only networks "
+                f"whose global tokens share the projections of all others can be converted."
+            )
+    return backbone, view_head, region_head, recomputed
+
+
+def convert_checkpoint(
+    path: str | Path,
+    *,
+    weights: Literal["teacher", "student"] = "teacher",
+    arch: str | None = None,
+    **config_fields: Any,
+) -> PreTrainedModel:
+    """Turn the backbone of a reference checkpoint into a model of this package.
+
+    The configuration is read off the shapes of the tensors; what leaves no trace there
+    (`drop_path_rate`, an `image_size` that changes no window, the windows and heads of a CvT-T) has
+    its default unless given.
+
+    Args:
+        path: `checkpoint.pth` of the reference.
+        weights: Which network of the file; the paper evaluates the teacher.
+        arch: Family of the backbone; recognized from the names if None.
+        **config_fields: Configuration fields that win over the inferred ones.
+
+    Returns:
+        The base model in eval mode.
+
+    Raises:
+        ValueError: If the file is unreadable, a name or shape does not fit, or a tensor is missing
+            or left over.
+    """
+    return model_from_checkpoint(
+        read_reference_checkpoint(path), path, weights, arch, config_fields
+    )
+
+
+def find_family(
+    checkpoint: Mapping[str, Any], path: str | Path, weights: Literal["teacher", "student"]
+) -> str:
+    """Recognize the network of a checkpoint that is read already.
+
+    Args:
+        checkpoint: What `read_reference_checkpoint` returns.
+        path: Where it was read, for errors.
+        weights: Which network of the file.
+
+    Returns:
+        Name of its rule.
+
+    Raises:
+        ValueError: If the file does not hold these weights, or they are of no known network.
+    """
+    return _find_rule(_find_weights(checkpoint, path, weights), None).name
+
+
+def model_from_checkpoint(
+    checkpoint: Mapping[str, Any],
+    path: str | Path,
+    weights: Literal["teacher", "student"],
+    arch: str | None,
+    config_fields: dict[str, Any],
+) -> PreTrainedModel:
+    """Do the work of `convert_checkpoint` for a checkpoint that is read already.
+
+    Args:
+        checkpoint: What `read_reference_checkpoint` returns.
+        path: Where it was read, for errors.
+        weights: Which network of the file.
+        arch: Family of the backbone; recognized from the names if None.
+        config_fields: Configuration fields that win over the inferred ones.
+
+    Returns:
+        The base model in eval mode.
+
+    Raises:
+        ValueError: As in `convert_checkpoint`.
+    """
+    rule = _find_rule(_find_weights(checkpoint, path, weights), arch)
+    backbone, _, _, recomputed = _split(checkpoint[weights], rule)
+    try:
+        config = rule.infer_config(backbone, config_fields)
+    except (KeyError, IndexError) as error:
+        raise ValueError(
+            f"{str(path)!r} is no complete {rule.name} network: {error} is missing."
+        ) from error
+    model = AutoModel.from_config(config, **rule.model_options)
+    _load(model, backbone, recomputed)
+    return model.eval()
+
+
+def _load(model: PreTrainedModel, state: State, recomputed: State) -> None:
+    expected = model.state_dict()
+    if missing := [name for name in expected if name not in state]:
+        raise ValueError(
+            f"the checkpoint lacks {len(missing)} tensors of the network: {', '.join(missing[:8])}."
+        )
+    if surplus := [name for name in state if name not in expected]:
+        raise ValueError(
+            f"the network has no place for {len(surplus)} tensors: {', '.join(surplus[:8])}."
+        )
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} in the checkpoint and "
+                f"{tuple(expected[name].shape)} in the network: correct the configuration fields."
+            )
+    buffers = dict(model.named_buffers())
+    for name, tensor in recomputed.items():
+        if name not in buffers or not torch.equal(buffers[name].flatten(), tensor.flatten()):
+            raise ValueError(f"{name} in the checkpoint differs from what the network computes.")
+    model.load_state_dict(state)

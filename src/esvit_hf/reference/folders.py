@@ -1,0 +1,290 @@
+"""Checkpoints of the reference become folders that `from_pretrained` loads, and the other way
+round.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from esvit_hf.hub.heads_file import HEADS_FILE, SavedHead, write_heads
+from esvit_hf.models.configuration_esvit_common import as_pair
+from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
+from esvit_hf.reference.convert import (
+    model_from_checkpoint,
+    read_reference_checkpoint,
+    split_reference_state_dict,
+)
+from esvit_hf.reference.to_reference import convert_to_reference
+
+__all__ = [
+    "check_free",
+    "convert_to_file",
+    "convert_to_folder",
+    "load_model",
+    "read_reference_heads",
+    "write_model",
+    "written_whole",
+]
+
+# Where the reference keeps the center of each task.
+_CENTERS = {"view": "center", "region": "center_grid"}
+_DEFAULT_IMAGE_SIZE = 224
+# The evaluation transform resizes to this multiple of the crop.
+_RESIZE_RATIO = 256 / 224
+
+
+def convert_to_folder(
+    checkpoint_file: str | Path,
+    output: str | Path,
+    *,
+    weights: Literal["teacher", "student"] = "teacher",
+    arch: str | None = None,
+    with_heads: bool = False,
+    config_fields: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Turn a checkpoint of the reference into a folder with model, image processor and, if asked
+    for, the heads.
+
+    The folder appears under its name only when it is complete.
+
+    Args:
+        checkpoint_file: `checkpoint.pth` of the reference.
+        output: Folder to write; it must not exist or be empty.
+        weights: Which network of the file; the paper evaluates the teacher.
+        arch: Family of the backbone; recognized from the names if None.
+        with_heads: Whether heads and centers come along, so that pretraining continues with them.
+        config_fields: Configuration fields that win over the inferred ones.
+
+    Returns:
+        What was written: `output`, `model_type`, `parameters` (of the model), `heads` (their
+        tasks).
+
+    Raises:
+        ValueError: If the file cannot be converted, a field does not exist, or the folder is not
+            free.
+    """
+    output = Path(output)
+    check_free(output)
+    checkpoint = read_reference_checkpoint(checkpoint_file)
+    model = load_model(checkpoint, checkpoint_file, weights, arch, config_fields or {})
+    heads = read_reference_heads(checkpoint, checkpoint_file, weights, arch) if with_heads else {}
+    if with_heads and not heads:
+        raise ValueError(f"{str(checkpoint_file)!r} has no heads: convert it without.")
+    with written_whole(output) as folder:
+        write_model(model, heads, folder)
+    return {
+        "output": str(output),
+        "model_type": model.config.model_type,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "heads": list(heads),
+    }
+
+
+def load_model(
+    checkpoint: Mapping[str, Any],
+    path: str | Path,
+    weights: Literal["teacher", "student"],
+    arch: str | None,
+    config_fields: Mapping[str, Any],
+) -> PreTrainedModel:
+    """Build the backbone of a checkpoint that is read already.
+
+    Args:
+        checkpoint: What `read_reference_checkpoint` returns.
+        path: Where it was read, for errors.
+        weights: Which network of the file.
+        arch: Family of the backbone; recognized from the names if None.
+        config_fields: Configuration fields that win over the inferred ones.
+
+    Returns:
+        The base model in eval mode.
+
+    Raises:
+        ValueError: If the file cannot be converted or a field does not exist.
+    """
+    try:
+        model = model_from_checkpoint(checkpoint, path, weights, arch, dict(config_fields))
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
+    _check_fields(model.config, config_fields)
+    return model
+
+
+def write_model(model: PreTrainedModel, heads: Mapping[str, SavedHead], folder: Path) -> None:
+    """Write a new folder with a model, its image processor and its heads.
+
+    Args:
+        model: Base model.
+        heads: By task; no file is written if there are none.
+        folder: Folder to make.
+    """
+    folder.mkdir()
+    model.save_pretrained(folder)
+    _make_processor(model.config).save_pretrained(folder)
+    if heads:
+        write_heads(heads, folder / HEADS_FILE)
+
+
+def convert_to_file(
+    name_or_path: str, output: str | Path, *, with_heads: bool = False
+) -> dict[str, Any]:
+    """Write a model in the layout of the reference's checkpoints.
+
+    Args:
+        name_or_path: Folder or Hub name of a network that the reference knows.
+        output: File to write; it must not exist.
+        with_heads: Whether heads and centers come along.
+
+    Returns:
+        What was written: `output`, `tensors` (of each network), `heads` (their tasks).
+
+    Raises:
+        ValueError: If the reference has no such network, heads are asked for and not there, or the
+            file exists.
+    """
+    output = Path(output)
+    check_free(output)
+    checkpoint = convert_to_reference(name_or_path, with_heads=with_heads)
+    with written_whole(output) as file:
+        torch.save(checkpoint, file)
+    tasks = [task for task, center in _CENTERS.items() if center in checkpoint["dino_loss"]]
+    return {"output": str(output), "tensors": len(checkpoint["teacher"]), "heads": tasks}
+
+
+def check_free(output: Path) -> None:
+    """Check that nothing would be overwritten.
+
+    Args:
+        output: File or folder to write.
+
+    Raises:
+        ValueError: If it exists and is not an empty folder.
+    """
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if output.exists() or output.is_symlink():
+        raise ValueError(f"output={str(output)!r} exists: give another name or remove it first.")
+
+
+@contextmanager
+def written_whole(output: Path) -> Iterator[Path]:
+    """Give a path to write to, and move what is there to its place if nothing goes wrong.
+
+    Args:
+        output: File or folder to write; `check_free` has passed.
+
+    Yields:
+        A path of the same name beside it.
+
+    Raises:
+        ValueError: If the place cannot be written to.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its place: a move within one file system takes no time and cannot fail half-way.
+        workplace = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    except OSError as error:
+        raise ValueError(f"output={str(output)!r} cannot be written: {error}.") from error
+    try:
+        written = workplace / output.name
+        yield written
+        if output.is_dir():
+            output.rmdir()
+        written.rename(output)
+    finally:
+        shutil.rmtree(workplace)
+
+
+def _check_fields(config: PreTrainedConfig, given: Mapping[str, Any]) -> None:
+    # A name that is none would be kept as a free attribute and change nothing.
+    known = {name for name in type(config)().to_dict() if not name.startswith("_")} | set(
+        config.attribute_map
+    )
+    if unknown := sorted(set(given) - known):
+        raise ValueError(
+            f"{type(config).__name__} has no field {', '.join(unknown)}: its fields are "
+            f"{sorted(known)}."
+        )
+
+
+def read_reference_heads(
+    checkpoint: Mapping[str, Any], path: str | Path, weights: str, arch: str | None
+) -> dict[str, SavedHead]:
+    """Take the heads and their centers out of a checkpoint that is read already.
+
+    Args:
+        checkpoint: What `read_reference_checkpoint` returns.
+        path: Where it was read, for errors.
+        weights: Which network of the file.
+        arch: Family of the backbone; recognized from the names if None.
+
+    Returns:
+        The heads by task, empty if there are none.
+
+    Raises:
+        ValueError: If a head is damaged or has no center that fits.
+    """
+    _, view, region = split_reference_state_dict(checkpoint[weights], arch=arch)
+    centers = checkpoint.get("dino_loss", {})
+    heads = {}
+    for task, state in (("view", view), ("region", region)):
+        if not state:
+            continue
+        _check_head(state, f"the {task} head in {str(path)!r}")
+        center = centers.get(_CENTERS[task]) if isinstance(centers, dict) else None
+        if not isinstance(center, Tensor) or center.numel() != len(state["prototype_gain"]):
+            raise ValueError(
+                f"{str(path)!r} has a {task} head and no center that fits it ({_CENTERS[task]!r} "
+                f"in 'dino_loss'): convert it without heads."
+            )
+        heads[task] = SavedHead(state, center.flatten())
+    return heads
+
+
+def _check_head(state: Mapping[str, Tensor], place: str) -> None:
+    """Check that a head is what the reference builds: linear layers, batch norms between them or
+    not, prototypes.
+    """
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    linear = sorted(
+        int(name.split(".")[1])
+        for name, shape in found.items()
+        if name.startswith("layers.") and len(shape) == 2
+    )
+    batch_norm = any(name.endswith("running_mean") for name in found)
+    expected: dict[str, tuple[int, ...]] = {}
+    width = found[f"layers.{linear[0]}.weight"][1] if linear else 0
+    for number in range(len(linear)):
+        layer = number * (3 if batch_norm else 2)
+        output = found.get(f"layers.{layer}.weight", (0,))[0]
+        expected |= {f"layers.{layer}.weight": (output, width), f"layers.{layer}.bias": (output,)}
+        if batch_norm and number < len(linear) - 1:
+            norm = f"layers.{layer + 1}."
+            expected |= {
+                norm + name: (output,) for name in ("weight", "bias", "running_mean", "running_var")
+            }
+            expected[norm + "num_batches_tracked"] = ()
+        width = output
+    prototypes = found.get("prototype_gain", (0,))[0]
+    expected |= {"prototype_gain": (prototypes, 1), "prototype_direction": (prototypes, width)}
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"{place}: {name} is {found.get(name)}, expected is {expected.get(name)}."
+            )
+
+
+def _make_processor(config: PreTrainedConfig) -> EsvitImageProcessor:
+    height, width = as_pair(getattr(config, "image_size", _DEFAULT_IMAGE_SIZE), "image_size")
+    return EsvitImageProcessor(
+        size={"shortest_edge": round(max(height, width) * _RESIZE_RATIO)},
+        crop_size={"height": height, "width": width},
+    )

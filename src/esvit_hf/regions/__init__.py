@@ -1,0 +1,1 @@
+"""What regions do: correspondence, attention, similarity, as numbers."""

@@ -1,0 +1,1 @@
+"""Research with the package: the comparison of losses and networks on small images."""
