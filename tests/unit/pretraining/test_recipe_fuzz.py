@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from esvit_hf.commands.main import main
-from esvit_hf.pretraining import parse_arguments
+from esvit_hf.pretraining import parse_arguments, recipe
 from esvit_hf.pretraining.recipe import PretrainingArguments
 
 FIELDS = {entry.name: entry for entry in fields(PretrainingArguments)}

@@ -1,0 +1,56 @@
+"""Options that several verbs and commands share, each written once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Compute", "DataSource", "ModelSource"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A vision network and the image processor that prepares its input.
+
+    Args:
+        model: Hub name or folder of any vision model that AutoModel loads.
+        processor: Hub name or folder whose image processor prepares the images; the model's own if
+            not given.
+        revision: branch, tag or commit of the model.
+        trust_remote_code: run code that the model's repository ships.
+    """
+
+    model: str
+    processor: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Images, with labels where there are some.
+
+    Args:
+        dataset: Hub name, folder of parquet files or images, or a parquet file.
+        config_name: configuration of the data set, if it has several.
+        image_column: column with the images; found by its type if not given.
+        label_column: column with the labels; found by its type if not given.
+    """
+
+    dataset: str
+    config_name: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How features are computed; no number depends on the first two.
+
+    Args:
+        batch_size: images at once on each device.
+        num_workers: processes that decode images, for each device.
+        mixed_precision: number format of the network's computation.
+    """
+
+    batch_size: int = 64
+    num_workers: int = 2
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
