@@ -3,8 +3,9 @@
     python -m tests.support.recorded_numbers record before.json
     python -m tests.support.recorded_numbers compare before.json after.json
 
-Run both records on one machine with the same libraries: other processors and versions round differently. What a command
-line, a recipe or a printed result looks like is said in the first part of this file alone.
+Make both records on one machine with the same libraries: other processors and versions round
+differently. What command lines, recipes and printed results look like is said in the first part of
+this file alone.
 """
 
 import argparse
@@ -26,7 +27,10 @@ from tests.integration.hub_server import OWNER, TOKEN, running_hub
 
 ROOT = Path(__file__).parents[2]
 IMAGES = "examples/data/fashion_mnist"
-CHECKPOINTS = ("examples/checkpoints/esvit_swin_tiny_imagenet", "examples/checkpoints/esvit_cvt_tiny_imagenet")
+CHECKPOINTS = (
+    "examples/checkpoints/esvit_swin_tiny_imagenet",
+    "examples/checkpoints/esvit_cvt_tiny_imagenet",
+)
 # With the configuration fields that the tensors do not show.
 GOLDENS: dict[str, list[str]] = {
     "swin_w7_view_region": [],
@@ -35,11 +39,15 @@ GOLDENS: dict[str, list[str]] = {
     "vit_view_region": ["num_attention_heads=4"],
 }
 ESVIT = ("-m", "esvit_hf.cli")
-MODEL_FILE, HEADS_FILE, METRICS_FILE = "model.safetensors", "pretraining_heads.safetensors", "metrics.jsonl"
+MODEL_FILE, HEADS_FILE, METRICS_FILE = (
+    "model.safetensors",
+    "pretraining_heads.safetensors",
+    "metrics.jsonl",
+)
 TIMES = frozenset({"images_per_second"})
 
-# 500 images are 15 steps of 32, so that the second epoch begins inside the run: there the prototypes thaw, and the
-# region loss joins if it starts late.
+# 500 images are 15 steps of 32, so that the second epoch begins inside the run: there the prototypes
+# thaw, and the region loss joins if it starts late.
 COMMON_FIELDS: dict[str, Any] = {
     "dataset": IMAGES,
     "train_split": "train[:500]",
@@ -67,7 +75,13 @@ COMMON_FIELDS: dict[str, Any] = {
 }
 SWIN_FIELDS: dict[str, Any] = {
     "model": "esvit_swin",
-    "model_config": {"image_size": 32, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
+    "model_config": {
+        "image_size": 32,
+        "embed_dim": 16,
+        "depths": [2, 2],
+        "num_heads": [2, 4],
+        "window_size": 4,
+    },
     "mixed_precision": "bf16",
 }
 NETWORK_FIELDS: dict[str, dict[str, Any]] = {
@@ -118,13 +132,29 @@ NETWORK_FIELDS: dict[str, dict[str, Any]] = {
         "region_weight": 0.0,
         "head_batch_norm": True,
         "train_prototype_gain": False,
+        "teacher_temperature": 0.07,
+        "warmup_teacher_temperature": 0.07,
+        "learning_rate": 1e-2,
     },
 }
 TOTAL_BATCH = 32
 ACCUMULATION_STEPS = {"cvt": 2}
-SHORT_RUN: dict[str, Any] = {**COMMON_FIELDS, **SWIN_FIELDS, "max_steps": 2, "batch_size": TOTAL_BATCH}
+SHORT_RUN: dict[str, Any] = {
+    **COMMON_FIELDS,
+    **SWIN_FIELDS,
+    "max_steps": 2,
+    "batch_size": TOTAL_BATCH,
+}
 DATA = (IMAGES, "--train_split", "train[:1000]", "--test_split", "test[:300]", "--num_workers", "0")
-FEW_DATA = (IMAGES, "--train_split", "train[:500]", "--test_split", "test[:300]", "--num_workers", "0")
+FEW_DATA = (
+    IMAGES,
+    "--train_split",
+    "train[:500]",
+    "--test_split",
+    "test[:300]",
+    "--num_workers",
+    "0",
+)
 
 
 def pretraining_fields(network: str, processes: int) -> dict[str, Any]:
@@ -156,7 +186,16 @@ def linear_probe_words(model: str) -> list[str]:
 
 
 def augmented_probe_words(model: str, classifier: Path) -> list[str]:
-    options = ("--augment", "true", "--blocks", "1", "--epochs", "3", "--learning_rates", "[0.01,0.1]")
+    options = (
+        "--augment",
+        "true",
+        "--blocks",
+        "1",
+        "--epochs",
+        "3",
+        "--learning_rates",
+        "[0.01,0.1]",
+    )
     return ["linear-probe", model, *FEW_DATA, *options, "--output_dir", str(classifier)]
 
 
@@ -166,7 +205,13 @@ def features_words(model: str, blocks: int, output: Path) -> list[str]:
 
 
 def convert_words(checkpoint: Path, folder: Path, fields: list[str]) -> list[str]:
-    return ["convert", str(checkpoint), str(folder), "--with-heads", *(["--set", *fields] if fields else [])]
+    return [
+        "convert",
+        str(checkpoint),
+        str(folder),
+        "--with-heads",
+        *(["--set", *fields] if fields else []),
+    ]
 
 
 def convert_back_words(folder: Path, checkpoint: Path) -> list[str]:
@@ -188,15 +233,22 @@ def linear_probe_numbers(printed: dict[str, Any]) -> Any:
     return {name: printed[name] for name in names}
 
 
-def run(words: list[str], *, processes: int = 1, environment: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Run one command of the package on the CPU, offline and with one thread a process, and return what it prints.
+def run(
+    words: list[str], *, processes: int = 1, environment: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Run one command on the CPU, offline, with one thread a process, and return its output.
 
     Raises:
         RuntimeError: if it fails.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), *ESVIT, *words]
-    settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    settings = {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+    }
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command,
@@ -206,7 +258,9 @@ def run(words: list[str], *, processes: int = 1, environment: Mapping[str, str] 
         text=True,
     )
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}"
+        )
     return done.stdout
 
 
@@ -225,7 +279,9 @@ def digest_tensor(tensor: torch.Tensor) -> str:
 
 def digest_tensors(tensors: Mapping[str, torch.Tensor], *, names: bool = True) -> str:
     """SHA-256 of tensors in any order, with their names or without."""
-    lines = sorted(f"{name if names else ''} {digest_tensor(tensor)}" for name, tensor in tensors.items())
+    lines = sorted(
+        f"{name if names else ''} {digest_tensor(tensor)}" for name, tensor in tensors.items()
+    )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -240,7 +296,8 @@ def folder_content(folder: Path) -> dict[str, Any]:
         "model": digest_tensors(load_file(folder / MODEL_FILE)),
         "heads": digest_tensors(load_file(folder / HEADS_FILE), names=False),
         "settings": {
-            name: json.loads((folder / name).read_text()) for name in ("config.json", "preprocessor_config.json")
+            name: json.loads((folder / name).read_text())
+            for name in ("config.json", "preprocessor_config.json")
         },
     }
 
@@ -270,7 +327,9 @@ def record_evaluation(workplace: Path) -> dict[str, Any]:
     for model in CHECKPOINTS:
         report = workplace / f"{Path(model).name}_report"
         run(evaluate_words(model, report, workplace / "features"))
-        found[f"evaluate {Path(model).name}"] = json.loads((report / "report.json").read_text())["tasks"]
+        found[f"evaluate {Path(model).name}"] = json.loads((report / "report.json").read_text())[
+            "tasks"
+        ]
     model = CHECKPOINTS[0]
     found["knn"] = knn_numbers(run_for_result(knn_words(model)))
     found["linear probe"] = linear_probe_numbers(run_for_result(linear_probe_words(model)))
@@ -281,7 +340,9 @@ def record_evaluation(workplace: Path) -> dict[str, Any]:
     for blocks in (1, 4):
         output = workplace / f"features_{blocks}.safetensors"
         run(features_words(model, blocks, output))
-        found[f"features of {blocks} blocks"] = {name: digest_tensor(rows) for name, rows in load_file(output).items()}
+        found[f"features of {blocks} blocks"] = {
+            name: digest_tensor(rows) for name, rows in load_file(output).items()
+        }
     return found
 
 
@@ -293,7 +354,9 @@ def record_conversion(workplace: Path) -> dict[str, Any]:
         run(convert_words(ROOT / "tests" / "goldens" / golden / "checkpoint.pth", folder, fields))
         run(convert_back_words(folder, back))
         checkpoint = dict(flatten(torch.load(back, weights_only=True)))
-        tensors = {name: value for name, value in checkpoint.items() if isinstance(value, torch.Tensor)}
+        tensors = {
+            name: value for name, value in checkpoint.items() if isinstance(value, torch.Tensor)
+        }
         found[golden] = folder_content(folder) | {"back": digest_tensors(tensors)}
     return found
 
@@ -304,7 +367,12 @@ def record_push(workplace: Path) -> dict[str, Any]:
     pretrain(SHORT_RUN, folder)
     announced = run_for_result(push_words(folder, repo_id, dry_run=True))
     with running_hub() as hub:
-        online = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        online = {
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+        }
         run(push_words(folder, repo_id, dry_run=False), environment=online)
         sent = hub.files(repo_id)
     received = workplace / "received"
@@ -321,11 +389,13 @@ def record_push(workplace: Path) -> dict[str, Any]:
 
 
 def read_card(text: str) -> dict[str, str]:
-    """The sections of a model card by their headings, without the recipe, whose form is its own, and without times."""
+    """The sections of a model card by their headings, without the recipe and without times."""
     text = re.sub(r"```yaml\n.*?```", "", text, flags=re.DOTALL)
     kept = "\n".join(line for line in text.splitlines() if not any(time in line for time in TIMES))
     first, *sections = re.split(r"^## ", kept, flags=re.MULTILINE)
-    return {"": first} | {section.partition("\n")[0]: section.partition("\n")[2] for section in sections}
+    return {"": first} | {
+        section.partition("\n")[0]: section.partition("\n")[2] for section in sections
+    }
 
 
 PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -348,7 +418,11 @@ def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def record(output: Path, parts: list[str]) -> None:
     """Record parts into a JSON file."""
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -357,16 +431,23 @@ def record(output: Path, parts: list[str]) -> None:
             workplace = Path(folder) / part
             workplace.mkdir()
             found[part] = PARTS[part](workplace)
-    output.write_text(json.dumps({"commit": commit.stdout.strip(), "parts": found}, indent=1) + "\n")
+    output.write_text(
+        json.dumps({"commit": commit.stdout.strip(), "parts": found}, indent=1) + "\n"
+    )
 
 
 def compare(first: Path, second: Path, parts: list[str]) -> int:
-    """Print every entry of the parts that differs between two records, and return how many there are."""
+    """Print what differs between two records, and return the number of differences."""
     records = [json.loads(path.read_text()) for path in (first, second)]
     missing = [part for part in parts if any(part not in each["parts"] for each in records)]
     # As text, NaN equals NaN, and 1 is not 1.0.
     left, right = (
-        {path: json.dumps(value) for path, value in flatten({part: each["parts"].get(part, {}) for part in parts})}
+        {
+            path: json.dumps(value)
+            for part in parts
+            if part not in missing
+            for path, value in flatten(each["parts"][part], part)
+        }
         for each in records
     )
     differing = [path for path in left | right if left.get(path) != right.get(path)]
@@ -380,7 +461,9 @@ def compare(first: Path, second: Path, parts: list[str]) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Record what the commands compute, or compare two records.")
+    parser = argparse.ArgumentParser(
+        description="Record what the commands compute, or compare two records."
+    )
     actions = parser.add_subparsers(dest="action", required=True)
     recorder, comparer = actions.add_parser("record"), actions.add_parser("compare")
     recorder.add_argument("output", type=Path)
