@@ -46,8 +46,8 @@ MODEL_FILE, HEADS_FILE, METRICS_FILE = (
 )
 TIMES = frozenset({"images_per_second"})
 
-# 500 images are 15 steps of 32, so that the second epoch begins inside the run: there the prototypes
-# thaw, and the region loss joins if it starts late.
+# 500 images are 15 steps of 32, so that the second epoch begins inside the run: there the
+# prototypes thaw, and the region loss joins if it starts late.
 COMMON_FIELDS: dict[str, Any] = {
     "dataset": IMAGES,
     "train_split": "train[:500]",
