@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from tests.integration.hub_server import OWNER, TOKEN, running_hub
+from tests.support.hub_server import OWNER, TOKEN, running_hub
 
 ROOT = Path(__file__).parents[2]
 IMAGES = "examples/data/fashion_mnist"
@@ -38,7 +38,7 @@ GOLDENS: dict[str, list[str]] = {
     "vil_view_region": [],
     "vit_view_region": ["num_attention_heads=4"],
 }
-ESVIT = ("-m", "esvit_hf.cli")
+ESVIT = ("-m", "esvit_hf.commands.main")
 MODEL_FILE, HEADS_FILE, METRICS_FILE = (
     "model.safetensors",
     "pretraining_heads.safetensors",
