@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModel
 from benchmarks.step import VIEWS, draw_crops
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.pretraining.losses import BLOCK_ELEMENTS
 from esvit_hf.pretraining.model import DistillationNetwork
+from esvit_hf.pretraining.objectives.cross_entropy import BLOCK_ELEMENTS
 
 NUM_PROTOTYPES, BOTTLENECK = 65536, 256
 BATCHES = (32, 64)

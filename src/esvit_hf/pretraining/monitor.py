@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esvit_hf.pretraining.losses import match_regions
+from esvit_hf.pretraining.objectives.matching import match_by_feature
 
 PATIENCE = 5
 """Readings in a row that have to agree before a rule speaks; a spike is one reading."""
@@ -75,7 +75,7 @@ def match_diversity(student_features: Tensor, teacher_features: Tensor) -> Tenso
     Returns:
         A scalar on the device, 1 / M if all regions are matched to the same one.
     """
-    nearest = match_regions(student_features[:, None], teacher_features[None])
+    nearest = match_by_feature(student_features[:, None], teacher_features[None])
     regions = teacher_features.shape[-2]
     chosen = nearest.new_zeros(*nearest.shape[:-1], regions).scatter_(-1, nearest, 1)
     share = chosen.float().mean(dim=(2, 3))

@@ -1,5 +1,5 @@
-"""The block-wise core of the losses against full logits: odd block sizes, gains, repeated passes,
-and its memory.
+"""The formula against one pair at a time, and the tiled loss against the formula: odd block sizes,
+gains, precisions, repeated passes, and its memory.
 """
 
 import pytest
@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from esvit_hf.pretraining import losses
-from esvit_hf.pretraining.losses import matched_cross_entropy
+from esvit_hf.pretraining.objectives import cross_entropy
+from esvit_hf.pretraining.objectives.cross_entropy import (
+    matched_cross_entropy,
+    plain_cross_entropy,
+)
 
 TEMPERATURES = {"student_temperature": 0.1, "teacher_temperature": 0.05}
 
@@ -34,24 +37,23 @@ def draw_case(rows, teacher_rows, prototypes, seed, dtype=torch.float64, width=6
     }
 
 
-def full_cross_entropy(case):
-    """The definition, with every logit at once."""
-    weights = {
-        name: F.normalize(case[f"{name}prototypes"], dim=1) * case[f"{name}gain"]
-        for name in ("", "teacher_")
-    }
-    target = (case["teacher"] @ weights["teacher_"].T - case["center"]) / TEMPERATURES[
-        "teacher_temperature"
-    ]
-    target = target.softmax(dim=1)[case["match"]]
-    student = (case["student"] @ weights[""].T / TEMPERATURES["student_temperature"]).log_softmax(
-        dim=1
-    )
-    return -(case["weight"] * (target * student[:, None]).sum(dim=2)).sum()
-
-
 def variables(case):
     return [case["student"], case["prototypes"], case["gain"]]
+
+
+def test_the_formula_equals_one_pair_at_a_time():
+    case = draw_case(5, 3, 20, seed=0)
+    lengths = case["prototypes"].norm(dim=1), case["teacher_prototypes"].norm(dim=1)
+    expected = 0.0
+    for row in range(5):
+        for teacher_row, weight in zip(case["match"][row], case["weight"][row], strict=True):
+            cosines = case["teacher_prototypes"] @ case["teacher"][teacher_row] / lengths[1]
+            logits = (cosines * case["teacher_gain"][:, 0] - case["center"]) / 0.05
+            cosines = case["prototypes"] @ case["student"][row] / lengths[0]
+            expected += weight * F.cross_entropy(
+                cosines * case["gain"][:, 0] / 0.1, logits.softmax(dim=0)
+            )
+    torch.testing.assert_close(plain_cross_entropy(**case, **TEMPERATURES), expected)
 
 
 @settings(deadline=None, max_examples=40)
@@ -63,20 +65,30 @@ def variables(case):
     tile=st.integers(1, 90),
     seed=st.integers(0, 1000),
 )
-def test_loss_and_gradients_equal_full_logits_for_any_blocks(
+def test_tiled_loss_and_gradients_equal_the_formula_for_any_blocks(
     rows, teacher_rows, prototypes, columns, tile, seed
 ):
     case = draw_case(rows, teacher_rows, prototypes, seed)
-    expected = full_cross_entropy(case)
+    expected = plain_cross_entropy(**case, **TEMPERATURES)
     expected_gradients = torch.autograd.grad(expected, variables(case))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "CPU_COLUMNS", columns)
-        patch.setattr(losses, "CPU_TILE_ELEMENTS", tile)
+        patch.setattr(cross_entropy, "CPU_COLUMNS", columns)
+        patch.setattr(cross_entropy, "CPU_TILE_ELEMENTS", tile)
         loss = matched_cross_entropy(**case, **TEMPERATURES)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(
         torch.autograd.grad(loss, variables(case)), expected_gradients, rtol=1e-8, atol=1e-9
     )
+
+
+def test_gradients_pass_the_float64_check():
+    case = draw_case(7, 4, 11, seed=0)
+
+    def loss(student, prototypes, gain):
+        changed = case | {"student": student, "prototypes": prototypes, "gain": gain}
+        return matched_cross_entropy(**changed, **TEMPERATURES, block_elements=30)
+
+    assert torch.autograd.gradcheck(loss, variables(case))
 
 
 def test_a_graph_can_be_differentiated_twice():
@@ -89,7 +101,7 @@ def test_a_graph_can_be_differentiated_twice():
 
 def test_prototypes_that_are_frozen_get_no_gradient():
     case = draw_case(5, 3, 20, seed=0)
-    expected = torch.autograd.grad(full_cross_entropy(case), case["student"])
+    expected = torch.autograd.grad(plain_cross_entropy(**case, **TEMPERATURES), case["student"])
     case["prototypes"] = case["prototypes"].detach()
     case["gain"] = case["gain"].detach()
     found = torch.autograd.grad(matched_cross_entropy(**case, **TEMPERATURES), case["student"])
@@ -119,13 +131,13 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_no_tensor_has_an_element_for_every_row_and_prototype(monkeypatch):
-    monkeypatch.setattr(losses, "CPU_COLUMNS", 64)
-    monkeypatch.setattr(losses, "CPU_TILE_ELEMENTS", 1024)
+    monkeypatch.setattr(cross_entropy, "CPU_COLUMNS", 64)
+    monkeypatch.setattr(cross_entropy, "CPU_TILE_ELEMENTS", 1024)
     rows, prototypes, width = 400, 512, 6
     case = draw_case(rows, 100, prototypes, seed=0, width=width)
     with LargestTensor() as largest:
         matched_cross_entropy(**case, **TEMPERATURES).backward()
     assert largest.elements == max(prototypes * width, rows * width)
     with LargestTensor() as largest:
-        full_cross_entropy(case)
+        plain_cross_entropy(**case, **TEMPERATURES)
     assert largest.elements >= rows * prototypes

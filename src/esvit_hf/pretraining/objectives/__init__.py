@@ -1,0 +1,1 @@
+"""What pretraining optimizes: the losses, and which parts of which views they compare."""
