@@ -134,7 +134,8 @@ class EsvitCvtAttention(nn.Module):
         token_map = self._normalize(token_map).permute(0, 2, 3, 1)
         qkv = plan.as_windows(self.qkv(token_map)).unflatten(-1, (3, self.num_heads, -1))
         qkv = qkv.permute(5, 0, 1, 2, 6, 3, 4, 7).flatten(5, 6).flatten(1, 3)
-        mixed, probabilities = self._attend(*qkv.unbind(0), plan.window, output_attentions)
+        query, key, value = qkv.unbind(0)
+        mixed, probabilities = self._attend(query, key, value, plan.window, output_attentions)
         mixed = plan.join(mixed.reshape(tokens.shape[0], -1, tokens.shape[2]))
         return self.projection(mixed), probabilities
 
