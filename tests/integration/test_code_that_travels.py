@@ -30,11 +30,17 @@ AUTO_CLASSES = {
     "AutoModelForImageClassification": AutoModelForImageClassification,
     "AutoBackbone": AutoBackbone,
 }
-# The files of every network; its own two come on top.
+# The files of every network; its own come on top.
 COMMON_FILES = {
     "configuration_esvit_common.py",
     "modeling_esvit_common.py",
     "modeling_esvit_linear.py",
+}
+WINDOWS = "modeling_esvit_windows.py"
+OWN_FILES = {
+    "esvit_swin": {"configuration_esvit_swin.py", "modeling_esvit_swin.py", WINDOWS},
+    "esvit_vil": {"configuration_esvit_vil.py", "modeling_esvit_vil.py"},
+    "esvit_cvt": {"configuration_esvit_cvt.py", "modeling_esvit_cvt.py", WINDOWS},
 }
 
 WITHOUT_THE_PACKAGE = """
@@ -177,7 +183,7 @@ def python_files(folder: Path) -> set[str]:
 @pytest.mark.parametrize("name", SMALL_NETWORKS)
 def test_a_folder_carries_its_own_network_alone(traveled, name):
     root, _, _ = traveled
-    network = COMMON_FILES | {f"configuration_{name}.py", f"modeling_{name}.py"}
+    network = COMMON_FILES | OWN_FILES[name]
     processor = {"image_processing_esvit.py"}
     for kind, files in (
         ("model", network | processor),

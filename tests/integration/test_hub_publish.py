@@ -28,6 +28,7 @@ SENT = {
     "modeling_esvit_common.py",
     "modeling_esvit_linear.py",
     "modeling_esvit_swin.py",
+    "modeling_esvit_windows.py",
     "preprocessor_config.json",
     "pretraining_heads.safetensors",
 }

@@ -3,35 +3,26 @@ out.
 """
 
 import inspect
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from esvit_hf.backbones.layouts import (
+    BackboneFeatures,
+    MapLayout,
+    TokenLayout,
+    find_layout,
+    find_token_layout,
+)
 from esvit_hf.common.errors import one_line
 from esvit_hf.models.modeling_esvit_common import AttentionLayout, full_attention_layout
 
-__all__ = ["BackboneFeatures", "RegionBackbone"]
-
-
-@dataclass(frozen=True)
-class BackboneFeatures:
-    """What a backbone says about a batch of images.
-
-    Attributes:
-        regions: (B, N, C) spatial tokens of the last stage, row-major, without class or register
-            tokens.
-        pooled: (B, C) view feature.
-        grid: (h, w) with h * w = N.
-    """
-
-    regions: Tensor
-    pooled: Tensor
-    grid: tuple[int, int]
+__all__ = ["RegionBackbone"]
 
 
 @runtime_checkable
@@ -45,59 +36,6 @@ class _RegionModel(Protocol):
     def pool_hidden_states(self, hidden_states: Sequence[Tensor]) -> list[Tensor]: ...
 
     def attention_layouts(self, height: int, width: int) -> list[AttentionLayout]: ...
-
-
-@dataclass(frozen=True)
-class _MapLayout:
-    """Outputs are feature maps, (B, C, h, w) or (B, h, w, C)."""
-
-    channels_last: bool
-
-    def read(self, last_hidden_state: Tensor, height: int, width: int) -> BackboneFeatures:
-        maps = last_hidden_state if self.channels_last else last_hidden_state.permute(0, 2, 3, 1)
-        regions = maps.flatten(1, 2)
-        return BackboneFeatures(regions, regions.mean(dim=1), (maps.shape[1], maps.shape[2]))
-
-    def pool(self, hidden_state: Tensor) -> Tensor:
-        return _mean_over_positions(hidden_state)
-
-
-@dataclass(frozen=True)
-class _TokenLayout:
-    """Outputs are tokens (B, prefix + h * w, C); a prefix starts with the class token.
-
-    Attributes:
-        stride: pixels between neighboring regions, (vertical, horizontal).
-        prefix: number of class, distillation and register tokens in front of the regions.
-    """
-
-    stride: tuple[int, int]
-    prefix: int
-
-    def read(self, last_hidden_state: Tensor, height: int, width: int) -> BackboneFeatures:
-        count = last_hidden_state.shape[1] - self.prefix
-        grid = self.grid(count, height, width)
-        if grid is None:
-            raise ValueError(
-                f"the network turned {height} x {width} pixels into {count} regions, which form no "
-                f"grid of stride {self.stride[0]} x {self.stride[1]}: use an input size that is a "
-                f"multiple of the stride"
-            )
-        return BackboneFeatures(
-            last_hidden_state[:, self.prefix :], self.pool(last_hidden_state), grid
-        )
-
-    def grid(self, count: int, height: int, width: int) -> tuple[int, int] | None:
-        """Grid of a number of regions of an image of height x width pixels; None if they form
-        none.
-        """
-        grids = _possible_grids(height, width, self.stride)
-        return next((grid for grid in grids if grid[0] * grid[1] == count), None)
-
-    def pool(self, hidden_state: Tensor) -> Tensor:
-        if self.prefix and hidden_state.ndim == 3:
-            return hidden_state[:, 0]
-        return _mean_over_positions(hidden_state)
 
 
 class RegionBackbone(nn.Module):
@@ -141,7 +79,7 @@ class RegionBackbone(nn.Module):
         self._interpolates = (
             "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         )
-        self._layout: _MapLayout | _TokenLayout | None = None
+        self._layout: MapLayout | TokenLayout | None = None
         self._final_norm: str | None = None
         self.feature_dim: int
         if isinstance(model, _RegionModel):
@@ -252,13 +190,13 @@ class RegionBackbone(nn.Module):
             layout = [layouts[0], *layouts][layer]
             return state[:, layout.num_global_tokens :], layout.grid
         if state.ndim == 4:
-            channels_last = isinstance(self._layout, _MapLayout) and self._layout.channels_last
-            features = _MapLayout(channels_last).read(state, height, width)
+            channels_last = isinstance(self._layout, MapLayout) and self._layout.channels_last
+            features = MapLayout(channels_last).read(state, height, width)
             return features.regions, features.grid
-        prefix = self._layout.prefix if isinstance(self._layout, _TokenLayout) else 0
+        prefix = self._layout.prefix if isinstance(self._layout, TokenLayout) else 0
         name, stride = type(self.model).__name__, _first_stride(self.model)
-        found = _token_layout(state.shape[1] - prefix, (height, width), stride, name)
-        features = _TokenLayout(found.stride, prefix).read(state, height, width)
+        found = find_token_layout(state.shape[1] - prefix, (height, width), stride, name)
+        features = TokenLayout(found.stride, prefix).read(state, height, width)
         return features.regions, features.grid
 
     def attention_maps(self, pixel_values: Tensor) -> list[tuple[Tensor, AttentionLayout]]:
@@ -284,7 +222,7 @@ class RegionBackbone(nn.Module):
             "DINOv2"
         )
         attentions = self._foreign_attentions(pixel_values, remedy)
-        if not attentions or not isinstance(layout, _TokenLayout):
+        if not attentions or not isinstance(layout, TokenLayout):
             raise ValueError(f"{name} reports no attention between tokens of a grid: {remedy}")
         maps = []
         for block, probabilities in enumerate(attentions):
@@ -348,70 +286,39 @@ class RegionBackbone(nn.Module):
         """Learn layout, width, final norm and unused parameters of a foreign network from one
         image.
         """
-        model, name = self.model, type(self.model).__name__
-        height, width = image_size
+        name = type(self.model).__name__
+        output, records = self._observe(image_size)
+        last: Tensor = output.last_hidden_state
+        self._layout = find_layout(last, image_size, _first_stride(self.model), name)
+        features = self._layout.read(last, *image_size)
+        self.feature_dim = features.pooled.shape[1]
+        self._final_norm = _find_final_norm(output, records)
+        _freeze_unused(self.model, features.regions.sum() + features.pooled.sum())
+
+    def _observe(self, image_size: tuple[int, int]) -> tuple[Any, list["_Record"]]:
+        """Run a foreign network on one image, record what its layers compute and check that its
+        output can be read.
+        """
+        model, (height, width) = self.model, image_size
         channels = getattr(model.config, "num_channels", None) or 3
         pixels = torch.linspace(-1, 1, channels * height * width, device=model.device)
         pixels = pixels.reshape(1, channels, height, width)
-        producers: list[tuple[str, Tensor, Tensor]] = []
-        hooks = [
-            module.register_forward_hook(_recorder(module_name, producers))
-            for module_name, module in model.named_modules()
-            if isinstance(getattr(module, "weight", None), Tensor) and not list(module.children())
-        ]
         was_training = model.training
         model.eval()
         try:
-            output = self._run(pixels, output_hidden_states=True)
+            with _recorded(model) as records:
+                output = self._run(pixels, output_hidden_states=True)
             repeated = self._run(pixels)
         except (RuntimeError, AssertionError, TypeError) as error:
             raise ValueError(
-                f"{name} cannot process an image of {height} x {width} pixels "
+                f"{type(model).__name__} cannot process an image of {height} x {width} pixels "
                 f"({one_line(error)}): pass image_size with a size that it takes"
             ) from error
         finally:
             model.train(was_training)
-            for hook in hooks:
-                hook.remove()
-
-        last = getattr(output, "last_hidden_state", None)
-        if not isinstance(last, Tensor) or last.ndim not in (3, 4):
-            found = (
-                "no last_hidden_state"
-                if last is None
-                else f"a last_hidden_state of shape {tuple(last.shape)}"
-            )
-            raise ValueError(
-                f"{name} has no spatial tokens ({found}): choose a network that gives features per "
-                f"region"
-            )
-        if last.shape != repeated.last_hidden_state.shape or not torch.equal(
-            last, repeated.last_hidden_state
-        ):
-            raise ValueError(
-                f"{name} gives different outputs for the same image in evaluation mode (random "
-                f"masking, as in MAE?): load the weights as the plain encoder class, for MAE "
-                f"ViTModel"
-            )
-        if last.ndim == 4:
-            self._layout = _map_layout(last, image_size)
-        else:
-            self._layout = _token_layout(last.shape[1], image_size, _first_stride(model), name)
-        features = self._layout.read(last, height, width)
-        self.feature_dim = features.pooled.shape[1]
-
-        before_last = (getattr(output, "hidden_states", None) or [None])[-1]
-        for module_name, module_input, module_output in producers:
-            if module_output is last and module_input is before_last:
-                self._final_norm = module_name
-
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if trainable:
-            total = features.regions.sum() + features.pooled.sum()
-            gradients = torch.autograd.grad(total, trainable, allow_unused=True)
-            for parameter, gradient in zip(trainable, gradients, strict=True):
-                if gradient is None:
-                    parameter.requires_grad_(False)
+        _check_spatial(output, type(model).__name__)
+        _check_repeatable(output, repeated, type(model).__name__)
+        return output, records
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -424,10 +331,6 @@ def _configured_image_size(config: PretrainedConfig) -> tuple[int, int] | None:
         input_size = (getattr(config, "pretrained_cfg", None) or {}).get("input_size")
         size = input_size[-2:] if input_size else None
     return _pair(size) if size else None
-
-
-def _mean_over_positions(hidden_state: Tensor) -> Tensor:
-    return hidden_state.mean(dim=1) if hidden_state.ndim == 3 else hidden_state.mean(dim=(2, 3))
 
 
 def _normalized(hidden_state: Tensor, norm: nn.Module | None) -> Tensor:
@@ -443,21 +346,77 @@ def _normalized(hidden_state: Tensor, norm: nn.Module | None) -> Tensor:
     return normalized
 
 
-def _recorder(name: str, records: list[tuple[str, Tensor, Tensor]]) -> Any:
-    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+class _Record(NamedTuple):
+    """What a layer with weights took and gave."""
+
+    name: str
+    input: Tensor
+    output: Tensor
+
+
+@contextmanager
+def _recorded(model: nn.Module) -> Iterator[list[_Record]]:
+    """Record what the innermost layers with weights take and give."""
+    records: list[_Record] = []
+
+    def record(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-            records.append((name, inputs[0], output))
+            records.append(_Record(name, inputs[0], output))
 
-    return record
+    hooks = [
+        module.register_forward_hook(partial(record, name))
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "weight", None), Tensor) and not list(module.children())
+    ]
+    try:
+        yield records
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-def _map_layout(last: Tensor, image_size: tuple[int, int]) -> _MapLayout:
-    """Tell (B, C, h, w) from (B, h, w, C): the grid has the image's proportions."""
-    height, width = image_size
-    _, first, second, third = last.shape
-    looks_channels_last = first * width == second * height
-    looks_channels_first = second * width == third * height
-    return _MapLayout(channels_last=looks_channels_last and not looks_channels_first)
+def _check_spatial(output: Any, name: str) -> None:
+    last = getattr(output, "last_hidden_state", None)
+    if isinstance(last, Tensor) and last.ndim in (3, 4):
+        return
+    found = (
+        "no last_hidden_state"
+        if last is None
+        else f"a last_hidden_state of shape {tuple(last.shape)}"
+    )
+    raise ValueError(
+        f"{name} has no spatial tokens ({found}): choose a network that gives features per region"
+    )
+
+
+def _check_repeatable(output: Any, repeated: Any, name: str) -> None:
+    first, second = output.last_hidden_state, repeated.last_hidden_state
+    if first.shape != second.shape or not torch.equal(first, second):
+        raise ValueError(
+            f"{name} gives different outputs for the same image in evaluation mode (random "
+            f"masking, as in MAE?): load the weights as the plain encoder class, for MAE ViTModel"
+        )
+
+
+def _find_final_norm(output: Any, records: list[_Record]) -> str | None:
+    """Name the layer between the last hidden state and the output, if there is one."""
+    before_last = (getattr(output, "hidden_states", None) or [None])[-1]
+    found = None
+    for record in records:
+        if record.output is output.last_hidden_state and record.input is before_last:
+            found = record.name
+    return found
+
+
+def _freeze_unused(model: nn.Module, total: Tensor) -> None:
+    """Freeze the parameters that a sum of all features does not depend on."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        return
+    gradients = torch.autograd.grad(total, trainable, allow_unused=True)
+    for parameter, gradient in zip(trainable, gradients, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)
 
 
 def _first_stride(model: PreTrainedModel) -> tuple[int, int]:
@@ -468,30 +427,3 @@ def _first_stride(model: PreTrainedModel) -> tuple[int, int]:
         if isinstance(module, nn.Conv2d):
             return _pair(module.stride)
     return (1, 1)
-
-
-def _possible_grids(height: int, width: int, stride: tuple[int, int]) -> list[tuple[int, int]]:
-    """Grids of an input whose remainder is padded, or dropped."""
-    return [
-        (math.ceil(height / stride[0]), math.ceil(width / stride[1])),
-        (height // stride[0], width // stride[1]),
-    ]
-
-
-def _token_layout(
-    tokens: int, image_size: tuple[int, int], first_stride: tuple[int, int], name: str
-) -> _TokenLayout:
-    """Find stride and prefix: hierarchical networks halve the grid until its regions fit into the
-    tokens.
-    """
-    height, width = image_size
-    stride = first_stride
-    while stride[0] <= height or stride[1] <= width:
-        for grid in _possible_grids(height, width, stride):
-            if 0 < grid[0] * grid[1] <= tokens:
-                return _TokenLayout(stride, tokens - grid[0] * grid[1])
-        stride = (2 * stride[0], 2 * stride[1])
-    raise ValueError(
-        f"{name} has no spatial tokens (an image of {height} x {width} pixels becomes {tokens} "
-        f"tokens): choose a network that gives features per region"
-    )

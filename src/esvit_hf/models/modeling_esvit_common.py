@@ -149,33 +149,6 @@ def full_attention_layout(
     return AttentionLayout(grid, stride, num_global_tokens, tokens, tokens, allowed)
 
 
-def window_attention_layout(
-    grid: tuple[int, int], stride: tuple[int, int], window: int, shift: int = 0
-) -> AttentionLayout:
-    """Describe attention inside square windows of a map that is padded at the bottom and the right,
-    then rolled.
-
-    Args:
-        grid: (h, w) of the tokens.
-        stride: Pixels from one token to the next, vertically and horizontally.
-        window: Side of the window in tokens, w.
-        shift: Tokens by which the padded map is rolled up and to the left. What only the roll
-            brought together is masked.
-
-    Returns:
-        The layout of (B * windows, heads, w^2, w^2) probabilities, windows row by row.
-    """
-    height, width = grid
-    rows = torch.arange(height + -height % window).roll(-shift).view(-1, 1, window, 1)
-    columns = torch.arange(width + -width % window).roll(-shift).view(1, -1, 1, window)
-    tokens = (rows * width + columns).masked_fill((rows >= height) | (columns >= width), -1)
-    sides = (rows < shift) * 2 + (columns < shift)
-    tokens, sides = (entries.flatten(2).flatten(0, 1) for entries in (tokens, sides))
-    return AttentionLayout(
-        grid, stride, 0, tokens, tokens, allowed=sides[:, :, None] == sides[:, None, :]
-    )
-
-
 class StochasticDepth(nn.Module):
     """Drop a residual branch for whole images during training (arXiv 1603.09382).
 

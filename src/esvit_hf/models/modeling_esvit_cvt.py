@@ -27,23 +27,9 @@ from .modeling_esvit_common import (
     eager_attention,
     fused_attention_is_slow,
     stochastic_depth_rates,
-    window_attention_layout,
 )
 from .modeling_esvit_linear import EsvitLinear
-
-
-def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for every pair of tokens in a window.
-
-    Args:
-        window: Side of the window in tokens, w.
-
-    Returns:
-        (w^4,) int64, query-major, values in [0, (2w - 1)^2).
-    """
-    position = torch.arange(window)
-    offset = position[:, None] - position[None, :] + window - 1
-    return (offset[:, None, :, None] * (2 * window - 1) + offset[None, :, None, :]).flatten()
+from .modeling_esvit_windows import WindowPlan, relative_position_index, window_attention_layout
 
 
 def _is_recomputation() -> bool:
@@ -141,25 +127,16 @@ class EsvitCvtAttention(nn.Module):
         Returns:
             (B, N, C) and (B * windows, heads, w^2, w^2) probabilities or None.
         """
-        batch, _, channels = tokens.shape
-        (height, width), window = grid, min(self.window, *grid)
+        plan = WindowPlan(grid, min(self.window, *grid))
         # Padded in front of the convolution: border and padding have keys and values, and batch
         # norm sees them.
-        token_map = F.pad(
-            tokens.unflatten(1, grid), (0, 0, 0, -width % window, 0, -height % window)
-        )
-        rows, columns = token_map.shape[1] // window, token_map.shape[2] // window
-        token_map = self._normalize(self.depthwise(token_map.permute(0, 3, 1, 2))).permute(
-            0, 2, 3, 1
-        )
-        qkv = self.qkv(token_map).view(batch, rows, window, columns, window, 3, self.num_heads, -1)
-        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(
-            3, -1, self.num_heads, window**2, channels // self.num_heads
-        )
+        token_map = self.depthwise(plan.pad(tokens).permute(0, 3, 1, 2))
+        token_map = self._normalize(token_map).permute(0, 2, 3, 1)
+        qkv = plan.as_windows(self.qkv(token_map)).unflatten(-1, (3, self.num_heads, -1))
+        qkv = qkv.permute(5, 0, 1, 2, 6, 3, 4, 7).flatten(5, 6).flatten(1, 3)
         query, key, value = qkv.unbind(0)
-        mixed, probabilities = self._attend(query, key, value, window, output_attentions)
-        mixed = mixed.reshape(batch, rows, columns, window, window, channels).transpose(2, 3)
-        mixed = mixed.flatten(3, 4).flatten(1, 2)[:, :height, :width].flatten(1, 2)
+        mixed, probabilities = self._attend(query, key, value, plan.window, output_attentions)
+        mixed = plan.join(mixed.reshape(tokens.shape[0], -1, tokens.shape[2]))
         return self.projection(mixed), probabilities
 
     def _attend(
@@ -404,9 +381,8 @@ class EsvitCvtModel(EsvitBaseModel, EsvitCvtPreTrainedModel):
         stride, layouts = 1, []
         for stage, grid in enumerate(self.config.token_grids(height, width)):
             stride *= math.prod(shape.stride for shape in self.config.embedding_convolutions[stage])
-            layout = window_attention_layout(
-                grid, (stride, stride), min(self.config.window_size[stage], *grid)
-            )
+            plan = WindowPlan(grid, min(self.config.window_size[stage], *grid))
+            layout = window_attention_layout(plan, (stride, stride))
             layouts += [layout] * self.config.depths[stage]
         return layouts
 

@@ -1,7 +1,6 @@
 """Swin Transformer as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv 2103.14030)."""
 
-from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -25,188 +24,14 @@ from .modeling_esvit_common import (
     fused_attention_is_slow,
     softmax_type,
     stochastic_depth_rates,
-    window_attention_layout,
 )
 from .modeling_esvit_linear import EsvitLinear
-
-# Added to the scores of token pairs that lie on different sides of the image before the shift; the
-# reference's value.
-_MASKED_SCORE = -100.0
-
-
-def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for every pair of tokens in a window.
-
-    Args:
-        window: Side of the window in tokens, w.
-
-    Returns:
-        (w^4,) int64, query-major, values in [0, (2w - 1)^2).
-    """
-    axis = torch.arange(window)
-    offset = axis[:, None] - axis[None, :] + window - 1
-    index = offset[:, None, :, None] * (2 * window - 1) + offset[None, :, None, :]
-    return index.reshape(-1)
-
-
-def cut_windows(tokens: Tensor, grid: tuple[int, int], window: int, shift: int) -> Tensor:
-    """Pad a token map to multiples of the window, roll it up and to the left, and cut it into
-    windows.
-
-    Args:
-        tokens: (B, N, C), row-major.
-        grid: (h, w) with h * w = N.
-        window: Side of the window in tokens.
-        shift: Tokens by which the padded map is rolled.
-
-    Returns:
-        (B, windows * window^2, C), window by window; padded tokens are 0.
-    """
-    height, width = grid
-    token_map = F.pad(tokens.unflatten(1, grid), (0, 0, 0, -width % window, 0, -height % window))
-    if shift:
-        token_map = token_map.roll((-shift, -shift), dims=(1, 2))
-    return (
-        token_map.unflatten(2, (-1, window))
-        .unflatten(1, (-1, window))
-        .transpose(2, 3)
-        .flatten(1, 4)
-    )
-
-
-def join_windows(windows: Tensor, grid: tuple[int, int], window: int, shift: int) -> Tensor:
-    """Undo `cut_windows`, dropping the padded tokens.
-
-    Args:
-        windows: (B, windows * window^2, C).
-        grid: (h, w) of the map.
-        window: Side of the window in tokens.
-        shift: Tokens by which the padded map was rolled.
-
-    Returns:
-        (B, h * w, C), row-major.
-    """
-    height, width = grid
-    windows = windows.unflatten(1, (-(-height // window), -(-width // window), window, window))
-    token_map = windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    if shift:
-        token_map = token_map.roll((shift, shift), dims=(1, 2))
-    return token_map[:, :height, :width].flatten(1, 2)
-
-
-def shift_mask(
-    grid: tuple[int, int], window: int, shift: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Additive mask that keeps tokens apart which only the roll brought together.
-
-    Args:
-        grid: (h, w) of the token map.
-        window: Side of the window in tokens.
-        shift: Tokens by which the padded map is rolled, at least 1.
-        dtype: Type of the scores.
-        device: Device of the scores.
-
-    Returns:
-        (windows, 1, window^2, window^2), 0 or -100.
-    """
-    height, width = (size + -size % window for size in grid)
-    rolled_rows = torch.arange(height, device=device) < shift
-    rolled_columns = torch.arange(width, device=device) < shift
-    sides = rolled_rows[:, None] * 2 + rolled_columns
-    sides = cut_windows(sides.view(1, -1, 1), (height, width), window, shift).view(-1, 1, window**2)
-    apart = sides.unsqueeze(2) != sides.unsqueeze(3)
-    return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, _MASKED_SCORE)
-
-
-class _WindowIndices(NamedTuple):
-    """How tokens lie in windows.
-
-    Attributes:
-        token_of_slot: token of each slot of the windows, N for a padded one (slots,).
-        slot_of_token: slot of each token (N,).
-        padded_slots: slots without a token.
-    """
-
-    token_of_slot: Tensor
-    slot_of_token: Tensor
-    padded_slots: Tensor
-
-
-@lru_cache(maxsize=64)
-def _window_indices(
-    grid: tuple[int, int], window: int, shift: int, device: torch.device
-) -> _WindowIndices | None:
-    """Say how tokens lie in windows; None if they lie in their own order."""
-    # Tensors first built under inference_mode would be refused by a later training step.
-    with torch.inference_mode(False), torch.no_grad():
-        tokens = grid[0] * grid[1]
-        numbers = torch.arange(1, tokens + 1, device=device).view(1, -1, 1)
-        token_of_slot = cut_windows(numbers, grid, window, shift).flatten() - 1
-        slots = torch.arange(len(token_of_slot), device=device)
-        if len(slots) == tokens and torch.equal(token_of_slot, slots):
-            return None
-        slot_of_token = join_windows(slots.view(1, -1, 1), grid, window, shift).flatten()
-        padded = token_of_slot < 0
-        return _WindowIndices(
-            torch.where(padded, tokens, token_of_slot), slot_of_token, slots[padded]
-        )
-
-
-_cached_shift_mask = lru_cache(maxsize=32)(torch.inference_mode(False)(shift_mask))
-
-
-class _TokensToWindows(torch.autograd.Function):
-    """Put tokens into windows in one copy, and their gradients back in one copy.
-
-    Tokens are (B, N, C), or (B, N + 1, C) with the token that all padded slots get; windows are (B,
-    slots, C).
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        tokens: Tensor, token_of_slot: Tensor, slot_of_token: Tensor, padded_slots: Tensor
-    ) -> Tensor:
-        return tokens.index_select(1, token_of_slot)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        _, slot_of_token, padded_slots = ctx.saved_tensors
-        if not len(padded_slots):
-            return gradient.index_select(1, slot_of_token), None, None, None
-        for_tokens = gradient.index_select(1, torch.cat((slot_of_token, padded_slots[:1])))
-        for_tokens[:, -1] = gradient.index_select(1, padded_slots).sum(1)
-        return for_tokens, None, None, None
-
-
-class _WindowsToTokens(torch.autograd.Function):
-    """Take tokens (B, N, C) out of windows (B, slots, C) in one copy, and put their gradients back
-    in one copy.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        windows: Tensor, token_of_slot: Tensor, slot_of_token: Tensor, padded_slots: Tensor
-    ) -> Tensor:
-        return windows.index_select(1, slot_of_token)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        indices = ctx.saved_tensors
-        # A padded slot takes no part in what follows.
-        padded = F.pad(gradient, (0, 0, 0, 1)) if len(indices[2]) else gradient
-        return _TokensToWindows.apply(padded, *indices), None, None, None
+from .modeling_esvit_windows import (
+    WindowPlan,
+    plan_windows,
+    relative_position_index,
+    window_attention_layout,
+)
 
 
 class EsvitSwinAttention(nn.Module):
@@ -228,9 +53,10 @@ class EsvitSwinAttention(nn.Module):
         super().__init__()
         self.config = config
         self.num_heads = num_heads
+        self.head_channels = channels // num_heads
         self.window = window
         self.shift = shift
-        self.scaling = (channels // num_heads) ** -0.5
+        self.scaling = self.head_channels**-0.5
         self.qkv = EsvitLinear(channels, 3 * channels, bias=config.qkv_bias)
         self.projection = EsvitLinear(channels, channels)
         self.relative_position_bias_table = nn.Parameter(
@@ -280,35 +106,12 @@ class EsvitSwinAttention(nn.Module):
         Returns:
             (B, N, C) and (B * windows, heads, w^2, w^2) probabilities or None.
         """
-        batch, _, channels = tokens.shape
-        size, heads = self.window**2, self.num_heads
-        # A compiler fuses the rolls and views; run one by one, they are several copies where a
-        # gather is one. Cached tensors would leak out of a graph that is being traced.
-        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        place = (grid, self.window, self.shift)
-        indices = None if tracing else _window_indices(*place, tokens.device)
-        if tracing:
-            projected = self.qkv(cut_windows(tokens, *place))
-        elif indices is None:
-            projected = self.qkv(tokens)
-        elif len(indices.padded_slots):
-            # One zero token behind the others stands for all padded ones, so that they cost no
-            # products.
-            projected = _TokensToWindows.apply(self.qkv(F.pad(tokens, (0, 0, 0, 1))), *indices)
-        else:
-            projected = self.qkv(_TokensToWindows.apply(tokens, *indices))
-        qkv = projected.view(batch, -1, size, 3, heads, channels // heads)
-        bias = self.relative_position_bias(softmax_type(qkv, size))
-        if self.shift:
-            bias = bias + (shift_mask if tracing else _cached_shift_mask)(
-                *place, bias.dtype, bias.device
-            )
+        plan = plan_windows(tokens, grid, self.window, self.shift)
+        qkv = plan.cut(tokens, self.qkv)
+        qkv = qkv.view(tokens.shape[0], -1, self.window**2, 3, self.num_heads, self.head_channels)
+        bias = plan.mask(self.relative_position_bias(softmax_type(qkv, self.window**2)))
         mixed, probabilities = self._attend(qkv, bias, output_attentions)
-        mixed = mixed.reshape(batch, -1, channels)
-        if tracing:
-            mixed = join_windows(mixed, *place)
-        elif indices is not None:
-            mixed = _WindowsToTokens.apply(mixed, *indices)
+        mixed = plan.join(mixed.reshape(tokens.shape[0], -1, tokens.shape[2]))
         return self.projection(mixed), probabilities
 
     def _attend(
@@ -603,11 +406,8 @@ class EsvitSwinModel(EsvitBaseModel, EsvitSwinPreTrainedModel):
         layouts = []
         for stage in cast("list[EsvitSwinStage]", self.stages):
             for block in cast("list[EsvitSwinBlock]", stage.blocks):
-                layouts.append(
-                    window_attention_layout(
-                        grid, stride, block.attention.window, block.attention.shift
-                    )
-                )
+                plan = WindowPlan(grid, block.attention.window, block.attention.shift)
+                layouts.append(window_attention_layout(plan, stride))
             grid, stride = ((grid[0] + 1) // 2, (grid[1] + 1) // 2), (2 * stride[0], 2 * stride[1])
         return layouts
 

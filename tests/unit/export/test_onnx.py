@@ -14,7 +14,7 @@ from esvit_hf import (
     EsvitVilConfig,
     EsvitVilModel,
 )
-from esvit_hf.export import onnx as onnx_export
+from esvit_hf.export import onnx as export
 from esvit_hf.export.onnx import OnnxExport, export_onnx
 
 
@@ -109,8 +109,8 @@ def test_file_computes_what_the_network_computes(tmp_path, save, image_size, siz
     with torch.no_grad():
         list(model.parameters())[-1].add_(0.01)
     assert (
-        onnx_export._largest_difference(onnx_export._PlainOutputs(model, outputs), path, (3, *size))
-        > onnx_export.TOLERANCE
+        export._largest_difference(export._PlainOutputs(model, outputs), path, (3, *size))
+        > export.TOLERANCE
     )
 
 

@@ -13,15 +13,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from esvit_hf import EsvitSwinConfig, EsvitSwinModel
-from esvit_hf.models.modeling_esvit_swin import (
-    EsvitSwinAttention,
-    EsvitSwinDownsample,
-    _TokensToWindows,
-    _window_indices,
-    _WindowsToTokens,
-    cut_windows,
-    join_windows,
-)
+from esvit_hf.models.modeling_esvit_swin import EsvitSwinAttention, EsvitSwinDownsample
 
 GRIDS = st.tuples(st.integers(1, 11), st.integers(1, 11))
 
@@ -116,65 +108,6 @@ def test_fields_changed_after_the_configuration_was_made_are_checked(tmp_path):
 
 
 # Windows
-
-
-@given(grid=GRIDS, window=st.integers(1, 6), data=st.data())
-@settings(max_examples=40, deadline=None)
-def test_joining_undoes_cutting_and_the_gather_is_the_same(grid, window, data):
-    shift = data.draw(st.integers(0, window - 1))
-    tokens = torch.randn(2, grid[0] * grid[1], 3)
-    windows = cut_windows(tokens, grid, window, shift)
-    assert torch.equal(join_windows(windows, grid, window, shift), tokens)
-    indices = _window_indices(grid, window, shift, tokens.device)
-    if indices is None:
-        assert torch.equal(windows, tokens)
-        return
-    tokens.requires_grad_()
-    last = tokens.new_zeros(2, min(1, len(indices.padded_slots)), 3)
-    gathered = _TokensToWindows.apply(torch.cat((tokens, last), dim=1), *indices)
-    assert torch.equal(gathered, windows)
-    weights = torch.randn_like(windows)
-    assert torch.equal(
-        torch.autograd.grad((gathered * weights).sum(), tokens)[0],
-        torch.autograd.grad((cut_windows(tokens, grid, window, shift) * weights).sum(), tokens)[0],
-    )
-    windows.requires_grad_()
-    taken = _WindowsToTokens.apply(windows, *indices)
-    assert torch.equal(taken, tokens)
-    weights = torch.randn_like(tokens)
-    assert torch.equal(
-        torch.autograd.grad((taken * weights).sum(), windows)[0],
-        torch.autograd.grad((join_windows(windows, grid, window, shift) * weights).sum(), windows)[
-            0
-        ],
-    )
-
-
-def test_all_padded_slots_get_the_last_token_and_return_its_gradient():
-    indices = _window_indices((3, 5), 2, 1, torch.device("cpu"))
-    tokens = torch.randn(2, 16, 3, requires_grad=True)
-    windows = _TokensToWindows.apply(tokens, *indices)
-    assert torch.equal(windows[:, indices.padded_slots], tokens[:, -1:].expand(-1, 9, -1))
-    weights = torch.randn_like(windows)
-    gradient = torch.autograd.grad((windows * weights).sum(), tokens)[0]
-    assert torch.allclose(gradient[:, -1], weights[:, indices.padded_slots].sum(1))
-    assert torch.equal(gradient[:, :-1], weights[:, indices.slot_of_token])
-
-
-@pytest.mark.parametrize("grid", [(3, 5), (4, 4)])
-def test_second_derivative_of_the_windows(grid):
-    indices = _window_indices(grid, 2, 1, torch.device("cpu"))
-    tokens = torch.randn(
-        1, grid[0] * grid[1] + (len(indices.padded_slots) > 0), 2, dtype=torch.double
-    )
-
-    def there_and_back(tokens: Tensor) -> Tensor:
-        return _WindowsToTokens.apply(
-            _TokensToWindows.apply(tokens, *indices).square(), *indices
-        ).square()
-
-    assert torch.autograd.gradcheck(there_and_back, (tokens.requires_grad_(),))
-    assert torch.autograd.gradgradcheck(there_and_back, (tokens,))
 
 
 def attention_token_by_token(

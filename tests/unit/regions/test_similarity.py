@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
-from esvit_hf.backbones.adapter import BackboneFeatures, RegionBackbone
+from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.backbones.layouts import BackboneFeatures
 from esvit_hf.figures.regions import draw_colors, draw_map
 from esvit_hf.regions.similarity import RegionMatch, region_colors, similar_regions, similarity_map
 from esvit_hf.regions.whole_images import ImageRegions, WholeImages

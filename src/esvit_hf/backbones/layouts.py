@@ -1,0 +1,176 @@
+"""How the outputs of a foreign network lie: as maps or as tokens, and in which grid."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["BackboneFeatures", "MapLayout", "TokenLayout", "find_layout", "find_token_layout"]
+
+
+@dataclass(frozen=True)
+class BackboneFeatures:
+    """What a backbone says about a batch of images.
+
+    Attributes:
+        regions: (B, N, C) spatial tokens of the last stage, row-major, without class or register
+            tokens.
+        pooled: (B, C) view feature.
+        grid: (h, w) with h * w = N.
+    """
+
+    regions: Tensor
+    pooled: Tensor
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class MapLayout:
+    """Outputs are feature maps.
+
+    Attributes:
+        channels_last: (B, h, w, C) instead of (B, C, h, w).
+    """
+
+    channels_last: bool
+
+    def read(self, last_hidden_state: Tensor, height: int, width: int) -> BackboneFeatures:
+        """Read regions, view feature and grid off an output.
+
+        Args:
+            last_hidden_state: the map.
+            height: of the images in pixels.
+            width: of the images in pixels.
+
+        Returns:
+            The features; the view feature is the mean of the regions.
+        """
+        maps = last_hidden_state if self.channels_last else last_hidden_state.permute(0, 2, 3, 1)
+        regions = maps.flatten(1, 2)
+        return BackboneFeatures(regions, regions.mean(dim=1), (maps.shape[1], maps.shape[2]))
+
+    def pool(self, hidden_state: Tensor) -> Tensor:
+        """Average a map, or tokens (B, N, C), over its positions: (B, C)."""
+        return _mean_over_positions(hidden_state)
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Outputs are tokens (B, prefix + h * w, C); a prefix starts with the class token.
+
+    Attributes:
+        stride: pixels between neighboring regions, (vertical, horizontal).
+        prefix: number of class, distillation and register tokens in front of the regions.
+    """
+
+    stride: tuple[int, int]
+    prefix: int
+
+    def read(self, last_hidden_state: Tensor, height: int, width: int) -> BackboneFeatures:
+        """Read regions, view feature and grid off an output.
+
+        Args:
+            last_hidden_state: the tokens.
+            height: of the images in pixels.
+            width: of the images in pixels.
+
+        Returns:
+            The features; the view feature is the class token, else the mean of the regions.
+
+        Raises:
+            ValueError: the tokens form no grid.
+        """
+        count = last_hidden_state.shape[1] - self.prefix
+        grid = self.grid(count, height, width)
+        if grid is None:
+            raise ValueError(
+                f"the network turned {height} x {width} pixels into {count} regions, which form no "
+                f"grid of stride {self.stride[0]} x {self.stride[1]}: use an input size that is a "
+                f"multiple of the stride"
+            )
+        return BackboneFeatures(
+            last_hidden_state[:, self.prefix :], self.pool(last_hidden_state), grid
+        )
+
+    def grid(self, count: int, height: int, width: int) -> tuple[int, int] | None:
+        """Grid of a number of regions of an image of height x width pixels; None if they form
+        none.
+        """
+        grids = _possible_grids(height, width, self.stride)
+        return next((grid for grid in grids if grid[0] * grid[1] == count), None)
+
+    def pool(self, hidden_state: Tensor) -> Tensor:
+        """Take the class token where there is one, else the mean over the positions: (B, C)."""
+        if self.prefix and hidden_state.ndim == 3:
+            return hidden_state[:, 0]
+        return _mean_over_positions(hidden_state)
+
+
+def find_layout(
+    last_hidden_state: Tensor, image_size: tuple[int, int], first_stride: tuple[int, int], name: str
+) -> MapLayout | TokenLayout:
+    """Tell how a network lays out its last output.
+
+    Args:
+        last_hidden_state: What it makes of one image.
+        image_size: Height and width of that image in pixels.
+        first_stride: Pixels between its patches, vertically and horizontally.
+        name: Of the network, for errors.
+
+    Returns:
+        The layout.
+
+    Raises:
+        ValueError: The output holds no grid of regions.
+    """
+    if last_hidden_state.ndim == 3:
+        return find_token_layout(last_hidden_state.shape[1], image_size, first_stride, name)
+    # (B, C, h, w) or (B, h, w, C): the grid has the image's proportions.
+    height, width = image_size
+    _, first, second, third = last_hidden_state.shape
+    looks_channels_last = first * width == second * height
+    looks_channels_first = second * width == third * height
+    return MapLayout(channels_last=looks_channels_last and not looks_channels_first)
+
+
+def find_token_layout(
+    tokens: int, image_size: tuple[int, int], first_stride: tuple[int, int], name: str
+) -> TokenLayout:
+    """Find stride and prefix: hierarchical networks halve the grid until its regions fit into the
+    tokens.
+
+    Args:
+        tokens: Number of them.
+        image_size: Height and width of the image in pixels.
+        first_stride: Pixels between the network's patches, vertically and horizontally.
+        name: Of the network, for errors.
+
+    Returns:
+        The layout.
+
+    Raises:
+        ValueError: There are fewer tokens than any grid has regions.
+    """
+    height, width = image_size
+    stride = first_stride
+    while stride[0] <= height or stride[1] <= width:
+        for grid in _possible_grids(height, width, stride):
+            if 0 < grid[0] * grid[1] <= tokens:
+                return TokenLayout(stride, tokens - grid[0] * grid[1])
+        stride = (2 * stride[0], 2 * stride[1])
+    raise ValueError(
+        f"{name} has no spatial tokens (an image of {height} x {width} pixels becomes {tokens} "
+        f"tokens): choose a network that gives features per region"
+    )
+
+
+def _mean_over_positions(hidden_state: Tensor) -> Tensor:
+    return hidden_state.mean(dim=1) if hidden_state.ndim == 3 else hidden_state.mean(dim=(2, 3))
+
+
+def _possible_grids(height: int, width: int, stride: tuple[int, int]) -> list[tuple[int, int]]:
+    """Grids of an input whose remainder is padded, or dropped."""
+    return [
+        (math.ceil(height / stride[0]), math.ceil(width / stride[1])),
+        (height // stride[0], width // stride[1]),
+    ]
