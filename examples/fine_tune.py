@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from esvit_hf.commands.command_line import run
-from esvit_hf.data.cropping import draw_crop_box
+from esvit_hf.data.cropping import sample_crop_box
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.data.sources import ImageSource, load_image_source
 from esvit_hf.evaluation import load_metric
@@ -55,7 +55,7 @@ class LabeledImages(Dataset[dict[str, Any]]):
         if self.augment:
             # Trainer seeds torch in every worker, so crops differ between workers and epochs.
             generator = random.Random(int(torch.randint(2**31, ())))
-            top, left, height, width = draw_crop_box(generator, *image.size, scale=(0.25, 1.0))
+            top, left, height, width = sample_crop_box(generator, *image.size, scale=(0.25, 1.0))
             image = image.crop((left, top, left + width, top + height)).resize(
                 self.crop_size, Image.Resampling.BICUBIC
             )

@@ -15,11 +15,12 @@ from esvit_hf.features.extraction import load_image_processor
 from esvit_hf.features.input_format import apply_processor, read_input_format, read_input_frame
 from esvit_hf.features.neighbors import nearest_images, view_feature
 from esvit_hf.features.store import FeatureStore, default_features_folder
-from esvit_hf.figures.attention import draw_attention
-from esvit_hf.figures.correspondence import draw_correspondence, find_correspondence
+from esvit_hf.figures.attention import plot_attention
+from esvit_hf.figures.correspondence import plot_region_pairs
 from esvit_hf.figures.look import check_picture_path
-from esvit_hf.figures.regions import draw_neighbors
+from esvit_hf.figures.regions import plot_neighbors
 from esvit_hf.regions.attention import query_attention
+from esvit_hf.regions.correspondence import find_region_pairs
 
 __all__ = ["save_attention", "save_correspondence", "save_neighbors"]
 
@@ -66,7 +67,7 @@ def save_correspondence(
     images = [_read_image(path) for path in (first, second)]
     backbone, image_processor = _load(model, processor, revision, trust_remote_code)
     inputs = [apply_processor(image_processor, [image]) for image in images]
-    pairs = find_correspondence(
+    pairs = find_region_pairs(
         backbone,
         *(pixel_values.to(backbone.model.device) for pixel_values in inputs),
         count=count,
@@ -74,9 +75,9 @@ def save_correspondence(
     )
     input_format = read_input_format(image_processor)
     shown = [input_format.restore(pixel_values)[0] for pixel_values in inputs]
-    draw_correspondence(shown[0], shown[1], pairs).save(output)
+    rows = pairs.first.tolist(), pairs.second.tolist(), pairs.similarity.tolist()
+    plot_region_pairs(shown[0], shown[1], *rows).save(output)
     frames = [read_input_frame(image_processor, image.size) for image in images]
-    rows = zip(pairs.first.tolist(), pairs.second.tolist(), pairs.similarity.tolist(), strict=True)
     return {
         "output": str(output),
         "pairs": [
@@ -85,7 +86,7 @@ def save_correspondence(
                 "second": frames[1].to_image(end),
                 "similarity": round(similarity, 4),
             }
-            for start, end, similarity in rows
+            for start, end, similarity in zip(*rows, strict=True)
         ],
     }
 
@@ -144,7 +145,7 @@ def save_attention(
     pixel_values = apply_processor(image_processor, [picture])
     attention = query_attention(backbone, pixel_values.to(backbone.model.device), point, layer)
     shown = read_input_format(image_processor).restore(pixel_values)[0]
-    draw_attention(shown, attention, point).save(output)
+    plot_attention(shown, attention.maps, attention.stride, point).save(output)
     shares = attention.maps.sum(dim=(1, 2)).tolist()
     return {"output": str(output), "attention_on_image": [round(share, 4) for share in shares]}
 
@@ -224,7 +225,12 @@ def save_neighbors(
     neighbors = nearest_images(
         view_feature(store.backbone, store.processor, picture), source, features, count
     )
-    draw_neighbors(picture, neighbors).save(output)
+    plot_neighbors(
+        picture,
+        [found.image for found in neighbors],
+        [found.label for found in neighbors],
+        [found.cosine for found in neighbors],
+    ).save(output)
     return {
         "output": str(output),
         "neighbors": [

@@ -22,8 +22,6 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 JITTER_ORDERS = tuple(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE)))
 NO_JITTER = -1
 NUM_SLOTS = 3
-INTEGER_ROWS = 5
-FLOAT_ROWS = 2 * NUM_SLOTS * 3 + 2
 
 
 class ColorSample(NamedTuple):
@@ -77,22 +75,46 @@ class ColorPlan(NamedTuple):
 
 
 class ColorParameters(NamedTuple):
-    """The color operations on a batch of B crops, sorted by the place of hue in each crop's jitter
-    order.
+    """The color operations on a batch of B crops.
+
+    Places count the crops sorted by the place of hue in each crop's jitter order.
 
     Attributes:
-        integers: (5, B) int64: crop at each sorted place; sorted place of each crop; sorted places
-            to make grayscale, to blur, to solarize (each row filled up to B with zeros that are not
-            read).
-        floats: (20, B) float32 by sorted place: for each of six slots the factor of the pixel, of
-            its gray value and of the crop's mean gray value; hue rotation in sextants; blur sigma
-            of the n-th crop to blur.
+        sorting: (B,) int64, the crop at each place.
+        places: (B,) int64, the place of each crop.
+        grayscale: (B,) int64, places to make grayscale; filled up with zeros that are not read.
+        blurred: (B,) int64, places to blur; filled up in the same way.
+        solarized: (B,) int64, places to solarize; filled up in the same way.
+        coefficients: (6, 3, B) float32 by place: for each of six slots, three before the hue
+            rotation and three after it, the factor of the pixel, of its gray value and of the
+            crop's mean gray value.
+        hue: (B,) float32 by place, rotation in sextants.
+        blur_sigma: (B,) float32, standard deviation for each of `blurred`.
         plan: what the host knows.
     """
 
-    integers: Tensor
-    floats: Tensor
+    sorting: Tensor
+    places: Tensor
+    grayscale: Tensor
+    blurred: Tensor
+    solarized: Tensor
+    coefficients: Tensor
+    hue: Tensor
+    blur_sigma: Tensor
     plan: ColorPlan
+
+
+PARAMETER_LAYOUT: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+    "sorting": (torch.int64, ()),
+    "places": (torch.int64, ()),
+    "grayscale": (torch.int64, ()),
+    "blurred": (torch.int64, ()),
+    "solarized": (torch.int64, ()),
+    "coefficients": (torch.float32, (2 * NUM_SLOTS, 3)),
+    "hue": (torch.float32, ()),
+    "blur_sigma": (torch.float32, ()),
+}
+"""Type and shape of each tensor of :class:`ColorParameters`, without the last dimension B."""
 
 
 def _slot_operations() -> np.ndarray:
@@ -142,17 +164,7 @@ def pack_color_samples(
     slots = np.take_along_axis(coefficients, SLOT_OPERATIONS[order][:, :, None], axis=1)[sorting]
     hue = np.where(order == NO_JITTER, 0, hue)[sorting]
 
-    integers = np.zeros((INTEGER_ROWS, len(samples)), dtype=np.int64)
-    floats = np.zeros((FLOAT_ROWS, len(samples)), dtype=np.float32)
-    integers[0] = sorting
-    integers[1, sorting] = np.arange(len(samples))
     chosen = [np.flatnonzero(flag[sorting]) for flag in (grayscale, sigma, solarize)]
-    for row, places in enumerate(chosen, start=2):
-        integers[row, : len(places)] = places
-    floats[:-2] = slots.reshape(len(samples), -1).T
-    floats[-2] = 6 * hue
-    floats[-1, : len(chosen[1])] = sigma[sorting][chosen[1]]
-
     plan = ColorPlan(
         hue_bounds=(int(bounds[0]), int(bounds[1]), int(bounds[2]), int(bounds[3])),
         active_slots=tuple((slots != (1.0, 0.0, 0.0)).any(axis=(0, 2)).tolist()),
@@ -162,7 +174,17 @@ def pack_color_samples(
         num_solarized=len(chosen[2]),
         gray_images=gray_images,
     )
-    return ColorParameters(torch.from_numpy(integers), torch.from_numpy(floats), plan)
+    return ColorParameters(
+        sorting=torch.from_numpy(sorting),
+        places=torch.from_numpy(np.argsort(sorting)),
+        grayscale=_fill_up(chosen[0], len(samples)),
+        blurred=_fill_up(chosen[1], len(samples)),
+        solarized=_fill_up(chosen[2], len(samples)),
+        coefficients=torch.from_numpy(slots.transpose(1, 2, 0).astype(np.float32)),
+        hue=torch.from_numpy((6 * hue).astype(np.float32)),
+        blur_sigma=_fill_up(sigma[sorting][chosen[1]].astype(np.float32), len(samples)),
+        plan=plan,
+    )
 
 
 @torch.no_grad()
@@ -198,24 +220,24 @@ def augment(
     Source: EsViT section 4 and its reference code (the augmentation of DINO).
     """
     plan = parameters.plan
-    order, restore = parameters.integers[0], parameters.integers[1]
     with torch.autocast(crops.device.type, enabled=False):
-        pixels = (crops[:, :1] if plan.gray_images else crops).index_select(0, order).float()
+        pixels = crops[:, :1] if plan.gray_images else crops
+        pixels = pixels.index_select(0, parameters.sorting).float()
         _jitter(pixels, parameters)
         if plan.num_grayscale and not plan.gray_images:
-            rows = parameters.integers[2, : plan.num_grayscale]
+            rows = parameters.grayscale[: plan.num_grayscale]
             pixels.index_copy_(0, rows, _gray(pixels.index_select(0, rows)).expand(-1, 3, -1, -1))
         if plan.num_blurred:
-            rows = parameters.integers[3, : plan.num_blurred]
-            sigma = parameters.floats[-1, : plan.num_blurred]
+            rows = parameters.blurred[: plan.num_blurred]
+            sigma = parameters.blur_sigma[: plan.num_blurred]
             pixels.index_copy_(0, rows, gaussian_blur(pixels.index_select(0, rows), sigma))
         if plan.num_solarized:
-            rows = parameters.integers[4, : plan.num_solarized]
+            rows = parameters.solarized[: plan.num_solarized]
             chosen = pixels.index_select(0, rows)
             pixels.index_copy_(
                 0, rows, torch.where(chosen < SOLARIZE_THRESHOLD, chosen, 255 - chosen)
             )
-        return _normalize(pixels.index_select(0, restore), mean, std, dtype)
+        return _normalize(pixels.index_select(0, parameters.places), mean, std, dtype)
 
 
 def gaussian_blur(pixels: Tensor, sigma: Tensor) -> Tensor:
@@ -251,6 +273,11 @@ def gaussian_blur(pixels: Tensor, sigma: Tensor) -> Tensor:
     return pixels
 
 
+def _fill_up(values: np.ndarray, length: int) -> Tensor:
+    """Append zeros to (n,) values until there are `length`."""
+    return torch.from_numpy(np.pad(values, (0, length - len(values))))
+
+
 def _gray(pixels: Tensor) -> Tensor:
     """Gray values (B, 1, S, S) of (B, 3, S, S), or of a batch that has one channel already."""
     if pixels.shape[1] == 1:
@@ -268,12 +295,12 @@ def _jitter(pixels: Tensor, parameters: ColorParameters) -> None:
     after = ((first, fourth), (first, third), (first, second))
     for slot, (start, stop) in enumerate(before):
         if plan.active_slots[slot]:
-            _affine(pixels[start:stop], parameters.floats[3 * slot : 3 * slot + 3, start:stop])
+            _affine(pixels[start:stop], parameters.coefficients[slot, :, start:stop])
     if plan.hue and not plan.gray_images:
-        _rotate_hue(pixels[first:], parameters.floats[-2, first:])
+        _rotate_hue(pixels[first:], parameters.hue[first:])
     for slot, (start, stop) in enumerate(after, start=NUM_SLOTS):
         if plan.active_slots[slot]:
-            _affine(pixels[start:stop], parameters.floats[3 * slot : 3 * slot + 3, start:stop])
+            _affine(pixels[start:stop], parameters.coefficients[slot, :, start:stop])
 
 
 def _affine(pixels: Tensor, coefficients: Tensor) -> None:

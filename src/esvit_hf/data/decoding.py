@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from esvit_hf.common.errors import one_line
+
 ORIENTATION_TAG = 0x0112
 SIDEWAYS_ORIENTATIONS = frozenset({5, 6, 7, 8})
 # Pillow finds an orientation in these entries alone; to ask for it in every image is slow.
@@ -111,7 +113,7 @@ def open_image(value: object) -> Image.Image:
     # Pillow's readers raise nearly any exception on damaged files: struct.error, SyntaxError,
     # KeyError, EOFError, ...
     except Exception as error:
-        raise UndecodableImageError(_one_line(error)) from error
+        raise UndecodableImageError(_reason(error)) from error
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -130,7 +132,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     try:
         return (height, width) if _orientation(image) in SIDEWAYS_ORIENTATIONS else (width, height)
     except Exception as error:
-        raise UndecodableImageError(_one_line(error)) from error
+        raise UndecodableImageError(_reason(error)) from error
 
 
 def finish_image(image: Image.Image, *, keep_grayscale: bool = False) -> Image.Image:
@@ -158,7 +160,7 @@ def finish_image(image: Image.Image, *, keep_grayscale: bool = False) -> Image.I
         raise
     # The reason of open_image: damaged pixels end in any exception.
     except Exception as error:
-        raise UndecodableImageError(_one_line(error)) from error
+        raise UndecodableImageError(_reason(error)) from error
 
 
 def _open(value: object) -> Image.Image:
@@ -243,7 +245,7 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
     return np.rint(values).astype(np.uint8)
 
 
-def _one_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "the bytes are in no image format that Pillow knows"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -12,6 +12,8 @@ from datasets import Dataset, DatasetDict, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetsError
 from PIL import Image
 
+from esvit_hf.common.errors import one_line
+
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev"),
@@ -75,9 +77,8 @@ def local_split_names(path: Path) -> list[str]:
     try:
         return list(get_dataset_split_names(str(path)))
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"{path} cannot be read as a data set ({reason}); check the path"
+            f"{path} cannot be read as a data set ({one_line(error)}); check the path"
         ) from error
 
 
@@ -185,8 +186,7 @@ def _load(
             builder, name=config_name, split=split, data_files=data_files, **options
         )
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"{place} cannot be loaded ({reason}); check the path or name, --split and "
+            f"{place} cannot be loaded ({one_line(error)}); check the path or name, --split and "
             f"--config_name"
         ) from error

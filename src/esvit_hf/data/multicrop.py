@@ -2,25 +2,24 @@
 device.
 """
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from esvit_hf.data.color import (
-    FLOAT_ROWS,
-    INTEGER_ROWS,
+    PARAMETER_LAYOUT,
     ColorParameters,
     ColorPlan,
     ColorSample,
     pack_color_samples,
 )
-from esvit_hf.data.cropping import draw_crop_box, jpeg_reduction, reduce_box, write_crop
+from esvit_hf.data.cropping import Crop, cut_crops, jpeg_reduction, reduce_box
 from esvit_hf.data.decoding import UndecodableImageError, finish_image, open_image, upright_size
 from esvit_hf.data.views import ViewSpec, expand_views
 
@@ -73,46 +72,28 @@ class CropBatch:
         Returns:
             A batch with undefined content, on the CPU.
         """
-        integers, floats = _parameter_bytes(num_images, len(sizes))
-        crops = sum(3 * num_images * size * size for size in sizes)
-        return cls(
-            torch.empty(integers + floats + crops, dtype=torch.uint8), num_images, tuple(sizes)
-        )
+        length = sum(_num_bytes(*part) for part in _layout(num_images, sizes))
+        return cls(torch.empty(length, dtype=torch.uint8), num_images, tuple(sizes))
 
     @property
     def indices(self) -> Tensor:
         """(B,) int64: index of each image in the source; of the replacement where an image was
         broken.
         """
-        return self._integers[0]
+        return self._parts()[0]
 
     @property
     def crops(self) -> list[Tensor]:
         """One (B, 3, S, S) uint8 tensor a view, the teacher's views first."""
-        start = sum(_parameter_bytes(self.num_images, len(self.sizes)))
-        lengths = [3 * self.num_images * size * size for size in self.sizes]
-        parts = self.buffer[start:].split(lengths)
-        return [
-            part.view(self.num_images, 3, size, size)
-            for part, size in zip(parts, self.sizes, strict=True)
-        ]
+        return self._parts()[-len(self.sizes) :]
 
     @property
     def parameters(self) -> list[ColorParameters]:
         """Parameters of each view for :func:`esvit_hf.data.color.augment`."""
-        integers = self._integers[1:].split(INTEGER_ROWS)
-        floats = self._floats.split(FLOAT_ROWS)
-        return [ColorParameters(*view) for view in zip(integers, floats, self.plans, strict=True)]
-
-    @property
-    def _integers(self) -> Tensor:
-        length, _ = _parameter_bytes(self.num_images, len(self.sizes))
-        return self.buffer[:length].view(torch.int64).view(-1, self.num_images)
-
-    @property
-    def _floats(self) -> Tensor:
-        start, length = _parameter_bytes(self.num_images, len(self.sizes))
-        return self.buffer[start : start + length].view(torch.float32).view(-1, self.num_images)
+        return [
+            ColorParameters(**tensors, plan=plan)
+            for tensors, plan in zip(self._parameter_tensors(), self.plans, strict=True)
+        ]
 
     def fill_parameters(
         self, indices: Sequence[int], samples: Sequence[Sequence[ColorSample]], *, gray_images: bool
@@ -128,10 +109,27 @@ class CropBatch:
             The same memory with its plans.
         """
         packed = [pack_color_samples(view, gray_images=gray_images) for view in samples]
-        integers = [torch.tensor([list(indices)]), *(view.integers for view in packed)]
-        torch.cat(integers, out=self._integers)
-        torch.cat([view.floats for view in packed], out=self._floats)
-        return replace(self, plans=tuple(view.plan for view in packed))
+        self.indices.copy_(torch.tensor(list(indices)))
+        for tensors, parameters in zip(self._parameter_tensors(), packed, strict=True):
+            for name, tensor in tensors.items():
+                tensor.copy_(getattr(parameters, name))
+        return replace(self, plans=tuple(parameters.plan for parameters in packed))
+
+    def _parts(self) -> list[Tensor]:
+        layout = _layout(self.num_images, self.sizes)
+        pieces = self.buffer.split([_num_bytes(*part) for part in layout])
+        return [
+            piece.view(dtype).view(shape)
+            for piece, (dtype, shape) in zip(pieces, layout, strict=True)
+        ]
+
+    def _parameter_tensors(self) -> list[dict[str, Tensor]]:
+        """Tensors of the color parameters of each view by name."""
+        views = len(self.sizes)
+        parts = self._parts()[1:-views]
+        return [
+            dict(zip(PARAMETER_LAYOUT, parts[view::views], strict=True)) for view in range(views)
+        ]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "CropBatch":
         """Copy the batch to a device.
@@ -263,27 +261,22 @@ class MultiCropDataset(Dataset[CropBatch]):
         """
         image = open_image(value)
         width, height = upright_size(image)
-        boxes, flips, colors = [], [], []
-        for view in self.views:
-            boxes.append(draw_crop_box(generator, width, height, view.scale))
-            flips.append(generator.random() < view.flip_probability)
-            colors.append(view.draw_color(generator))
-        reduction = (
-            jpeg_reduction(boxes, [view.size for view in self.views])
-            if image.format == "JPEG"
-            else 1
-        )
+        samples = [view.sample(generator, width, height) for view in self.views]
+        crops = [sample.crop for sample in samples]
+        reduction = 1
+        if image.format == "JPEG":
+            reduction = jpeg_reduction(
+                [crop.box for crop in crops], [view.size for view in self.views]
+            )
         if reduction > 1:
             image.draft(None, (image.width // reduction, image.height // reduction))
         image = finish_image(image, keep_grayscale=True)
         if reduction > 1:
-            boxes = [reduce_box(box, reduction, *image.size) for box in boxes]
-        pixels = torch.from_numpy(
-            np.array(image).reshape(1, image.height, image.width, -1)
-        ).permute(0, 3, 1, 2)
-        for box, flip, output in zip(boxes, flips, outputs, strict=True):
-            write_crop(pixels, box, flip, output)
-        return colors, image.mode == "L"
+            crops = [
+                Crop(reduce_box(crop.box, reduction, *image.size), crop.mirrored) for crop in crops
+            ]
+        cut_crops(image, crops, outputs)
+        return [sample.color for sample in samples], image.mode == "L"
 
     def _judge(self, num_images: int, broken: list[tuple[int, str]]) -> None:
         self._num_read += num_images + len(broken)
@@ -309,6 +302,7 @@ def make_multicrop_loader(
     *,
     num_workers: int = 0,
     prefetch_factor: int = 2,
+    worker_init_fn: Callable[[int], None] | None = None,
 ) -> DataLoader[CropBatch]:
     """Build the loader that makes batches of crops in worker processes.
 
@@ -318,6 +312,7 @@ def make_multicrop_loader(
             does.
         num_workers: processes that decode and crop; 0 to do it in this one.
         prefetch_factor: batches that each worker keeps ready.
+        worker_init_fn: called once in every worker with its number.
 
     Returns:
         The loader; it yields :class:`CropBatch` objects, in page-locked memory if there is an
@@ -337,6 +332,7 @@ def make_multicrop_loader(
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=num_workers > 0,
+        worker_init_fn=worker_init_fn,
         pin_memory=torch.accelerator.is_available(),
         # Crops do not depend on it; without one of its own, a loader would draw from torch's global
         # generator.
@@ -349,11 +345,20 @@ def _keep_batch(batch: Any) -> Any:
     return batch
 
 
-def _parameter_bytes(num_images: int, num_views: int) -> tuple[int, int]:
-    """Bytes of the int64 part (indices and integers) and of the float32 part of a batch's
-    buffer.
+def _layout(num_images: int, sizes: Sequence[int]) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+    """Type and shape of what lies in a batch's buffer: indices, each parameter of all views, crops.
+
+    Wider numbers come first, so that all are aligned.
     """
-    return 8 * num_images * (1 + INTEGER_ROWS * num_views), 4 * num_images * FLOAT_ROWS * num_views
+    parameters = [
+        (dtype, (*shape, num_images)) for dtype, shape in PARAMETER_LAYOUT.values() for _ in sizes
+    ]
+    crops = [(torch.uint8, (num_images, 3, size, size)) for size in sizes]
+    return [(torch.int64, (num_images,)), *parameters, *crops]
+
+
+def _num_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    return dtype.itemsize * math.prod(shape)
 
 
 def _sample_generator(seed: int, epoch: int, index: int, attempt: int) -> random.Random:

@@ -3,7 +3,6 @@ read them.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from datasets import Features, Value
 from datasets import Image as ImageFeature
 from tqdm import tqdm
 
+from esvit_hf.common.files import write_aside
 from esvit_hf.data.decoding import UndecodableImageError, open_image
 from esvit_hf.data.packs import BrokenRowError, Pack, open_pack
 
@@ -88,13 +88,13 @@ def _label_type(pack: Pack) -> str:
 def _write_shard(
     pack: Pack, rows: np.ndarray, path: Path, features: Features, origin: dict[str, Any]
 ) -> None:
-    """Write one shard aside and then by a rename, with a report of what was left out in its
-    metadata.
-    """
+    """Write one shard, with a report of what was left out in its metadata."""
     kind = int if features["label"].dtype == "int64" else str
-    aside = path.with_name(f".{path.name}.partial")
     broken: list[str] = []
-    with pyarrow.parquet.ParquetWriter(aside, features.arrow_schema) as writer:
+    with (
+        write_aside(path) as aside,
+        pyarrow.parquet.ParquetWriter(aside, features.arrow_schema) as writer,
+    ):
         for start in range(0, len(rows), ROW_GROUP_IMAGES):
             images, labels = [], []
             for row in rows[start : start + ROW_GROUP_IMAGES].tolist():
@@ -118,9 +118,6 @@ def _write_shard(
         writer.add_key_value_metadata(
             {METADATA_KEY: json.dumps({"origin": origin, "left_out": broken})}
         )
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.rename(path)
 
 
 def _read_report(path: Path, origin: dict[str, Any]) -> list[str]:

@@ -79,6 +79,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.total_steps = total_steps
         self.steps_per_epoch = num_images // total_batch
 
+    @property
+    def order_settings(self) -> dict[str, int]:
+        """What the order of the images depends on, for comparison with an earlier run's."""
+        return {"images in the data": self.num_images, "seed": self.seed}
+
     def __len__(self) -> int:
         """Micro-batches of this process from `start_step` to the end of the run."""
         return (self.total_steps - self.start_step) * self.accumulation
@@ -165,8 +170,19 @@ class StreamSampler(EpochSampler):
             total_steps=total_steps,
         )
         self.chunk_sizes = chunk_sizes
+        self.shuffle_buffer = shuffle_buffer
         self.num_readers = world_size * readers_per_process
         self.batches_per_block = max(1, shuffle_buffer // batch_size_per_process)
+
+    @property
+    def order_settings(self) -> dict[str, int]:
+        """What the order of the images depends on, for comparison with an earlier run's."""
+        return super().order_settings | {
+            "chunks of the shards": len(self.chunk_sizes),
+            "batch_size": self.batch_size_per_process,
+            "shuffle_buffer": self.shuffle_buffer,
+            "processes x num_workers": self.num_readers,
+        }
 
     def _micro_batches(self, epoch: int, first: int, last: int) -> Iterator[np.ndarray]:
         order = np.random.default_rng([self.seed, epoch, 0, 0]).permutation(len(self.chunk_sizes))

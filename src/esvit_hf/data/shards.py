@@ -26,6 +26,8 @@ from datasets.utils.file_utils import xopen
 from PIL import Image
 from pyarrow.lib import ArrowException
 
+from esvit_hf.common.errors import one_line
+from esvit_hf.common.files import write_aside
 from esvit_hf.data.loading import HUB_NAME
 
 TAR_CHUNK_IMAGES = 128
@@ -128,9 +130,8 @@ class ShardIndex:
                     for sample in samples
                 ]
         except (OSError, ArrowException, tarfile.TarError) as error:
-            reason = " ".join(str(error).split())
             raise UnreadableShardError(
-                f"{url} cannot be read ({reason}): repair it, or leave it out"
+                f"{url} cannot be read ({one_line(error)}): repair it, or leave it out"
             ) from error
         if len(values) != size:
             raise UnreadableShardError(
@@ -260,7 +261,8 @@ def write_index(
         for url, parts in zip(urls, chunks, strict=True)
     ]
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"shards": shards}) + "\n")
+    with write_aside(output) as aside:
+        aside.write_text(json.dumps({"shards": shards}) + "\n")
     return {
         "output": str(output),
         "shards": len(urls),
@@ -286,7 +288,7 @@ def shard_features(index: ShardIndex) -> Features:
         sample = next(_read_samples(url, int(index.starts[0]), end))
     except (OSError, ArrowException, tarfile.TarError, StopIteration) as error:
         raise UnreadableShardError(
-            f"{url} cannot be read ({error}): repair it, or leave it out"
+            f"{url} cannot be read ({one_line(error)}): repair it, or leave it out"
         ) from error
     known = Image.registered_extensions()
     return Features(
@@ -329,9 +331,9 @@ def _shards_of_split(name_or_path: str, split: str, config_name: str | None) -> 
     try:
         files = load_dataset_builder(name_or_path, config_name).config.data_files or {}
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"{name_or_path} cannot be loaded ({reason}); check the path or name and --config_name"
+            f"{name_or_path} cannot be loaded ({one_line(error)}); check the path or name and "
+            f"--config_name"
         ) from error
     by_split = {str(name): list(urls) for name, urls in files.items()}
     if split not in by_split:
@@ -380,9 +382,8 @@ def _index_shard(url: str) -> list[tuple[int, int]]:
             ]
         return _index_tar(url)
     except (OSError, ArrowException, tarfile.TarError) as error:
-        reason = " ".join(str(error).split())
         raise UnreadableShardError(
-            f"{url} cannot be read ({reason}): repair it, or leave it out"
+            f"{url} cannot be read ({one_line(error)}): repair it, or leave it out"
         ) from error
 
 
@@ -472,7 +473,8 @@ def _read_index(url: str) -> ShardIndex:
         index = ShardIndex.of(urls, [shard["chunks"] for shard in shards])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{url} is not a readable index of shards ({error}): write it with esvit index"
+            f"{url} is not a readable index of shards ({one_line(error)}): write it with esvit "
+            f"index"
         ) from error
     if (index.sizes < 0).any() or (index.starts < 0).any():
         raise ValueError(

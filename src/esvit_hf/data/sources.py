@@ -15,6 +15,7 @@ from PIL import Image
 
 from esvit_hf.data.decoding import BrokenImage, UndecodableImageError, decode_image
 from esvit_hf.data.loading import load_dataset_split
+from esvit_hf.data.sampling import EpochSampler
 
 USUAL_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 USUAL_LABEL_COLUMNS = ("label", "labels")
@@ -104,6 +105,32 @@ class ImageSource:
                 value = path.read_bytes() if path.is_file() else b"missing"
             digest.update(value if isinstance(value, bytes) else repr(value).encode())
         return digest.hexdigest()[:16]
+
+    def sampler(
+        self,
+        batch_size_per_process: int,
+        seed: int,
+        *,
+        num_workers: int,
+        **place: int,
+    ) -> EpochSampler:
+        """Give the order in which one process reads the images during training.
+
+        Args:
+            batch_size_per_process: images in one micro-batch of one process.
+            seed: of the order.
+            num_workers: processes of the loader that read for this process; the order of a stream
+                depends on it.
+            **place: `rank`, `world_size`, `accumulation`, `start_step` and `total_steps`, as for
+                :class:`esvit_hf.data.sampling.EpochSampler`.
+
+        Returns:
+            The sampler.
+
+        Raises:
+            ValueError: a value is out of range, or one step needs more images than there are.
+        """
+        return EpochSampler(len(self), batch_size_per_process, seed, **place)
 
     def read_encoded(self, indices: Sequence[int]) -> list[object]:
         """Fetch images as they are stored.

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from esvit_hf.data.sampling import StreamSampler
 from esvit_hf.data.shards import ShardIndex, open_index, shard_features
 from esvit_hf.data.sources import find_image_column
 
@@ -71,6 +72,33 @@ class StreamSource:
     def describe(self, index: int) -> str:
         """Name an image in messages."""
         return self.index.describe(index)
+
+    def sampler(
+        self, batch_size_per_process: int, seed: int, *, num_workers: int, **place: int
+    ) -> StreamSampler:
+        """Give the order in which one process reads the images during training.
+
+        Args:
+            batch_size_per_process: images in one micro-batch of one process.
+            seed: of the order.
+            num_workers: processes of the loader that read for this process.
+            **place: `rank`, `world_size`, `accumulation`, `start_step` and `total_steps`, as for
+                :class:`esvit_hf.data.sampling.EpochSampler`.
+
+        Returns:
+            The sampler.
+
+        Raises:
+            ValueError: a value is out of range, or one step needs more images than there are.
+        """
+        return StreamSampler(
+            self.index.sizes,
+            batch_size_per_process,
+            seed,
+            shuffle_buffer=self.shuffle_buffer,
+            readers_per_process=max(1, num_workers),
+            **place,
+        )
 
     def read_encoded(self, indices: Sequence[int]) -> list[object]:
         """Fetch images as they are stored.

@@ -5,8 +5,22 @@ operations.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from esvit_hf.data.color import JITTER_ORDERS, ColorSample
+from esvit_hf.data.cropping import Crop, sample_crop
+
+
+class ViewSample(NamedTuple):
+    """One random view of one image.
+
+    Attributes:
+        crop: what it shows.
+        color: what happens to its colors.
+    """
+
+    crop: Crop
+    color: ColorSample
 
 
 @dataclass(frozen=True)
@@ -82,8 +96,28 @@ class ViewSpec:
             raise _bad_value(field, value, remedy)
         object.__setattr__(self, field, tuple(float(number) for number in value))
 
-    def draw_color(self, generator: random.Random) -> ColorSample:
-        """Draw the color operations on one view.
+    def sample(self, generator: random.Random, width: int, height: int) -> ViewSample:
+        """Sample one view of an image.
+
+        Args:
+            generator: source of randomness.
+            width: of the image, in pixels.
+            height: of the image, in pixels.
+
+        Returns:
+            The view; its crop lies within the image.
+        """
+        crop = sample_crop(
+            generator,
+            width,
+            height,
+            scale=self.scale,
+            flip_probability=self.flip_probability,
+        )
+        return ViewSample(crop, self.sample_color(generator))
+
+    def sample_color(self, generator: random.Random) -> ColorSample:
+        """Sample the color operations on one view.
 
         Args:
             generator: source of randomness.

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 
-from esvit_hf.evaluation.knn import check_neighbors
 from esvit_hf.evaluation.linear_probe import LEARNING_RATES
 from esvit_hf.evaluation.region_tasks import check_regions, run_attention, run_correspondence
 from esvit_hf.evaluation.report import Report, command_of, public_name
@@ -28,6 +27,7 @@ from esvit_hf.evaluation.tasks import (
     run_logistic,
 )
 from esvit_hf.features.extraction import Features
+from esvit_hf.features.search import check_neighbors
 from esvit_hf.features.store import FeatureStore, default_features_folder
 from esvit_hf.figures.report import draw_confusion
 

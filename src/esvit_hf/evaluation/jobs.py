@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.data.sources import load_image_source
-from esvit_hf.evaluation.knn import check_neighbors, knn_accuracy
+from esvit_hf.evaluation.knn import knn_accuracy
 from esvit_hf.evaluation.linear_probe import LEARNING_RATES, linear_probe
 from esvit_hf.evaluation.probe_classifier import check_probe_fits, save_probe
 from esvit_hf.evaluation.random_crops import AugmentedFeatures
 from esvit_hf.evaluation.splits import load_splits
 from esvit_hf.features.extraction import extract_features, load_image_processor
+from esvit_hf.features.search import check_neighbors
 from esvit_hf.hub.classifier_card import write_classifier_card
 from esvit_hf.hub.push import check_target, prepare_repository, push_result
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from esvit_hf.backbones.adapter import RegionBackbone
-from esvit_hf.data.cropping import draw_crop_box
+from esvit_hf.data.cropping import sample_crop
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.features.extraction import extract_features
@@ -20,6 +20,7 @@ from esvit_hf.features.extraction import extract_features
 __all__ = ["AugmentedFeatures", "RandomCrops"]
 
 CROP_SCALE = (0.08, 1.0)
+FLIP_PROBABILITY = 0.5
 
 
 class RandomCrops:
@@ -64,11 +65,13 @@ class RandomCrops:
 
     def _crop(self, image: Image.Image, index: int) -> Image.Image:
         generator = random.Random(f"{self.seed} {self.epoch} {index}")
-        top, left, height, width = draw_crop_box(generator, *image.size, scale=CROP_SCALE)
+        (top, left, height, width), mirrored = sample_crop(
+            generator, *image.size, scale=CROP_SCALE, flip_probability=FLIP_PROBABILITY
+        )
         crop = image.crop((left, top, left + width, top + height)).resize(
             self.size, Image.Resampling.BICUBIC
         )
-        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if generator.random() < 0.5 else crop
+        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else crop
 
 
 class AugmentedFeatures:

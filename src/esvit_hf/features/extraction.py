@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor
 
 from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.common.errors import one_line
 from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
 from esvit_hf.data.sources import ImageSource
 
@@ -153,10 +154,9 @@ def load_image_processor(
             name_or_path, revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{name_or_path!r} has no image processor ({reason}): name a model or folder that has "
-            f"one with --processor"
+            f"{name_or_path!r} has no image processor ({one_line(error)}): name a model or folder "
+            f"that has one with --processor"
         ) from error
     return processor
 
@@ -264,10 +264,9 @@ class _PreprocessedImages(Dataset[_Batch]):
             ]
         except ValueError as error:
             # An exception would reach the main process wrapped in the worker's traceback.
-            reason = " ".join(str(error).split())[:200]
             problem = (
                 f"the image processor cannot batch images {indices[0]} to {indices[-1]} "
-                f"({reason}): use one that crops or resizes to a fixed size"
+                f"({one_line(error)}): use one that crops or resizes to a fixed size"
             )
             return _Batch(None, numbers, broken, problem)
         return _Batch(pixels, numbers, broken)

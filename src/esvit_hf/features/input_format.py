@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from esvit_hf.common.errors import one_line
+
 __all__ = ["InputFormat", "InputFrame", "apply_processor", "read_input_format", "read_input_frame"]
 
 _PROBE_SIDE = 256
@@ -51,8 +53,8 @@ class InputFormat:
         Returns:
             (B, 3, H, W) uint8.
         """
-        centerd = pixel_values.double().cpu() - self.offset[:, None, None]
-        colors = torch.einsum("cd,bdhw->bchw", torch.linalg.inv(self.matrix), centerd)
+        centered = pixel_values.double().cpu() - self.offset[:, None, None]
+        colors = torch.einsum("cd,bdhw->bchw", torch.linalg.inv(self.matrix), centered)
         return colors.round().clamp(0, 255).to(torch.uint8)
 
 
@@ -101,10 +103,9 @@ def apply_processor(processor: Callable[..., Any], images: list[Image.Image]) ->
     try:
         pixel_values: Tensor = processor(images=images, return_tensors="pt")["pixel_values"]
     except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"the image processor cannot batch the images ({reason}): use one that crops or "
-            f"resizes to a fixed size"
+            f"the image processor cannot batch the images ({one_line(error)}): use one that crops "
+            f"or resizes to a fixed size"
         ) from error
     if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
         raise ValueError(

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.data.sources import ImageSource
-from esvit_hf.evaluation.knn import nearest_neighbors
 from esvit_hf.features.extraction import Features
 from esvit_hf.features.input_format import apply_processor
+from esvit_hf.features.search import nearest_neighbors
 
 __all__ = ["Neighbor", "class_name", "nearest_images", "view_feature"]
 
@@ -32,6 +32,11 @@ class Neighbor:
     image: Image.Image
     cosine: float
     class_name: str | None
+
+    @property
+    def label(self) -> str:
+        """What to write beside it: its class, or its place without labels."""
+        return self.class_name or f"image {self.index}"
 
 
 @torch.no_grad()

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
+from esvit_hf.common.errors import one_line
+from esvit_hf.common.files import digest_file
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.features.extraction import Features, extract_features, load_image_processor
 
@@ -30,7 +32,6 @@ __all__ = ["FeatureStore", "default_features_folder"]
 
 # To be raised when the same network, images and transform no longer give the same features.
 _FORMAT = 1
-_READ_BYTES = 2**20
 _NETWORK_FILES = ("config.json", "model*.safetensors", "pytorch_model*.bin", "*.py")
 
 
@@ -133,15 +134,14 @@ class FeatureStore:
             files = sorted({path for pattern in _NETWORK_FILES for path in folder.glob(pattern)})
             digest = hashlib.sha256()
             for path in files:
-                digest.update(f"{path.name}\0{_file_digest(path)}\0".encode())
+                digest.update(f"{path.name}\0{digest_file(path)}\0".encode())
             return f"sha256:{digest.hexdigest()}"
         try:
             config = hf_hub_download(self.model, "config.json", revision=self._revision)
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"cannot load a model from {self.model!r} ({reason}): give a Hub name or a folder "
-                f"with config.json and model.safetensors"
+                f"cannot load a model from {self.model!r} ({one_line(error)}): give a Hub name or "
+                f"a folder with config.json and model.safetensors"
             ) from error
         return Path(config).parent.name
 
@@ -257,7 +257,7 @@ class _Entry:
         if not path.is_file():
             raise _UnusableEntryError(f"has lost its file {path.name}")
         try:
-            intact = _file_digest(path) == digest
+            intact = digest_file(path) == digest
             values = load_file(path).get("features") if intact else None
         except (OSError, SafetensorError) as error:
             raise _UnusableEntryError(f"has an unreadable file {path.name} ({error})") from error
@@ -277,7 +277,7 @@ class _Entry:
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=f".{self.name}.") as partial:
             data, index = Path(partial) / "features.safetensors", Path(partial) / "index.json"
             save_file({"features": features.values.contiguous()}, data)
-            digest = _file_digest(data)
+            digest = digest_file(data)
             record = {
                 "origin": origin,
                 "identity": self.identity,
@@ -309,11 +309,3 @@ class _Entry:
         ):
             raise _UnusableEntryError("lacks the width of the blocks or the digest")
         return record
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while content := file.read(_READ_BYTES):
-            digest.update(content)
-    return digest.hexdigest()

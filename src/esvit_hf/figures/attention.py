@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from esvit_hf.figures.look import COLORS, Picture, drawing
-from esvit_hf.regions.attention import QueryAttention
 
-__all__ = ["draw_attention"]
+__all__ = ["plot_attention"]
 
 _WIDTH = 6.3
 _FEWEST_COLUMNS, _MOST_COLUMNS = 4, 6
@@ -16,14 +15,17 @@ _FEWEST_COLUMNS, _MOST_COLUMNS = 4, 6
 _TITLE, _SCALE = 0.25, 0.6
 
 
-def draw_attention(image: Tensor, attention: QueryAttention, point: tuple[float, float]) -> Picture:
-    """Draw an image with a point, and over its gray copies the attention of each head.
+def plot_attention(
+    image: Tensor, maps: Tensor, stride: tuple[int, int], point: tuple[float, float]
+) -> Picture:
+    """Plot an image with a point, and over its gray copies the attention of each head.
 
     All heads share one scale. Where a head cannot look, the gray image stays bare.
 
     Args:
         image: (3, H, W) uint8, the input of the network.
-        attention: of the region at the point.
+        maps: (heads, h, w) float32 probabilities of the regions, 0 where a head cannot look.
+        stride: pixels from one region to the next, vertically and horizontally.
         point: (x, y) in pixels of the image.
 
     Returns:
@@ -33,12 +35,12 @@ def draw_attention(image: Tensor, attention: QueryAttention, point: tuple[float,
         ImportError: without matplotlib.
     """
     height, width = image.shape[-2:]
-    heads, rows, columns = attention.maps.shape
+    heads, rows, columns = maps.shape
     across = min(heads + 1, max(_FEWEST_COLUMNS, math.ceil(math.sqrt(heads + 1))), _MOST_COLUMNS)
     down = math.ceil((heads + 1) / across)
     side = _WIDTH / max(across, _FEWEST_COLUMNS)
-    percent, gray = 100 * attention.maps, image.float().mean(dim=0).numpy()
-    bottom, right = rows * attention.stride[0], columns * attention.stride[1]
+    percent, gray = 100 * maps, image.float().mean(dim=0).numpy()
+    bottom, right = rows * stride[0], columns * stride[1]
     with drawing(across * side, down * (side * height / width + _TITLE) + _SCALE) as picture:
         from matplotlib.patheffects import withStroke
         from matplotlib.ticker import MaxNLocator

@@ -1,15 +1,12 @@
 """The most similar regions of two images, joined by lines."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.figures.look import Picture, drawing
-from esvit_hf.regions.correspondence import match_regions
 
-__all__ = ["RegionPairs", "draw_correspondence", "find_correspondence"]
+__all__ = ["plot_region_pairs"]
 
 # Inches: the width of a page of text.
 _WIDTH = 6.3
@@ -21,78 +18,22 @@ _IMAGES_SHARE = 0.84
 _NUMBERS_SHOWN = 3
 
 
-@dataclass(frozen=True)
-class RegionPairs:
-    """Regions of a first and a second image that look alike to a network, the most similar pair
-    first.
-
-    Attributes:
-        first: (K, 2) centers, x and y in pixels of the first input.
-        second: (K, 2) centers in the second input.
-        similarity: (K,) cosine.
-    """
-
-    first: Tensor
-    second: Tensor
-    similarity: Tensor
-
-
-@torch.no_grad()
-def find_correspondence(
-    backbone: RegionBackbone,
+def plot_region_pairs(
     first: Tensor,
     second: Tensor,
-    *,
-    count: int = 10,
-    layer: int | None = None,
-) -> RegionPairs:
-    """Find the pairs of regions with the highest cosine similarity; each region of the first image
-    is in one at most.
-
-    Args:
-        backbone: in evaluation mode.
-        first: (1, 3, H, W) normalized image.
-        second: (1, 3, H', W') normalized image.
-        count: number of pairs, K; fewer if the first image has fewer regions.
-        layer: index into the network's hidden states; None for the regions behind the last norm.
-
-    Returns:
-        The pairs, on the CPU.
-
-    Raises:
-        ValueError: the count is below 1, there is no such layer, or features are not finite.
-    """
-    if count < 1:
-        raise ValueError(f"{count} pairs asked for: give at least 1")
-    regions, centers = [], []
-    for pixel_values in (first, second):
-        features, grid = backbone.layer_regions(pixel_values, layer)
-        regions.append(features)
-        centers.append(_centers(grid, (pixel_values.shape[-2], pixel_values.shape[-1])))
-    matches = match_regions(regions[0], regions[1])
-    similarity, index = matches.similarity[0].cpu(), matches.index[0].cpu()
-    if not torch.isfinite(similarity).all():
-        raise ValueError("regions are not finite: check the weights")
-    best = similarity.argsort(descending=True, stable=True)[:count]
-    return RegionPairs(centers[0][best], centers[1][index[best]], similarity[best])
-
-
-def _centers(grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """(N, 2) x and y of the regions' centers for an input of (H, W) pixels."""
-    rows, columns = (
-        (torch.arange(side) + 0.5) * extent / side for side, extent in zip(grid, size, strict=True)
-    )
-    return torch.cartesian_prod(rows, columns).flip(1)
-
-
-def draw_correspondence(first: Tensor, second: Tensor, pairs: RegionPairs) -> Picture:
-    """Draw two images side by side and a numbered line for each pair; the numbers stand beside
-    their similarities.
+    first_points: Sequence[Sequence[float]],
+    second_points: Sequence[Sequence[float]],
+    similarities: Sequence[float],
+) -> Picture:
+    """Plot two images side by side and a numbered line for each pair of points; the numbers stand
+    beside their similarities.
 
     Args:
         first: (3, H, W) uint8.
-        second: (3, H', W') uint8, drawn as high as the first.
-        pairs: what to join.
+        second: (3, H', W') uint8, as high in the picture as the first.
+        first_points: x and y of each pair's point in pixels of the first image.
+        second_points: x and y of each pair's point in pixels of the second image.
+        similarities: cosine of each pair.
 
     Returns:
         The picture.
@@ -104,8 +45,8 @@ def draw_correspondence(first: Tensor, second: Tensor, pairs: RegionPairs) -> Pi
     zoom = height / second.shape[-2]
     left = width * (1 + _GAP)
     right = left + second.shape[-1] * zoom
-    starts = [(x, y) for x, y in pairs.first.tolist()]
-    ends = [(left + x * zoom, y * zoom) for x, y in pairs.second.tolist()]
+    starts = [(x, y) for x, y in first_points]
+    ends = [(left + x * zoom, y * zoom) for x, y in second_points]
     with drawing(_WIDTH, _WIDTH * _IMAGES_SHARE * height / right) as picture:
         from matplotlib.patheffects import withStroke
 
@@ -115,7 +56,7 @@ def draw_correspondence(first: Tensor, second: Tensor, pairs: RegionPairs) -> Pi
         axes.imshow(first.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
         axes.imshow(second.permute(1, 2, 0).numpy(), extent=(left, right, height, 0))
         colors = []
-        for number, similarity in enumerate(pairs.similarity.tolist()):
+        for number, similarity in enumerate(similarities):
             (line,) = axes.plot(
                 *zip(starts[number], ends[number], strict=True),
                 linestyle="-",

@@ -9,14 +9,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from esvit_hf.features.neighbors import Neighbor
 from esvit_hf.figures.look import COLOR_MAP, COLORS, Picture, drawing
-from esvit_hf.regions.similarity import RegionMatch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_colors", "draw_map", "draw_neighbors"]
+__all__ = ["plot_colors", "plot_map", "plot_neighbors"]
 
 _PANEL_SIDE = 4.0
 _NEIGHBOR_SIDE = 1.5
@@ -25,16 +23,16 @@ _LARGEST_PIXELS = 1000
 _TITLE_LETTERS = 18
 
 
-def draw_map(
+def plot_map(
     image: Image.Image,
     values: Tensor,
     *,
     label: str,
     limits: tuple[float, float] | None = None,
     point: tuple[float, float] | None = None,
-    matches: Sequence[RegionMatch] = (),
+    numbered: Sequence[tuple[float, float]] = (),
 ) -> Picture:
-    """Draw a value for each region over its image, in the coordinates of the image.
+    """Plot a value for each region over its image, in the coordinates of the image.
 
     Args:
         image: RGB.
@@ -42,7 +40,7 @@ def draw_map(
         label: what the values are, for the color bar.
         limits: values of the darkest and the lightest color; lowest and highest value if None.
         point: chosen point (x, y) in pixels, marked with a cross.
-        matches: regions to number from 1 on.
+        numbered: points (x, y) in pixels, numbered from 1 on.
 
     Returns:
         The figure.
@@ -65,10 +63,10 @@ def draw_map(
         picture.figure.colorbar(shown, ax=axes, label=label, shrink=0.8)
         if point is not None:
             _mark(axes, point)
-        for number, match in enumerate(matches, start=1):
+        for number, place in enumerate(numbered, start=1):
             axes.annotate(
                 str(number),
-                match.point,
+                place,
                 ha="center",
                 va="center",
                 color="white",
@@ -79,8 +77,8 @@ def draw_map(
     return picture
 
 
-def draw_colors(image: Image.Image, colors: Tensor) -> Picture:
-    """Draw a color for each region, beside nothing else: the image itself would tint it.
+def plot_colors(image: Image.Image, colors: Tensor) -> Picture:
+    """Plot a color for each region, beside nothing else: the image itself would tint it.
 
     Args:
         image: RGB, for the proportions.
@@ -99,12 +97,19 @@ def draw_colors(image: Image.Image, colors: Tensor) -> Picture:
     return picture
 
 
-def draw_neighbors(query: Image.Image, neighbors: Sequence[Neighbor]) -> Picture:
-    """Draw an image and its nearest images in a data set, with class and cosine similarity.
+def plot_neighbors(
+    query: Image.Image,
+    neighbors: Sequence[Image.Image],
+    names: Sequence[str],
+    cosines: Sequence[float],
+) -> Picture:
+    """Plot an image and its nearest images in a data set, with name and cosine similarity.
 
     Args:
         query: RGB.
-        neighbors: from `nearest_images`.
+        neighbors: RGB, from the most similar on.
+        names: what stands above each neighbor, shortened if it is long.
+        cosines: similarity of each neighbor.
 
     Returns:
         The figure.
@@ -113,12 +118,8 @@ def draw_neighbors(query: Image.Image, neighbors: Sequence[Neighbor]) -> Picture
         ImportError: without matplotlib.
     """
     panels = [(query, "this image")] + [
-        (
-            neighbor.image,
-            f"{_shortened(neighbor.class_name or f'image {neighbor.index}')}\n"
-            f"{neighbor.cosine:.3f}",
-        )
-        for neighbor in neighbors
+        (image, f"{_shortened(name)}\n{cosine:.3f}")
+        for image, name, cosine in zip(neighbors, names, cosines, strict=True)
     ]
     columns = min(len(panels), _NEIGHBORS_IN_A_ROW)
     rows = -(-len(panels) // columns)

@@ -14,10 +14,11 @@ from esvit_hf.data.sources import ImageSource
 from esvit_hf.features.extraction import Features
 from esvit_hf.features.neighbors import class_name, nearest_images, view_feature
 from esvit_hf.features.store import FeatureStore
-from esvit_hf.figures.correspondence import draw_correspondence, find_correspondence
+from esvit_hf.figures.correspondence import plot_region_pairs
 from esvit_hf.figures.look import Picture
-from esvit_hf.figures.regions import draw_colors, draw_map, draw_neighbors
+from esvit_hf.figures.regions import plot_colors, plot_map, plot_neighbors
 from esvit_hf.regions.attention import query_attention
+from esvit_hf.regions.correspondence import find_region_pairs
 from esvit_hf.regions.similarity import RegionMatch, region_colors, similar_regions, similarity_map
 from esvit_hf.regions.whole_images import ImageRegions, WholeImages
 
@@ -125,9 +126,10 @@ class Explorer:
         matches = similar_regions(other, second.regions, MATCHES)
         limits = min(float(own.min()), float(other.min())), 1.0
         label = "cosine similarity"
+        places = [match.point for match in matches]
         return (
-            rendered(draw_map(first.image, own, label=label, limits=limits, point=_middle(point))),
-            rendered(draw_map(second.image, other, label=label, limits=limits, matches=matches)),
+            rendered(plot_map(first.image, own, label=label, limits=limits, point=_middle(point))),
+            rendered(plot_map(second.image, other, label=label, limits=limits, numbered=places)),
             matches,
         )
 
@@ -148,11 +150,9 @@ class Explorer:
         shown = [
             self._whole_images.resized(view.image, detail=view.detail) for view in (first, second)
         ]
-        return rendered(
-            draw_correspondence(
-                shown[0], shown[1], find_correspondence(self.backbone, inputs[0], inputs[1])
-            )
-        )
+        pairs = find_region_pairs(self.backbone, inputs[0], inputs[1])
+        rows = pairs.first.tolist(), pairs.second.tolist(), pairs.similarity.tolist()
+        return rendered(plot_region_pairs(shown[0], shown[1], *rows))
 
     def attention(
         self, view: View, point: tuple[int, int], layer: int, head: int | None
@@ -180,7 +180,7 @@ class Explorer:
             raise ValueError(f"Block {layer + 1} has {len(maps)} heads: choose one of them.")
         values = maps.mean(dim=0) if head is None else maps[head]
         return rendered(
-            draw_map(
+            plot_map(
                 view.image, 100 * values, label="attention to a region (%)", point=_middle(point)
             )
         )
@@ -197,7 +197,7 @@ class Explorer:
         """
         colors = region_colors([first.regions, second.regions])
         pictures = [
-            rendered(draw_colors(view.image, values))
+            rendered(plot_colors(view.image, values))
             for view, values in zip((first, second), colors, strict=True)
         ]
         return pictures[0], pictures[1]
@@ -217,9 +217,13 @@ class Explorer:
         if self.dataset is None or self._features is None:
             raise ValueError("There is no data set to search: start the page with --dataset.")
         query = view_feature(self.backbone, self._processor, view.image)
+        neighbors = nearest_images(query, self.dataset, self._features, NEIGHBORS)
         return rendered(
-            draw_neighbors(
-                view.image, nearest_images(query, self.dataset, self._features, NEIGHBORS)
+            plot_neighbors(
+                view.image,
+                [found.image for found in neighbors],
+                [found.label for found in neighbors],
+                [found.cosine for found in neighbors],
             )
         )
 

@@ -216,8 +216,12 @@ class Pretraining:
         dataset = MultiCropDataset(
             self.source, arguments.views, arguments.seed, arguments.max_broken_fraction
         )
-        loader = make_multicrop_loader(dataset, sampler, num_workers=arguments.num_workers)
-        loader.worker_init_fn = leave_signals_to_the_run
+        loader = make_multicrop_loader(
+            dataset,
+            sampler,
+            num_workers=arguments.num_workers,
+            worker_init_fn=leave_signals_to_the_run,
+        )
         bar = tqdm(
             total=self.total_steps * self.total_batch,
             initial=self.progress.step * self.total_batch,

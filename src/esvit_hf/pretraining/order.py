@@ -4,7 +4,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from esvit_hf.data.sampling import EpochSampler, StreamSampler
+from esvit_hf.data.sampling import EpochSampler
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.data.streaming import StreamSource
 from esvit_hf.pretraining.recipe import PretrainingArguments
@@ -37,41 +37,20 @@ class ImageOrder:
             total_steps: optimizer steps of the whole run, those done included.
         """
         arguments = self.arguments
-        place: dict[str, int] = {
-            "rank": self.accelerator.process_index,
-            "world_size": self.accelerator.num_processes,
-            "accumulation": arguments.accumulation_steps,
-            "start_step": start_step,
-            "total_steps": total_steps,
-        }
-        if isinstance(self.source, ImageSource):
-            return EpochSampler(len(self.source), arguments.batch_size, arguments.seed, **place)
-        return StreamSampler(
-            self.source.index.sizes,
+        return self.source.sampler(
             arguments.batch_size,
             arguments.seed,
-            shuffle_buffer=arguments.shuffle_buffer,
-            readers_per_process=self.readers_per_process,
-            **place,
+            num_workers=arguments.num_workers,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            accumulation=arguments.accumulation_steps,
+            start_step=start_step,
+            total_steps=total_steps,
         )
-
-    @property
-    def readers_per_process(self) -> int:
-        """Workers of the loader, or the process itself."""
-        return max(1, self.arguments.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the order depends on."""
-        state = {"images in the data": len(self.source), "seed": self.arguments.seed}
-        if isinstance(self.source, StreamSource):
-            state |= {
-                "chunks of the shards": len(self.source.index.sizes),
-                "batch_size": self.arguments.batch_size,
-                "shuffle_buffer": self.arguments.shuffle_buffer,
-                "processes x num_workers": self.accelerator.num_processes
-                * self.readers_per_process,
-            }
-        return state
+        return dict(self.sampler(0, 0).order_settings)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Check that a checkpoint comes from the same order.

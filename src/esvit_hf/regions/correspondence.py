@@ -20,8 +20,10 @@ from esvit_hf.regions.view_pairs import Protocol, ViewPairs, make_view_pairs
 __all__ = [
     "CorrespondenceResult",
     "Matches",
+    "RegionPairs",
     "Tally",
-    "match_regions",
+    "find_matches",
+    "find_region_pairs",
     "measure_correspondence",
     "resample_regions",
     "score_matches",
@@ -80,7 +82,23 @@ class Matches:
     similarity: Tensor
 
 
-def match_regions(first: Tensor, second: Tensor) -> Matches:
+@dataclass(frozen=True)
+class RegionPairs:
+    """Regions of a first and a second image that look alike to a network, the most similar pair
+    first.
+
+    Attributes:
+        first: (K, 2) centers, x and y in pixels of the first input.
+        second: (K, 2) centers in the second input.
+        similarity: (K,) cosine.
+    """
+
+    first: Tensor
+    second: Tensor
+    similarity: Tensor
+
+
+def find_matches(first: Tensor, second: Tensor) -> Matches:
     """Find the region of the second view with the highest cosine similarity, for every region of
     the first.
 
@@ -97,6 +115,54 @@ def match_regions(first: Tensor, second: Tensor) -> Matches:
     first, second = (F.normalize(regions.float(), dim=-1) for regions in (first, second))
     similarity, index = (first @ second.transpose(1, 2)).max(dim=2)
     return Matches(index, similarity)
+
+
+@torch.no_grad()
+def find_region_pairs(
+    backbone: RegionBackbone,
+    first: Tensor,
+    second: Tensor,
+    *,
+    count: int = 10,
+    layer: int | None = None,
+) -> RegionPairs:
+    """Find the pairs of regions with the highest cosine similarity; each region of the first image
+    is in one at most.
+
+    Args:
+        backbone: in evaluation mode.
+        first: (1, 3, H, W) normalized image.
+        second: (1, 3, H', W') normalized image.
+        count: number of pairs, K; fewer if the first image has fewer regions.
+        layer: index into the network's hidden states; None for the regions behind the last norm.
+
+    Returns:
+        The pairs, on the CPU.
+
+    Raises:
+        ValueError: the count is below 1, there is no such layer, or features are not finite.
+    """
+    if count < 1:
+        raise ValueError(f"{count} pairs asked for: give at least 1")
+    regions, centers = [], []
+    for pixel_values in (first, second):
+        features, grid = backbone.layer_regions(pixel_values, layer)
+        regions.append(features)
+        centers.append(_centers(grid, (pixel_values.shape[-2], pixel_values.shape[-1])))
+    matches = find_matches(regions[0], regions[1])
+    similarity, index = matches.similarity[0].cpu(), matches.index[0].cpu()
+    if not torch.isfinite(similarity).all():
+        raise ValueError("regions are not finite: check the weights")
+    best = similarity.argsort(descending=True, stable=True)[:count]
+    return RegionPairs(centers[0][best], centers[1][index[best]], similarity[best])
+
+
+def _centers(grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """(N, 2) x and y of the regions' centers for an input of (H, W) pixels."""
+    rows, columns = (
+        (torch.arange(side) + 0.5) * extent / side for side, extent in zip(grid, size, strict=True)
+    )
+    return torch.cartesian_prod(rows, columns).flip(1)
 
 
 def resample_regions(regions: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
@@ -262,7 +328,7 @@ def measure_correspondence(
         first, second = (resample_regions(regions, own_grid, new_grid) for regions, _ in maps)
         most_similar = _MOST_SIMILAR if protocol == "mirror" else None
         return score_matches(
-            match_regions(first, second), pairs, new_grid, most_similar=most_similar
+            find_matches(first, second), pairs, new_grid, most_similar=most_similar
         )
 
     was_training = backbone.training

@@ -47,8 +47,8 @@ def region_colors(images: Sequence[ImageRegions]) -> list[Tensor]:
     rows = F.normalize(
         torch.cat([image.features.flatten(0, 1) for image in images]).double(), dim=1
     )
-    centerd = rows - rows.mean(dim=0)
-    projected = centerd @ torch.linalg.svd(centerd, full_matrices=False).Vh[:3].T
+    centered = rows - rows.mean(dim=0)
+    projected = centered @ torch.linalg.svd(centered, full_matrices=False).Vh[:3].T
     low, span = projected.amin(dim=0), projected.amax(dim=0) - projected.amin(dim=0)
     colors = torch.full((len(rows), 3), 0.5)
     for component in (span > _SMALLEST_SPAN).nonzero()[:, 0].tolist():

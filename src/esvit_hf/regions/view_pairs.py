@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from esvit_hf.data.color import augment, pack_color_samples
-from esvit_hf.data.cropping import draw_crop_box, write_crop
+from esvit_hf.data.cropping import Crop, cut_crops, sample_crop_box
 from esvit_hf.data.views import ViewSpec
 from esvit_hf.features.input_format import InputFormat, apply_processor
 
@@ -96,7 +95,7 @@ def _mirror(first: Tensor, generators: Sequence[random.Random]) -> ViewPairs:
     colors = ViewSpec(
         count=1, size=1, scale=(1, 1), blur_probability=0, jitter_probability=1, gray_probability=1
     )
-    parameters = pack_color_samples([colors.draw_color(generator) for generator in generators])
+    parameters = pack_color_samples([colors.sample_color(generator) for generator in generators])
     second = augment(first.flip(-1), parameters, mean=_NO_SHIFT, std=_NO_SCALE)
     scale, offset = (
         torch.tensor([[1.0, -1.0], [0.0, 1.0]], dtype=torch.float64)
@@ -112,18 +111,16 @@ def _crop(
     views = torch.empty(2, len(images), 3, *size, dtype=torch.uint8)
     scales, offsets = [], []
     for place, (image, generator) in enumerate(zip(images, generators, strict=True)):
-        first = draw_crop_box(generator, *image.size, _CROP_SCALE)
+        first = sample_crop_box(generator, *image.size, _CROP_SCALE)
         middle = first.top + first.height / 2, first.left + first.width / 2
-        second = draw_crop_box(generator, *image.size, _CROP_SCALE)
+        second = sample_crop_box(generator, *image.size, _CROP_SCALE)
         while not (
             0 <= middle[0] - second.top < second.height
             and 0 <= middle[1] - second.left < second.width
         ):
-            second = draw_crop_box(generator, *image.size, _CROP_SCALE)
+            second = sample_crop_box(generator, *image.size, _CROP_SCALE)
         mirrored = generator.random() < 0.5
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-        write_crop(pixels, first, False, views[0, place])
-        write_crop(pixels, second, mirrored, views[1, place])
+        cut_crops(image, [Crop(first), Crop(second, mirrored)], list(views[:, place]))
         scale = [first.height / second.height, first.width / second.width]
         offset = [
             (first.top - second.top) / second.height,

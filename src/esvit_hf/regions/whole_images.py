@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.common.errors import one_line
 from esvit_hf.features.input_format import read_input_format
 
 __all__ = ["ImageRegions", "WholeImages"]
@@ -162,7 +163,7 @@ class WholeImages:
             size = " x ".join(map(str, pixel_values.shape[-2:]))
             raise ValueError(
                 f"{type(self.backbone.model).__name__} cannot process {size} pixels "
-                f"({' '.join(str(error).split())}): choose a network that takes images of any "
+                f"({one_line(error)}): choose a network that takes images of any "
                 f"shape, or square images"
             ) from error
         return output.regions[0].float().cpu(), output.grid

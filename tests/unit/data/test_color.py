@@ -19,6 +19,7 @@ from esvit_hf.data.color import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     JITTER_ORDERS,
+    PARAMETER_LAYOUT,
     ColorSample,
     gaussian_blur,
     pack_color_samples,
@@ -222,7 +223,7 @@ def test_gray_images_may_go_through_one_channel(samples: list[ColorSample]) -> N
 def drawn(count: int) -> list[ColorSample]:
     view = ViewSpec(count=1, size=8, scale=(0.5, 1.0), solarize_probability=0.3)
     generator = random.Random(0)
-    return [view.draw_color(generator) for _ in range(count)]
+    return [view.sample_color(generator) for _ in range(count)]
 
 
 def test_a_crop_does_not_depend_on_its_batch() -> None:
@@ -258,12 +259,11 @@ def test_no_value_is_read_back_from_the_device(gray_images: bool) -> None:
     assert min(plan.num_grayscale, plan.num_blurred, plan.num_solarized, sum(plan.active_slots)) > 0
     with FakeTensorMode() as mode:
         fake = parameters._replace(
-            integers=mode.from_tensor(parameters.integers),
-            floats=mode.from_tensor(parameters.floats),
+            **{name: mode.from_tensor(getattr(parameters, name)) for name in PARAMETER_LAYOUT}
         )
         result = augment(mode.from_tensor(photographs(30, 20)), fake, torch.bfloat16)
         with pytest.raises(DataDependentOutputException):
-            fake.floats.max().item()
+            fake.hue.max().item()
     assert (result.shape, result.dtype) == ((30, 3, 20, 20), torch.bfloat16)
 
 
@@ -279,7 +279,7 @@ def test_a_view_without_jitter_strength_changes_nothing() -> None:
     crops = photographs(4, 20)
     generator = random.Random(0)
     parameters = pack_color_samples(
-        [replace(quiet, jitter_probability=1.0).draw_color(generator) for _ in range(4)]
+        [replace(quiet, jitter_probability=1.0).sample_color(generator) for _ in range(4)]
     )
     assert not any(parameters.plan.active_slots)
     assert not parameters.plan.hue

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from esvit_hf.data.cropping import CropBox, draw_crop_box, jpeg_reduction, reduce_box, write_crop
+from esvit_hf.data.cropping import (
+    Crop,
+    CropBox,
+    cut_crops,
+    jpeg_reduction,
+    reduce_box,
+    sample_crop,
+    sample_crop_box,
+)
 
 SCALES = st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted).map(tuple)
 
@@ -28,14 +36,9 @@ def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def as_pixels(image: Image.Image) -> torch.Tensor:
-    array = np.array(image)
-    return torch.from_numpy(array.reshape(1, *array.shape[:2], -1)).permute(0, 3, 1, 2)
-
-
-def crop(image: Image.Image, box: CropBox, size: int, flip: bool = False) -> np.ndarray:
+def crop(image: Image.Image, box: CropBox, size: int, mirrored: bool = False) -> np.ndarray:
     output = torch.zeros(3, size, size, dtype=torch.uint8)
-    write_crop(as_pixels(image), box, flip, output)
+    cut_crops(image, [Crop(box, mirrored)], [output])
     return output.numpy().transpose(1, 2, 0).astype(int)
 
 
@@ -49,7 +52,7 @@ def pillow_crop(image: Image.Image, box: CropBox, size: int) -> np.ndarray:
 def test_boxes_lie_within_the_image(
     seed: int, width: int, height: int, scale: tuple[float, float]
 ) -> None:
-    box = draw_crop_box(random.Random(seed), width, height, scale)
+    box = sample_crop_box(random.Random(seed), width, height, scale)
     assert box.top >= 0 <= box.left
     assert box.height >= 1 <= box.width
     assert box.top + box.height <= height
@@ -66,7 +69,7 @@ def test_boxes_lie_within_the_image(
 def test_boxes_have_the_asked_area_and_ratio(
     seed: int, width: int, height: int, low: float, spread: float
 ) -> None:
-    box = draw_crop_box(random.Random(seed), width, height, (low, low + spread))
+    box = sample_crop_box(random.Random(seed), width, height, (low, low + spread))
     share = box.height * box.width / (width * height)
     # Rounding moves each side by half a pixel.
     slack = 1 + 2 / min(box.height, box.width)
@@ -84,7 +87,7 @@ def test_boxes_are_distributed_as_in_torchvision(
     count = 3000
     image = Image.new("L", (width, height))
     ours = np.array(
-        [draw_crop_box(generator, width, height, scale) for _ in range(count)], dtype=float
+        [sample_crop_box(generator, width, height, scale) for _ in range(count)], dtype=float
     )
     theirs = np.array(
         [RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(count)],
@@ -111,7 +114,7 @@ def test_fallback_is_the_one_of_torchvision(width: int, height: int) -> None:
     expected = RandomResizedCrop.get_params(
         Image.new("L", (width, height)), list(scale), [3 / 4, 4 / 3]
     )
-    assert draw_crop_box(random.Random(0), width, height, scale) == tuple(expected)
+    assert sample_crop_box(random.Random(0), width, height, scale) == tuple(expected)
 
 
 @pytest.mark.parametrize(
@@ -140,14 +143,28 @@ def test_pixels_of_unclipped_noise_are_those_of_pillow(data: st.DataObject) -> N
     noise = np.random.default_rng(data.draw(st.integers(0, 99))).integers(
         80, 176, (height, width, 3), dtype=np.uint8
     )
-    box = draw_crop_box(random.Random(data.draw(st.integers(0, 99))), width, height, (0.05, 1.0))
+    box = sample_crop_box(random.Random(data.draw(st.integers(0, 99))), width, height, (0.05, 1.0))
     image = Image.fromarray(noise)
     assert np.abs(crop(image, box, size) - pillow_crop(image, box, size)).max() <= 2
 
 
+def test_mirroring_has_the_asked_probability_and_leaves_the_box_alone() -> None:
+    for probability in (0.0, 0.5, 1.0):
+        crops = [
+            sample_crop(random.Random(seed), 60, 40, scale=(0.2, 0.6), flip_probability=probability)
+            for seed in range(400)
+        ]
+        assert sum(one.mirrored for one in crops) / 400 == pytest.approx(probability, abs=0.08)
+        assert [one.box for one in crops] == [
+            sample_crop_box(random.Random(seed), 60, 40, (0.2, 0.6)) for seed in range(400)
+        ]
+
+
 def test_flip_mirrors_left_and_right() -> None:
     image, box = photograph(120, 80), CropBox(10, 15, 60, 70)
-    np.testing.assert_array_equal(crop(image, box, 32, flip=True), crop(image, box, 32)[:, ::-1])
+    np.testing.assert_array_equal(
+        crop(image, box, 32, mirrored=True), crop(image, box, 32)[:, ::-1]
+    )
 
 
 def test_jpeg_reduction_never_leaves_a_crop_to_be_enlarged() -> None:
@@ -166,7 +183,7 @@ def test_jpeg_reduction_never_leaves_a_crop_to_be_enlarged() -> None:
 def test_reduced_boxes_lie_where_they_lay(
     seed: int, width: int, height: int, reduction: int
 ) -> None:
-    box = draw_crop_box(random.Random(seed), width, height, (0.3, 1.0))
+    box = sample_crop_box(random.Random(seed), width, height, (0.3, 1.0))
     small_width, small_height = -(-width // reduction), -(-height // reduction)
     reduced = reduce_box(box, reduction, small_width, small_height)
     assert min(reduced.top, reduced.left) >= 0

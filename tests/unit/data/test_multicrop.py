@@ -2,10 +2,11 @@
 broken images.
 """
 
+import functools
 import io
-import itertools
 import pickle
 from collections.abc import Sequence
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -26,6 +27,7 @@ from esvit_hf.data import (
     load_image_source,
     make_multicrop_loader,
 )
+from esvit_hf.data.color import PARAMETER_LAYOUT
 
 VIEWS = [
     ViewSpec(count=2, size=9, scale=(0.05, 0.4)),
@@ -132,7 +134,8 @@ def test_crops_depend_on_seed_epoch_and_index_alone() -> None:
         for crops, crop in zip(together.crops, alone.crops, strict=True):
             assert torch.equal(crops[place], crop[0])
         for one, other in zip(together.parameters, alone.parameters, strict=True):
-            assert torch.equal(one.floats[:-1, one.integers[1, place]], other.floats[:-1, 0])
+            assert torch.equal(one.coefficients[..., one.places[place]], other.coefficients[..., 0])
+            assert one.hue[one.places[place]] == other.hue[0]
     first, second = together.crops[0][:6], together.crops[0][6:]
     assert all(not torch.equal(one, other) for one, other in zip(first, second, strict=True))
     other_seed = MultiCropDataset(source, VIEWS, seed=6).__getitems__(keys)
@@ -298,7 +301,7 @@ def test_all_tensors_of_a_batch_share_one_memory() -> None:
     tensors = [
         batch.indices,
         *batch.crops,
-        *itertools.chain(*((view.integers, view.floats) for view in batch.parameters)),
+        *(getattr(view, name) for view in batch.parameters for name in PARAMETER_LAYOUT),
     ]
     assert {tensor.untyped_storage().data_ptr() for tensor in tensors} == {
         batch.buffer.untyped_storage().data_ptr()
@@ -306,6 +309,21 @@ def test_all_tensors_of_a_batch_share_one_memory() -> None:
     covered = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     assert covered == batch.buffer.numel()
     assert batch.to("meta").crops[0].device.type == "meta"
+
+
+def test_workers_start_with_what_they_are_given(tmp_path: Path) -> None:
+    (batch,) = make_multicrop_loader(
+        MultiCropDataset(source_of(colorful(2)), VIEWS, seed=0),
+        EpochSampler(2, 2, 0, total_steps=1),
+        num_workers=1,
+        worker_init_fn=functools.partial(leave_a_file, tmp_path),
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+    assert batch.num_images == 2
+
+
+def leave_a_file(folder: Path, worker: int) -> None:
+    (folder / str(worker)).touch()
 
 
 def test_bad_settings_are_named() -> None:

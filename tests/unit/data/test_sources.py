@@ -14,7 +14,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tests.support.paths import FASHION_MNIST
 
-from esvit_hf.data import BrokenImage, ImageSource, load_image_source
+from esvit_hf.data import BrokenImage, EpochSampler, ImageSource, load_image_source
 
 
 @pytest.fixture(autouse=True)
@@ -259,6 +259,14 @@ def test_pickled_source_reads_the_same_and_is_small(tmp_path: Path) -> None:
     copy = pickle.loads(data)
     assert copy.read_encoded([0, 1999]) == source.read_encoded([0, 1999])
     assert copy.description == source.description
+
+
+def test_the_order_of_images_is_by_index() -> None:
+    source = ImageSource(labeled(6))
+    settings = {"rank": 1, "world_size": 2, "accumulation": 1, "start_step": 1, "total_steps": 5}
+    sampler = source.sampler(2, 7, num_workers=3, **settings)
+    assert list(sampler) == list(EpochSampler(6, 2, 7, **settings))
+    assert sampler.order_settings == {"images in the data": 6, "seed": 7}
 
 
 def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:

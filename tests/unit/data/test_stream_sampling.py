@@ -3,13 +3,15 @@ step on.
 """
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset, Image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esvit_hf.data import StreamSampler
+from esvit_hf.data import StreamSampler, open_stream
 
 CHUNKS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
@@ -175,3 +177,26 @@ def test_bad_values_are_named() -> None:
         samplers([9], batch=1, ranks=1, workers=0)
     with pytest.raises(ValueError, match="one step needs 20 images .* there are 9"):
         samplers([4, 5], batch=20, ranks=1, workers=1)
+
+
+@pytest.mark.parametrize(("workers", "readers"), [(0, 1), (3, 3)])
+def test_a_stream_gives_its_own_order(tmp_path: Path, workers: int, readers: int) -> None:
+    rows = Dataset.from_dict({"image": [{"bytes": b"", "path": None}] * 30}).cast_column(
+        "image", Image(decode=False)
+    )
+    rows.to_parquet(tmp_path / "train.parquet", batch_size=10)
+    stream = open_stream(str(tmp_path / "train.parquet"), shuffle_buffer=12)
+    settings = {"rank": 1, "world_size": 2, "accumulation": 1, "start_step": 1, "total_steps": 5}
+    sampler = stream.sampler(4, 7, num_workers=workers, **settings)
+    expected = StreamSampler(
+        np.array([10, 10, 10]), 4, 7, shuffle_buffer=12, readers_per_process=readers, **settings
+    )
+    assert list(sampler) == list(expected)
+    assert sampler.order_settings == {
+        "images in the data": 30,
+        "seed": 7,
+        "chunks of the shards": 3,
+        "batch_size": 4,
+        "shuffle_buffer": 12,
+        "processes x num_workers": 2 * readers,
+    }

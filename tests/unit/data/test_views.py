@@ -89,7 +89,7 @@ def test_drawn_color_operations_have_the_asked_distribution() -> None:
     )
     generator = random.Random(0)
     count = 20_000
-    samples = [view.draw_color(generator) for _ in range(count)]
+    samples = [view.sample_color(generator) for _ in range(count)]
     jittered = [sample for sample in samples if sample.order != NO_JITTER]
     blurred = [sample.blur_sigma for sample in samples if sample.blur_sigma]
 
@@ -124,6 +124,6 @@ def test_brightness_factors_never_fall_below_zero() -> None:
     view = ViewSpec(
         count=1, size=8, scale=(0.5, 1.0), jitter=(3.0, 0, 0, 0), jitter_probability=1.0
     )
-    drawn = [view.draw_color(random.Random(seed)).brightness for seed in range(200)]
+    drawn = [view.sample_color(random.Random(seed)).brightness for seed in range(200)]
     assert min(drawn) >= 0
     assert 3 < max(drawn) <= 4

@@ -1,4 +1,4 @@
-"""Nearest images of a data set, their figure and `esvit neighbors`."""
+"""Nearest images of a data set and `esvit neighbors`."""
 
 import json
 from pathlib import Path
@@ -18,8 +18,7 @@ from esvit_hf.commands.main import main
 from esvit_hf.data.sources import ImageSource, load_image_source
 from esvit_hf.features.extraction import Features as ImageFeatures
 from esvit_hf.features.extraction import extract_features, load_image_processor
-from esvit_hf.features.neighbors import class_name, nearest_images, view_feature
-from esvit_hf.figures.regions import draw_neighbors
+from esvit_hf.features.neighbors import Neighbor, class_name, nearest_images, view_feature
 
 CLOTHES = FASHION_MNIST
 
@@ -104,19 +103,10 @@ def test_class_names() -> None:
     assert class_name(source(None), 0) == "1"
 
 
-def test_every_neighbor_is_drawn(clothes: ImageSource) -> None:
-    (query,) = clothes.read([0])
-    assert isinstance(query, Image.Image)
-    features = ImageFeatures(torch.randn(60, 4), None, (4,))
-    found = nearest_images(features.values[3], clothes, features, 6)
-    panels = draw_neighbors(query, found).figure.axes
-    shown = [axes for axes in panels if axes.images]
-    assert len(shown) == 7
-    assert shown[0].get_title() == "this image"
-    np.testing.assert_array_equal(shown[0].images[0].get_array(), np.asarray(query))
-    for axes, neighbor in zip(shown[1:], found, strict=True):
-        np.testing.assert_array_equal(axes.images[0].get_array(), np.asarray(neighbor.image))
-        assert axes.get_title() == f"{neighbor.class_name}\n{neighbor.cosine:.3f}"
+def test_what_stands_beside_a_neighbor() -> None:
+    image = Image.new("RGB", (8, 8))
+    assert Neighbor(7, image, 0.5, "cat").label == "cat"
+    assert Neighbor(7, image, 0.5, None).label == "image 7"
 
 
 def test_command(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,8 @@ from esvit_hf.data.sources import ImageSource
 from esvit_hf.features.input_format import InputFormat, read_input_format
 from esvit_hf.regions.correspondence import (
     Matches,
-    match_regions,
+    find_matches,
+    find_region_pairs,
     measure_correspondence,
     resample_regions,
     score_matches,
@@ -55,7 +56,7 @@ def ramps(width: int, height: int) -> PILImage.Image:
 
 
 class PatchNetwork(nn.Module):
-    """The centerd pixels of each patch are its features: nothing is lost, and brightness and
+    """The centered pixels of each patch are its features: nothing is lost, and brightness and
     contrast do not matter.
     """
 
@@ -114,7 +115,7 @@ def test_identity_network_on_a_shift_of_whole_cells(mirrored: bool) -> None:
         torch.tensor([offset], dtype=torch.float64),
     )
     regions = [F.avg_pool2d(view, CELL).flatten(2).transpose(1, 2) for view in views]
-    (tally,) = score_matches(match_regions(*regions), pairs, (5, 6))
+    (tally,) = score_matches(find_matches(*regions), pairs, (5, 6))
     assert tally.matches == 15
     assert tally.sums[0] == tally.sums[1] == 15
     assert tally.sums[2] == pytest.approx(0, abs=1e-9)
@@ -159,7 +160,7 @@ def test_only_the_ten_most_similar_pairs_count_in_the_mirror_protocol() -> None:
     regions, other = torch.randn(2, 16, 5), torch.randn(2, 16, 5)
     mirror = torch.tensor([[1.0, -1.0]] * 2).double(), torch.tensor([[0.0, 1.0]] * 2).double()
     pairs = ViewPairs(torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, 32, 32), *mirror)
-    tallies = score_matches(match_regions(regions, other), pairs, (4, 4), most_similar=10)
+    tallies = score_matches(find_matches(regions, other), pairs, (4, 4), most_similar=10)
     for image, tally in enumerate(tallies):
         similarity = F.cosine_similarity(regions[image, :, None], other[image, None], dim=2)
         best, hits, distance = similarity.amax(dim=1).argsort(descending=True)[:10], 0, 0.0
@@ -383,3 +384,30 @@ def test_features_that_are_not_finite() -> None:
 
     with pytest.raises(ValueError, match="regions are not finite"):
         measure_correspondence(Broken(), source(noise_images(2)), processor(32))  # type: ignore[arg-type]
+
+
+class PlainNetwork(nn.Module):
+    """Regions are the mean colors of 8 x 8 pixels."""
+
+    def layer_regions(
+        self, pixel_values: Tensor, layer: int | None
+    ) -> tuple[Tensor, tuple[int, int]]:
+        cells = nn.functional.avg_pool2d(pixel_values, 8)
+        return cells.flatten(2).transpose(1, 2), (cells.shape[2], cells.shape[3])
+
+
+def test_pairs_of_two_images() -> None:
+    torch.manual_seed(0)
+    first = nn.functional.interpolate(torch.rand(1, 3, 2, 3) - 0.5, scale_factor=8)
+    second = first.flip(-1)
+    pairs = find_region_pairs(PlainNetwork(), first, second, count=4)  # type: ignore[arg-type]
+    assert len(pairs.first) == len(pairs.second) == 4
+    torch.testing.assert_close(pairs.second[:, 0], 24 - pairs.first[:, 0])
+    torch.testing.assert_close(pairs.second[:, 1], pairs.first[:, 1])
+    torch.testing.assert_close(pairs.similarity, torch.ones(4))
+    everything = find_region_pairs(PlainNetwork(), first, second, count=100)  # type: ignore[arg-type]
+    assert {tuple(point) for point in everything.first.tolist()} == {
+        (x, y) for x in (4, 12, 20) for y in (4, 12)
+    }
+    with pytest.raises(ValueError, match="give at least 1"):
+        find_region_pairs(PlainNetwork(), first, second, count=0)  # type: ignore[arg-type]

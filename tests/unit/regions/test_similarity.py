@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.colorbar import Colorbar
 from PIL import Image
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
@@ -18,8 +17,7 @@ from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.layouts import BackboneFeatures
-from esvit_hf.figures.regions import draw_colors, draw_map
-from esvit_hf.regions.similarity import RegionMatch, region_colors, similar_regions, similarity_map
+from esvit_hf.regions.similarity import region_colors, similar_regions, similarity_map
 from esvit_hf.regions.whole_images import ImageRegions, WholeImages
 
 CELL = 8
@@ -231,32 +229,3 @@ def test_colors_of_few_or_equal_regions() -> None:
     two = region_colors([regions(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))])[0]
     assert sorted(two[0, :, 0].tolist()) == [0, 1]
     assert torch.equal(two[0, :, 2], torch.full((2,), 0.5))
-
-
-def test_the_map_lies_on_the_image() -> None:
-    image = Image.new("RGB", (60, 40), "red")
-    values = torch.tensor([[0.0, 0.5, 1.0], [0.2, 0.1, 0.3]])
-    matches = [RegionMatch((50.0, 10.0), 1.0), RegionMatch((30.0, 10.0), 0.5)]
-    figure = draw_map(
-        image, values, label="cosine", limits=(-1, 1), point=(12, 7), matches=matches
-    ).figure
-    axes, bar = figure.axes
-    below, above = axes.images
-    assert below.get_extent() == above.get_extent() == [0, 60, 40, 0]
-    assert below.get_array().ndim == 2
-    np.testing.assert_allclose(above.get_array(), values)
-    assert above.get_clim() == (-1, 1)
-    assert bar.get_ylabel() == "cosine"
-    assert isinstance(above.colorbar, Colorbar)
-    assert (axes.get_xlim(), axes.get_ylim()) == ((0, 60), (40, 0))
-    assert {tuple(line.get_xydata()[0]) for line in axes.lines} == {(12, 7)}
-    assert [(text.get_text(), text.xy) for text in axes.texts] == [("1", (50, 10)), ("2", (30, 10))]
-    own_limits = draw_map(image, values, label="").figure.axes[0].images[1].get_clim()
-    assert own_limits == (0, 1)
-
-
-def test_the_colors_fill_the_image() -> None:
-    colors = torch.rand(2, 3, 3)
-    (axes,) = draw_colors(Image.new("RGB", (60, 40)), colors).figure.axes
-    np.testing.assert_allclose(axes.images[0].get_array(), colors)
-    assert axes.images[0].get_extent() == [0, 60, 40, 0]
