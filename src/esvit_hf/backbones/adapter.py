@@ -382,8 +382,8 @@ class RegionBackbone(nn.Module):
                 else f"a last_hidden_state of shape {tuple(last.shape)}"
             )
             raise ValueError(
-                f"{name} has no spatial tokens ({found}): choose a network that gives features per "
-                f"region"
+                f"{name} has no spatial tokens ({found}): choose a network that gives features "
+                f"per region"
             )
         if last.shape != repeated.last_hidden_state.shape or not torch.equal(
             last, repeated.last_hidden_state

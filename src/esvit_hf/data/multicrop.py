@@ -3,7 +3,7 @@ device.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -309,6 +309,7 @@ def make_multicrop_loader(
     *,
     num_workers: int = 0,
     prefetch_factor: int = 2,
+    worker_init_fn: Callable[[int], None] | None = None,
 ) -> DataLoader[CropBatch]:
     """Build the loader that makes batches of crops in worker processes.
 
@@ -318,6 +319,7 @@ def make_multicrop_loader(
             does.
         num_workers: processes that decode and crop; 0 to do it in this one.
         prefetch_factor: batches that each worker keeps ready.
+        worker_init_fn: called once in every worker with its number.
 
     Returns:
         The loader; it yields :class:`CropBatch` objects, in page-locked memory if there is an
@@ -337,6 +339,7 @@ def make_multicrop_loader(
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=num_workers > 0,
+        worker_init_fn=worker_init_fn,
         pin_memory=torch.accelerator.is_available(),
         # Crops do not depend on it; without one of its own, a loader would draw from torch's global
         # generator.

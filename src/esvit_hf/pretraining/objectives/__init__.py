@@ -1,0 +1,1 @@
+"""What student and teacher are compared by: one file an objective."""
