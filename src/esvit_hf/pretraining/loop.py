@@ -41,8 +41,8 @@ from esvit_hf.pretraining.metrics_log import MetricsLog
 from esvit_hf.pretraining.monitor import RunMonitor, check_finite
 from esvit_hf.pretraining.order import ImageOrder
 from esvit_hf.pretraining.publishing import RunPublisher, fetch_resume_point
-from esvit_hf.pretraining.recipe import PretrainingArguments
-from esvit_hf.pretraining.run_folder import export_run, make_processor, recipe_yaml
+from esvit_hf.pretraining.recipe import Recipe, recipe_yaml
+from esvit_hf.pretraining.run_folder import export_run, make_processor
 from esvit_hf.pretraining.step import DistillationStep, LossValues, StepSchedules
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -85,20 +85,20 @@ def check_engine(kind: DistributedType) -> None:
         )
 
 
-def make_accelerator(arguments: PretrainingArguments) -> Accelerator:
+def make_accelerator(recipe: Recipe) -> Accelerator:
     """Start Accelerate with the recipe's precision and trackers.
 
     Raises:
         ValueError: if it was launched with an engine that does not fit.
     """
-    trackers = [name for name in arguments.trackers if name != "auto"]
-    if "auto" in arguments.trackers and is_tensorboard_available():
+    trackers = [name for name in recipe.run.trackers if name != "auto"]
+    if "auto" in recipe.run.trackers and is_tensorboard_available():
         trackers.append("tensorboard")
     accelerator = Accelerator(
-        mixed_precision=arguments.mixed_precision,
+        mixed_precision=recipe.run.mixed_precision,
         log_with=trackers or None,
         project_config=ProjectConfiguration(
-            project_dir=str(arguments.output_dir), logging_dir=str(arguments.output_dir / "logs")
+            project_dir=str(recipe.run.output_dir), logging_dir=str(recipe.run.output_dir / "logs")
         ),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
     )
@@ -110,65 +110,67 @@ class Pretraining:
     """One run: everything between the recipe and the output folder.
 
     Args:
-        arguments: the recipe.
+        recipe: the recipe.
 
     Raises:
         ValueError: if data, model or settings do not fit together, before anything is computed.
     """
 
-    def __init__(self, arguments: PretrainingArguments) -> None:
-        self.arguments = arguments
-        self.accelerator = make_accelerator(arguments)
-        if arguments.resume:
-            fetch_resume_point(arguments, self.accelerator)
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.accelerator = make_accelerator(recipe)
+        if recipe.run.resume:
+            fetch_resume_point(recipe, self.accelerator)
         self.checkpoint = choose_checkpoint(
-            self.accelerator, arguments.output_dir, resume=arguments.resume
+            self.accelerator, recipe.run.output_dir, resume=recipe.run.resume
         )
-        pushes = arguments.push_to_hub and self.accelerator.is_main_process
-        self.publisher = RunPublisher(arguments) if pushes else None
+        pushes = recipe.hub.push and self.accelerator.is_main_process
+        self.publisher = RunPublisher(recipe) if pushes else None
         self.source: ImageSource | StreamSource
         self.source = (
-            self.open_stream() if arguments.streaming else self.load_source(arguments.train_split)
+            self.open_stream()
+            if recipe.data.streaming
+            else self.load_source(recipe.data.train_split)
         )
         self.knn_source = (
-            self.load_source(arguments.knn_split) if arguments.knn_every_epochs else None
+            self.load_source(recipe.run.knn_split) if recipe.run.knn_every_epochs else None
         )
         if self.knn_source is not None:
             assert isinstance(self.source, ImageSource)
             shared_labels(self.source, self.knn_source)
         self.total_batch = (
-            arguments.batch_size * arguments.accumulation_steps * self.accelerator.num_processes
+            recipe.run.batch_size * recipe.run.accumulation_steps * self.accelerator.num_processes
         )
         if self.total_batch > len(self.source):
             raise ValueError(
-                f"a step takes {self.total_batch} images (batch_size {arguments.batch_size} x "
-                f"accumulation_steps {arguments.accumulation_steps} x "
+                f"a step takes {self.total_batch} images (batch_size {recipe.run.batch_size} x "
+                f"accumulation_steps {recipe.run.accumulation_steps} x "
                 f"{self.accelerator.num_processes} processes) but the data has {len(self.source)}: "
-                f"lower batch_size or accumulation_steps"
+                f"lower run.batch_size or run.accumulation_steps"
             )
         steps_per_epoch = len(self.source) // self.total_batch
-        self.total_steps = arguments.num_epochs * steps_per_epoch
-        if arguments.max_steps is not None:
-            self.total_steps = min(self.total_steps, arguments.max_steps)
-        set_seed(arguments.seed)
-        parts = build_parts(arguments)
-        self.processor = make_processor(arguments)
-        schedules = StepSchedules.from_arguments(arguments, steps_per_epoch, self.total_batch)
-        self.step = DistillationStep(arguments, parts, schedules, self.accelerator)
+        self.total_steps = recipe.schedule.num_epochs * steps_per_epoch
+        if recipe.schedule.max_steps is not None:
+            self.total_steps = min(self.total_steps, recipe.schedule.max_steps)
+        set_seed(recipe.run.seed)
+        parts = build_parts(recipe)
+        self.processor = make_processor(recipe)
+        schedules = StepSchedules.from_recipe(recipe, steps_per_epoch, self.total_batch)
+        self.step = DistillationStep(recipe, parts, schedules, self.accelerator)
         self.progress = Progress(self.total_batch, self.accelerator.num_processes)
         self.monitor = RunMonitor(
-            arguments.num_prototypes,
-            arguments.view_weight + arguments.region_weight,
+            recipe.heads.num_prototypes,
+            sum(chosen.weight for chosen in recipe.objectives.values()),
             self.accelerator.device,
         )
-        self.order = ImageOrder(arguments, self.source, self.accelerator)
+        self.order = ImageOrder(recipe, self.source, self.accelerator)
         self.accelerator.register_for_checkpointing(
             self.step.teacher, self.step.centers, self.progress, self.monitor, self.order
         )
-        set_seed(arguments.seed, device_specific=True)
+        set_seed(recipe.run.seed, device_specific=True)
         if self.checkpoint is not None:
             self.accelerator.load_state(str(self.checkpoint))
-        elif arguments.resume:
+        elif recipe.run.resume:
             self.accelerator.print(
                 "resume: the run ended before its first checkpoint and starts again at step 0"
             )
@@ -178,30 +180,30 @@ class Pretraining:
     def load_source(self, split: str) -> ImageSource:
         """Open one split of the recipe's data set."""
         return load_image_source(
-            self.arguments.dataset,
+            self.recipe.data.dataset,
             split=split,
-            config_name=self.arguments.dataset_config,
-            image_column=self.arguments.image_column,
-            label_column=self.arguments.label_column,
+            config_name=self.recipe.data.config_name,
+            image_column=self.recipe.data.image_column,
+            label_column=self.recipe.data.label_column,
         )
 
     def open_stream(self) -> StreamSource:
         """Open the recipe's shards."""
         return open_stream(
-            self.arguments.dataset,
-            split=self.arguments.train_split,
-            config_name=self.arguments.dataset_config,
-            image_column=self.arguments.image_column,
-            shuffle_buffer=self.arguments.shuffle_buffer,
+            self.recipe.data.dataset,
+            split=self.recipe.data.train_split,
+            config_name=self.recipe.data.config_name,
+            image_column=self.recipe.data.image_column,
+            shuffle_buffer=self.recipe.data.shuffle_buffer,
         )
 
     def run(self) -> PretrainingResult:
         """Train from the current step to the last one, or to a signal, and export the teacher."""
-        arguments, accelerator = self.arguments, self.accelerator
-        output = arguments.output_dir
+        recipe, accelerator = self.recipe, self.accelerator
+        output = recipe.run.output_dir
         if accelerator.is_main_process:
             output.mkdir(parents=True, exist_ok=True)
-            (output / RECIPE).write_text(recipe_yaml(arguments))
+            (output / RECIPE).write_text(recipe_yaml(recipe))
         accelerator.wait_for_everyone()
         accelerator.init_trackers("")
         self.log = MetricsLog(accelerator, output / "metrics.jsonl", self.progress.step)
@@ -214,9 +216,9 @@ class Pretraining:
             self.evaluate_knn()
         sampler = self.order.sampler(self.progress.step, self.total_steps)
         dataset = MultiCropDataset(
-            self.source, arguments.views, arguments.seed, arguments.max_broken_fraction
+            self.source, recipe.data.views, recipe.run.seed, recipe.data.max_broken_fraction
         )
-        loader = make_multicrop_loader(dataset, sampler, num_workers=arguments.num_workers)
+        loader = make_multicrop_loader(dataset, sampler, num_workers=recipe.data.num_workers)
         loader.worker_init_fn = leave_signals_to_the_run
         bar = tqdm(
             total=self.total_steps * self.total_batch,
@@ -249,10 +251,10 @@ class Pretraining:
 
     def train_step(self, batches: Iterator[CropBatch], bar: Any) -> None:
         """Take one optimizer step, and log, evaluate and save when it is time."""
-        arguments, step = self.arguments, self.progress.step
-        teacher_views = sum(view.count for view in arguments.views if view.teacher)
+        recipe, step = self.recipe, self.progress.step
+        teacher_views = sum(view.count for view in recipe.data.views if view.teacher)
         losses: list[LossValues] = []
-        for micro_batch in range(arguments.accumulation_steps):
+        for micro_batch in range(recipe.run.accumulation_steps):
             batch = next(batches)
             self.report_broken(batch)
             batch = batch.to(self.accelerator.device, non_blocking=True)
@@ -260,7 +262,7 @@ class Pretraining:
                 augment(crop, parameters)
                 for crop, parameters in zip(batch.crops, batch.parameters, strict=True)
             ]
-            last = micro_batch == arguments.accumulation_steps - 1
+            last = micro_batch == recipe.run.accumulation_steps - 1
             losses.append(self.step.accumulate(crops, teacher_views, step, last=last))
         norm = self.step.update(step)
         self.last_loss = torch.stack([values.total.detach() for values in losses]).mean()
@@ -268,19 +270,19 @@ class Pretraining:
         self.progress.step += 1
         bar.update(self.total_batch)
         if (
-            self.progress.step % arguments.logging_steps == 0
+            self.progress.step % recipe.run.logging_steps == 0
             or self.progress.step == self.total_steps
         ):
             self.log_step(step, losses, norm, bar)
         end_of_epoch = self.progress.step % self.step.schedules.steps_per_epoch == 0
         epoch = self.progress.step // self.step.schedules.steps_per_epoch
         if self.knn_source is not None and (
-            (end_of_epoch and epoch % arguments.knn_every_epochs == 0)
+            (end_of_epoch and epoch % recipe.run.knn_every_epochs == 0)
             or self.progress.step == self.total_steps
         ):
             self.evaluate_knn()
         # While the run may be diverging, its state must not push out an older, sound one.
-        due = arguments.checkpoint_steps and self.progress.step % arguments.checkpoint_steps == 0
+        due = recipe.run.checkpoint_steps and self.progress.step % recipe.run.checkpoint_steps == 0
         if due and not self.monitor.alarmed:
             self.save()
             if self.publisher is not None and self.progress.step < self.total_steps:
@@ -289,7 +291,7 @@ class Pretraining:
     def export(self, folder: Path) -> None:
         """Write the teacher as it is now, with all that belongs to it, to a folder."""
         export_run(
-            replace(self.arguments, output_dir=folder),
+            replace(self.recipe, run=replace(self.recipe.run, output_dir=folder)),
             self.step.teacher,
             self.step.centers,
             steps=self.progress.step,
@@ -375,14 +377,15 @@ class Pretraining:
         """Say which checkpoint to go back to: the newest whose weights a later reading found
         sound.
         """
-        folder = self.arguments.output_dir / "checkpoints"
+        folder = self.recipe.run.output_dir / "checkpoints"
         names = [path.name for path in complete_checkpoints(folder)]
         good = [name for name in names if name <= checkpoint_name(self.monitor.proven_step)]
         if not good:
             return "there is no good checkpoint to go back to"
         later = f"remove {', '.join(names[len(good) :])} and " if len(good) < len(names) else ""
         return (
-            f"the last good checkpoint is {folder / good[-1]}: {later}continue with --resume true"
+            f"the last good checkpoint is {folder / good[-1]}: {later}continue with "
+            f"--run.resume true"
         )
 
     def evaluate_knn(self) -> None:
@@ -395,14 +398,14 @@ class Pretraining:
                 self.step.teacher.backbone,
                 source,
                 self.processor,
-                batch_size=max(256, self.arguments.batch_size),
-                num_workers=self.arguments.num_workers,
+                batch_size=max(256, self.recipe.run.batch_size),
+                num_workers=self.recipe.data.num_workers,
                 accelerator=self.accelerator,
             )
             for source in (self.source, self.knn_source)
         )
         train_labels, test_labels = shared_labels(self.source, self.knn_source)
-        neighbors = self.arguments.knn_neighbors
+        neighbors = self.recipe.run.knn_neighbors
         accuracy = knn_accuracy(
             train.values, train_labels, test.values, test_labels, k=(neighbors,)
         )
@@ -427,17 +430,17 @@ class Pretraining:
         self.log.flush()
         save_checkpoint(
             self.accelerator,
-            self.arguments.output_dir / "checkpoints",
+            self.recipe.run.output_dir / "checkpoints",
             self.progress.step,
-            self.arguments.checkpoints_kept,
+            self.recipe.run.checkpoints_kept,
         )
 
 
-def pretrain(arguments: PretrainingArguments) -> PretrainingResult:
+def pretrain(recipe: Recipe) -> PretrainingResult:
     """Pretrain a backbone as the recipe says.
 
     Args:
-        arguments: the recipe.
+        recipe: the recipe.
 
     Returns:
         Where the result is and what was measured.
@@ -446,4 +449,4 @@ def pretrain(arguments: PretrainingArguments) -> PretrainingResult:
         ValueError: for settings or data that cannot work.
         FloatingPointError: if the loss is no longer finite.
     """
-    return Pretraining(arguments).run()
+    return Pretraining(recipe).run()

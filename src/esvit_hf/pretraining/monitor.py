@@ -158,8 +158,8 @@ class RunMonitor:
                 "region_match_diversity",
                 lambda value: value < 0.02,
                 "nearly all regions of an image are matched to the same region of its other view, "
-                "so the regions have become alike: lower learning_rate, or give view_weight a "
-                "value above 0",
+                "so the regions have become alike: lower learning_rate, or give the view loss a "
+                "weight",
             ),
             Rule(
                 "loss_scale",

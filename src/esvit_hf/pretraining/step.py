@@ -25,7 +25,7 @@ from esvit_hf.pretraining.optimizer import (
     forget_replaced_parameters,
     gradient_norm,
 )
-from esvit_hf.pretraining.recipe import PretrainingArguments
+from esvit_hf.pretraining.recipe import Recipe
 from esvit_hf.pretraining.schedules import Schedule, cosine_schedule, linear_schedule
 
 MONITORED_IMAGES = 8
@@ -43,34 +43,32 @@ class StepSchedules:
     steps_per_epoch: int
 
     @classmethod
-    def from_arguments(
-        cls, arguments: PretrainingArguments, steps_per_epoch: int, total_batch: int
-    ) -> "StepSchedules":
+    def from_recipe(cls, recipe: Recipe, steps_per_epoch: int, total_batch: int) -> "StepSchedules":
         """Turn the recipe's epochs into steps, in this one place.
 
         Args:
-            arguments: the recipe.
+            recipe: the recipe.
             steps_per_epoch: optimizer steps of an epoch.
             total_batch: images of an optimizer step over all processes and micro-batches.
         """
-        total_steps = arguments.num_epochs * steps_per_epoch
+        total_steps = recipe.schedule.num_epochs * steps_per_epoch
         return cls(
             learning_rate=cosine_schedule(
-                arguments.learning_rate * total_batch / 256,
-                arguments.min_learning_rate,
+                recipe.optimizer.learning_rate * total_batch / 256,
+                recipe.optimizer.min_learning_rate,
                 total_steps,
-                warmup_steps=int(arguments.warmup_epochs * steps_per_epoch),
+                warmup_steps=int(recipe.optimizer.warmup_epochs * steps_per_epoch),
             ),
             weight_decay=cosine_schedule(
-                arguments.weight_decay, arguments.weight_decay_end, total_steps
+                recipe.optimizer.weight_decay, recipe.optimizer.weight_decay_end, total_steps
             ),
             teacher_momentum=cosine_schedule(
-                arguments.teacher_momentum, arguments.teacher_momentum_end, total_steps
+                recipe.schedule.teacher_momentum, recipe.schedule.teacher_momentum_end, total_steps
             ),
             teacher_temperature=linear_schedule(
-                arguments.warmup_teacher_temperature,
-                arguments.teacher_temperature,
-                arguments.warmup_teacher_temperature_epochs,
+                recipe.schedule.warmup_teacher_temperature,
+                recipe.schedule.teacher_temperature,
+                recipe.schedule.warmup_teacher_temperature_epochs,
             ),
             steps_per_epoch=steps_per_epoch,
         )
@@ -97,7 +95,7 @@ class DistillationStep:
     No call waits for the device: losses and norms stay tensors.
 
     Args:
-        arguments: the recipe.
+        recipe: the recipe.
         parts: student, teacher and centers.
         schedules: schedules in steps.
         accelerator: the process's accelerator; it moves and wraps the networks.
@@ -105,12 +103,12 @@ class DistillationStep:
 
     def __init__(
         self,
-        arguments: PretrainingArguments,
+        recipe: Recipe,
         parts: DistillationParts,
         schedules: StepSchedules,
         accelerator: Accelerator,
     ) -> None:
-        self.arguments = arguments
+        self.recipe = recipe
         self.schedules = schedules
         self.accelerator = accelerator
         self.teacher = parts.teacher.to(accelerator.device)
@@ -118,7 +116,7 @@ class DistillationStep:
         if accelerator.num_processes > 1:
             synchronize_batch_norms(parts.student)
             synchronize_batch_norms(self.teacher)
-        if arguments.compile:
+        if recipe.run.compile:
             parts.student.backbone.compile()
             self.teacher.backbone.compile()
         self.wrapped_student, self.optimizer = accelerator.prepare(
@@ -136,10 +134,8 @@ class DistillationStep:
 
     def regions_active(self, step: int) -> bool:
         """Tell whether the region loss takes part in this step."""
-        return (
-            self.arguments.region_weight > 0
-            and self.epoch(step) >= self.arguments.region_start_epoch
-        )
+        region = self.recipe.objectives.get("region")
+        return region is not None and self.epoch(step) >= region.start_epoch
 
     def epoch(self, step: int) -> int:
         """Return the epoch that a step belongs to."""
@@ -197,7 +193,7 @@ class DistillationStep:
         task.
         """
         return {
-            "student_temperature": self.arguments.student_temperature,
+            "student_temperature": self.recipe.heads.student_temperature,
             "teacher_temperature": self.schedules.teacher_temperature(self.epoch(step)),
             "gain": self.student_head(task).prototype_gain,
             "teacher_gain": self.teacher_head(task).prototype_gain,
@@ -205,7 +201,10 @@ class DistillationStep:
 
     def weigh(self, view: Tensor | None, region: Tensor | None) -> LossValues:
         """Add up the losses; before the region loss joins, the view loss carries both weights."""
-        view_weight, region_weight = self.arguments.view_weight, self.arguments.region_weight
+        view_weight, region_weight = (
+            self.recipe.objectives[task].weight if task in self.recipe.objectives else 0.0
+            for task in ("view", "region")
+        )
         if view is None:
             assert region is not None
             return LossValues(region_weight * region, None, region.detach())
@@ -238,11 +237,11 @@ class DistillationStep:
         """
         if last:
             values = self.losses(crops, teacher_views, step)
-            self.accelerator.backward(values.total / self.arguments.accumulation_steps)
+            self.accelerator.backward(values.total / self.recipe.run.accumulation_steps)
             return values
         with self.accelerator.no_sync(self.wrapped_student):
             values = self.losses(crops, teacher_views, step)
-            self.accelerator.backward(values.total / self.arguments.accumulation_steps)
+            self.accelerator.backward(values.total / self.recipe.run.accumulation_steps)
         return values
 
     def update(self, step: int) -> Tensor:
@@ -259,13 +258,13 @@ class DistillationStep:
             if decayed:
                 group["weight_decay"] = self.schedules.weight_decay(step)
         self.accelerator.unscale_gradients(self.optimizer)
-        if self.arguments.clip_gradient > 0:
+        if self.recipe.optimizer.clip_gradient > 0:
             clip = (
                 clip_each_gradient
-                if self.arguments.clip_mode == "parameter"
+                if self.recipe.optimizer.clip_mode == "parameter"
                 else clip_all_gradients
             )
-            norm = clip(self.student.parameters(), self.arguments.clip_gradient)
+            norm = clip(self.student.parameters(), self.recipe.optimizer.clip_gradient)
         else:
             norm = gradient_norm(self.student.parameters())
         for parameter in self.frozen_parameters(step):
@@ -330,7 +329,7 @@ class DistillationStep:
     def frozen_parameters(self, step: int) -> list[nn.Parameter]:
         """Return the parameters that this step leaves alone."""
         frozen: list[nn.Parameter] = []
-        if self.epoch(step) < self.arguments.freeze_last_layer_epochs:
+        if self.epoch(step) < self.recipe.schedule.freeze_last_layer_epochs:
             frozen = [
                 parameter
                 for head in self.student.heads().values()
