@@ -273,11 +273,17 @@ def _zoo(action: str | None = None, **arguments: Any) -> dict[str, Any] | None:
 
 
 def _pretrain(words: Sequence[str]) -> int:
-    from esvit_hf.pretraining import parse_arguments, pretrain
+    from esvit_hf.pretraining import pretrain, read_recipe
+    from esvit_hf.pretraining.recipe_reading import help_text
 
-    result = pretrain(parse_arguments(words))
+    if {"--help", "-h"} & set(words):
+        print(help_text())
+        sys.exit()
+    result = pretrain(read_recipe(words))
     if result.interrupted:
-        print(f"stopped at step {result.steps}; continue with the same command and --resume true")
+        print(
+            f"stopped at step {result.steps}; continue with the same command and --run.resume true"
+        )
         return 128 + result.signal
     print(f"done: {result.output_dir} holds the teacher, load it with AutoModel.from_pretrained")
     return 0

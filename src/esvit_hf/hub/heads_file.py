@@ -104,9 +104,7 @@ def read_heads(path: Path) -> dict[str, SavedHead]:
         prefix = f"{objective}_head."
         names = [name for name in tensors if name.startswith(prefix)]
         if not names:
-            raise ValueError(
-                f"{path} has {center} without {prefix}*: replace or remove the file"
-            )
+            raise ValueError(f"{path} has {center} without {prefix}*: replace or remove the file")
         state = {name.removeprefix(prefix): tensors.pop(name) for name in names}
         heads[objective] = SavedHead(state, tensors.pop(center))
     if tensors:

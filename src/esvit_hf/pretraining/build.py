@@ -48,7 +48,7 @@ def build_backbone(recipe: Recipe) -> RegionBackbone:
 
 
 def build_parts(recipe: Recipe) -> DistillationParts:
-    """Build student, teacher and centers, with the heads of the recipe's model where it brings some.
+    """Build student, teacher and centers, with the heads that the recipe's model brings.
 
     Raises:
         ValueError: if heads that come along do not fit the recipe.
@@ -84,8 +84,8 @@ def checkpoint_blocks(model: PreTrainedModel, count: int) -> None:
     ]
     if count > len(blocks):
         raise ValueError(
-            f"run.checkpointed_blocks is {count}, but {type(model).__name__} has {len(blocks)} blocks "
-            f"that can be computed again: lower it"
+            f"run.checkpointed_blocks is {count}, but {type(model).__name__} has {len(blocks)} "
+            f"blocks that can be computed again: lower it"
         )
     model.gradient_checkpointing_enable()
     for block in blocks[count:]:
@@ -104,7 +104,9 @@ def load_heads(recipe: Recipe, student: DistillationNetwork, centers: nn.ModuleD
     if path is None:
         return
     saved = read_heads(path)
-    for objective in student.heads.keys() & saved.keys():
+    for objective in student.heads:
+        if objective not in saved:
+            continue
         head, center, brought = student.head(objective), centers[objective], saved[objective]
         expected = {name: list(value.shape) for name, value in head.state_dict().items()}
         expected["center"] = list(center.get_buffer("center").shape)
@@ -117,10 +119,10 @@ def load_heads(recipe: Recipe, student: DistillationNetwork, centers: nn.ModuleD
                 if expected.get(name) != found.get(name)
             )
             raise ValueError(
-                f"{path}: the {objective} head does not fit the recipe ({differing[0]}: the file has "
-                f"{found.get(differing[0])}, the recipe asks for {expected.get(differing[0])}); "
-                f"set the fields of heads to those of the checkpoint, or remove the "
-                f"file to start with new heads"
+                f"{path}: the {objective} head does not fit the recipe ({differing[0]}: the file "
+                f"has {found.get(differing[0])}, the recipe asks for "
+                f"{expected.get(differing[0])}); set the fields of heads to those of the "
+                f"checkpoint, or remove the file to start with new heads"
             )
         head.load_state_dict(brought.state)
         center.load_state_dict({"center": brought.center})

@@ -1,4 +1,6 @@
-"""Student and teacher: a backbone with one head an objective, from crops to what the losses need."""
+"""Student and teacher, each a backbone with a head for every objective: from crops to what the
+losses need.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,10 +90,7 @@ def project(head: ProjectionHead, features: list[Tensor]) -> Projection:
     blocks = bottlenecks.split([len(group) for group in rows])
     return Projection(
         features,
-        [
-            block.view(*group.shape[:-1], -1)
-            for block, group in zip(blocks, features, strict=True)
-        ],
+        [block.view(*group.shape[:-1], -1) for block, group in zip(blocks, features, strict=True)],
     )
 
 

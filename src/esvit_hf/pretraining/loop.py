@@ -217,8 +217,10 @@ class Pretraining:
         if self.progress.step % run.logging_steps == 0 or self.progress.step == self.total_steps:
             logged = self.readings.log_step(
                 {"loss": loss, "gradient_norm": norm}
-                | {f"{name}_loss": torch.stack([each[name] for each in losses]).mean()
-                   for name in losses[0]}
+                | {
+                    f"{name}_loss": torch.stack([each[name] for each in losses]).mean()
+                    for name in losses[0]
+                }
                 | self.step.signals(micro_batch)
             )
             bar.set_postfix(loss=f"{logged['loss']:.3f}", refresh=False)

@@ -7,25 +7,25 @@ from accelerate import Accelerator
 from esvit_hf.data.sampling import EpochSampler, StreamSampler
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.data.streaming import StreamSource
-from esvit_hf.pretraining.recipe import PretrainingArguments
+from esvit_hf.pretraining.recipe import Recipe
 
 
 class ImageOrder:
     """Which images a process sees at which step; a checkpoint remembers what that depends on.
 
     Args:
-        arguments: the recipe.
+        recipe: the recipe.
         source: the images.
         accelerator: the process's accelerator.
     """
 
     def __init__(
         self,
-        arguments: PretrainingArguments,
+        recipe: Recipe,
         source: ImageSource | StreamSource,
         accelerator: Accelerator,
     ) -> None:
-        self.arguments = arguments
+        self.recipe = recipe
         self.source = source
         self.accelerator = accelerator
 
@@ -36,21 +36,21 @@ class ImageOrder:
             start_step: optimizer steps that are done already.
             total_steps: optimizer steps of the whole run, those done included.
         """
-        arguments = self.arguments
+        recipe = self.recipe
         place: dict[str, int] = {
             "rank": self.accelerator.process_index,
             "world_size": self.accelerator.num_processes,
-            "accumulation": arguments.accumulation_steps,
+            "accumulation": recipe.run.accumulation_steps,
             "start_step": start_step,
             "total_steps": total_steps,
         }
         if isinstance(self.source, ImageSource):
-            return EpochSampler(len(self.source), arguments.batch_size, arguments.seed, **place)
+            return EpochSampler(len(self.source), recipe.run.batch_size, recipe.run.seed, **place)
         return StreamSampler(
             self.source.index.sizes,
-            arguments.batch_size,
-            arguments.seed,
-            shuffle_buffer=arguments.shuffle_buffer,
+            recipe.run.batch_size,
+            recipe.run.seed,
+            shuffle_buffer=recipe.data.shuffle_buffer,
             readers_per_process=self.readers_per_process,
             **place,
         )
@@ -58,16 +58,16 @@ class ImageOrder:
     @property
     def readers_per_process(self) -> int:
         """Workers of the loader, or the process itself."""
-        return max(1, self.arguments.num_workers)
+        return max(1, self.recipe.data.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the order depends on."""
-        state = {"images in the data": len(self.source), "seed": self.arguments.seed}
+        state = {"images in the data": len(self.source), "seed": self.recipe.run.seed}
         if isinstance(self.source, StreamSource):
             state |= {
                 "chunks of the shards": len(self.source.index.sizes),
-                "batch_size": self.arguments.batch_size,
-                "shuffle_buffer": self.arguments.shuffle_buffer,
+                "batch_size": self.recipe.run.batch_size,
+                "shuffle_buffer": self.recipe.data.shuffle_buffer,
                 "processes x num_workers": self.accelerator.num_processes
                 * self.readers_per_process,
             }

@@ -46,9 +46,7 @@ class StepSchedules:
     steps_per_epoch: int
 
     @classmethod
-    def from_recipe(
-        cls, recipe: Recipe, steps_per_epoch: int, total_batch: int
-    ) -> "StepSchedules":
+    def from_recipe(cls, recipe: Recipe, steps_per_epoch: int, total_batch: int) -> "StepSchedules":
         """Turn the recipe's epochs into steps, in this one place.
 
         Args:
@@ -286,7 +284,9 @@ class DistillationStep:
     def frozen_parameters(self, step: int) -> list[nn.Parameter]:
         """Return the parameters that this step leaves alone."""
         started = loss_weights(self.objectives, self.schedules.epoch(step))
-        freeze_last_layer = self.schedules.epoch(step) < self.recipe.schedule.freeze_last_layer_epochs
+        freeze_last_layer = (
+            self.schedules.epoch(step) < self.recipe.schedule.freeze_last_layer_epochs
+        )
         frozen: list[nn.Parameter] = []
         for name in self.objectives:
             head = self.student.head(name)

@@ -154,8 +154,12 @@ def convert_to_file(
     checkpoint = convert_to_reference(name_or_path, with_heads=with_heads)
     with written_whole(output) as file:
         torch.save(checkpoint, file)
-    tasks = [task for task, center in _CENTERS.items() if center in checkpoint["dino_loss"]]
-    return {"output": str(output), "tensors": len(checkpoint["teacher"]), "heads": tasks}
+    heads = [
+        objective
+        for objective, (_, center) in REFERENCE_HEADS.items()
+        if center in checkpoint["dino_loss"]
+    ]
+    return {"output": str(output), "tensors": len(checkpoint["teacher"]), "heads": heads}
 
 
 def check_free(output: Path) -> None:
