@@ -132,7 +132,7 @@ def test_the_region_loss_joins_at_its_epoch(tmp_path):
     assert lines[0]["loss"] == pytest.approx(lines[0]["view_loss"])
     before = load_file(tmp_path / "checkpoints" / "step-000000002" / "model.safetensors")
     after = load_file(tmp_path / "checkpoints" / "step-000000004" / "model.safetensors")
-    name = "region_head.layers.0.weight"
+    name = "heads.region.layers.0.weight"
     assert not torch.equal(before[name], after[name])
 
 

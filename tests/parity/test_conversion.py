@@ -404,7 +404,7 @@ def test_a_converted_checkpoint_continues_pretraining(
         ("view", "head", "center"),
         ("region", "head_dense", "center_grid"),
     ):
-        head = parts.teacher.heads()[f"{task}_head"]
+        head = parts.teacher.head(task)
         direction = reference["teacher"][f"{prefix}.last_layer.weight_v"]
         assert torch.equal(head.prototype_direction, direction)
         assert torch.equal(

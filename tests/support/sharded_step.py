@@ -63,6 +63,8 @@ def numbers(accelerator):
                 "window_size": 4,
             }
             | {"drop_path_rate": 0.0},
+            # In the first three steps the head of the regions gets no gradient.
+            "objectives.region.start_epoch": 1,
             "heads.num_prototypes": 32,
             "heads.hidden_dim": 16,
             "heads.bottleneck_dim": 8,

@@ -72,11 +72,11 @@ def reference_state(tensors, prefix):
 
 def load_networks(parts, state):
     for network in (parts.student, parts.teacher):
-        backbone, view_head, region_head = split_reference_state_dict(state)
+        backbone, *heads = split_reference_state_dict(state)
         network.backbone.model.load_state_dict(backbone)
-        network.view_head.load_state_dict(view_head)
-        if network.region_head is not None:
-            network.region_head.load_state_dict(region_head)
+        for name, head in zip(("view", "region"), heads, strict=True):
+            if name in network.heads:
+                network.heads[name].load_state_dict(head)
 
 
 def crops_of(case, step, images=slice(None)):
@@ -85,11 +85,9 @@ def crops_of(case, step, images=slice(None)):
 
 
 def assert_same_network(network, state):
-    expected = split_reference_state_dict(state)
-    modules = (network.backbone.model, network.view_head, network.region_head)
+    expected = [tensors for tensors in split_reference_state_dict(state) if tensors]
+    modules = (network.backbone.model, *network.heads.values())
     for module, tensors in zip(modules, expected, strict=True):
-        if module is None:
-            continue
         actual = module.state_dict()
         assert actual.keys() == tensors.keys()
         for name, tensor in tensors.items():
@@ -105,9 +103,9 @@ def assert_same_network(network, state):
 def assert_end_of_trajectory(case, step):
     assert_same_network(step.student, reference_state(case.tensors, "final.student."))
     assert_same_network(step.teacher, reference_state(case.tensors, "final.teacher."))
-    for task, center in step.centers.items():
+    for objective, center in step.centers.items():
         torch.testing.assert_close(
-            center.center[None], case.tensors[f"center_{task}"], rtol=1e-3, atol=1e-6
+            center.center[None], case.tensors[f"center_{objective}"], rtol=1e-3, atol=1e-6
         )
 
 

@@ -88,7 +88,7 @@ def test_pickles_are_not_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("view_center", "view_center"),
+        ("view_center", "view_centers"),
         ("region_center", "center"),
         ("view_head.gain", "view_head_gain"),
         ("view_head.gain", "other.gain"),

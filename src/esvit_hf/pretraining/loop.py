@@ -124,11 +124,7 @@ class Pretraining:
         total_weight = sum(each.settings.weight for each in self.step.objectives.values())
         return RunMonitor(
             total_weight * math.log(num_prototypes),
-            [
-                replace(rule, metric=f"{name}_{rule.metric}")
-                for name, objective in self.step.objectives.items()
-                for rule in objective.rules(num_prototypes)
-            ],
+            {name: each.rules(num_prototypes) for name, each in self.step.objectives.items()},
             self.accelerator.device,
         )
 

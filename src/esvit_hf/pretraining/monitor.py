@@ -4,7 +4,7 @@ import math
 import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,8 @@ class RunMonitor:
 
     Args:
         uniform_loss: loss of a student whose distributions are uniform.
-        rules: rules about the signals of the run's objectives; those about every run come with it.
+        objective_rules: rules about the signals of each objective, by its name; those about every
+            run come on top.
         device: where the losses are.
 
     Attributes:
@@ -59,7 +60,10 @@ class RunMonitor:
     """
 
     def __init__(
-        self, uniform_loss: float, rules: Iterable[Rule], device: torch.device | str = "cpu"
+        self,
+        uniform_loss: float,
+        objective_rules: Mapping[str, Iterable[Rule]],
+        device: torch.device | str = "cpu",
     ) -> None:
         self.uniform_loss = uniform_loss
         self.start_loss: float | None = None
@@ -69,7 +73,11 @@ class RunMonitor:
         self.proven_step = 0
         self.peaks = torch.zeros(2, device=device)
         self.rules = (
-            *rules,
+            *(
+                replace(rule, metric=f"{name}_{rule.metric}")
+                for name, rules in objective_rules.items()
+                for rule in rules
+            ),
             Rule(
                 "loss_scale",
                 lambda value: value < 1,
