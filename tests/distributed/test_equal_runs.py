@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 from tests.support.chaos import differences, final_state
 from tests.support.paths import ROOT
 
-PROGRAM = str(Path(__file__).with_name("double_precision.py"))
+PROGRAM = str(ROOT / "tests" / "support" / "double_precision.py")
 NETWORKS = {
     "esvit_swin": {
         "image_size": 32,

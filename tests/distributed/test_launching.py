@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from tests.support.chaos import command
-from tests.support.paths import EXAMPLES
+from tests.support.paths import EXAMPLES, ROOT
 
 from esvit_hf.pretraining.launching import check_engine
 
@@ -71,7 +70,7 @@ def test_the_cpu_configuration_starts_two_processes(tmp_path):
 
 @pytest.mark.distributed
 def test_steps_in_shards_equal_steps_with_replicas():
-    program = str(Path(__file__).with_name("sharded_step.py"))
+    program = str(ROOT / "tests" / "support" / "sharded_step.py")
     launcher = [
         sys.executable,
         "-m",

@@ -1,10 +1,13 @@
 """The objectives that recipes can name."""
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from esvit_hf.pretraining.objectives.base import Objective, ObjectiveSettings
 from esvit_hf.pretraining.objectives.region import RegionObjective
 from esvit_hf.pretraining.objectives.view import ViewObjective
+
+_Objective = TypeVar("_Objective", bound=Objective)
 
 PAPER = (ViewObjective, RegionObjective)
 """The objectives of EsViT, which a recipe has that names none."""
@@ -13,7 +16,7 @@ OBJECTIVES: dict[str, type[Objective]] = {}
 """Objectives by name; those of a run are built and added up in this order."""
 
 
-def register_objective(objective: type[Objective]) -> type[Objective]:
+def register_objective(objective: type[_Objective]) -> type[_Objective]:
     """Let recipes name an objective; a decorator of its class.
 
     Args:
