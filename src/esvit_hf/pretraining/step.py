@@ -150,7 +150,7 @@ class DistillationStep:
         self.teacher_means: defaultdict[str, list[Tensor]] = defaultdict(list)
 
     def losses(self, crops: Sequence[Tensor], teacher_views: int, step: int) -> MicroBatch:
-        """Compare student and teacher on one micro-batch; nothing changes.
+        """Compare student and teacher on one micro-batch; weights, gradients and centers stay.
 
         Args:
             crops: one float tensor (B, 3, H, W) a view, the teacher's views first.

@@ -64,7 +64,7 @@ def convert_to_folder(
 
     Returns:
         What was written: `output`, `model_type`, `parameters` (of the model), `heads` (their
-        tasks).
+        objectives).
 
     Raises:
         ValueError: If the file cannot be converted, a field does not exist, or the folder is not
@@ -122,7 +122,7 @@ def write_model(model: PreTrainedModel, heads: Mapping[str, SavedHead], folder: 
 
     Args:
         model: Base model.
-        heads: By task; no file is written if there are none.
+        heads: By objective; no file is written if there are none.
         folder: Folder to make.
     """
     folder.mkdir()
@@ -143,7 +143,7 @@ def convert_to_file(
         with_heads: Whether heads and centers come along.
 
     Returns:
-        What was written: `output`, `tensors` (of each network), `heads` (their tasks).
+        What was written: `output`, `tensors` (of each network), `heads` (their objectives).
 
     Raises:
         ValueError: If the reference has no such network, heads are asked for and not there, or the
