@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.support.chaos import differences, final_state
-from tests.support.paths import ROOT
+from tests.support.paths import FASHION_MNIST
 
 PROGRAM = str(Path(__file__).with_name("double_precision.py"))
 NETWORKS = {
@@ -53,7 +53,7 @@ def words(output_dir, network, batch_size, accumulation_steps, *overrides):
     within it.
     """
     fields = {
-        "data.dataset": ROOT / "examples" / "data" / "fashion_mnist",
+        "data.dataset": FASHION_MNIST,
         "data.train_split": "train[:101]",
         "model.name": "esvit_swin" if network == "random" else network,
         "model.config": json.dumps(NETWORKS[network]),
@@ -71,7 +71,7 @@ def words(output_dir, network, batch_size, accumulation_steps, *overrides):
         "run.trackers": "[]",
         "run.output_dir": output_dir,
     }
-    recipe = str(ROOT / "examples" / "recipes" / "demo.yaml")
+    recipe = "demo"
     return [
         recipe,
         *(word for name, value in fields.items() for word in (f"--{name}", str(value))),

@@ -31,7 +31,8 @@ from esvit_hf.data import (
 )
 from esvit_hf.data.shards import write_index
 from esvit_hf.data.views import ViewSpec
-from esvit_hf.pretraining import pretrain, read_recipe
+from esvit_hf.pretraining.loop import pretrain
+from esvit_hf.pretraining.recipe_reading import read_recipe
 
 VIEWS = [ViewSpec(count=2, size=8, scale=(0.5, 1.0), teacher=True)]
 
@@ -41,7 +42,7 @@ def run(dataset, output_dir, *overrides):
     return pretrain(
         read_recipe(
             [
-                str(ROOT / "examples" / "recipes" / "demo.yaml"),
+                "demo",
                 *(
                     "--data.dataset",
                     str(dataset),

@@ -17,7 +17,10 @@ _SCALARS = {
     "bool": (re.compile(r"^(?:true|false)$"), list("tf")),
     "int": (re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789")),
     "float": (
-        re.compile(r"^(?:[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$"),
+        re.compile(
+            r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)$"
+            r"|^\.nan$"
+        ),
         list("-+.0123456789"),
     ),
 }
@@ -46,6 +49,15 @@ for _name, (_pattern, _first) in _SCALARS.items():
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, _first)
 
 
+def _write_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
+    """Write a list on one line if it is one of plain values."""
+    plain = not any(isinstance(item, (list, dict)) for item in items)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=plain)
+
+
+_Dumper.add_representer(list, _write_list)
+
+
 def read_yaml(text: str) -> Any:
     """Read one YAML document.
 
@@ -60,4 +72,4 @@ def read_yaml(text: str) -> Any:
 
 def write_yaml(value: Any) -> str:
     """Write plain values so that `read_yaml` returns them."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -1,20 +1,6 @@
-"""The objectives that a recipe may name, and their settings."""
+"""The objectives that a recipe may name."""
 
-from dataclasses import dataclass
-
-from esvit_hf.common.settings import setting
-
-
-@dataclass(frozen=True)
-class ObjectiveSettings:
-    """What every objective takes from the recipe."""
-
-    weight: float = setting("weight of the objective's loss in the sum", 0.5, above=0)
-    start_epoch: int = setting(
-        "epoch at which the objective joins; before it the others carry its weight too",
-        0,
-        at_least=0,
-    )
+from esvit_hf.pretraining.objectives.settings import ObjectiveSettings
 
 
 def objective_settings() -> dict[str, type[ObjectiveSettings]]:
