@@ -5,9 +5,12 @@ operations.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from esvit_hf.common.settings import SettingsError, check_settings, setting
-from esvit_hf.data.color import JITTER_ORDERS, ColorSample
+
+if TYPE_CHECKING:
+    from esvit_hf.data.color import ColorSample
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class ViewSpec:
         if problems:
             raise SettingsError(problems)
 
-    def draw_color(self, generator: random.Random) -> ColorSample:
+    def draw_color(self, generator: random.Random) -> "ColorSample":
         """Draw the color operations on one view.
 
         Args:
@@ -65,6 +68,9 @@ class ViewSpec:
         Returns:
             The operations.
         """
+        # It needs PyTorch, which what describes a view does without.
+        from esvit_hf.data.color import JITTER_ORDERS, ColorSample
+
         sample = ColorSample()
         if generator.random() < self.jitter_probability:
             brightness, contrast, saturation, hue = self.jitter

@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from esvit_hf.data import ViewSpec, dino_views, expand_views
 from esvit_hf.data.color import JITTER_ORDERS, NO_JITTER
+from esvit_hf.data.views import ViewSpec, dino_views, expand_views
 
 
 def test_dino_views_are_those_of_the_paper() -> None:
