@@ -3,7 +3,7 @@ error.
 """
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import yaml
@@ -32,11 +32,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key.value} is given twice", key.start_mark
                 )
-            seen.add(key.value)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -49,13 +49,14 @@ for _name, (_pattern, _first) in _SCALARS.items():
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, _first)
 
 
-def _write_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
+def _write_list(dumper: yaml.SafeDumper, items: Sequence[Any]) -> yaml.Node:
     """Write a list on one line if it is one of plain values."""
-    plain = not any(isinstance(item, (list, dict)) for item in items)
+    plain = not any(isinstance(item, (list, tuple, dict)) for item in items)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=plain)
 
 
 _Dumper.add_representer(list, _write_list)
+_Dumper.add_representer(tuple, _write_list)
 
 
 def read_yaml(text: str) -> Any:

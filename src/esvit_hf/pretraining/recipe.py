@@ -13,13 +13,13 @@ from esvit_hf.pretraining.objectives.settings import ObjectiveSettings
 
 def _objective_settings() -> dict[str, type[ObjectiveSettings]]:
     # The objectives need PyTorch, which the help does without.
-    from esvit_hf.pretraining.objectives.base import objective_settings
+    from esvit_hf.pretraining.objectives.registry import objective_settings
 
     return objective_settings()
 
 
 def _default_objectives() -> dict[str, ObjectiveSettings]:
-    from esvit_hf.pretraining.objectives.base import default_objectives
+    from esvit_hf.pretraining.objectives.registry import default_objectives
 
     return default_objectives()
 
@@ -292,6 +292,7 @@ class Recipe:
         if self.hub.push and self.hub.model_id is None:
             yield "hub.model_id must name the model to publish"
         if self.hub.model_id is not None:
+            # What else is imported here takes seconds.
             from esvit_hf.hub.push import check_repo_id
 
             try:
@@ -304,6 +305,4 @@ def recipe_yaml(recipe: Recipe) -> str:
     """Return the resolved recipe as YAML that reads back equal."""
     values = asdict(recipe)
     values["run"]["output_dir"] = str(recipe.run.output_dir)
-    for view in values["data"]["views"]:
-        view |= {name: list(value) for name, value in view.items() if isinstance(value, tuple)}
     return write_yaml(values)

@@ -13,7 +13,7 @@ from esvit_hf.common.settings import (
     optional_kind,
 )
 from esvit_hf.common.yaml_text import read_yaml
-from esvit_hf.pretraining.objectives.base import default_objectives
+from esvit_hf.pretraining.objectives.registry import default_objectives
 from esvit_hf.pretraining.recipe import Recipe
 from esvit_hf.pretraining.shipped_recipes import find_recipe
 

@@ -37,6 +37,7 @@ def test_plain_values(text: str, value: Any) -> None:
         ("a: [", "line 1"),
         ("a: 1\nb: 2\na: 3", "a is given twice.*line 3"),
         ("a: !!python/object/apply:os.system ['exit 3']", "could not determine a constructor"),
+        ("{[1]: 2}", "unhashable key"),
         ("[" * 3000, "recursion"),
         ("\0", "special characters"),
     ],

@@ -1,1 +1,1 @@
-"""Objectives of pretraining."""
+"""What student and teacher are compared by: one file an objective."""
