@@ -148,7 +148,7 @@ def run(
     command = [
         sys.executable,
         str(ROOT / "examples" / "pretrain.py"),
-        str(ROOT / "examples" / "recipes" / "demo.yaml"),
+        "demo",
     ]
     command += [
         "--run.output_dir",

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from benchmarks import reference
 from benchmarks.measure import Prepare, Row, Run, compare, interleave, peak_memory
 from benchmarks.peers import build_transformers
-from esvit_hf.pretraining import load_recipe
 from esvit_hf.pretraining.build import build_parts
+from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 
 BATCH = 4

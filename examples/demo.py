@@ -19,12 +19,13 @@ from esvit_hf.features.extraction import extract_features, shared_labels
 from esvit_hf.figures.training_curves import plot_training
 from esvit_hf.hub.cards import update_card
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
-from esvit_hf.pretraining import Recipe, pretrain, read_recipe
 from esvit_hf.pretraining.build import build_backbone
 from esvit_hf.pretraining.checkpoint import complete_checkpoints
+from esvit_hf.pretraining.loop import pretrain
+from esvit_hf.pretraining.recipe import Recipe
+from esvit_hf.pretraining.recipe_reading import read_recipe
 from esvit_hf.pretraining.run_folder import dataset_name, make_processor
 
-RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 NEIGHBORS = 20
 
 
@@ -85,7 +86,7 @@ def record(recipe: Recipe, row: dict[str, float]) -> None:
 @report_errors
 def main() -> int:
     """Train, evaluate, print the table and write the figure."""
-    recipe = read_recipe([str(RECIPE), *sys.argv[1:]])
+    recipe = read_recipe(["demo", *sys.argv[1:]])
     if complete_checkpoints(recipe.run.output_dir / "checkpoints"):
         print(
             f"{recipe.run.output_dir} holds a demo: it goes on from there (make clean starts anew)"

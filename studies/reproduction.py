@@ -37,15 +37,15 @@ from esvit_hf.features.extraction import (
     shared_labels,
 )
 from esvit_hf.figures.training_curves import read_metrics
-from esvit_hf.pretraining import Recipe, read_recipe
 from esvit_hf.pretraining.build import build_backbone
+from esvit_hf.pretraining.recipe import Recipe
+from esvit_hf.pretraining.recipe_reading import read_recipe
 from esvit_hf.pretraining.run_folder import dataset_name, make_processor
 from esvit_hf.regions.correspondence import measure_correspondence
 from studies.regions import regions
 from studies.table import RESULT, table
 
-RECIPES = ROOT / "examples" / "recipes"
-CVT_RECIPE, SWIN_RECIPE = RECIPES / "tiny_imagenet_cvt.yaml", RECIPES / "tiny_imagenet.yaml"
+CVT_RECIPE, SWIN_RECIPE = "tiny_imagenet_cvt", "tiny_imagenet"
 OUTPUT = Path("outputs/reproduction")
 NEIGHBORS, TEMPERATURE = 20, 0.07
 # The coarsest grid of the networks at the recipe's size; that of the ViT is finer, and finer grids
@@ -62,12 +62,12 @@ class Variant:
     Attributes:
         fields: fields of the recipe that differ.
         training: by self-distillation, by cross-entropy with the labels, or not at all.
-        recipe: file of the recipe.
+        recipe: name of the recipe.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
     training: Literal["distillation", "labels", "none"] = "distillation"
-    recipe: Path = CVT_RECIPE
+    recipe: str = CVT_RECIPE
 
 
 VIEW_LOSS = {"objectives": {"view": {"weight": 1.0}}}
@@ -184,7 +184,7 @@ def recipe_words(
         "run.seed": seed,
         "run.output_dir": str(folder),
     }
-    words = [str(variant.recipe)]
+    words = [variant.recipe]
     for name, value in (variant.fields | changed).items():
         words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     return [*words, *fields]

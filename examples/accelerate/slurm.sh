@@ -7,7 +7,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
-# sbatch examples/accelerate/slurm.sh RECIPE.yaml [--field value ...]
+# sbatch examples/accelerate/slurm.sh RECIPE [--section.field VALUE ...]
 set -euo pipefail
 
 # The first start finds no recipe in the run's folder, every later one does and continues.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.support.chaos import differences, final_state
-from tests.support.paths import ROOT
+from tests.support.paths import FASHION_MNIST, ROOT
 
 PROGRAM = str(ROOT / "tests" / "support" / "double_precision.py")
 NETWORKS = {
@@ -52,7 +52,7 @@ def words(output_dir, network, batch_size, accumulation_steps, *overrides):
     within it.
     """
     fields = {
-        "data.dataset": ROOT / "examples" / "data" / "fashion_mnist",
+        "data.dataset": FASHION_MNIST,
         "data.train_split": "train[:101]",
         "model.name": "esvit_swin" if network == "random" else network,
         "model.config": json.dumps(NETWORKS[network]),
@@ -70,7 +70,7 @@ def words(output_dir, network, batch_size, accumulation_steps, *overrides):
         "run.trackers": "[]",
         "run.output_dir": output_dir,
     }
-    recipe = str(ROOT / "examples" / "recipes" / "demo.yaml")
+    recipe = "demo"
     return [
         recipe,
         *(word for name, value in fields.items() for word in (f"--{name}", str(value))),

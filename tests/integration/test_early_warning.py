@@ -9,7 +9,8 @@ import warnings
 import pytest
 from tests.support.chaos import command
 
-from esvit_hf.pretraining import pretrain, read_recipe
+from esvit_hf.pretraining.loop import pretrain
+from esvit_hf.pretraining.recipe_reading import read_recipe
 
 
 def run(output_dir, *overrides, steps=25):
@@ -114,7 +115,7 @@ def test_a_run_that_diverges_late_names_its_last_good_checkpoint(tmp_path):
         "--data.num_workers",
         "0",
     )
-    arguments = read_recipe(
+    recipe = read_recipe(
         [
             *words,
             *small,
@@ -127,7 +128,7 @@ def test_a_run_that_diverges_late_names_its_last_good_checkpoint(tmp_path):
         ]
     )
     with pytest.raises(FloatingPointError) as caught:
-        pretrain(arguments)
+        pretrain(recipe)
     good = re.search(
         r"last good checkpoint is \S*step-0+(\d+): (.*)continue with --run.resume true",
         str(caught.value),

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from tests.support.paths import EXAMPLES, FASHION_MNIST, ROOT
+from tests.support.paths import FASHION_MNIST, ROOT
 from tests.support.small_runs import assert_equal_runs, read_metrics, small_run
 from torch.nn import functional as F
 from transformers import AutoModel
@@ -16,10 +16,11 @@ from transformers import AutoModel
 from esvit_hf.figures.training_curves import plot_training
 from esvit_hf.hub.cards import check_card
 from esvit_hf.hub.heads_file import HEADS_FILE, read_heads
-from esvit_hf.pretraining import pretrain, read_recipe
 from esvit_hf.pretraining.heads import ProjectionHead
+from esvit_hf.pretraining.loop import pretrain
 from esvit_hf.pretraining.objectives.base import Comparison, Projection
 from esvit_hf.pretraining.objectives.registry import OBJECTIVES
+from esvit_hf.pretraining.recipe_reading import read_recipe
 from esvit_hf.reference.to_reference import convert_to_reference
 
 MASKED = ("--objectives", "{view: {weight: 0.5}, masked: {weight: 0.5, share: 0.4}}")
@@ -123,10 +124,9 @@ def test_the_script_runs_on_two_processes(script, tmp_path):
         "run.trackers": "[]",
         "run.output_dir": tmp_path,
     }
-    recipe = str(EXAMPLES / "recipes" / "demo.yaml")
     flags = [part for name, value in words.items() for part in (f"--{name}", str(value))]
     done = subprocess.run(
-        [sys.executable, *launcher, str(script), recipe, *flags],
+        [sys.executable, *launcher, str(script), "demo", *flags],
         capture_output=True,
         text=True,
         timeout=100,

@@ -16,8 +16,7 @@ from tests.support.small_runs import assert_equal_runs, read_metrics, small_run
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.data.sources import load_image_source
 from esvit_hf.features.extraction import extract_features, load_image_processor
-from esvit_hf.pretraining import pretrain
-from esvit_hf.pretraining.loop import Pretraining
+from esvit_hf.pretraining.loop import Pretraining, pretrain
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("exact_convolutions")]
 

@@ -19,7 +19,7 @@ from tests.support.small_runs import assert_equal_runs, command, read_metrics, s
 from esvit_hf.commands.main import main
 from esvit_hf.hub.heads_file import HEADS_FILE
 from esvit_hf.hub.push import publish, push_command
-from esvit_hf.pretraining import pretrain
+from esvit_hf.pretraining.loop import pretrain
 from esvit_hf.pretraining.publishing import RESUME_FILE, RunPublisher
 
 REPO = f"{OWNER}/run"

@@ -20,7 +20,8 @@ from transformers import AutoImageProcessor, AutoModel
 from esvit_hf import EsvitSwinBackbone
 from esvit_hf.evaluation.jobs import measure_linear_probe
 from esvit_hf.hub.cards import check_card
-from esvit_hf.pretraining import pretrain, read_recipe
+from esvit_hf.pretraining.loop import pretrain
+from esvit_hf.pretraining.recipe_reading import read_recipe
 
 
 def test_a_run_leaves_a_loadable_teacher(tmp_path):

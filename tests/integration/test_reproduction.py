@@ -19,13 +19,13 @@ from studies.table import (
     read_results,
     table,
 )
-from tests.support.paths import ROOT
+from tests.support.paths import FASHION_MNIST
 
 from esvit_hf.figures.training_curves import read_metrics
-from esvit_hf.pretraining import read_recipe
 from esvit_hf.pretraining.build import build_backbone
+from esvit_hf.pretraining.recipe_reading import read_recipe
 
-IMAGES = str(ROOT / "examples" / "data" / "fashion_mnist")
+IMAGES = str(FASHION_MNIST)
 NETWORK = {
     "image_size": 32,
     "patch_size": 4,

@@ -22,16 +22,14 @@ from safetensors.torch import load_file
 from tests.support.paths import FASHION_MNIST, ROOT
 from tests.support.range_server import serve
 
-from esvit_hf.data import (
-    MultiCropDataset,
-    StreamSampler,
-    load_image_source,
-    make_multicrop_loader,
-    open_stream,
-)
+from esvit_hf.data.multicrop import MultiCropDataset, make_multicrop_loader
+from esvit_hf.data.sampling import StreamSampler
 from esvit_hf.data.shards import write_index
+from esvit_hf.data.sources import load_image_source
+from esvit_hf.data.streaming import open_stream
 from esvit_hf.data.views import ViewSpec
-from esvit_hf.pretraining import pretrain, read_recipe
+from esvit_hf.pretraining.loop import pretrain
+from esvit_hf.pretraining.recipe_reading import read_recipe
 
 VIEWS = [ViewSpec(count=2, size=8, scale=(0.5, 1.0), teacher=True)]
 
@@ -41,7 +39,7 @@ def run(dataset, output_dir, *overrides):
     return pretrain(
         read_recipe(
             [
-                str(ROOT / "examples" / "recipes" / "demo.yaml"),
+                "demo",
                 *(
                     "--data.dataset",
                     str(dataset),

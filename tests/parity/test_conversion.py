@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.support.full_size import full_size_checkpoint
-from tests.support.paths import ROOT
+from tests.support.paths import FASHION_MNIST
 from transformers import AutoConfig, AutoModel
 
 from esvit_hf import convert_checkpoint
@@ -20,9 +20,9 @@ from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.commands.main import main
 from esvit_hf.hub.heads_file import HEADS_FILE, SavedHead, read_heads, write_heads
-from esvit_hf.pretraining import read_recipe
 from esvit_hf.pretraining.build import build_parts
 from esvit_hf.pretraining.heads import ProjectionHead
+from esvit_hf.pretraining.recipe_reading import read_recipe
 from esvit_hf.reference.convert import read_reference_checkpoint
 from esvit_hf.reference.to_reference import convert_to_reference
 
@@ -357,7 +357,7 @@ def test_a_converted_checkpoint_continues_pretraining(
     convert(case.checkpoint, folder, "--with-heads")
     words = [
         *(
-            str(ROOT / "examples" / "recipes" / "demo.yaml"),
+            "demo",
             "--model.name",
             str(folder),
             "--model.config",
@@ -373,7 +373,7 @@ def test_a_converted_checkpoint_continues_pretraining(
         ),
         *(
             "--data.dataset",
-            str(ROOT / "examples" / "data" / "fashion_mnist"),
+            str(FASHION_MNIST),
             "--data.train_split",
             "train[:16]",
         ),

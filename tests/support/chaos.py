@@ -22,7 +22,7 @@ import torch
 from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
-from tests.support.paths import ROOT
+from tests.support.paths import FASHION_MNIST, ROOT
 from tqdm import tqdm
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,7 +34,7 @@ NETWORK = {
     "window_size": 4,
 }
 RECIPE = {
-    "data.dataset": ROOT / "examples" / "data" / "fashion_mnist",
+    "data.dataset": FASHION_MNIST,
     # 1000 images are 62 steps of 16, so that an epoch ends inside the run.
     "data.train_split": "train[:1000]",
     "model.config": json.dumps(NETWORK | {"drop_path_rate": 0.3}),
@@ -62,7 +62,7 @@ def command(output_dir: Path, steps: int, *, resume: bool) -> list[str]:
     words = [
         sys.executable,
         str(ROOT / "examples" / "pretrain.py"),
-        str(ROOT / "examples" / "recipes" / "demo.yaml"),
+        "demo",
     ]
     return words + [word for name, value in fields.items() for word in (f"--{name}", str(value))]
 

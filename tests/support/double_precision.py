@@ -13,7 +13,9 @@ import torch
 from accelerate.state import AcceleratorState
 
 from esvit_hf.data.color import augment
-from esvit_hf.pretraining import loop, pretrain, read_recipe
+from esvit_hf.pretraining import loop
+from esvit_hf.pretraining.loop import pretrain
+from esvit_hf.pretraining.recipe_reading import read_recipe
 
 
 def main(runs):

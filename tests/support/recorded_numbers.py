@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from tests.support.hub_server import OWNER, TOKEN, running_hub
 
 ROOT = Path(__file__).parents[2]
-IMAGES = "examples/data/fashion_mnist"
+IMAGES = "src/esvit_hf/recipes/fashion_mnist"
 CHECKPOINTS = (
     "examples/checkpoints/esvit_swin_tiny_imagenet",
     "examples/checkpoints/esvit_cvt_tiny_imagenet",

@@ -11,8 +11,8 @@ from torch.distributed.fsdp import fully_shard
 
 from esvit_hf.data.views import ViewSpec
 from esvit_hf.models.modeling_esvit_swin import EsvitSwinBlock
-from esvit_hf.pretraining import load_recipe
 from esvit_hf.pretraining.build import build_parts
+from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 
 IMAGES = 4

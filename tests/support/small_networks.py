@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from esvit_hf.pretraining import read_recipe
 from esvit_hf.pretraining.build import build_parts
+from esvit_hf.pretraining.recipe_reading import read_recipe
 from esvit_hf.pretraining.run_folder import export_run
 
 SMALL_NETWORKS: dict[str, dict[str, Any]] = {

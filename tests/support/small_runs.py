@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from tests.support.paths import FASHION_MNIST, ROOT
 
-from esvit_hf.pretraining import read_recipe
+from esvit_hf.pretraining.recipe_reading import read_recipe
 
 
 def small_run(output_dir, *overrides):
@@ -15,7 +15,7 @@ def small_run(output_dir, *overrides):
     """
     return read_recipe(
         [
-            str(ROOT / "examples" / "recipes" / "demo.yaml"),
+            "demo",
             *("--data.dataset", str(FASHION_MNIST), "--run.output_dir", str(output_dir)),
             *(
                 "--model.config",
@@ -82,7 +82,7 @@ def assert_equal_runs(first, second):
 
 def command(output_dir, *overrides):
     return [
-        *(str(ROOT / "examples" / "pretrain.py"), str(ROOT / "examples" / "recipes" / "demo.yaml")),
+        *(str(ROOT / "examples" / "pretrain.py"), "demo"),
         *(
             "--data.dataset",
             str(FASHION_MNIST),

@@ -5,8 +5,8 @@ from accelerate import Accelerator
 from tests.support.golden import load_golden
 
 from esvit_hf.data.views import ViewSpec
-from esvit_hf.pretraining import load_recipe
 from esvit_hf.pretraining.build import build_parts
+from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 from esvit_hf.reference.convert import split_reference_state_dict
 

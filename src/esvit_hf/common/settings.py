@@ -3,6 +3,7 @@ values of a file or a command line become checked settings.
 """
 
 import difflib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -23,7 +24,6 @@ __all__ = [
 
 _MAX_INTEGER = 2**31 - 1
 _Settings = TypeVar("_Settings")
-_Members = Callable[[], Mapping[str, type]]
 
 
 class SettingsError(ValueError):
@@ -46,7 +46,7 @@ def setting(
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
-    members: _Members | None = None,
+    members: Callable[[], Mapping[str, type]] | None = None,
 ) -> Any:
     """Declare a field of a settings dataclass.
 
@@ -54,7 +54,7 @@ def setting(
         help: what the field decides, in one sentence.
         default: its value if nothing is said; a field without it must be given.
         factory: makes the default where that is a list or a mapping.
-        above: limit that a number must exceed.
+        above: limit that every number in the field must exceed.
         at_least: smallest number.
         at_most: largest number.
         members: for a mapping of settings, returns the settings class of each name.
@@ -62,8 +62,9 @@ def setting(
     Returns:
         The field.
     """
-    metadata = {"help": help, "above": above, "at_least": at_least, "at_most": at_most}
-    return field(default=default, default_factory=factory, metadata=metadata | {"members": members})
+    limits = {"above": above, "at_least": at_least, "at_most": at_most}
+    metadata = {"help": help, "members": members, **limits}
+    return field(default=default, default_factory=factory, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,21 @@ class Setting:
         return str(self.entry.metadata["help"])
 
     @property
-    def range(self) -> str:
+    def limits(self) -> str:
         """The numbers that are allowed, in words; empty if all are."""
-        return _range_in_words(self.entry.metadata)
+        return _limits_in_words(self.entry.metadata)
+
+    @property
+    def required(self) -> bool:
+        """Whether it must be given."""
+        return _is_required(self.entry)
+
+    @property
+    def default(self) -> Any:
+        """Its value if nothing is said; None for a field that must be given."""
+        if self.entry.default_factory is not MISSING:
+            return self.entry.default_factory()
+        return None if self.required else self.entry.default
 
 
 def list_settings(kind: type, place: str = "") -> Iterator[Setting]:
@@ -102,7 +115,8 @@ def list_settings(kind: type, place: str = "") -> Iterator[Setting]:
         name = _join(place, entry.name)
         members = entry.metadata.get("members")
         if is_dataclass(field_kind):
-            yield from list_settings(field_kind, name)  # type: ignore[arg-type]
+            assert isinstance(field_kind, type)
+            yield from list_settings(field_kind, name)
         elif members is not None:
             for member, member_kind in members().items():
                 yield from list_settings(member_kind, _join(name, member))
@@ -119,7 +133,7 @@ def make_settings(
         kind: dataclass whose fields are declared with `setting` or are such dataclasses.
         values: mapping of fields to values, or an instance.
         place: name with dots of the settings, for messages.
-        names: names with dots of all fields, to guess what a wrong one means.
+        names: names with dots of all fields around, to guess what a wrong one means.
 
     Returns:
         The settings.
@@ -132,13 +146,12 @@ def make_settings(
         values = _values(values)
     if not isinstance(values, Mapping):
         raise SettingsError([_wrong(place, "must be a mapping of fields to values", values)])
-    made = _read_fields(kind, values, place, names or [each.name for each in list_settings(kind)])
+    names = names or [each.name for each in list_settings(kind)]
+    made = _read_fields(kind, values, place, names)
     try:
         return kind(**made)
-    except SettingsError:
-        raise
-    except ValueError as error:
-        raise SettingsError([f"{place}: {error}"]) from error
+    except SettingsError as error:
+        raise SettingsError([_join(place, problem) for problem in error.problems]) from error
 
 
 def check_settings(settings: Any) -> None:
@@ -154,46 +167,6 @@ def check_settings(settings: Any) -> None:
         object.__setattr__(settings, name, value)
 
 
-def _values(settings: Any) -> dict[str, Any]:
-    return {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
-
-
-def _read_fields(
-    kind: type, values: Mapping[str, Any], place: str, names: Sequence[str]
-) -> dict[str, Any]:
-    entries = _entries(kind)
-    siblings = [entry.name for entry, _ in entries]
-    problems = [
-        describe_unknown(_join(place, str(name)), siblings, names)
-        for name in values
-        if name not in siblings
-    ]
-    made: dict[str, Any] = {}
-    for entry, field_kind in entries:
-        where = _join(place, entry.name)
-        if entry.name not in values and not is_dataclass(field_kind):
-            if entry.default is MISSING and entry.default_factory is MISSING:
-                problems.append(f"{where} is missing")
-            continue
-        try:
-            value = values.get(entry.name, {})
-            made[entry.name] = _read_field(value, field_kind, entry, where, names)
-        except SettingsError as error:
-            problems += error.problems
-    if problems:
-        raise SettingsError(problems)
-    return made
-
-
-def _read_field(value: Any, kind: Any, entry: Field[Any], place: str, names: Sequence[str]) -> Any:
-    if is_dataclass(kind):
-        return make_settings(kind, value, place, names)  # type: ignore[arg-type]
-    members = entry.metadata.get("members")
-    if members is not None:
-        return _make_members(members(), value, place, names)
-    return _read_value(value, kind, entry.metadata, place)
-
-
 def describe_unknown(name: str, siblings: Sequence[str], names: Sequence[str]) -> str:
     """Say that a field does not exist, and which one may be meant.
 
@@ -203,21 +176,16 @@ def describe_unknown(name: str, siblings: Sequence[str], names: Sequence[str]) -
         names: names with dots of all fields.
     """
     place, _, leaf = name.rpartition(".")
-
-    def likeness(candidate: str) -> tuple[float, float]:
-        own = _ratio(leaf, candidate.rpartition(".")[2])
-        whole = _ratio(name, candidate)
-        return (own if place else max(own, whole)), whole
-
-    near = difflib.get_close_matches(leaf, siblings, 1)
-    best = _join(place, near[0]) if near else max(names, key=likeness, default="")
-    if not near and (not best or likeness(best)[0] < 0.6):
-        return f"{name} does not exist: {place or 'the recipe'} has {', '.join(siblings)}"
-    return f"{name} does not exist: do you mean {best}?"
-
-
-def _ratio(first: str, second: str) -> float:
-    return difflib.SequenceMatcher(None, first, second).ratio()
+    near = [_join(place, each) for each in difflib.get_close_matches(leaf, siblings, 1)]
+    leaves = [each.rpartition(".")[2] for each in names]
+    close = difflib.get_close_matches(leaf, leaves, 1, 0.8)
+    elsewhere = [each for each in names if each.rpartition(".")[2] in close]
+    near += difflib.get_close_matches(name, elsewhere, 1, 0.0)
+    near += difflib.get_close_matches(name, names, 1, 0.8 if place else 0.6)
+    shown = name if name.isprintable() else repr(name)
+    if near:
+        return f"{shown} does not exist: did you mean {near[0]}?"
+    return f"{shown} does not exist: use one of {', '.join(siblings)}"
 
 
 def optional_kind(kind: Any) -> tuple[Any, bool]:
@@ -228,9 +196,14 @@ def optional_kind(kind: Any) -> tuple[Any, bool]:
     return kind, False
 
 
+@functools.cache
 def _entries(kind: type) -> list[tuple[Field[Any], Any]]:
     hints = get_type_hints(kind)
     return [(entry, hints[entry.name]) for entry in fields(kind)]
+
+
+def _values(settings: Any) -> dict[str, Any]:
+    return {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
 
 
 def _join(place: str, name: str) -> str:
@@ -241,11 +214,54 @@ def _wrong(place: str, rule: str, value: Any) -> str:
     return f"{place} {rule}; it is {value!r}"
 
 
-def _make_members(
-    kinds: Mapping[str, type], values: Any, place: str, names: Sequence[str]
+def _is_required(entry: Field[Any]) -> bool:
+    return entry.default is MISSING and entry.default_factory is MISSING
+
+
+def _read_fields(
+    kind: type, values: Mapping[str, Any], place: str, names: Sequence[str]
+) -> dict[str, Any]:
+    """Read the values that are given; those that are not have a default."""
+    entries = _entries(kind)
+    siblings = [entry.name for entry, _ in entries]
+    problems = [
+        describe_unknown(_join(place, str(name)), siblings, names)
+        for name in values
+        if name not in siblings
+    ]
+    made: dict[str, Any] = {}
+    for entry, field_kind in entries:
+        where = _join(place, entry.name)
+        # Settings that are left out may still miss a field that has to be given.
+        if entry.name not in values and not is_dataclass(field_kind):
+            problems += [f"{where} is missing"] if _is_required(entry) else []
+            continue
+        try:
+            value = values.get(entry.name, {})
+            made[entry.name] = _read_field(value, field_kind, entry.metadata, where, names)
+        except SettingsError as error:
+            problems += error.problems
+    if problems:
+        raise SettingsError(problems)
+    return made
+
+
+def _read_field(
+    value: Any, kind: Any, metadata: Mapping[str, Any], place: str, names: Sequence[str]
+) -> Any:
+    if is_dataclass(kind):
+        assert isinstance(kind, type)
+        return make_settings(kind, value, place, names)
+    if metadata.get("members") is not None:
+        return _read_members(value, metadata["members"](), place, names)
+    return _read_value(value, kind, metadata, place)
+
+
+def _read_members(
+    values: Any, kinds: Mapping[str, type], place: str, names: Sequence[str]
 ) -> dict[str, Any]:
     if not isinstance(values, Mapping):
-        raise SettingsError([_wrong(place, "must be a mapping", values)])
+        raise SettingsError([_wrong(place, "must be a mapping of names to settings", values)])
     made: dict[str, Any] = {}
     problems: list[str] = []
     for name, value in values.items():
@@ -267,65 +283,66 @@ def _read_value(value: Any, kind: Any, limits: Mapping[str, Any], place: str) ->
         if optional:
             return None
         raise SettingsError([f"{place} must not be null"])
-    if kind is Any:
-        return value
-    if is_dataclass(kind):
-        return make_settings(kind, value, place)  # type: ignore[arg-type]
+    origin, options = get_origin(kind), get_args(kind)
     if kind in (int, float):
         return _read_number(value, kind, limits, place)
-    origin, options = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        if value not in options:
-            raise SettingsError([_wrong(place, f"must be one of {', '.join(options)}", value)])
-        return value
     if origin in (list, tuple):
-        if not isinstance(value, (list, tuple)):
-            raise SettingsError([_wrong(place, "must be a list", value)])
         return _read_list(value, kind, limits, place)
+    if is_dataclass(kind):
+        assert isinstance(kind, type)
+        return make_settings(kind, value, place)
     if origin is dict:
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             raise SettingsError([_wrong(place, "must be a mapping of names to values", value)])
         return dict(value)
-    return _read_plain(value, kind, place)
-
-
-def _read_plain(value: Any, kind: Any, place: str) -> Any:
+    if origin is Literal:
+        if value not in options:
+            raise SettingsError([_wrong(place, f"must be one of {', '.join(options)}", value)])
+        return value
     if kind is bool:
         if not isinstance(value, bool):
             raise SettingsError([_wrong(place, "must be true or false", value)])
         return value
+    return _read_text(value, kind, place)
+
+
+def _read_text(value: Any, kind: Any, place: str) -> Any:
     assert kind in (str, Path), kind
-    if not isinstance(value, (str, kind)):
-        raise SettingsError([_wrong(place, "must be text (in quotes if it looks else)", value)])
+    if not isinstance(value, (str, Path)):
+        raise SettingsError([_wrong(place, "must be text, in quotes if need be", value)])
     if str(value) == "":
         raise SettingsError([f"{place} must not be empty"])
     return kind(value)
 
 
-def _read_number(value: Any, kind: Any, limits: Mapping[str, Any], place: str) -> float:
+def _read_number(value: Any, kind: type, limits: Mapping[str, Any], place: str) -> int | float:
     whole = kind is int
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         raise SettingsError([_wrong(place, f"must be a {'whole ' * whole}number", value)])
-    if abs(value) == math.inf or value != value:
-        raise SettingsError([_wrong(place, "must be a finite number", value)])
     if isinstance(value, int) and abs(value) > _MAX_INTEGER:
-        raise SettingsError([f"{place} must not exceed {_MAX_INTEGER}, it is far from it"])
-    rule = _range_in_words(limits)
+        raise SettingsError([f"{place} must lie within {_MAX_INTEGER} of 0"])
+    if not math.isfinite(value):
+        raise SettingsError([_wrong(place, "must be a finite number", value)])
+    above, at_least, at_most = (limits.get(name) for name in ("above", "at_least", "at_most"))
     if (
-        (limits.get("above") is not None and not value > limits["above"])
-        or (limits.get("at_least") is not None and not value >= limits["at_least"])
-        or (limits.get("at_most") is not None and not value <= limits["at_most"])
+        (above is not None and value <= above)
+        or (at_least is not None and value < at_least)
+        or (at_most is not None and value > at_most)
     ):
-        raise SettingsError([_wrong(place, f"must be {rule}", value)])
+        raise SettingsError([_wrong(place, f"must be {_limits_in_words(limits)}", value)])
     return int(value) if whole else float(value)
 
 
-def _read_list(value: Sequence[Any], kind: Any, limits: Mapping[str, Any], place: str) -> Any:
-    origin, options = get_origin(kind), get_args(kind)
-    kinds = options if origin is tuple else options * len(value)
+def _read_list(value: Any, kind: Any, limits: Mapping[str, Any], place: str) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise SettingsError([_wrong(place, "must be a list", value)])
+    container, kinds = get_origin(kind), get_args(kind)
+    if container is list:
+        kinds *= len(value)
     if len(kinds) != len(value):
-        raise SettingsError([_wrong(place, f"must be a list of {len(kinds)} numbers", list(value))])
-    made, problems = [], []
+        raise SettingsError([_wrong(place, f"must be a list of {len(kinds)} numbers", value)])
+    made: list[Any] = []
+    problems: list[str] = []
     for index, (item, item_kind) in enumerate(zip(value, kinds, strict=True)):
         try:
             made.append(_read_value(item, item_kind, limits, f"{place}[{index}]"))
@@ -333,15 +350,14 @@ def _read_list(value: Sequence[Any], kind: Any, limits: Mapping[str, Any], place
             problems += error.problems
     if problems:
         raise SettingsError(problems)
-    return origin(made)
+    return container(made)
 
 
-def _range_in_words(limits: Mapping[str, Any]) -> str:
+def _limits_in_words(limits: Mapping[str, Any]) -> str:
     above, at_least, at_most = (limits.get(name) for name in ("above", "at_least", "at_most"))
     if at_least is not None and at_most is not None:
         return f"from {at_least} to {at_most}"
-    if above is not None:
-        return f"above {above}" + (f", at most {at_most}" if at_most is not None else "")
-    if at_least is not None:
-        return f"{at_least} or more"
-    return f"at most {at_most}" if at_most is not None else ""
+    words = [f"above {above}"] if above is not None else []
+    words += [f"{at_least} or more"] if at_least is not None else []
+    words += [f"at most {at_most}"] if at_most is not None else []
+    return ", ".join(words)

@@ -8,9 +8,20 @@ from typing import Any, Literal
 from esvit_hf.common.settings import SettingsError, check_settings, setting
 from esvit_hf.common.yaml_text import write_yaml
 from esvit_hf.data.views import ViewSpec, dino_views
-from esvit_hf.hub.push import check_repo_id
-from esvit_hf.pretraining.objectives.base import ObjectiveSettings
-from esvit_hf.pretraining.objectives.registry import default_objectives, objective_settings
+from esvit_hf.pretraining.objectives.settings import ObjectiveSettings
+
+
+def _objective_settings() -> dict[str, type[ObjectiveSettings]]:
+    # The objectives need PyTorch, which the help does without.
+    from esvit_hf.pretraining.objectives.registry import objective_settings
+
+    return objective_settings()
+
+
+def _default_objectives() -> dict[str, ObjectiveSettings]:
+    from esvit_hf.pretraining.objectives.registry import default_objectives
+
+    return default_objectives()
 
 
 @dataclass(frozen=True)
@@ -18,7 +29,8 @@ class DataSettings:
     """Images, and the views that are cut from them."""
 
     dataset: str = setting(
-        "Hub name, folder of parquet files, or folder of images with or without class folders"
+        "Hub name, folder of parquet files, or folder of images with or without class folders; in "
+        "a recipe's file a ./ in front means the folder of that file"
     )
     config_name: str | None = setting("configuration of a Hub data set", None)
     train_split: str = setting("split to pretrain on; its labels are never trained on", "train")
@@ -233,9 +245,10 @@ class Recipe:
     model: ModelSettings = ModelSettings()
     heads: HeadSettings = HeadSettings()
     objectives: dict[str, ObjectiveSettings] = setting(
-        "settings of each objective of the run; one that is left out or null is not part of it",
-        factory=default_objectives,
-        members=objective_settings,
+        "settings of each objective of the run by its NAME (view, region); one that is left out or "
+        "null is not part of it",
+        factory=_default_objectives,
+        members=_objective_settings,
     )
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -253,7 +266,7 @@ class Recipe:
         epochs = self.schedule.num_epochs
         starts = {name: chosen.start_epoch for name, chosen in self.objectives.items()}
         if not starts:
-            yield f"objectives must name at least one of {', '.join(objective_settings())}"
+            yield f"objectives must name at least one of {', '.join(_objective_settings())}"
         elif min(starts.values()) > 0:
             yield "objectives need one that takes part from the first epoch, with start_epoch: 0"
         for name, start in starts.items():
@@ -279,6 +292,9 @@ class Recipe:
         if self.hub.push and self.hub.model_id is None:
             yield "hub.model_id must name the model to publish"
         if self.hub.model_id is not None:
+            # What else is imported here takes seconds.
+            from esvit_hf.hub.push import check_repo_id
+
             try:
                 check_repo_id(self.hub.model_id)
             except ValueError as error:
@@ -289,6 +305,4 @@ def recipe_yaml(recipe: Recipe) -> str:
     """Return the resolved recipe as YAML that reads back equal."""
     values = asdict(recipe)
     values["run"]["output_dir"] = str(recipe.run.output_dir)
-    for view in values["data"]["views"]:
-        view |= {name: list(value) for name, value in view.items() if isinstance(value, tuple)}
     return write_yaml(values)

@@ -51,8 +51,8 @@ def build_folder(name: str, *, checkpoint: Path, output: Path) -> dict[str, Any]
     entry = find_entry(name)
     if entry.release is None:
         raise ValueError(
-            f"{name} is a network of this project, not of the authors: {entry.training.recipe} "
-            f"trains it"
+            f"{name} is a network of this project, not of the authors: `esvit pretrain "
+            f"{entry.training.recipe}` trains it"
         )
     check_free(output)
     content = read_reference_checkpoint(checkpoint)

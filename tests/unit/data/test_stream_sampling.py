@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esvit_hf.data import StreamSampler
+from esvit_hf.data.sampling import StreamSampler
 
 CHUNKS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 

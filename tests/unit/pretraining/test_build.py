@@ -7,8 +7,8 @@ import torch
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from esvit_hf import EsvitSwinConfig, EsvitSwinModel
-from esvit_hf.pretraining import load_recipe
 from esvit_hf.pretraining.build import build_backbone, checkpoint_blocks
+from esvit_hf.pretraining.recipe_reading import load_recipe
 
 
 def test_the_first_blocks_alone_are_computed_again():

@@ -5,7 +5,7 @@ import torch
 
 from esvit_hf.pretraining.distillation import loss_weights, project
 from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.pretraining.objectives.base import ObjectiveSettings
+from esvit_hf.pretraining.objectives.settings import ObjectiveSettings
 from esvit_hf.pretraining.objectives.view import ViewObjective
 
 

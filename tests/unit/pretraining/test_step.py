@@ -5,8 +5,8 @@ import torch
 from accelerate import Accelerator
 
 from esvit_hf.data.views import ViewSpec
-from esvit_hf.pretraining import load_recipe
 from esvit_hf.pretraining.build import build_parts
+from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 
 SHAPE = {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.paths import ROOT
 from transformers import CONFIG_MAPPING, AutoModel
 
 import esvit_hf
 from esvit_hf import EsvitCvtConfig, EsvitSwinConfig, EsvitVilConfig
 from esvit_hf.commands.main import main
 from esvit_hf.pretraining.recipe_reading import load_recipe
+from esvit_hf.pretraining.shipped_recipes import list_recipes
 from esvit_hf.reference.architectures import CVT_TINY_W7, VIL_2262_W7, Architecture
 from esvit_hf.zoo.entries import ENTRIES, ZooEntry, find_entry
 
@@ -71,7 +71,7 @@ def test_training_facts_fit_together(entry: ZooEntry) -> None:
     assert (start is None) == (entry.tasks == "V")
     assert start is None or 0 <= start < entry.training.epochs
     assert entry.training.batch in (512, 1024)
-    assert (ROOT / entry.training.recipe).is_file()
+    assert entry.training.recipe in list_recipes()
     assert entry.license == "mit"
 
 
@@ -123,7 +123,7 @@ def test_the_configuration_is_the_preset(architecture: Architecture) -> None:
 
 @pytest.mark.parametrize("entry", OWN, ids=lambda entry: entry.name)
 def test_an_own_entry_is_its_recipe(entry: ZooEntry) -> None:
-    recipe = load_recipe(ROOT / entry.training.recipe)
+    recipe = load_recipe(entry.training.recipe)
     assert recipe.model.name == entry.architecture.model_type
     assert recipe.model.config == entry.architecture.fields
     assert (recipe.run.batch_size, recipe.schedule.num_epochs) == (

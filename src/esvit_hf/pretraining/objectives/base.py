@@ -5,32 +5,17 @@ reports.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from esvit_hf.backbones.adapter import BackboneFeatures
-from esvit_hf.common.settings import setting
 from esvit_hf.pretraining.centering import TeacherCenter
 from esvit_hf.pretraining.heads import ProjectionHead
 from esvit_hf.pretraining.monitor import Rule
+from esvit_hf.pretraining.objectives.settings import ObjectiveSettings
 from esvit_hf.pretraining.objectives.signals import collapse_rules, output_spread, teacher_entropy
-
-if TYPE_CHECKING:
-    # The recipe reads the settings of the objectives from here.
-    from esvit_hf.pretraining.recipe import HeadSettings
-
-
-@dataclass(frozen=True)
-class ObjectiveSettings:
-    """What every objective takes from the recipe; an objective adds its own in a subclass."""
-
-    weight: float = setting("weight of the objective's loss in the sum", 0.5, above=0)
-    start_epoch: int = setting(
-        "epoch at which the objective joins; before it the others carry its weight too",
-        0,
-        at_least=0,
-    )
+from esvit_hf.pretraining.recipe import HeadSettings
 
 
 @dataclass(frozen=True)
@@ -136,7 +121,7 @@ class Objective(ABC):
         del teacher_views
         return crops, None
 
-    def build_head(self, feature_dim: int, settings: "HeadSettings") -> ProjectionHead:
+    def build_head(self, feature_dim: int, settings: HeadSettings) -> ProjectionHead:
         """Build the head of the student; the teacher gets a copy.
 
         Args:
@@ -153,7 +138,7 @@ class Objective(ABC):
             train_prototype_gain=settings.train_prototype_gain,
         )
 
-    def build_center(self, settings: "HeadSettings") -> TeacherCenter:
+    def build_center(self, settings: HeadSettings) -> TeacherCenter:
         """Build the center of the teacher's logits.
 
         Args:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import TypeVar
 
-from esvit_hf.pretraining.objectives.base import Objective, ObjectiveSettings
+from esvit_hf.pretraining.objectives.base import Objective
 from esvit_hf.pretraining.objectives.region import RegionObjective
+from esvit_hf.pretraining.objectives.settings import ObjectiveSettings
 from esvit_hf.pretraining.objectives.view import ViewObjective
 
 _Objective = TypeVar("_Objective", bound=Objective)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from esvit_hf.pretraining.objectives.base import Objective, ObjectiveSettings
+from esvit_hf.pretraining.objectives.base import Objective
 from esvit_hf.pretraining.objectives.registry import (
     OBJECTIVES,
     build_objectives,
@@ -10,6 +10,7 @@ from esvit_hf.pretraining.objectives.registry import (
     objective_settings,
     register_objective,
 )
+from esvit_hf.pretraining.objectives.settings import ObjectiveSettings
 
 
 def test_objectives_of_a_run_have_one_order_however_the_recipe_names_them():
