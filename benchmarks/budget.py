@@ -5,20 +5,21 @@ the network runs, stored activations are counted as what autograd keeps, both on
 `benchmarks.gpu` measures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from benchmarks.step import VIEWS, draw_crops
 from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.pretraining.distillation import DistillationNetwork, DistillationOutput
 from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.pretraining.model import DistillationNetwork
 from esvit_hf.pretraining.objectives.cross_entropy import BLOCK_ELEMENTS
+from esvit_hf.pretraining.objectives.registry import build_objectives, default_objectives
 
 NUM_PROTOTYPES, BOTTLENECK = 65536, 256
 BATCHES = (32, 64)
@@ -65,7 +66,9 @@ class Budget:
         return int(((gibibytes - RESERVE) * GIBIBYTE - self.fixed) / self.per_image)
 
 
-def stored_bytes(network: nn.Module, crops: Sequence[Tensor]) -> int:
+def stored_bytes(
+    network: Callable[[Sequence[Tensor]], DistillationOutput], crops: Sequence[Tensor]
+) -> int:
     """Bytes that autograd keeps for the backward pass."""
     sizes: dict[int, int] = {}
 
@@ -87,15 +90,21 @@ def count(model_type: str, fields: dict[str, Any]) -> Budget:
     """Count a preset by running it on one and on two images."""
     torch.manual_seed(0)
     backbone = RegionBackbone(AutoModel.from_config(AutoConfig.for_model(model_type, **fields)))
-    heads = [ProjectionHead(backbone.feature_dim, NUM_PROTOTYPES) for _ in range(2)]
-    network = DistillationNetwork(backbone, *heads).train()
-    one, two = (stored_bytes(network, draw_crops(batch)) for batch in (1, 2))
+    objectives = build_objectives(default_objectives())
+    heads = {name: ProjectionHead(backbone.feature_dim, NUM_PROTOTYPES) for name in objectives}
+    network = DistillationNetwork(backbone, heads).train()
+
+    def run(crops: Sequence[Tensor]) -> DistillationOutput:
+        output: DistillationOutput = network(crops, objectives.values())
+        return output
+
+    one, two = (stored_bytes(run, draw_crops(batch)) for batch in (1, 2))
     crops = draw_crops(1)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         with FlopCounterMode(display=False) as student:
-            network(crops)
+            run(crops)
         with FlopCounterMode(display=False) as teacher:
-            network(crops[: VIEWS[0][0]])
+            run(crops[: VIEWS[0][0]])
         regions = [backbone(crop).regions.shape[1] for crop in (crops[0], crops[-1])]
     counts = [views for views, _ in VIEWS]
     teacher_rows = counts[0] * (1 + regions[0])

@@ -13,8 +13,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from benchmarks.measure import Row, Run, compare, interleave
-from esvit_hf.data import MultiCropDataset, augment, dino_views, load_image_source
-from esvit_hf.data.color import IMAGENET_MEAN, IMAGENET_STD
+from esvit_hf.data.color import IMAGENET_MEAN, IMAGENET_STD, augment
+from esvit_hf.data.multicrop import MultiCropDataset
+from esvit_hf.data.sources import load_image_source
+from esvit_hf.data.views import dino_views
 
 BATCH = 16
 SAMPLE_PHOTOGRAPHS = Path(sklearn.datasets.__file__).parent / "images"

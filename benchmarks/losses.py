@@ -5,7 +5,7 @@ from torch import Tensor
 
 from benchmarks import reference
 from benchmarks.measure import Prepare, Row, Run, compare, interleave, peak_memory
-from esvit_hf.pretraining.centering import TeacherCenter
+from esvit_hf.pretraining.centering import TeacherCenter, mean_bottleneck
 from esvit_hf.pretraining.heads import ProjectionHead
 from esvit_hf.pretraining.losses import region_loss, view_loss
 
@@ -42,7 +42,7 @@ def prepare_ours(num_prototypes: int = NUM_PROTOTYPES, batch: int = BATCH) -> Ru
         name: ProjectionHead(CHANNELS, num_prototypes)
         for name in ("view", "region", "teacher view", "teacher region")
     }
-    centers = {name: TeacherCenter(num_prototypes, 256) for name in ("view", "region")}
+    centers = {name: TeacherCenter(num_prototypes) for name in ("view", "region")}
     student, teacher = draw_features(batch)
     temperatures = {
         "student_temperature": reference.STUDENT_TEMPERATURE,
@@ -84,11 +84,13 @@ def prepare_ours(num_prototypes: int = NUM_PROTOTYPES, batch: int = BATCH) -> Ru
             **temperatures,
         )
         (0.5 * first + 0.5 * second).backward()
-        centers["view"].observe(teacher_views)
-        centers["region"].observe(teacher_regions[0])
-        for task, center in centers.items():
+        for task, bottlenecks in (("view", [teacher_views]), ("region", teacher_regions)):
             teacher_head = heads[f"teacher {task}"]
-            center.update_center(teacher_head.prototype_direction, teacher_head.prototype_gain)
+            centers[task].update_center(
+                [mean_bottleneck(bottlenecks)],
+                teacher_head.prototype_direction,
+                teacher_head.prototype_gain,
+            )
 
     return run
 

@@ -148,14 +148,14 @@ def run(
     command = [
         sys.executable,
         str(ROOT / "examples" / "pretrain.py"),
-        str(ROOT / "examples" / "recipes" / "demo.yaml"),
+        "demo",
     ]
     command += [
-        "--output_dir",
+        "--run.output_dir",
         str(folder),
-        "--num_epochs",
+        "--schedule.num_epochs",
         "100000",
-        "--checkpoint_steps",
+        "--run.checkpoint_steps",
         "200",
         *fields,
     ]
@@ -184,7 +184,8 @@ def soak(minutes: float = 30.0, interval: float = 2.0, fields: list[str] | None 
     Args:
         minutes: length of the run.
         interval: seconds between two samples.
-        fields: fields of the recipe to change, as on the command line, such as --streaming true.
+        fields: fields of the recipe to change, as on the command line, such as
+            --data.streaming true.
     """
     with tempfile.TemporaryDirectory() as folder:
         series, steps = run(60 * minutes, interval, Path(folder), fields or [])

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from benchmarks import reference
 from benchmarks.measure import Prepare, Row, Run, compare, interleave, peak_memory
 from benchmarks.peers import build_transformers
-from esvit_hf.pretraining import PretrainingArguments
 from esvit_hf.pretraining.build import build_parts
+from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 
 BATCH = 4
@@ -54,22 +54,25 @@ def prepare_ours(
     device: str = "cpu",
 ) -> Run:
     AcceleratorState._reset_state(True)
-    arguments = PretrainingArguments(
-        dataset="none",
-        model="esvit_swin",
-        model_config={"drop_path_rate": DROP_PATH_RATE},
-        num_prototypes=num_prototypes,
-        batch_size=batch,
-        freeze_last_layer_epochs=0,
-        warmup_epochs=0,
-        checkpointed_blocks=checkpointed_blocks,
-        mixed_precision=precision,  # type: ignore[arg-type]
-        trackers=[],
+    recipe = load_recipe(
+        {},
+        {
+            "data.dataset": "none",
+            "model.name": "esvit_swin",
+            "model.config": {"drop_path_rate": DROP_PATH_RATE},
+            "heads.num_prototypes": num_prototypes,
+            "run.batch_size": batch,
+            "schedule.freeze_last_layer_epochs": 0,
+            "optimizer.warmup_epochs": 0,
+            "run.checkpointed_blocks": checkpointed_blocks,
+            "run.mixed_precision": precision,
+            "run.trackers": [],
+        },
     )
     torch.manual_seed(0)
-    schedules = StepSchedules.from_arguments(arguments, steps_per_epoch=1000, total_batch=batch)
+    schedules = StepSchedules.from_recipe(recipe, steps_per_epoch=1000, total_batch=batch)
     accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
-    step = DistillationStep(arguments, build_parts(arguments), schedules, accelerator)
+    step = DistillationStep(recipe, build_parts(recipe), schedules, accelerator)
     crops = [crop.to(device) for crop in draw_crops(batch, views)]
 
     def run() -> None:

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -18,25 +19,26 @@ from esvit_hf.features.extraction import extract_features, shared_labels
 from esvit_hf.figures.training_curves import plot_training
 from esvit_hf.hub.cards import update_card
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
-from esvit_hf.pretraining import PretrainingArguments, parse_arguments, pretrain
 from esvit_hf.pretraining.build import build_backbone
 from esvit_hf.pretraining.checkpoint import complete_checkpoints
+from esvit_hf.pretraining.loop import pretrain
+from esvit_hf.pretraining.recipe import Recipe
+from esvit_hf.pretraining.recipe_reading import read_recipe
 from esvit_hf.pretraining.run_folder import dataset_name, make_processor
 
-RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 NEIGHBORS = 20
 
 
-def evaluate(backbone: RegionBackbone, arguments: PretrainingArguments) -> dict[str, float]:
+def evaluate(backbone: RegionBackbone, recipe: Recipe) -> dict[str, float]:
     """Return k-NN and linear-probe top-1 on the test images."""
     accelerator, processor = (
-        Accelerator(mixed_precision=arguments.mixed_precision),
-        make_processor(arguments),
+        Accelerator(mixed_precision=recipe.run.mixed_precision),
+        make_processor(recipe),
     )
     backbone.to(accelerator.device).eval()
     sources = [
-        load_image_source(arguments.dataset, split=split)
-        for split in (arguments.train_split, arguments.knn_split)
+        load_image_source(recipe.data.dataset, split=split)
+        for split in (recipe.data.train_split, recipe.run.knn_split)
     ]
     train_labels, test_labels = shared_labels(*sources)
     train, test = (
@@ -45,7 +47,7 @@ def evaluate(backbone: RegionBackbone, arguments: PretrainingArguments) -> dict[
             source,
             processor,
             batch_size=500,
-            num_workers=arguments.num_workers,
+            num_workers=recipe.data.num_workers,
             accelerator=accelerator,
         )
         for source in sources
@@ -55,7 +57,7 @@ def evaluate(backbone: RegionBackbone, arguments: PretrainingArguments) -> dict[
     return {"knn": next(iter(knn.values()))[0], "linear": probe.top1}
 
 
-def record(arguments: PretrainingArguments, row: dict[str, float]) -> None:
+def record(recipe: Recipe, row: dict[str, float]) -> None:
     """Put the teacher's numbers and figure into its folder's card."""
     # A card names no folders of this machine.
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
@@ -64,8 +66,8 @@ def record(arguments: PretrainingArguments, row: dict[str, float]) -> None:
         [
             Measurement(
                 task,
-                dataset_name(arguments),
-                arguments.knn_split,
+                dataset_name(recipe),
+                recipe.run.knn_split,
                 "top1",
                 round(100 * row[name], 2),
                 protocol,
@@ -76,38 +78,40 @@ def record(arguments: PretrainingArguments, row: dict[str, float]) -> None:
                 ("linear probe", "linear", "view feature, 100 epochs"),
             )
         ],
-        arguments.output_dir / MEASUREMENTS_FILE,
+        recipe.run.output_dir / MEASUREMENTS_FILE,
     )
-    update_card(arguments.output_dir)
+    update_card(recipe.run.output_dir)
 
 
 @report_errors
 def main() -> int:
     """Train, evaluate, print the table and write the figure."""
-    arguments = parse_arguments([str(RECIPE), *sys.argv[1:]])
-    if complete_checkpoints(arguments.output_dir / "checkpoints"):
+    recipe = read_recipe(["demo", *sys.argv[1:]])
+    if complete_checkpoints(recipe.run.output_dir / "checkpoints"):
         print(
-            f"{arguments.output_dir} holds a demo: it goes on from there (make clean starts anew)"
+            f"{recipe.run.output_dir} holds a demo: it goes on from there (make clean starts anew)"
         )
-        arguments.resume = True
-    result = pretrain(arguments)
+        recipe = replace(recipe, run=replace(recipe.run, resume=True))
+    result = pretrain(recipe)
     if result.interrupted:
         return 128 + result.signal
-    set_seed(arguments.seed)
+    set_seed(recipe.run.seed)
     networks = {
-        "random network": build_backbone(arguments),
-        "teacher": load_backbone(str(arguments.output_dir)),
+        "random network": build_backbone(recipe),
+        "teacher": load_backbone(str(recipe.run.output_dir)),
     }
-    table = {name: evaluate(backbone, arguments) for name, backbone in networks.items()}
-    figure = arguments.output_dir / "training.png"
-    plot_training(arguments.output_dir / "metrics.jsonl", arguments.num_prototypes).save(figure)
-    record(arguments, table["teacher"])
+    table = {name: evaluate(backbone, recipe) for name, backbone in networks.items()}
+    figure = recipe.run.output_dir / "training.png"
+    plot_training(recipe.run.output_dir / "metrics.jsonl", recipe.heads.num_prototypes).save(figure)
+    record(recipe, table["teacher"])
     print(
         f"\n{'top-1 on the test images (%)':<30}{f'k-NN (k = {NEIGHBORS})':>16}{'linear probe':>16}"
     )
     for name, row in table.items():
         print(f"{name:<30}{100 * row['knn']:>16.1f}{100 * row['linear']:>16.1f}")
-    print(f"\nfigure: {figure}\nmodel: {arguments.output_dir} (AutoModel.from_pretrained loads it)")
+    print(
+        f"\nfigure: {figure}\nmodel: {recipe.run.output_dir} (AutoModel.from_pretrained loads it)"
+    )
     print(json.dumps(table))
     return 0
 

@@ -1,6 +1,6 @@
 """Write the class-balanced Fashion-MNIST subset that the demo trains on.
 
-Usage: python examples/make_fashion_mnist.py FOLDER [--output examples/data/fashion_mnist]
+Usage: python examples/make_fashion_mnist.py FOLDER [--output src/esvit_hf/recipes/fashion_mnist]
 FOLDER holds the four original ``*-ubyte.gz`` files, for example those of Debian's package
 ``dataset-fashion-mnist``.
 """
@@ -103,7 +103,7 @@ def write_split(folder: Path, prefix: str, per_class: int, path: Path) -> None:
 
 def make_fashion_mnist(
     folder: Path,
-    output: Path = Path("examples/data/fashion_mnist"),
+    output: Path = Path("src/esvit_hf/recipes/fashion_mnist"),
     train_per_class: int = 1000,
     test_per_class: int = 200,
 ) -> None:

@@ -1,5 +1,5 @@
-"""Pretrain a backbone with EsViT: `accelerate launch examples/pretrain.py RECIPE.yaml [--field
-value ...]`.
+"""Pretrain a backbone with EsViT: `accelerate launch examples/pretrain.py RECIPE
+[--section.field VALUE ...]`.
 """
 
 import sys

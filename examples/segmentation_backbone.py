@@ -21,7 +21,7 @@ import esvit_hf  # noqa: F401 - registers the networks
 from esvit_hf.commands.command_line import run
 from esvit_hf.data.sources import load_image_source
 
-IMAGES = Path(__file__).parent / "data" / "fashion_mnist"
+IMAGES = Path(__file__).parents[1] / "src" / "esvit_hf" / "recipes" / "fashion_mnist"
 BACKGROUND_BRIGHTNESS = 0.1
 
 

@@ -37,15 +37,15 @@ from esvit_hf.features.extraction import (
     shared_labels,
 )
 from esvit_hf.figures.training_curves import read_metrics
-from esvit_hf.pretraining import PretrainingArguments, parse_arguments
 from esvit_hf.pretraining.build import build_backbone
+from esvit_hf.pretraining.recipe import Recipe
+from esvit_hf.pretraining.recipe_reading import read_recipe
 from esvit_hf.pretraining.run_folder import dataset_name, make_processor
 from esvit_hf.regions.correspondence import measure_correspondence
 from studies.regions import regions
 from studies.table import RESULT, table
 
-RECIPES = ROOT / "examples" / "recipes"
-CVT_RECIPE, SWIN_RECIPE = RECIPES / "tiny_imagenet_cvt.yaml", RECIPES / "tiny_imagenet.yaml"
+CVT_RECIPE, SWIN_RECIPE = "tiny_imagenet_cvt", "tiny_imagenet"
 OUTPUT = Path("outputs/reproduction")
 NEIGHBORS, TEMPERATURE = 20, 0.07
 # The coarsest grid of the networks at the recipe's size; that of the ViT is finer, and finer grids
@@ -62,19 +62,19 @@ class Variant:
     Attributes:
         fields: fields of the recipe that differ.
         training: by self-distillation, by cross-entropy with the labels, or not at all.
-        recipe: file of the recipe.
+        recipe: name of the recipe.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
     training: Literal["distillation", "labels", "none"] = "distillation"
-    recipe: Path = CVT_RECIPE
+    recipe: str = CVT_RECIPE
 
 
-VIEW_LOSS = {"view_weight": 1.0, "region_weight": 0.0}
+VIEW_LOSS = {"objectives": {"view": {"weight": 1.0}}}
 # As many operations for an image as the networks of the recipes, and a single stage.
 VIT = {
-    "model": "vit",
-    "model_config": {
+    "model.name": "vit",
+    "model.config": {
         "image_size": 48,
         "patch_size": 8,
         "hidden_size": 96,
@@ -89,7 +89,7 @@ VIT = {
 # Crops of 24 pixels are 3 x 3 tokens of the Swin, which merging pads to 4 x 4; crops of 32 are 4 x
 # 4.
 EVEN_GRIDS = {
-    "views": [
+    "data.views": [
         {"count": 2, "size": 48, "scale": [0.4, 1.0], "teacher": True, "blur_probability": 0.0},
         {"count": 4, "size": 32, "scale": [0.15, 0.4], "blur_probability": 0.0},
     ]
@@ -97,8 +97,8 @@ EVEN_GRIDS = {
 # The Swin's tokens and channels. Chunks of 2 x 2 leave the tokens of 48 pixels some that they do
 # not attend to.
 VIL = {
-    "model": "esvit_vil",
-    "model_config": {
+    "model.name": "esvit_vil",
+    "model.config": {
         "image_size": 48,
         "patch_sizes": [8, 2],
         "hidden_sizes": [96, 192],
@@ -110,23 +110,27 @@ VIL = {
         "drop_path_rate": 0.0,
     },
 }
-BOTH_LOSSES = {"view_weight": 0.5, "region_weight": 0.5}
+BOTH_LOSSES = {"objectives": {"view": {"weight": 0.5}, "region": {"weight": 0.5}}}
 # The epochs give every variant the processor time of V+R's 18, by what `time` printed, or for ViL
 # by half of them.
 VARIANTS = {
     "V+R": Variant(),
-    "V": Variant(VIEW_LOSS | {"num_epochs": 21}),
-    "R": Variant({"view_weight": 0.0, "region_weight": 1.0}),
-    "V then V+R": Variant({"num_epochs": 20, "region_start_epoch": 13}),
-    "Swin V+R": Variant(BOTH_LOSSES | {"num_epochs": 18}, recipe=SWIN_RECIPE),
+    "V": Variant(VIEW_LOSS | {"schedule.num_epochs": 21}),
+    "R": Variant({"objectives": {"region": {"weight": 1.0}}}),
+    "V then V+R": Variant({"schedule.num_epochs": 20, "objectives.region.start_epoch": 13}),
+    "Swin V+R": Variant(BOTH_LOSSES | {"schedule.num_epochs": 18}, recipe=SWIN_RECIPE),
     "Swin V": Variant(recipe=SWIN_RECIPE),
-    "Swin 32 V+R": Variant(EVEN_GRIDS | BOTH_LOSSES | {"num_epochs": 18}, recipe=SWIN_RECIPE),
-    "Swin 32 V": Variant(EVEN_GRIDS | {"num_epochs": 21}, recipe=SWIN_RECIPE),
-    "ViL 32 V+R": Variant(EVEN_GRIDS | VIL | BOTH_LOSSES | {"num_epochs": 15}, recipe=SWIN_RECIPE),
-    "ViL 32 V": Variant(EVEN_GRIDS | VIL | {"num_epochs": 17}, recipe=SWIN_RECIPE),
-    "ViT V": Variant(VIT | VIEW_LOSS | {"num_epochs": 24}),
+    "Swin 32 V+R": Variant(
+        EVEN_GRIDS | BOTH_LOSSES | {"schedule.num_epochs": 18}, recipe=SWIN_RECIPE
+    ),
+    "Swin 32 V": Variant(EVEN_GRIDS | {"schedule.num_epochs": 21}, recipe=SWIN_RECIPE),
+    "ViL 32 V+R": Variant(
+        EVEN_GRIDS | VIL | BOTH_LOSSES | {"schedule.num_epochs": 15}, recipe=SWIN_RECIPE
+    ),
+    "ViL 32 V": Variant(EVEN_GRIDS | VIL | {"schedule.num_epochs": 17}, recipe=SWIN_RECIPE),
+    "ViT V": Variant(VIT | VIEW_LOSS | {"schedule.num_epochs": 24}),
     "random": Variant(training="none"),
-    "supervised": Variant({"num_epochs": 64}, training="labels"),
+    "supervised": Variant({"schedule.num_epochs": 64}, training="labels"),
 }
 
 
@@ -174,74 +178,81 @@ def recipe_words(
     variant: Variant, dataset: str, test_split: str, seed: int, folder: Path, fields: Sequence[str]
 ) -> list[str]:
     """Return the command line of a run: the recipe, the variant's fields, then those given."""
-    changed = {"dataset": dataset, "knn_split": test_split, "seed": seed, "output_dir": str(folder)}
-    words = [str(variant.recipe)]
+    changed = {
+        "data.dataset": dataset,
+        "run.knn_split": test_split,
+        "run.seed": seed,
+        "run.output_dir": str(folder),
+    }
+    words = [variant.recipe]
     for name, value in (variant.fields | changed).items():
         words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     return [*words, *fields]
 
 
-def training_command(
-    variant: Variant, words: list[str], arguments: PretrainingArguments
-) -> list[str]:
+def training_command(variant: Variant, words: list[str], recipe: Recipe) -> list[str]:
     """Return the command that trains a run, or continues it."""
-    folder = arguments.output_dir
+    folder = recipe.run.output_dir
     if variant.training == "distillation":
         resume = str((folder / "recipe.yaml").exists()).lower()
-        return [sys.executable, str(ROOT / "examples" / "pretrain.py"), *words, "--resume", resume]
-    epochs: float = arguments.num_epochs
-    if arguments.max_steps is not None:
-        images = len(load_image_source(arguments.dataset, split=arguments.train_split))
-        epochs = min(epochs, arguments.max_steps * arguments.batch_size / images)
+        return [
+            sys.executable,
+            str(ROOT / "examples" / "pretrain.py"),
+            *words,
+            "--run.resume",
+            resume,
+        ]
+    epochs: float = recipe.schedule.num_epochs
+    if recipe.schedule.max_steps is not None:
+        images = len(load_image_source(recipe.data.dataset, split=recipe.data.train_split))
+        epochs = min(epochs, recipe.schedule.max_steps * recipe.run.batch_size / images)
     settings = {
         "output_dir": folder,
-        "train_split": arguments.train_split,
-        "test_split": arguments.knn_split,
+        "train_split": recipe.data.train_split,
+        "test_split": recipe.run.knn_split,
         "epochs": epochs,
-        "batch_size": arguments.batch_size,
-        "bf16": str(arguments.mixed_precision == "bf16").lower(),
-        "num_workers": arguments.num_workers,
-        "seed": arguments.seed,
+        "batch_size": recipe.run.batch_size,
+        "bf16": str(recipe.run.mixed_precision == "bf16").lower(),
+        "num_workers": recipe.data.num_workers,
+        "seed": recipe.run.seed,
     }
     command = [
         sys.executable,
         str(ROOT / "examples" / "fine_tune.py"),
         str(folder / "start"),
-        arguments.dataset,
+        recipe.data.dataset,
     ]
     return command + [
         word for name, value in settings.items() for word in (f"--{name}", str(value))
     ]
 
 
-def save_random_network(arguments: PretrainingArguments, folder: Path) -> None:
+def save_random_network(recipe: Recipe, folder: Path) -> None:
     """Write the network of a recipe as it is before training, with its image processor."""
-    set_seed(arguments.seed)
-    build_backbone(arguments).model.save_pretrained(folder)
-    make_processor(arguments).save_pretrained(folder)
+    set_seed(recipe.run.seed)
+    build_backbone(recipe).model.save_pretrained(folder)
+    make_processor(recipe).save_pretrained(folder)
 
 
-def train(variant: Variant, words: list[str], arguments: PretrainingArguments) -> None:
+def train(variant: Variant, words: list[str], recipe: Recipe) -> None:
     """Train a run to its end in a process of its own, and keep account of what that costs.
 
     Raises:
         RuntimeError: with the end of the run's log.
     """
-    folder = arguments.output_dir
+    folder = recipe.run.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     if variant.training == "none":
-        save_random_network(arguments, folder)
+        save_random_network(recipe, folder)
         return
     if variant.training == "labels":
         if (folder / "model.safetensors").exists():
             return
-        save_random_network(arguments, folder / "start")
+        save_random_network(recipe, folder / "start")
     before = Usage.read(folder)
     log_path = folder / "log.txt"
     with log_path.open("a") as log:
-        child = subprocess.Popen(
-            training_command(variant, words, arguments), stdout=log, stderr=log
-        )
+        child = subprocess.Popen(training_command(variant, words, recipe), stdout=log, stderr=log)
     process, usage = psutil.Process(child.pid), before
     try:
         while child.poll() is None:
@@ -262,11 +273,11 @@ def train(variant: Variant, words: list[str], arguments: PretrainingArguments) -
         )
 
 
-def count_operations(backbone: RegionBackbone, arguments: PretrainingArguments) -> int:
+def count_operations(backbone: RegionBackbone, recipe: Recipe) -> int:
     """Count the floating-point operations of one image in the network; a multiplication and
     addition are two.
     """
-    size = max(view.size for view in arguments.views)
+    size = max(view.size for view in recipe.data.views)
     # The counter knows PyTorch's own linear layers, which ours are under autocast, and attention by
     # plain products.
     plain = sdpa_kernel(SDPBackend.MATH)
@@ -350,21 +361,21 @@ def evaluate(
     return {name: 100 * share for name, share in shares.items()}
 
 
-def finish(variant: str, arguments: PretrainingArguments, transfer: Splits) -> dict[str, Any]:
+def finish(variant: str, recipe: Recipe, transfer: Splits) -> dict[str, Any]:
     """Evaluate a run that has been trained, and write its result."""
-    folder = arguments.output_dir
+    folder = recipe.run.output_dir
     usage, metrics = Usage.read(folder), folder / "metrics.jsonl"
     backbone = load_backbone(str(folder))
-    images = read_metrics(metrics)[-1]["step"] * arguments.batch_size if metrics.exists() else 0
+    images = read_metrics(metrics)[-1]["step"] * recipe.run.batch_size if metrics.exists() else 0
     comparable = usage.processor_seconds > 0 and usage.gpu is None
     result = {
         "variant": variant,
-        "seed": arguments.seed,
-        "dataset": dataset_name(arguments),
-        "epochs": arguments.num_epochs,
-        "prototypes": arguments.num_prototypes,
+        "seed": recipe.run.seed,
+        "dataset": dataset_name(recipe),
+        "epochs": recipe.schedule.num_epochs,
+        "prototypes": recipe.heads.num_prototypes,
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
-        "operations": count_operations(backbone, arguments),
+        "operations": count_operations(backbone, recipe),
         "trained_on": usage.gpu or "processor",
         "processor_minutes": usage.processor_seconds / 60 if comparable else None,
         "images_per_processor_second": images / usage.processor_seconds
@@ -374,9 +385,9 @@ def finish(variant: str, arguments: PretrainingArguments, transfer: Splits) -> d
         **evaluate(
             backbone,
             load_image_processor(str(folder)),
-            Splits(arguments.dataset, arguments.train_split, arguments.knn_split),
+            Splits(recipe.data.dataset, recipe.data.train_split, recipe.run.knn_split),
             transfer,
-            arguments.num_workers,
+            recipe.data.num_workers,
         ),
         "machine": describe_machine(),
     }
@@ -441,13 +452,15 @@ def run(
                 print(f"{folder}: finished before", flush=True)
                 continue
             words = recipe_words(variant, dataset, test_split, seed, folder, fields or [])
-            whole = parse_arguments(words)
-            epochs = max(1, round(share * whole.num_epochs))
-            start = min(round(share * whole.region_start_epoch), epochs - 1)
-            words += ["--num_epochs", str(epochs), "--region_start_epoch", str(start)]
-            arguments = parse_arguments(words)
-            train(variant, words, arguments)
-            result = finish(name, arguments, transfer)
+            whole = read_recipe(words)
+            epochs = max(1, round(share * whole.schedule.num_epochs))
+            words += ["--schedule.num_epochs", str(epochs)]
+            for objective, settings in whole.objectives.items():
+                start = min(round(share * settings.start_epoch), epochs - 1)
+                words += [f"--objectives.{objective}.start_epoch", str(start)]
+            recipe = read_recipe(words)
+            train(variant, words, recipe)
+            result = finish(name, recipe, transfer)
             print(
                 f"{folder}: k-NN {result['knn']:.1f} %, linear {result['linear']:.1f} %", flush=True
             )
@@ -484,13 +497,19 @@ def time(
         seconds = []
         for length in (steps, 3 * steps):
             with tempfile.TemporaryDirectory() as folder:
-                short = [*(fields or []), "--knn_every_epochs", "0", "--max_steps", str(length)]
+                short = [
+                    *(fields or []),
+                    "--run.knn_every_epochs",
+                    "0",
+                    "--schedule.max_steps",
+                    str(length),
+                ]
                 words = recipe_words(variant, dataset, test_split, 0, Path(folder), short)
-                arguments = parse_arguments(words)
-                train(variant, words, arguments)
+                recipe = read_recipe(words)
+                train(variant, words, recipe)
                 seconds.append(Usage.read(Path(folder)).processor_seconds)
-        an_image = (seconds[1] - seconds[0]) / (2 * steps * arguments.batch_size)
-        images = len(load_image_source(dataset, split=arguments.train_split))
+        an_image = (seconds[1] - seconds[0]) / (2 * steps * recipe.run.batch_size)
+        images = len(load_image_source(dataset, split=recipe.data.train_split))
         print(
             f"| {name} | {1000 * an_image:.2f} | {60 * minutes / (an_image * images):.1f} |",
             flush=True,

@@ -7,7 +7,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
-# sbatch examples/accelerate/slurm.sh RECIPE.yaml [--field value ...]
+# sbatch examples/accelerate/slurm.sh RECIPE [--section.field VALUE ...]
 set -euo pipefail
 
 # The first start finds no recipe in the run's folder, every later one does and continues.
@@ -30,6 +30,6 @@ trap stop_and_requeue USR1
 
 srun bash -c 'accelerate launch --config_file examples/accelerate/four_machines.yaml \
     --machine_rank "$SLURM_NODEID" --main_process_ip "$MAIN_PROCESS_IP" --main_process_port "$MAIN_PROCESS_PORT" \
-    examples/pretrain.py "$@"' bash "$@" --output_dir "$output_dir" --resume "$resume" &
+    examples/pretrain.py "$@"' bash "$@" --run.output_dir "$output_dir" --run.resume "$resume" &
 run=$!
 wait "$run"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.support.chaos import differences, final_state
-from tests.support.paths import ROOT
+from tests.support.paths import FASHION_MNIST, ROOT
 
 PROGRAM = str(ROOT / "tests" / "support" / "double_precision.py")
 NETWORKS = {
@@ -52,25 +52,25 @@ def words(output_dir, network, batch_size, accumulation_steps, *overrides):
     within it.
     """
     fields = {
-        "dataset": ROOT / "examples" / "data" / "fashion_mnist",
-        "train_split": "train[:101]",
-        "model": "esvit_swin" if network == "random" else network,
-        "model_config": json.dumps(NETWORKS[network]),
-        "num_prototypes": 32,
-        "head_hidden_dim": 16,
-        "head_bottleneck_dim": 8,
-        "batch_size": batch_size,
-        "accumulation_steps": accumulation_steps,
-        "num_epochs": 5,
-        "max_steps": 10,
-        "num_workers": 0,
-        "logging_steps": 1,
-        "knn_every_epochs": 0,
-        "mixed_precision": "no",
-        "trackers": "[]",
-        "output_dir": output_dir,
+        "data.dataset": FASHION_MNIST,
+        "data.train_split": "train[:101]",
+        "model.name": "esvit_swin" if network == "random" else network,
+        "model.config": json.dumps(NETWORKS[network]),
+        "heads.num_prototypes": 32,
+        "heads.hidden_dim": 16,
+        "heads.bottleneck_dim": 8,
+        "run.batch_size": batch_size,
+        "run.accumulation_steps": accumulation_steps,
+        "schedule.num_epochs": 5,
+        "schedule.max_steps": 10,
+        "data.num_workers": 0,
+        "run.logging_steps": 1,
+        "run.knn_every_epochs": 0,
+        "run.mixed_precision": "no",
+        "run.trackers": "[]",
+        "run.output_dir": output_dir,
     }
-    recipe = str(ROOT / "examples" / "recipes" / "demo.yaml")
+    recipe = "demo"
     return [
         recipe,
         *(word for name, value in fields.items() for word in (f"--{name}", str(value))),
@@ -91,8 +91,8 @@ RUNS = {
         ("cvt_2x16", "esvit_cvt", 16, 1),
         ("resnet_2x16", "resnet", 16, 1),
         ("random_whole", "random", 16, 1),
-        ("random_parts", "random", 16, 1, "--max_steps", "4"),
-        ("random_parts", "random", 16, 1, "--resume", "true"),
+        ("random_parts", "random", 16, 1, "--schedule.max_steps", "4"),
+        ("random_parts", "random", 16, 1, "--run.resume", "true"),
     ],
 }
 

@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType
 from tests.support.chaos import command
 from tests.support.paths import EXAMPLES, ROOT
 
-from esvit_hf.pretraining.loop import check_engine
+from esvit_hf.pretraining.launching import check_engine
 
 FOLDER = EXAMPLES / "accelerate"
 CPU = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

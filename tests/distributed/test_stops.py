@@ -56,18 +56,18 @@ def checkpoints(output_dir):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_the_whole_group_saves_first(tmp_path, number, code):
-    process, _ = start(tmp_path, "--checkpoint_steps", "0")
+    process, _ = start(tmp_path, "--run.checkpoint_steps", "0")
     os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == code, output
-    assert "--resume true" in output and "Traceback" not in output
+    assert "--run.resume true" in output and "Traceback" not in output
     assert len(checkpoints(tmp_path)) == 1
     assert AutoModel.from_pretrained(tmp_path) is not None
 
 
 @pytest.mark.distributed
 def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path):
-    process, ranks = start(tmp_path / "run", "--checkpoint_steps", "0", processes=2)
+    process, ranks = start(tmp_path / "run", "--run.checkpoint_steps", "0", processes=2)
     ranks[1].send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=100)
     assert process.returncode != 0

@@ -9,26 +9,32 @@ import warnings
 import pytest
 from tests.support.chaos import command
 
-from esvit_hf.pretraining import parse_arguments, pretrain
+from esvit_hf.pretraining.loop import pretrain
+from esvit_hf.pretraining.recipe_reading import read_recipe
 
 
 def run(output_dir, *overrides, steps=25):
     small = (
-        "--num_prototypes",
+        "--heads.num_prototypes",
         "32",
-        "--head_hidden_dim",
+        "--heads.hidden_dim",
         "16",
-        "--head_bottleneck_dim",
+        "--heads.bottleneck_dim",
         "8",
-        "--num_workers",
+        "--data.num_workers",
         "0",
     )
-    schedule = ("--warmup_epochs", "0", "--freeze_last_layer_epochs", "0", "--logging_steps", "1")
+    schedule = (
+        "--optimizer.warmup_epochs",
+        "0",
+        "--schedule.freeze_last_layer_epochs",
+        "0",
+        "--run.logging_steps",
+        "1",
+    )
     words = command(output_dir, steps, resume=False)[2:]
     return pretrain(
-        parse_arguments(
-            [*words, *small, *schedule, "--model_config.drop_path_rate", "0", *overrides]
-        )
+        read_recipe([*words, *small, *schedule, "--model.config.drop_path_rate", "0", *overrides])
     )
 
 
@@ -56,15 +62,15 @@ def test_a_sound_run_says_nothing(tmp_path):
     ("overrides", "message"),
     [
         (
-            ("--teacher_temperature", "50", "--warmup_teacher_temperature", "50"),
+            ("--schedule.teacher_temperature", "50", "--schedule.warmup_teacher_temperature", "50"),
             "uniform.*lower teacher_temperature",
         ),
         (
-            ("--center_momentum", "1", "--learning_rate", "0.05"),
+            ("--heads.center_momentum", "1", "--optimizer.learning_rate", "0.05"),
             "nearly the same target: lower center_momentum",
         ),
         (
-            ("--learning_rate", "10"),
+            ("--optimizer.learning_rate", "10"),
             "outputs are nearly the same for every image: lower learning_rate",
         ),
     ],
@@ -82,11 +88,11 @@ def test_a_learning_rate_that_is_too_high_stops_the_run(tmp_path):
     ):
         run(
             tmp_path,
-            "--learning_rate",
+            "--optimizer.learning_rate",
             "1000",
-            "--freeze_last_layer_epochs",
+            "--schedule.freeze_last_layer_epochs",
             "4",
-            "--checkpoint_steps",
+            "--run.checkpoint_steps",
             "0",
         )
 
@@ -94,28 +100,37 @@ def test_a_learning_rate_that_is_too_high_stops_the_run(tmp_path):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_run_that_diverges_late_names_its_last_good_checkpoint(tmp_path):
     sound, ruined = (
-        ("--checkpoint_steps", "2", "--checkpoints_kept", "9"),
-        ("--learning_rate", "1e30"),
+        ("--run.checkpoint_steps", "2", "--run.checkpoints_kept", "9"),
+        ("--optimizer.learning_rate", "1e30"),
     )
     run(tmp_path, *sound, steps=6)
     words = command(tmp_path, 12, resume=True)[2:]
     small = (
-        "--num_prototypes",
+        "--heads.num_prototypes",
         "32",
-        "--head_hidden_dim",
+        "--heads.hidden_dim",
         "16",
-        "--head_bottleneck_dim",
+        "--heads.bottleneck_dim",
         "8",
-        "--num_workers",
+        "--data.num_workers",
         "0",
     )
-    arguments = parse_arguments(
-        [*words, *small, *sound, *ruined, "--logging_steps", "1", "--warmup_epochs", "0"]
+    recipe = read_recipe(
+        [
+            *words,
+            *small,
+            *sound,
+            *ruined,
+            "--run.logging_steps",
+            "1",
+            "--optimizer.warmup_epochs",
+            "0",
+        ]
     )
     with pytest.raises(FloatingPointError) as caught:
-        pretrain(arguments)
+        pretrain(recipe)
     good = re.search(
-        r"last good checkpoint is \S*step-0+(\d+): (.*)continue with --resume true",
+        r"last good checkpoint is \S*step-0+(\d+): (.*)continue with --run.resume true",
         str(caught.value),
     )
     assert good is not None and good[1] == "6", caught.value

@@ -16,15 +16,14 @@ from tests.support.small_runs import assert_equal_runs, read_metrics, small_run
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.data.sources import load_image_source
 from esvit_hf.features.extraction import extract_features, load_image_processor
-from esvit_hf.pretraining import pretrain
-from esvit_hf.pretraining.loop import Pretraining
+from esvit_hf.pretraining.loop import Pretraining, pretrain
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("exact_convolutions")]
 
 
 def network(model_type, drop_path_rate=0.0):
     fields = SMALL_NETWORKS[model_type] | {"image_size": 32, "drop_path_rate": drop_path_rate}
-    return "--model", model_type, "--model_config", json.dumps(fields)
+    return "--model.name", model_type, "--model.config", json.dumps(fields)
 
 
 def losses(output_dir):
@@ -36,7 +35,7 @@ def start(launcher, output_dir, like, **environment):
     words = [
         str(EXAMPLES / "pretrain.py"),
         str(like / "recipe.yaml"),
-        "--output_dir",
+        "--run.output_dir",
         str(output_dir),
     ]
     done = subprocess.run(
@@ -49,7 +48,12 @@ def start(launcher, output_dir, like, **environment):
 def test_a_run_agrees_with_the_cpu(tmp_path, model_type):
     pretrain(
         small_run(
-            tmp_path / "gpu", *network(model_type), "--logging_steps", "1", "--num_workers", "2"
+            tmp_path / "gpu",
+            *network(model_type),
+            "--run.logging_steps",
+            "1",
+            "--data.num_workers",
+            "2",
         )
     )
     start([sys.executable], tmp_path / "cpu", tmp_path / "gpu", ACCELERATE_USE_CPU="true")
@@ -79,22 +83,22 @@ def test_a_step_never_waits_for_the_gpu(tmp_path, monkeypatch, precision):
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(Pretraining, "train_step", watched)
-    pretrain(small_run(tmp_path, "--mixed_precision", precision, "--logging_steps", "6"))
+    pretrain(small_run(tmp_path, "--run.mixed_precision", precision, "--run.logging_steps", "6"))
 
 
 # Not ViL: on a GPU the gradients of a token's copies are added in no fixed order.
 @pytest.mark.parametrize("model_type", ["esvit_swin", "esvit_cvt"])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model_type):
-    words = (*network(model_type, drop_path_rate=0.3), "--mixed_precision", "bf16")
+    words = (*network(model_type, drop_path_rate=0.3), "--run.mixed_precision", "bf16")
     pretrain(small_run(tmp_path / "whole", *words))
-    pretrain(small_run(tmp_path / "parts", *words, "--max_steps", "4"))
-    pretrain(small_run(tmp_path / "parts", *words, "--resume", "true"))
+    pretrain(small_run(tmp_path / "parts", *words, "--schedule.max_steps", "4"))
+    pretrain(small_run(tmp_path / "parts", *words, "--run.resume", "true"))
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.parametrize("shards", ["fsdp2_zero2", "fsdp2_zero3"])
 def test_a_run_in_shards_agrees_with_a_plain_one(tmp_path, shards):
-    pretrain(small_run(tmp_path / "plain", *network("esvit_swin"), "--logging_steps", "1"))
+    pretrain(small_run(tmp_path / "plain", *network("esvit_swin"), "--run.logging_steps", "1"))
     configuration = str(EXAMPLES / "accelerate" / f"{shards}.yaml")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", configuration]
     start([*launcher, "--num_processes", "1"], tmp_path / "shards", tmp_path / "plain")

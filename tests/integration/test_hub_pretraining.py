@@ -19,23 +19,23 @@ from tests.support.small_runs import assert_equal_runs, command, read_metrics, s
 from esvit_hf.commands.main import main
 from esvit_hf.hub.heads_file import HEADS_FILE
 from esvit_hf.hub.push import publish, push_command
-from esvit_hf.pretraining import pretrain
+from esvit_hf.pretraining.loop import pretrain
 from esvit_hf.pretraining.publishing import RESUME_FILE, RunPublisher
 
 REPO = f"{OWNER}/run"
 
 
 def pushed_run(output_dir: Path, strategy: str, *overrides: str):
-    hub_fields = ("--push_to_hub", "true", "--hub_model_id", REPO, "--hub_strategy", strategy)
+    hub_fields = ("--hub.push", "true", "--hub.model_id", REPO, "--hub.strategy", strategy)
     return small_run(output_dir, *hub_fields, *overrides)
 
 
 def test_another_machine_resumes_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
-    drop_path = ("--model_config.drop_path_rate", "0.3")
+    drop_path = ("--model.config.drop_path_rate", "0.3")
     pretrain(small_run(tmp_path / "whole", *drop_path))
     # A machine that is lost right after a push.
     first = pushed_run(tmp_path / "first", "checkpoint", *drop_path)
-    pretrain(small_run(first.output_dir, *drop_path, "--max_steps", "4"))
+    pretrain(small_run(first.run.output_dir, *drop_path, "--schedule.max_steps", "4"))
     publisher = RunPublisher(first)
     publisher.push_beside(4, export)
     assert publisher.running is not None
@@ -43,7 +43,9 @@ def test_another_machine_resumes_from_the_hub(hub: HubServer, tmp_path: Path) ->
     assert {RESUME_FILE, HEADS_FILE, "model.safetensors", "metrics.jsonl"} <= set(hub.files(REPO))
     assert not [name for name in hub.files(REPO) if name.endswith((".bin", ".pkl", ".yaml"))]
     # Another machine: an empty folder, and the name of the repository.
-    pretrain(small_run(tmp_path / "second", *drop_path, "--hub_model_id", REPO, "--resume", "true"))
+    pretrain(
+        small_run(tmp_path / "second", *drop_path, "--hub.model_id", REPO, "--run.resume", "true")
+    )
     assert_equal_runs(tmp_path / "whole", tmp_path / "second")
     assert [line["step"] for line in read_metrics(tmp_path / "second")] == [2, 4, 6]
 
@@ -52,7 +54,7 @@ def test_another_machine_resumes_from_the_hub(hub: HubServer, tmp_path: Path) ->
 def test_a_run_is_pushed_with_its_resume_point(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fields = ("--checkpoint_steps", "2", "--max_steps", "4")
+    fields = ("--run.checkpoint_steps", "2", "--schedule.max_steps", "4")
     pretrain(pushed_run(tmp_path / "first", "checkpoint", *fields))
     assert [commit.message for commit in hub.history(REPO)] == [
         "Pretraining, step 2",
@@ -62,13 +64,13 @@ def test_a_run_is_pushed_with_its_resume_point(
     assert TOKEN not in repr(hub.files(REPO)) + (tmp_path / "first" / "recipe.yaml").read_text()
     said = capsys.readouterr().out
     assert "step 2 is pushed to" in said and f"pushed to {hub.url}/{REPO}, commit" in said
-    pretrain(small_run(tmp_path / "second", "--hub_model_id", REPO, "--resume", "true"))
+    pretrain(small_run(tmp_path / "second", "--hub.model_id", REPO, "--run.resume", "true"))
     pretrain(small_run(tmp_path / "whole"))
     assert_equal_runs(tmp_path / "whole", tmp_path / "second")
 
 
 def test_there_is_nothing_to_resume_from(hub: HubServer, run_folder: Path, tmp_path: Path) -> None:
-    resume = ("--hub_model_id", REPO, "--resume", "true")
+    resume = ("--hub.model_id", REPO, "--run.resume", "true")
     for message in ("404", "has no last-checkpoint"):
         with pytest.raises(ValueError, match=message):
             pretrain(small_run(tmp_path / "out", *resume))
@@ -79,10 +81,10 @@ def test_there_is_nothing_to_resume_from(hub: HubServer, run_folder: Path, tmp_p
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (("--push_to_hub", "true"), "hub_model_id"),
-        (("--hub_model_id", "run"), "has no owner"),
-        (("--hub_model_id", "a/b/c"), "repo_id 'a/b/c'"),
-        (("--push_to_hub", "true", "--hub_model_id", "other/run"), "403.*write access"),
+        (("--hub.push", "true"), "hub.model_id"),
+        (("--hub.model_id", "run"), "has no owner"),
+        (("--hub.model_id", "a/b/c"), "repo_id 'a/b/c'"),
+        (("--hub.push", "true", "--hub.model_id", "other/run"), "403.*write access"),
     ],
 )
 def test_what_cannot_be_pushed_is_refused_before_training(
@@ -95,10 +97,10 @@ def test_what_cannot_be_pushed_is_refused_before_training(
 
 @pytest.fixture
 def publisher(hub: HubServer, tmp_path: Path) -> RunPublisher:
-    arguments = pushed_run(tmp_path / "run", "every_save")
-    arguments.output_dir.mkdir()
-    (arguments.output_dir / "metrics.jsonl").write_text("")
-    return RunPublisher(arguments)
+    recipe = pushed_run(tmp_path / "run", "every_save")
+    recipe.run.output_dir.mkdir()
+    (recipe.run.output_dir / "metrics.jsonl").write_text("")
+    return RunPublisher(recipe)
 
 
 def export(folder: Path) -> None:
@@ -190,13 +192,13 @@ def test_one_of_two_processes_pushes_and_both_resume(hub: HubServer, tmp_path: P
 
     def run(output: str, *fields: str) -> None:
         sizes = (
-            "--batch_size",
+            "--run.batch_size",
             "8",
-            "--num_workers",
+            "--data.num_workers",
             "0",
-            "--mixed_precision",
+            "--run.mixed_precision",
             "no",
-            "--logging_steps",
+            "--run.logging_steps",
             "1",
         )
         words = command(tmp_path / output, *sizes, *fields)
@@ -204,12 +206,12 @@ def test_one_of_two_processes_pushes_and_both_resume(hub: HubServer, tmp_path: P
             launcher + words, env=environment, check=True, capture_output=True, timeout=200
         )
 
-    pushes = ("--push_to_hub", "true", "--hub_model_id", REPO, "--hub_strategy", "checkpoint")
-    run("whole", "--max_steps", "4")
-    run("first", "--max_steps", "2", *pushes)
+    pushes = ("--hub.push", "true", "--hub.model_id", REPO, "--hub.strategy", "checkpoint")
+    run("whole", "--schedule.max_steps", "4")
+    run("first", "--schedule.max_steps", "2", *pushes)
     assert [commit.message for commit in hub.history(REPO)] == ["Pretraining, step 2"]
     assert hub.routes().count("create") == 2  # before training, and before the commit
-    run("second", "--max_steps", "4", "--hub_model_id", REPO, "--resume", "true")
+    run("second", "--schedule.max_steps", "4", "--hub.model_id", REPO, "--run.resume", "true")
     assert_equal_runs(tmp_path / "whole", tmp_path / "second")
 
 
@@ -218,14 +220,14 @@ def test_one_of_two_processes_pushes_and_both_resume(hub: HubServer, tmp_path: P
 def test_a_run_ends_normally_while_the_hub_fails(
     hub: HubServer, tmp_path: Path, fault: dict, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = pushed_run(tmp_path / "out", "every_save", "--checkpoint_steps", "1")
+    recipe = pushed_run(tmp_path / "out", "every_save", "--run.checkpoint_steps", "1")
     hub.fail("commit", **fault)
-    result = pretrain(arguments)
+    result = pretrain(recipe)
     assert result.steps == 6 and not result.interrupted
     output = capsys.readouterr().out
     assert "could not be pushed" in output and TOKEN not in output
     assert hub.history(REPO) == []
-    pretrain(small_run(tmp_path / "alone", "--checkpoint_steps", "1"))
+    pretrain(small_run(tmp_path / "alone", "--run.checkpoint_steps", "1"))
     assert_equal_runs(tmp_path / "out", tmp_path / "alone")
     command = push_command(tmp_path / "out", REPO)
     assert command in output
@@ -241,7 +243,7 @@ def test_a_run_ends_normally_while_the_hub_fails(
 @pytest.mark.slow
 def test_a_run_ends_normally_while_the_hub_is_slow(hub: HubServer, tmp_path: Path) -> None:
     hub.fail("preupload", delay=2.0)
-    result = pretrain(pushed_run(tmp_path / "out", "every_save", "--checkpoint_steps", "1"))
+    result = pretrain(pushed_run(tmp_path / "out", "every_save", "--run.checkpoint_steps", "1"))
     assert result.steps == 6
     first, *_, last = hub.history(REPO)
     assert (first.message, last.message) == ("Pretraining, step 1", "Pretraining, step 6")
@@ -255,16 +257,23 @@ def test_pretraining_continues_from_a_repository_with_its_heads(
     hub: HubServer, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(run_folder, REPO, load=False)
-    sizes = ("--num_prototypes", "16", "--head_hidden_dim", "8", "--head_bottleneck_dim", "4")
+    sizes = (
+        "--heads.num_prototypes",
+        "16",
+        "--heads.hidden_dim",
+        "8",
+        "--heads.bottleneck_dim",
+        "4",
+    )
     fields = (
         *sizes,
-        "--model",
+        "--model.name",
         REPO,
-        "--model_config",
+        "--model.config",
         "{}",
-        "--learning_rate",
+        "--optimizer.learning_rate",
         "1e-12",
-        "--max_steps",
+        "--schedule.max_steps",
         "1",
     )
     heads = load_file(run_folder / HEADS_FILE)

@@ -29,7 +29,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
-from tests.support.paths import ROOT
+from tests.support.paths import FASHION_MNIST
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 
@@ -61,7 +61,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    dataset = ROOT / "examples" / "data" / "fashion_mnist"
+    dataset = FASHION_MNIST
     words = [
         "demo",
         folder / "model",

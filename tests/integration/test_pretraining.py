@@ -20,11 +20,14 @@ from transformers import AutoImageProcessor, AutoModel
 from esvit_hf import EsvitSwinBackbone
 from esvit_hf.evaluation.jobs import measure_linear_probe
 from esvit_hf.hub.cards import check_card
-from esvit_hf.pretraining import parse_arguments, pretrain
+from esvit_hf.pretraining.loop import pretrain
+from esvit_hf.pretraining.recipe_reading import read_recipe
 
 
 def test_a_run_leaves_a_loadable_teacher(tmp_path):
-    result = pretrain(small_run(tmp_path, "--knn_every_epochs", "1", "--warmup_epochs", "0"))
+    result = pretrain(
+        small_run(tmp_path, "--run.knn_every_epochs", "1", "--optimizer.warmup_epochs", "0")
+    )
     assert result.steps == 6 and not result.interrupted
     lines = read_metrics(tmp_path)
     logged = [line for line in lines if "loss" in line]
@@ -48,15 +51,15 @@ def test_a_run_leaves_a_loadable_teacher(tmp_path):
     assert "AutoModel.from_pretrained" in card and "knn20_top1" in card and "embed_dim: 8" in card
     assert str(tmp_path) not in card
     check_card(tmp_path)
-    repeated = parse_arguments([str(tmp_path / "recipe.yaml")])
-    assert repeated.views == small_run(tmp_path).views
+    repeated = read_recipe([str(tmp_path / "recipe.yaml")])
+    assert repeated.data.views == small_run(tmp_path).data.views
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    drop_path = ("--model_config.drop_path_rate", "0.3")
+    drop_path = ("--model.config.drop_path_rate", "0.3")
     pretrain(small_run(tmp_path / "whole", *drop_path))
-    pretrain(small_run(tmp_path / "parts", *drop_path, "--max_steps", "4"))
-    pretrain(small_run(tmp_path / "parts", *drop_path, "--resume", "true"))
+    pretrain(small_run(tmp_path / "parts", *drop_path, "--schedule.max_steps", "4"))
+    pretrain(small_run(tmp_path / "parts", *drop_path, "--run.resume", "true"))
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
     numbers = [
         {name: value for name, value in line.items() if name != "images_per_second"}
@@ -72,21 +75,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "losses"),
     [
-        (("--region_weight", "0", "--view_weight", "1"), {"view_loss"}),
-        (("--view_weight", "0", "--region_weight", "1"), {"region_loss"}),
+        (("--objectives", "{view: {weight: 1}}"), {"view_loss"}),
+        (("--objectives", "{region: {weight: 1}}"), {"region_loss"}),
         (
-            ("--clip_mode", "global", "--accumulation_steps", "2", "--head_batch_norm", "true"),
+            (
+                "--optimizer.clip_mode",
+                "global",
+                "--run.accumulation_steps",
+                "2",
+                "--heads.batch_norm",
+                "true",
+            ),
             {"view_loss", "region_loss"},
         ),
-        (("--mixed_precision", "bf16", "--checkpointed_blocks", "2"), {"view_loss", "region_loss"}),
         (
-            ("--views", '[{"count": 2, "size": 32, "scale": [0.5, 1.0], "teacher": true}]'),
+            ("--run.mixed_precision", "bf16", "--run.checkpointed_blocks", "2"),
+            {"view_loss", "region_loss"},
+        ),
+        (
+            ("--data.views", '[{"count": 2, "size": 32, "scale": [0.5, 1.0], "teacher": true}]'),
             {"view_loss", "region_loss"},
         ),
     ],
 )
 def test_variants_of_the_task_run(tmp_path, overrides, losses):
-    pretrain(small_run(tmp_path, "--max_steps", "2", *overrides))
+    pretrain(small_run(tmp_path, "--schedule.max_steps", "2", *overrides))
     line = read_metrics(tmp_path)[-1]
     assert {name for name in line if name in ("view_loss", "region_loss")} == losses
     assert line["gradient_norm"] > 0
@@ -94,39 +107,47 @@ def test_variants_of_the_task_run(tmp_path, overrides, losses):
 
 def test_the_region_loss_joins_at_its_epoch(tmp_path):
     steps = (
-        "--batch_size",
+        "--run.batch_size",
         "5000",
-        "--num_epochs",
+        "--schedule.num_epochs",
         "2",
-        "--max_steps",
+        "--schedule.max_steps",
         "4",
-        "--logging_steps",
+        "--run.logging_steps",
         "1",
     )
-    views = ("--views", '[{"count": 2, "size": 8, "scale": [0.5, 1.0], "teacher": true}]')
+    views = ("--data.views", '[{"count": 2, "size": 8, "scale": [0.5, 1.0], "teacher": true}]')
     pretrain(
-        small_run(tmp_path, *steps, *views, "--region_start_epoch", "1", "--checkpoint_steps", "2")
+        small_run(
+            tmp_path,
+            *steps,
+            *views,
+            "--objectives.region.start_epoch",
+            "1",
+            "--run.checkpoint_steps",
+            "2",
+        )
     )
     lines = read_metrics(tmp_path)
     assert ["region_loss" in line for line in lines] == [False, False, True, True]
     assert lines[0]["loss"] == pytest.approx(lines[0]["view_loss"])
     before = load_file(tmp_path / "checkpoints" / "step-000000002" / "model.safetensors")
     after = load_file(tmp_path / "checkpoints" / "step-000000004" / "model.safetensors")
-    name = "region_head.layers.0.weight"
+    name = "heads.region.layers.0.weight"
     assert not torch.equal(before[name], after[name])
 
 
 def test_pretraining_continues_from_a_run_with_its_heads(tmp_path):
     pretrain(small_run(tmp_path / "first"))
     fields = (
-        "--model",
+        "--model.name",
         str(tmp_path / "first"),
-        "--learning_rate",
+        "--optimizer.learning_rate",
         "1e-12",
-        "--model_config",
+        "--model.config",
         "{}",
     )
-    pretrain(small_run(tmp_path / "second", *fields, "--max_steps", "1"))
+    pretrain(small_run(tmp_path / "second", *fields, "--schedule.max_steps", "1"))
     first, second = (
         load_file(tmp_path / run / "pretraining_heads.safetensors") for run in ("first", "second")
     )
@@ -134,7 +155,7 @@ def test_pretraining_continues_from_a_run_with_its_heads(tmp_path):
         if "center" not in name:
             torch.testing.assert_close(first[name], second[name])
     with pytest.raises(ValueError, match="view head does not fit the recipe"):
-        pretrain(small_run(tmp_path / "third", *fields, "--num_prototypes", "64"))
+        pretrain(small_run(tmp_path / "third", *fields, "--heads.num_prototypes", "64"))
 
 
 ANY_NETWORK = {name: fields | {"image_size": 32} for name, fields in SMALL_NETWORKS.items()} | {
@@ -165,7 +186,7 @@ ANY_NETWORK = {name: fields | {"image_size": 32} for name, fields in SMALL_NETWO
 @pytest.mark.parametrize("model", ANY_NETWORK)
 def test_any_network_pretrains_and_is_probed(tmp_path, model):
     pretrain(
-        small_run(tmp_path, "--model", model, "--model_config", json.dumps(ANY_NETWORK[model]))
+        small_run(tmp_path, "--model.name", model, "--model.config", json.dumps(ANY_NETWORK[model]))
     )
     logged = [line for line in read_metrics(tmp_path) if "loss" in line]
     assert all(line["view_loss"] > 0 and line["region_loss"] > 0 for line in logged)
@@ -177,22 +198,28 @@ def test_any_network_pretrains_and_is_probed(tmp_path, model):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("--dataset", "no/such/folder"), "no/such/folder"),
-        (("--image_column", "picture"), "picture"),
-        (("--train_split", "training"), "training"),
-        (("--batch_size", "20000"), "20000"),
-        (("--resume", "true"), "no complete checkpoint"),
-        (("--model_config.image_size", "30"), "image_size"),
-        (("--model_config.embed_dims", "8"), "embed_dims"),
-        (("--model", "no/such/model"), "no/such/model"),
-        (("--view_weight", "0", "--region_weight", "0"), "view_weight"),
-        (("--batch_size", "0"), "batch_size"),
-        (("--checkpointed_blocks", "4"), "has 3 blocks"),
+        (("--data.dataset", "no/such/folder"), "no/such/folder"),
+        (("--data.image_column", "picture"), "picture"),
+        (("--data.train_split", "training"), "training"),
+        (("--run.batch_size", "20000"), "20000"),
+        (("--run.resume", "true"), "no complete checkpoint"),
+        (("--model.config.image_size", "30"), "image_size"),
+        (("--model.config.embed_dims", "8"), "embed_dims"),
+        (("--model.name", "no/such/model"), "no/such/model"),
+        (("--objectives", "{}"), "objectives must name"),
+        (("--run.batch_size", "0"), "batch_size"),
+        (("--run.checkpointed_blocks", "4"), "has 3 blocks"),
         (("--learning_rates", "1"), "learning_rates"),
         (("--learning_rat", "1"), "learning_rat"),
-        (("--batch_size", "many"), "batch_size"),
-        (("--views", '[{"count": 1, "size": 32, "scale": [0.5, 1.0], "teacher": true}]'), "views"),
-        (("--views", '[{"count": 2, "size": 32, "scale": [0.5, 2.0], "teacher": true}]'), "scale"),
+        (("--run.batch_size", "many"), "batch_size"),
+        (
+            ("--data.views", '[{"count": 1, "size": 32, "scale": [0.5, 1.0], "teacher": true}]'),
+            "views",
+        ),
+        (
+            ("--data.views", '[{"count": 2, "size": 32, "scale": [0.5, 2.0], "teacher": true}]'),
+            "scale",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(tmp_path, overrides, message):
@@ -215,23 +242,23 @@ def test_an_unlabeled_folder_with_a_broken_file(tmp_path, capsys):
         )
         image.save(folder / f"{number:02d}.{'jpg' if mode == 'CMYK' else 'png'}")
     (folder / "48.jpg").write_bytes(b"not an image")
-    run = ("--dataset", str(folder), "--num_epochs", "3", "--max_steps", "9")
-    pretrain(small_run(tmp_path / "out", *run, "--max_broken_fraction", "0.1"))
+    run = ("--data.dataset", str(folder), "--schedule.num_epochs", "3", "--schedule.max_steps", "9")
+    pretrain(small_run(tmp_path / "out", *run, "--data.max_broken_fraction", "0.1"))
     assert read_metrics(tmp_path / "out")[-1]["broken_images"] >= 2
     assert "image 48 cannot be decoded" in capsys.readouterr().out
     with pytest.raises(ValueError, match="max_broken_fraction"):
-        pretrain(small_run(tmp_path / "strict", *run, "--max_broken_fraction", "0.001"))
+        pretrain(small_run(tmp_path / "strict", *run, "--data.max_broken_fraction", "0.001"))
 
 
 def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
     diverging = (
-        "--learning_rate",
+        "--optimizer.learning_rate",
         "1e30",
-        "--warmup_epochs",
+        "--optimizer.warmup_epochs",
         "0",
-        "--logging_steps",
+        "--run.logging_steps",
         "1",
-        "--checkpoint_steps",
+        "--run.checkpoint_steps",
         "1",
     )
     with pytest.raises(
@@ -245,7 +272,7 @@ def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
 
 
 def test_tensorboard_is_written_if_it_is_installed(tmp_path):
-    pretrain(small_run(tmp_path, "--max_steps", "2", "--trackers", "[auto]"))
+    pretrain(small_run(tmp_path, "--schedule.max_steps", "2", "--run.trackers", "[auto]"))
     assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
 
 

@@ -19,13 +19,13 @@ from studies.table import (
     read_results,
     table,
 )
-from tests.support.paths import ROOT
+from tests.support.paths import FASHION_MNIST
 
 from esvit_hf.figures.training_curves import read_metrics
-from esvit_hf.pretraining import parse_arguments
 from esvit_hf.pretraining.build import build_backbone
+from esvit_hf.pretraining.recipe_reading import read_recipe
 
-IMAGES = str(ROOT / "examples" / "data" / "fashion_mnist")
+IMAGES = str(FASHION_MNIST)
 NETWORK = {
     "image_size": 32,
     "patch_size": 4,
@@ -35,19 +35,19 @@ NETWORK = {
     "window_size": 4,
 }
 FIELDS = {
-    "train_split": "train[:128]",
-    "model": "esvit_swin",
-    "model_config": json.dumps(NETWORK),
-    "num_prototypes": 32,
-    "head_hidden_dim": 16,
-    "head_bottleneck_dim": 8,
-    "batch_size": 32,
-    "num_epochs": 2,
-    "learning_rate": 1e-4,
-    "warmup_epochs": 1,
-    "num_workers": 0,
-    "logging_steps": 1,
-    "knn_every_epochs": 1,
+    "data.train_split": "train[:128]",
+    "model.name": "esvit_swin",
+    "model.config": json.dumps(NETWORK),
+    "heads.num_prototypes": 32,
+    "heads.hidden_dim": 16,
+    "heads.bottleneck_dim": 8,
+    "run.batch_size": 32,
+    "schedule.num_epochs": 2,
+    "optimizer.learning_rate": 1e-4,
+    "optimizer.warmup_epochs": 1,
+    "data.num_workers": 0,
+    "run.logging_steps": 1,
+    "run.knn_every_epochs": 1,
 }
 TRANSFER = Splits(IMAGES, "train[:128]", "test[:64]")
 
@@ -55,7 +55,7 @@ TRANSFER = Splits(IMAGES, "train[:128]", "test[:64]")
 def small_fields(max_steps: int) -> list[str]:
     return [
         word
-        for name, value in {**FIELDS, "max_steps": max_steps}.items()
+        for name, value in {**FIELDS, "schedule.max_steps": max_steps}.items()
         for word in (f"--{name}", str(value))
     ]
 
@@ -128,7 +128,7 @@ def test_runs_are_continued_until_they_have_a_result(tmp_path, capsys):
     usage = json.loads((folder / "usage.json").read_text())
     (folder / "usage.json").write_text(json.dumps(usage | {"gpu": "a GPU"}))
     words = recipe_words(VARIANTS["V"], IMAGES, TRANSFER.test, 3, folder, small_fields(8))
-    result = finish("V", parse_arguments(words), TRANSFER)
+    result = finish("V", read_recipe(words), TRANSFER)
     assert result["trained_on"] == "a GPU"
     assert [result[name] for name in COSTS] == [None] * 3
     table(tmp_path, tmp_path / "tables")
@@ -179,8 +179,8 @@ def test_numbers_are_paired_by_seed():
 def test_the_networks_take_as_many_operations_as_the_recipes(tmp_path):
     counts = {}
     for name in ("V", "Swin V", "ViL 32 V", "ViT V"):
-        arguments = parse_arguments(recipe_words(VARIANTS[name], IMAGES, "test", 0, tmp_path, []))
-        counts[name] = count_operations(build_backbone(arguments), arguments)
+        recipe = read_recipe(recipe_words(VARIANTS[name], IMAGES, "test", 0, tmp_path, []))
+        counts[name] = count_operations(build_backbone(recipe), recipe)
     tokens, width, layers = 37, 96, 4
     block = tokens * 12 * width**2 + 2 * tokens**2 * width
     expected = 2 * ((tokens - 1) * 3 * 8**2 * width + layers * block + width**2)

@@ -22,16 +22,14 @@ from safetensors.torch import load_file
 from tests.support.paths import FASHION_MNIST, ROOT
 from tests.support.range_server import serve
 
-from esvit_hf.data import (
-    MultiCropDataset,
-    StreamSampler,
-    load_image_source,
-    make_multicrop_loader,
-    open_stream,
-)
+from esvit_hf.data.multicrop import MultiCropDataset, make_multicrop_loader
+from esvit_hf.data.sampling import StreamSampler
 from esvit_hf.data.shards import write_index
+from esvit_hf.data.sources import load_image_source
+from esvit_hf.data.streaming import open_stream
 from esvit_hf.data.views import ViewSpec
-from esvit_hf.pretraining import parse_arguments, pretrain
+from esvit_hf.pretraining.loop import pretrain
+from esvit_hf.pretraining.recipe_reading import read_recipe
 
 VIEWS = [ViewSpec(count=2, size=8, scale=(0.5, 1.0), teacher=True)]
 
@@ -39,46 +37,46 @@ VIEWS = [ViewSpec(count=2, size=8, scale=(0.5, 1.0), teacher=True)]
 def run(dataset, output_dir, *overrides):
     """A run of seconds on 200 images: 12 steps of 16, so that an epoch ends after the twelfth."""
     return pretrain(
-        parse_arguments(
+        read_recipe(
             [
-                str(ROOT / "examples" / "recipes" / "demo.yaml"),
+                "demo",
                 *(
-                    "--dataset",
+                    "--data.dataset",
                     str(dataset),
-                    "--output_dir",
+                    "--run.output_dir",
                     str(output_dir),
-                    "--streaming",
+                    "--data.streaming",
                     "true",
                 ),
-                "--model_config",
+                "--model.config",
                 '{"image_size": 32, "embed_dim": 8, "depths": [1, 2], '
                 '"num_heads": [1, 2], "window_size": 4}',
                 *(
-                    "--num_prototypes",
+                    "--heads.num_prototypes",
                     "32",
-                    "--head_hidden_dim",
+                    "--heads.hidden_dim",
                     "16",
-                    "--head_bottleneck_dim",
+                    "--heads.bottleneck_dim",
                     "8",
                 ),
                 *(
-                    "--batch_size",
+                    "--run.batch_size",
                     "16",
-                    "--num_epochs",
+                    "--schedule.num_epochs",
                     "2",
-                    "--num_workers",
+                    "--data.num_workers",
                     "2",
-                    "--shuffle_buffer",
+                    "--data.shuffle_buffer",
                     "48",
                 ),
                 *(
-                    "--logging_steps",
+                    "--run.logging_steps",
                     "1",
-                    "--knn_every_epochs",
+                    "--run.knn_every_epochs",
                     "0",
-                    "--mixed_precision",
+                    "--run.mixed_precision",
                     "no",
-                    "--trackers",
+                    "--run.trackers",
                     "[]",
                 ),
                 *overrides,
@@ -151,20 +149,20 @@ def assert_equal_runs(first, second):
 
 
 def test_a_resumed_stream_equals_an_uninterrupted_one(parquet, tmp_path):
-    run(parquet, tmp_path / "whole", "--max_steps", "15")
+    run(parquet, tmp_path / "whole", "--schedule.max_steps", "15")
     # In mid-block of the first epoch, then in the second epoch.
-    run(parquet, tmp_path / "parts", "--max_steps", "5")
-    run(parquet, tmp_path / "parts", "--max_steps", "13", "--resume", "true")
-    run(parquet, tmp_path / "parts", "--max_steps", "15", "--resume", "true")
+    run(parquet, tmp_path / "parts", "--schedule.max_steps", "5")
+    run(parquet, tmp_path / "parts", "--schedule.max_steps", "13", "--run.resume", "true")
+    run(parquet, tmp_path / "parts", "--schedule.max_steps", "15", "--run.resume", "true")
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
     with pytest.raises(ValueError, match="resume: processes x num_workers was 2 and is 1"):
-        run(parquet, tmp_path / "parts", "--resume", "true", "--num_workers", "1")
+        run(parquet, tmp_path / "parts", "--run.resume", "true", "--data.num_workers", "1")
     with pytest.raises(ValueError, match="resume: shuffle_buffer was 48 and is 64"):
-        run(parquet, tmp_path / "parts", "--resume", "true", "--shuffle_buffer", "64")
+        run(parquet, tmp_path / "parts", "--run.resume", "true", "--data.shuffle_buffer", "64")
 
 
 def test_a_web_server_gives_the_same_run(parquet, tars, tmp_path):
-    short = ("--max_steps", "3")
+    short = ("--schedule.max_steps", "3")
     run(parquet, tmp_path / "disk", *short)
     with serve(parquet) as served:
         run(f"{served.url}/train-{{00000..00002}}-of-00003.parquet", tmp_path / "parquet", *short)
@@ -254,7 +252,7 @@ def test_a_run_whose_worker_fails_ends(rows, tmp_path):
     write_index(str(tmp_path / "train.parquet"), tmp_path / "index.json")
     (tmp_path / "train.parquet").unlink()
     script = "import runpy, sys; runpy.run_path(sys.argv[1])['run'](*sys.argv[2:])"
-    words = [__file__, tmp_path / "index.json", tmp_path / "out", "--image_column", "image"]
+    words = [__file__, tmp_path / "index.json", tmp_path / "out", "--data.image_column", "image"]
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, words)],
         capture_output=True,
@@ -272,9 +270,9 @@ def test_broken_images_are_named_replaced_and_counted(rows, tmp_path, capsys):
     run(
         tmp_path / "train.parquet",
         tmp_path / "out",
-        "--num_epochs",
+        "--schedule.num_epochs",
         "1",
-        "--max_broken_fraction",
+        "--data.max_broken_fraction",
         "0.1",
     )
     assert f"image 63 of {tmp_path / 'train.parquet'} cannot be decoded" in capsys.readouterr().out
@@ -311,8 +309,8 @@ def test_memory_is_bounded_by_the_buffer(tmp_path):
 
 
 def test_online_knn_is_refused(parquet, tmp_path):
-    with pytest.raises(ValueError, match="knn_every_epochs must be 0 with streaming: true"):
-        run(parquet, tmp_path, "--knn_every_epochs", "1")
+    with pytest.raises(ValueError, match="knn_every_epochs must be 0 with data.streaming: true"):
+        run(parquet, tmp_path, "--run.knn_every_epochs", "1")
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")

@@ -4,7 +4,7 @@ intact shows here.
 
 import pytest
 import torch
-from tests.support.paths import ROOT
+from tests.support.paths import FASHION_MNIST, ROOT
 from transformers import AutoModel
 
 from esvit_hf.evaluation.jobs import measure_knn
@@ -42,7 +42,7 @@ def test_a_feature_is_as_it_was(name: str, expected: tuple[float, ...]) -> None:
     ("name", "expected"), [(name, top1) for name, (top1, _) in EXPECTED.items()]
 )
 def test_its_features_classify_a_small_sample_as_measured(name: str, expected: float) -> None:
-    images = str(ROOT / "examples" / "data" / "fashion_mnist")
+    images = str(FASHION_MNIST)
     splits = {"train_split": "train[:1000]", "test_split": "test[:500]"}
     measured = measure_knn(str(CHECKPOINTS / name), images, **splits, k=20, num_workers=0)
     assert measured is not None

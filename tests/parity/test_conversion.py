@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.support.full_size import full_size_checkpoint
-from tests.support.paths import ROOT
+from tests.support.paths import FASHION_MNIST
 from transformers import AutoConfig, AutoModel
 
 from esvit_hf import convert_checkpoint
@@ -20,9 +20,9 @@ from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.commands.main import main
 from esvit_hf.hub.heads_file import HEADS_FILE, SavedHead, read_heads, write_heads
-from esvit_hf.pretraining import parse_arguments
 from esvit_hf.pretraining.build import build_parts
 from esvit_hf.pretraining.heads import ProjectionHead
+from esvit_hf.pretraining.recipe_reading import read_recipe
 from esvit_hf.reference.convert import read_reference_checkpoint
 from esvit_hf.reference.to_reference import convert_to_reference
 
@@ -357,47 +357,54 @@ def test_a_converted_checkpoint_continues_pretraining(
     convert(case.checkpoint, folder, "--with-heads")
     words = [
         *(
-            str(ROOT / "examples" / "recipes" / "demo.yaml"),
-            "--model",
+            "demo",
+            "--model.name",
             str(folder),
-            "--model_config",
+            "--model.config",
             "{}",
         ),
-        *("--num_prototypes", "64", "--head_hidden_dim", "48", "--head_bottleneck_dim", "16"),
         *(
-            "--dataset",
-            str(ROOT / "examples" / "data" / "fashion_mnist"),
-            "--train_split",
+            "--heads.num_prototypes",
+            "64",
+            "--heads.hidden_dim",
+            "48",
+            "--heads.bottleneck_dim",
+            "16",
+        ),
+        *(
+            "--data.dataset",
+            str(FASHION_MNIST),
+            "--data.train_split",
             "train[:16]",
         ),
         *(
-            "--output_dir",
+            "--run.output_dir",
             str(tmp_path / "run"),
-            "--batch_size",
+            "--run.batch_size",
             "8",
-            "--max_steps",
+            "--schedule.max_steps",
             "1",
-            "--num_epochs",
+            "--schedule.num_epochs",
             "1",
         ),
         *(
-            "--warmup_epochs",
+            "--optimizer.warmup_epochs",
             "0",
-            "--num_workers",
+            "--data.num_workers",
             "0",
-            "--knn_every_epochs",
+            "--run.knn_every_epochs",
             "0",
-            "--trackers",
+            "--run.trackers",
             "[]",
         ),
     ]
-    parts = build_parts(parse_arguments(words))
+    parts = build_parts(read_recipe(words))
     reference = read_reference_checkpoint(case.checkpoint)
     for task, prefix, center in (
         ("view", "head", "center"),
         ("region", "head_dense", "center_grid"),
     ):
-        head = parts.teacher.heads()[f"{task}_head"]
+        head = parts.teacher.head(task)
         direction = reference["teacher"][f"{prefix}.last_layer.weight_v"]
         assert torch.equal(head.prototype_direction, direction)
         assert torch.equal(

@@ -217,7 +217,7 @@ def test_nothing_is_overwritten_and_own_networks_are_not_built(
     assert main(["zoo", "build", SMALL.name, *words]) == 2
     assert "exists: give another name" in capsys.readouterr().err
     assert main(["zoo", "build", "esvit_swin_demo", *words]) == 2
-    assert "examples/recipes/demo.yaml trains it" in capsys.readouterr().err
+    assert "`esvit pretrain demo` trains it" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 

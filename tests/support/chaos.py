@@ -1,7 +1,7 @@
 """Kills a real run again and again, in training and while it saves, and compares what it becomes:
 `make chaos`.
 
-The run is started again with `--resume true` after every kill. In the end its weights, centers,
+The run is started again with `--run.resume true` after every kill. In the end its weights, centers,
 optimizer, random states and metrics have to equal those of a run that nobody disturbed, bit for
 bit.
 """
@@ -22,7 +22,7 @@ import torch
 from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
-from tests.support.paths import ROOT
+from tests.support.paths import FASHION_MNIST, ROOT
 from tqdm import tqdm
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,31 +34,35 @@ NETWORK = {
     "window_size": 4,
 }
 RECIPE = {
-    "dataset": ROOT / "examples" / "data" / "fashion_mnist",
+    "data.dataset": FASHION_MNIST,
     # 1000 images are 62 steps of 16, so that an epoch ends inside the run.
-    "train_split": "train[:1000]",
-    "model_config": json.dumps(NETWORK | {"drop_path_rate": 0.3}),
-    "num_prototypes": 512,
-    "head_hidden_dim": 64,
-    "head_bottleneck_dim": 32,
-    "batch_size": 16,
-    "num_epochs": 4,
-    "num_workers": 1,
-    "mixed_precision": "no",
-    "knn_every_epochs": 0,
-    "trackers": "[]",
-    "checkpoint_steps": 3,
-    "logging_steps": 2,
+    "data.train_split": "train[:1000]",
+    "model.config": json.dumps(NETWORK | {"drop_path_rate": 0.3}),
+    "heads.num_prototypes": 512,
+    "heads.hidden_dim": 64,
+    "heads.bottleneck_dim": 32,
+    "run.batch_size": 16,
+    "schedule.num_epochs": 4,
+    "data.num_workers": 1,
+    "run.mixed_precision": "no",
+    "run.knn_every_epochs": 0,
+    "run.trackers": "[]",
+    "run.checkpoint_steps": 3,
+    "run.logging_steps": 2,
 }
 
 
 def command(output_dir: Path, steps: int, *, resume: bool) -> list[str]:
     """Return the command line of the run."""
-    fields = RECIPE | {"output_dir": output_dir, "max_steps": steps, "resume": str(resume).lower()}
+    fields = RECIPE | {
+        "run.output_dir": output_dir,
+        "schedule.max_steps": steps,
+        "run.resume": str(resume).lower(),
+    }
     words = [
         sys.executable,
         str(ROOT / "examples" / "pretrain.py"),
-        str(ROOT / "examples" / "recipes" / "demo.yaml"),
+        "demo",
     ]
     return words + [word for name, value in fields.items() for word in (f"--{name}", str(value))]
 

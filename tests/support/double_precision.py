@@ -13,7 +13,9 @@ import torch
 from accelerate.state import AcceleratorState
 
 from esvit_hf.data.color import augment
-from esvit_hf.pretraining import loop, parse_arguments, pretrain
+from esvit_hf.pretraining import loop
+from esvit_hf.pretraining.loop import pretrain
+from esvit_hf.pretraining.recipe_reading import read_recipe
 
 
 def main(runs):
@@ -23,7 +25,7 @@ def main(runs):
     # Processes that meet a second time would find the addresses of the first time in their store.
     torch.distributed.destroy_process_group = lambda group=None: None
     for words in runs:
-        pretrain(parse_arguments(words))
+        pretrain(read_recipe(words))
         AcceleratorState._reset_state(reset_partial_state=True)
 
 

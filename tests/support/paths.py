@@ -4,5 +4,5 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-FASHION_MNIST = EXAMPLES / "data" / "fashion_mnist"
+FASHION_MNIST = ROOT / "src" / "esvit_hf" / "recipes" / "fashion_mnist"
 GOLDENS = ROOT / "tests" / "goldens"

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from tests.support.hub_server import OWNER, TOKEN, running_hub
 
 ROOT = Path(__file__).parents[2]
-IMAGES = "examples/data/fashion_mnist"
+IMAGES = "src/esvit_hf/recipes/fashion_mnist"
 CHECKPOINTS = (
     "examples/checkpoints/esvit_swin_tiny_imagenet",
     "examples/checkpoints/esvit_cvt_tiny_imagenet",
@@ -49,46 +49,46 @@ TIMES = frozenset({"images_per_second"})
 # 500 images are 15 steps of 32, so that the second epoch begins inside the run: there the
 # prototypes thaw, and the region loss joins if it starts late.
 COMMON_FIELDS: dict[str, Any] = {
-    "dataset": IMAGES,
-    "train_split": "train[:500]",
-    "num_prototypes": 64,
-    "head_hidden_dim": 32,
-    "head_bottleneck_dim": 16,
-    "views": [
+    "data.dataset": IMAGES,
+    "data.train_split": "train[:500]",
+    "heads.num_prototypes": 64,
+    "heads.hidden_dim": 32,
+    "heads.bottleneck_dim": 16,
+    "data.views": [
         {"count": 2, "size": 32, "scale": [0.4, 1.0], "teacher": True, "solarize_probability": 0.2},
         {"count": 2, "size": 16, "scale": [0.1, 0.4]},
     ],
-    "warmup_teacher_temperature": 0.04,
-    "teacher_temperature": 0.06,
-    "warmup_teacher_temperature_epochs": 2,
-    "teacher_momentum": 0.98,
-    "num_epochs": 4,
-    "max_steps": 30,
-    "learning_rate": 2e-3,
-    "warmup_epochs": 1,
-    "num_workers": 0,
-    "logging_steps": 1,
-    "trackers": [],
-    "eval_resize_ratio": 1.0,
-    "knn_every_epochs": 1,
-    "knn_split": "test[:200]",
+    "schedule.warmup_teacher_temperature": 0.04,
+    "schedule.teacher_temperature": 0.06,
+    "schedule.warmup_teacher_temperature_epochs": 2,
+    "schedule.teacher_momentum": 0.98,
+    "schedule.num_epochs": 4,
+    "schedule.max_steps": 30,
+    "optimizer.learning_rate": 2e-3,
+    "optimizer.warmup_epochs": 1,
+    "data.num_workers": 0,
+    "run.logging_steps": 1,
+    "run.trackers": [],
+    "data.eval_resize_ratio": 1.0,
+    "run.knn_every_epochs": 1,
+    "run.knn_split": "test[:200]",
 }
 SWIN_FIELDS: dict[str, Any] = {
-    "model": "esvit_swin",
-    "model_config": {
+    "model.name": "esvit_swin",
+    "model.config": {
         "image_size": 32,
         "embed_dim": 16,
         "depths": [2, 2],
         "num_heads": [2, 4],
         "window_size": 4,
     },
-    "mixed_precision": "bf16",
+    "run.mixed_precision": "bf16",
 }
 NETWORK_FIELDS: dict[str, dict[str, Any]] = {
     "swin": SWIN_FIELDS,
     "cvt": {
-        "model": "esvit_cvt",
-        "model_config": {
+        "model.name": "esvit_cvt",
+        "model.config": {
             "image_size": 32,
             "patch_sizes": [7, 3],
             "patch_strides": [4, 2],
@@ -101,11 +101,11 @@ NETWORK_FIELDS: dict[str, dict[str, Any]] = {
             "qkv_kernel_sizes": [3, 3],
             "qkv_bias": [True, True],
         },
-        "region_start_epoch": 1,
+        "objectives": {"view": {"weight": 0.5}, "region": {"weight": 0.5, "start_epoch": 1}},
     },
     "vil": {
-        "model": "esvit_vil",
-        "model_config": {
+        "model.name": "esvit_vil",
+        "model.config": {
             "image_size": 32,
             "patch_sizes": [4, 2],
             "hidden_sizes": [16, 32],
@@ -115,12 +115,12 @@ NETWORK_FIELDS: dict[str, dict[str, Any]] = {
             "num_global_tokens": [1, 0],
             "window_size": 4,
         },
-        "clip_mode": "global",
-        "checkpointed_blocks": 1,
+        "optimizer.clip_mode": "global",
+        "run.checkpointed_blocks": 1,
     },
     "vit": {
-        "model": "vit",
-        "model_config": {
+        "model.name": "vit",
+        "model.config": {
             "image_size": 32,
             "patch_size": 4,
             "hidden_size": 32,
@@ -128,13 +128,12 @@ NETWORK_FIELDS: dict[str, dict[str, Any]] = {
             "num_attention_heads": 2,
             "intermediate_size": 64,
         },
-        "view_weight": 1.0,
-        "region_weight": 0.0,
-        "head_batch_norm": True,
-        "train_prototype_gain": False,
-        "teacher_temperature": 0.07,
-        "warmup_teacher_temperature": 0.07,
-        "learning_rate": 1e-2,
+        "objectives": {"view": {"weight": 1.0}},
+        "heads.batch_norm": True,
+        "heads.train_prototype_gain": False,
+        "schedule.teacher_temperature": 0.07,
+        "schedule.warmup_teacher_temperature": 0.07,
+        "optimizer.learning_rate": 1e-2,
     },
 }
 TOTAL_BATCH = 32
@@ -142,8 +141,8 @@ ACCUMULATION_STEPS = {"cvt": 2}
 SHORT_RUN: dict[str, Any] = {
     **COMMON_FIELDS,
     **SWIN_FIELDS,
-    "max_steps": 2,
-    "batch_size": TOTAL_BATCH,
+    "schedule.max_steps": 2,
+    "run.batch_size": TOTAL_BATCH,
 }
 DATA = (IMAGES, "--train_split", "train[:1000]", "--test_split", "test[:300]", "--num_workers", "0")
 FEW_DATA = (
@@ -161,14 +160,14 @@ def pretraining_fields(network: str, processes: int) -> dict[str, Any]:
     """The recipe of a run whose steps take as many images on any number of processes."""
     accumulation_steps = ACCUMULATION_STEPS.get(network, 1)
     batch = {
-        "accumulation_steps": accumulation_steps,
-        "batch_size": TOTAL_BATCH // (processes * accumulation_steps),
+        "run.accumulation_steps": accumulation_steps,
+        "run.batch_size": TOTAL_BATCH // (processes * accumulation_steps),
     }
     return {**COMMON_FIELDS, **NETWORK_FIELDS[network], **batch}
 
 
 def pretrain_words(recipe: Path, output_dir: Path) -> list[str]:
-    return ["pretrain", str(recipe), "--output_dir", str(output_dir)]
+    return ["pretrain", str(recipe), "--run.output_dir", str(output_dir)]
 
 
 def evaluate_words(model: str, report: Path, features: Path) -> list[str]:
@@ -305,7 +304,14 @@ def folder_content(folder: Path) -> dict[str, Any]:
 def pretrain(fields: dict[str, Any], folder: Path, *, processes: int = 1) -> None:
     """Run a recipe and leave its result in the folder."""
     recipe = folder.with_suffix(".yaml")
-    recipe.write_text(json.dumps(fields))
+    sections: dict[str, Any] = {}
+    for name, value in fields.items():
+        section, _, entry = name.partition(".")
+        if entry:
+            sections.setdefault(section, {})[entry] = value
+        else:
+            sections[section] = value
+    recipe.write_text(json.dumps(sections))
     run(pretrain_words(recipe, folder), processes=processes)
 
 

@@ -11,8 +11,8 @@ from torch.distributed.fsdp import fully_shard
 
 from esvit_hf.data.views import ViewSpec
 from esvit_hf.models.modeling_esvit_swin import EsvitSwinBlock
-from esvit_hf.pretraining import PretrainingArguments
 from esvit_hf.pretraining.build import build_parts
+from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 
 IMAGES = 4
@@ -51,31 +51,36 @@ class ShardingAccelerator:
 
 def numbers(accelerator):
     """Losses and gradient norms of the steps, then the teacher's parameters."""
-    arguments = PretrainingArguments(
-        dataset="none",
-        model_config={
-            "image_size": 32,
-            "embed_dim": 8,
-            "depths": [1, 2],
-            "num_heads": [1, 2],
-            "window_size": 4,
-        }
-        | {"drop_path_rate": 0.0},
-        num_prototypes=32,
-        head_hidden_dim=16,
-        head_bottleneck_dim=8,
-        views=[
-            ViewSpec(count=2, size=32, scale=(0.4, 1.0), teacher=True),
-            ViewSpec(2, 16, (0.1, 0.4)),
-        ],
-        batch_size=IMAGES,
-        num_epochs=5,
-        warmup_epochs=0,
+    recipe = load_recipe(
+        {},
+        {
+            "data.dataset": "none",
+            "model.config": {
+                "image_size": 32,
+                "embed_dim": 8,
+                "depths": [1, 2],
+                "num_heads": [1, 2],
+                "window_size": 4,
+            }
+            | {"drop_path_rate": 0.0},
+            # In the first three steps the head of the regions gets no gradient.
+            "objectives.region.start_epoch": 1,
+            "heads.num_prototypes": 32,
+            "heads.hidden_dim": 16,
+            "heads.bottleneck_dim": 8,
+            "data.views": [
+                ViewSpec(count=2, size=32, scale=(0.4, 1.0), teacher=True),
+                ViewSpec(2, 16, (0.1, 0.4)),
+            ],
+            "run.batch_size": IMAGES,
+            "schedule.num_epochs": 5,
+            "optimizer.warmup_epochs": 0,
+        },
     )
     torch.manual_seed(0)
-    parts = build_parts(arguments)
+    parts = build_parts(recipe)
     step = DistillationStep(
-        arguments, parts, StepSchedules.from_arguments(arguments, 3, 2 * IMAGES), accelerator
+        recipe, parts, StepSchedules.from_recipe(recipe, 3, 2 * IMAGES), accelerator
     )
     seen = []
     for index in range(6):

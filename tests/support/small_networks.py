@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from esvit_hf.pretraining import parse_arguments
 from esvit_hf.pretraining.build import build_parts
+from esvit_hf.pretraining.recipe_reading import read_recipe
 from esvit_hf.pretraining.run_folder import export_run
 
 SMALL_NETWORKS: dict[str, dict[str, Any]] = {
@@ -42,12 +42,26 @@ WITHOUT_EFFECT = "global_to_global_bias"
 
 def export_small_run(model_type: str, output: Path) -> None:
     """Write what a pretraining run of a small network leaves, without the run."""
-    arguments = parse_arguments(
+    recipe = read_recipe(
         [
-            *("--dataset", "unused", "--model", model_type, "--output_dir", str(output)),
-            *("--model_config", json.dumps(SMALL_NETWORKS[model_type] | {"image_size": 32})),
-            *("--num_prototypes", "16", "--head_hidden_dim", "8", "--head_bottleneck_dim", "4"),
+            *(
+                "--data.dataset",
+                "unused",
+                "--model.name",
+                model_type,
+                "--run.output_dir",
+                str(output),
+            ),
+            *("--model.config", json.dumps(SMALL_NETWORKS[model_type] | {"image_size": 32})),
+            *(
+                "--heads.num_prototypes",
+                "16",
+                "--heads.hidden_dim",
+                "8",
+                "--heads.bottleneck_dim",
+                "4",
+            ),
         ]
     )
-    parts = build_parts(arguments)
-    export_run(arguments, parts.teacher, parts.centers, steps=0, total_batch=1, metrics={})
+    parts = build_parts(recipe)
+    export_run(recipe, parts.teacher, parts.centers, steps=0, total_batch=1, metrics={})

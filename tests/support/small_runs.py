@@ -6,32 +6,48 @@ import torch
 from safetensors.torch import load_file
 from tests.support.paths import FASHION_MNIST, ROOT
 
-from esvit_hf.pretraining import parse_arguments
+from esvit_hf.pretraining.recipe_reading import read_recipe
 
 
 def small_run(output_dir, *overrides):
     """Arguments of a run of seconds: the demo's data, a tiny network, six steps of sixteen
     images.
     """
-    return parse_arguments(
+    return read_recipe(
         [
-            str(ROOT / "examples" / "recipes" / "demo.yaml"),
-            *("--dataset", str(FASHION_MNIST), "--output_dir", str(output_dir)),
+            "demo",
+            *("--data.dataset", str(FASHION_MNIST), "--run.output_dir", str(output_dir)),
             *(
-                "--model_config",
+                "--model.config",
                 '{"image_size": 32, "embed_dim": 8, "depths": [1, 2], '
                 '"num_heads": [1, 2], "window_size": 4}',
             ),
-            *("--num_prototypes", "32", "--head_hidden_dim", "16", "--head_bottleneck_dim", "8"),
-            *("--batch_size", "16", "--max_steps", "6", "--num_epochs", "1", "--num_workers", "0"),
             *(
-                "--logging_steps",
-                "2",
-                "--knn_every_epochs",
+                "--heads.num_prototypes",
+                "32",
+                "--heads.hidden_dim",
+                "16",
+                "--heads.bottleneck_dim",
+                "8",
+            ),
+            *(
+                "--run.batch_size",
+                "16",
+                "--schedule.max_steps",
+                "6",
+                "--schedule.num_epochs",
+                "1",
+                "--data.num_workers",
                 "0",
-                "--mixed_precision",
+            ),
+            *(
+                "--run.logging_steps",
+                "2",
+                "--run.knn_every_epochs",
+                "0",
+                "--run.mixed_precision",
                 "no",
-                "--trackers",
+                "--run.trackers",
                 "[]",
             ),
             *overrides,
@@ -66,16 +82,23 @@ def assert_equal_runs(first, second):
 
 def command(output_dir, *overrides):
     return [
-        *(str(ROOT / "examples" / "pretrain.py"), str(ROOT / "examples" / "recipes" / "demo.yaml")),
-        *("--dataset", str(FASHION_MNIST), "--output_dir", str(output_dir), "--num_workers", "1"),
+        *(str(ROOT / "examples" / "pretrain.py"), "demo"),
         *(
-            "--knn_every_epochs",
+            "--data.dataset",
+            str(FASHION_MNIST),
+            "--run.output_dir",
+            str(output_dir),
+            "--data.num_workers",
+            "1",
+        ),
+        *(
+            "--run.knn_every_epochs",
             "0",
-            "--trackers",
+            "--run.trackers",
             "[]",
-            "--batch_size",
+            "--run.batch_size",
             "16",
-            "--num_epochs",
+            "--schedule.num_epochs",
             "1",
             *overrides,
         ),

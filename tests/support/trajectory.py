@@ -5,8 +5,8 @@ from accelerate import Accelerator
 from tests.support.golden import load_golden
 
 from esvit_hf.data.views import ViewSpec
-from esvit_hf.pretraining import PretrainingArguments
 from esvit_hf.pretraining.build import build_parts
+from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 from esvit_hf.reference.convert import split_reference_state_dict
 
@@ -23,41 +23,43 @@ def make_step(case, *, accelerator, batch_size, accumulation_steps=1):
         "window_size",
         "mlp_ratio",
     )
-    arguments = PretrainingArguments(
-        dataset="none",
-        model="esvit_swin",
-        model_config={name: model[name] for name in fields} | {"drop_path_rate": 0.0},
-        num_prototypes=model["head"]["out_dim"],
-        head_hidden_dim=model["head"]["hidden_dim"],
-        head_bottleneck_dim=model["head"]["bottleneck_dim"],
-        train_prototype_gain=not model["head"]["norm_last_layer"],
-        view_weight=0.5 if model["dense"] else 1.0,
-        region_weight=0.5 if model["dense"] else 0.0,
-        views=[
-            ViewSpec(count=2, size=64, scale=(0.4, 1.0), teacher=True),
-            ViewSpec(count=training["local_crops"], size=32, scale=(0.05, 0.4)),
-        ],
-        num_epochs=training["epochs"],
-        batch_size=batch_size,
-        accumulation_steps=accumulation_steps,
-        learning_rate=training["lr"] * 256 / training["batch"],
-        min_learning_rate=training["min_lr"],
-        warmup_epochs=training["warmup_epochs"],
-        weight_decay=training["weight_decay"],
-        weight_decay_end=training["weight_decay_end"],
-        teacher_momentum=training["momentum_teacher"],
-        warmup_teacher_temperature=training["warmup_teacher_temp"],
-        teacher_temperature=training["teacher_temp"],
-        warmup_teacher_temperature_epochs=training["warmup_teacher_temp_epochs"],
-        clip_gradient=training["clip_grad"],
-        freeze_last_layer_epochs=training["freeze_last_layer"],
+    recipe = load_recipe(
+        {},
+        {
+            "data.dataset": "none",
+            "model.name": "esvit_swin",
+            "model.config": {name: model[name] for name in fields} | {"drop_path_rate": 0.0},
+            "heads.num_prototypes": model["head"]["out_dim"],
+            "heads.hidden_dim": model["head"]["hidden_dim"],
+            "heads.bottleneck_dim": model["head"]["bottleneck_dim"],
+            "heads.train_prototype_gain": not model["head"]["norm_last_layer"],
+            "objectives": {"view": {"weight": 0.5}, "region": {"weight": 0.5}}
+            if model["dense"]
+            else {"view": {"weight": 1.0}},
+            "data.views": [
+                ViewSpec(count=2, size=64, scale=(0.4, 1.0), teacher=True),
+                ViewSpec(count=training["local_crops"], size=32, scale=(0.05, 0.4)),
+            ],
+            "schedule.num_epochs": training["epochs"],
+            "run.batch_size": batch_size,
+            "run.accumulation_steps": accumulation_steps,
+            "optimizer.learning_rate": training["lr"] * 256 / training["batch"],
+            "optimizer.min_learning_rate": training["min_lr"],
+            "optimizer.warmup_epochs": training["warmup_epochs"],
+            "optimizer.weight_decay": training["weight_decay"],
+            "optimizer.weight_decay_end": training["weight_decay_end"],
+            "schedule.teacher_momentum": training["momentum_teacher"],
+            "schedule.warmup_teacher_temperature": training["warmup_teacher_temp"],
+            "schedule.teacher_temperature": training["teacher_temp"],
+            "schedule.warmup_teacher_temperature_epochs": training["warmup_teacher_temp_epochs"],
+            "optimizer.clip_gradient": training["clip_grad"],
+            "schedule.freeze_last_layer_epochs": training["freeze_last_layer"],
+        },
     )
-    parts = build_parts(arguments)
+    parts = build_parts(recipe)
     load_networks(parts, reference_state(case.tensors, "init."))
-    schedules = StepSchedules.from_arguments(
-        arguments, training["iters_per_epoch"], training["batch"]
-    )
-    return DistillationStep(arguments, parts, schedules, accelerator)
+    schedules = StepSchedules.from_recipe(recipe, training["iters_per_epoch"], training["batch"])
+    return DistillationStep(recipe, parts, schedules, accelerator)
 
 
 def reference_state(tensors, prefix):
@@ -70,11 +72,11 @@ def reference_state(tensors, prefix):
 
 def load_networks(parts, state):
     for network in (parts.student, parts.teacher):
-        backbone, view_head, region_head = split_reference_state_dict(state)
+        backbone, *heads = split_reference_state_dict(state)
         network.backbone.model.load_state_dict(backbone)
-        network.view_head.load_state_dict(view_head)
-        if network.region_head is not None:
-            network.region_head.load_state_dict(region_head)
+        for name, head in zip(("view", "region"), heads, strict=True):
+            if name in network.heads:
+                network.heads[name].load_state_dict(head)
 
 
 def crops_of(case, step, images=slice(None)):
@@ -83,11 +85,9 @@ def crops_of(case, step, images=slice(None)):
 
 
 def assert_same_network(network, state):
-    expected = split_reference_state_dict(state)
-    modules = (network.backbone.model, network.view_head, network.region_head)
+    expected = [tensors for tensors in split_reference_state_dict(state) if tensors]
+    modules = (network.backbone.model, *network.heads.values())
     for module, tensors in zip(modules, expected, strict=True):
-        if module is None:
-            continue
         actual = module.state_dict()
         assert actual.keys() == tensors.keys()
         for name, tensor in tensors.items():
@@ -103,9 +103,9 @@ def assert_same_network(network, state):
 def assert_end_of_trajectory(case, step):
     assert_same_network(step.student, reference_state(case.tensors, "final.student."))
     assert_same_network(step.teacher, reference_state(case.tensors, "final.teacher."))
-    for task, center in step.centers.items():
+    for objective, center in step.centers.items():
         torch.testing.assert_close(
-            center.center[None], case.tensors[f"center_{task}"], rtol=1e-3, atol=1e-6
+            center.center[None], case.tensors[f"center_{objective}"], rtol=1e-3, atol=1e-6
         )
 
 

@@ -17,7 +17,8 @@ from esvit_hf.figures.training_curves import plot_training, read_metrics
 from esvit_hf.hub.heads_file import HEADS_FILE, SavedHead, read_heads, write_heads
 from esvit_hf.hub.measurements import read_measurements
 from esvit_hf.pretraining.build import build_parts, saved_heads
-from esvit_hf.pretraining.recipe import PretrainingArguments
+from esvit_hf.pretraining.recipe import Recipe
+from esvit_hf.pretraining.recipe_reading import load_recipe
 
 ON_A_FOLDER = [HealthCheck.function_scoped_fixture]
 
@@ -108,7 +109,7 @@ def test_renamed_keys_are_named(tmp_path: Path, old: str, new: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> PretrainingArguments:
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """A recipe that starts from a small model with heads."""
     small = {
         "image_size": 32,
@@ -117,19 +118,18 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> PretrainingArguments:
         "num_heads": [1, 2],
         "window_size": 4,
     }
-    sizes = {"num_prototypes": 16, "head_hidden_dim": 8, "head_bottleneck_dim": 4}
-    parts = build_parts(
-        PretrainingArguments("none", model="esvit_swin", model_config=small, **sizes)
-    )
+    heads = {"num_prototypes": 16, "hidden_dim": 8, "bottleneck_dim": 4}
+    sections = {"data": {"dataset": "none"}, "heads": heads}
+    parts = build_parts(load_recipe({**sections, "model": {"name": "esvit_swin", "config": small}}))
     folder = tmp_path_factory.mktemp("model")
     parts.teacher.backbone.model.save_pretrained(folder)
     write_heads(saved_heads(parts.teacher, parts.centers), folder / HEADS_FILE)
-    return PretrainingArguments("none", model=str(folder), **sizes)
+    return load_recipe({**sections, "model": {"name": str(folder)}})
 
 
 @pytest.mark.parametrize("change", ["longer", "other_layer", "center", "region"])
-def test_heads_of_another_shape_are_named(recipe: PretrainingArguments, change: str) -> None:
-    path = Path(recipe.model) / HEADS_FILE
+def test_heads_of_another_shape_are_named(recipe: Recipe, change: str) -> None:
+    path = Path(recipe.model.name) / HEADS_FILE
     whole = path.read_bytes()
     saved = read_heads(path)
     name = next(iter(saved["view"].state))
@@ -161,11 +161,12 @@ def test_code_of_a_model_runs_only_with_leave(tmp_path: Path) -> None:
     (model / "strange.py").write_text(
         f"open({str(executed)!r}, 'w').close()\nraise RuntimeError('executed')\n"
     )
+    strange = {"data": {"dataset": "none"}, "model": {"name": str(model)}}
     with pytest.raises(ValueError, match="trust_remote_code"):
-        build_parts(PretrainingArguments("none", model=str(model)))
+        build_parts(load_recipe(strange))
     assert not executed.exists()
     with pytest.raises(ValueError, match="executed"):
-        build_parts(PretrainingArguments("none", model=str(model), trust_remote_code=True))
+        build_parts(load_recipe(strange, {"model.trust_remote_code": True}))
     assert executed.exists()
 
 

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 from esvit_hf.commands.command_line import report_errors
 from esvit_hf.commands.page import show_page
 from esvit_hf.commands.pictures import save_attention, save_correspondence, save_neighbors
+from esvit_hf.commands.pretrain import pretrain_from_words, print_recipes
 from esvit_hf.data.repacking import repack
 from esvit_hf.data.shards import write_index
 from esvit_hf.evaluation.evaluate import evaluate
@@ -39,6 +40,7 @@ _FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "neighbors": save_neighbors,
     "demo": show_page,
     "transfer": measure_transfer,
+    "recipes": print_recipes,
 }
 # What `esvit zoo` does beside listing.
 _ZOO_FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
@@ -55,7 +57,7 @@ _HELP = {
         "round."
     ),
     "export": "Write a network as an ONNX file and compare it with PyTorch.",
-    "pretrain": "Pretrain a vision backbone: esvit pretrain RECIPE.yaml [--field value ...].",
+    "pretrain": "Pretrain a vision backbone: esvit pretrain [RECIPE] [--section.field VALUE ...].",
     "knn": "Classify test images by their nearest training images.",
     "linear-probe": "Train a linear classifier on frozen features.",
     "features": "Save a feature row for every image of a data set.",
@@ -69,6 +71,7 @@ _HELP = {
     "transfer": (
         "Transfer one or two models to many data sets by logistic regression, and write a table."
     ),
+    "recipes": "List the recipes that `esvit pretrain` knows by name.",
     "zoo": "List the checkpoints of the zoo, or build the Hub folder of one.",
     "push": "Publish a model folder on the Hub, checked and in one commit.",
 }
@@ -87,7 +90,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if command_line is None else command_line)
     if words[:1] == ["pretrain"]:
-        return _pretrain(words[1:])
+        return pretrain_from_words(words[1:])
     arguments = _parser().parse_args(words).as_dict()
     job = arguments["job"]
     functions: dict[str, Callable[..., dict[str, Any] | None]] = {
@@ -270,17 +273,6 @@ def _zoo(action: str | None = None, **arguments: Any) -> dict[str, Any] | None:
     if action is None:
         return list_entries(**arguments)
     return _ZOO_FUNCTIONS[action](**arguments[action])
-
-
-def _pretrain(words: Sequence[str]) -> int:
-    from esvit_hf.pretraining import parse_arguments, pretrain
-
-    result = pretrain(parse_arguments(words))
-    if result.interrupted:
-        print(f"stopped at step {result.steps}; continue with the same command and --resume true")
-        return 128 + result.signal
-    print(f"done: {result.output_dir} holds the teacher, load it with AutoModel.from_pretrained")
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,10 +5,13 @@ operations.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from esvit_hf.data.color import JITTER_ORDERS, ColorSample
-from esvit_hf.data.cropping import Crop, sample_crop
+from esvit_hf.common.settings import SettingsError, check_settings, setting
+
+if TYPE_CHECKING:
+    from esvit_hf.data.color import ColorSample
+    from esvit_hf.data.cropping import Crop
 
 
 class ViewSample(NamedTuple):
@@ -19,82 +22,55 @@ class ViewSample(NamedTuple):
         color: what happens to its colors.
     """
 
-    crop: Crop
-    color: ColorSample
+    crop: "Crop"
+    color: "ColorSample"
 
 
 @dataclass(frozen=True)
 class ViewSpec:
     """Random views of one kind.
 
-    Args:
-        count: views of this kind an image.
-        size: side of the view in pixels.
-        scale: smallest and largest share of the image's area.
-        teacher: whether the teacher sees these views too (the global views).
-        blur_probability: of a Gaussian blur.
-        solarize_probability: of inverting all values from 128 on.
-        flip_probability: of mirroring left and right.
-        jitter: strength of brightness, contrast, saturation and hue jitter; hue at most 0.5.
-        jitter_probability: of any color jitter.
-        gray_probability: of removing the colors.
-        blur_sigma: smallest and largest standard deviation of the blur in pixels of the view.
-
     Raises:
-        ValueError: a value is out of range.
+        SettingsError: a value has the wrong type or is out of range; all such problems together.
 
     Source: EsViT section 4 and its reference code (the augmentation of DINO).
     """
 
-    count: int
-    size: int
-    scale: tuple[float, float]
-    teacher: bool = False
-    blur_probability: float = 0.5
-    solarize_probability: float = 0.0
-    flip_probability: float = 0.5
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
-    jitter_probability: float = 0.8
-    gray_probability: float = 0.2
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    count: int = setting("views of this kind an image", above=0)
+    size: int = setting("side of the view in pixels", above=0)
+    scale: tuple[float, float] = setting(
+        "smallest and largest share of the image's area", above=0, at_most=1
+    )
+    teacher: bool = setting("whether the teacher sees these views too (the global views)", False)
+    blur_probability: float = setting("of a Gaussian blur", 0.5, at_least=0, at_most=1)
+    solarize_probability: float = setting(
+        "of inverting all values from 128 on", 0.0, at_least=0, at_most=1
+    )
+    flip_probability: float = setting("of mirroring left and right", 0.5, at_least=0, at_most=1)
+    jitter: tuple[float, float, float, float] = setting(
+        "strength of brightness, contrast, saturation and hue jitter; hue at most 0.5",
+        (0.4, 0.4, 0.2, 0.1),
+        at_least=0,
+    )
+    jitter_probability: float = setting("of any color jitter", 0.8, at_least=0, at_most=1)
+    gray_probability: float = setting("of removing the colors", 0.2, at_least=0, at_most=1)
+    blur_sigma: tuple[float, float] = setting(
+        "smallest and largest standard deviation of the blur in pixels of the view",
+        (0.1, 2.0),
+        above=0,
+    )
 
     def __post_init__(self) -> None:
-        for field in ("count", "size"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise _bad_value(field, value, "a whole number from 1 on")
-        for field in ("blur", "solarize", "flip", "jitter", "gray"):
-            value = getattr(self, f"{field}_probability")
-            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise _bad_value(f"{field}_probability", value, "a number from 0 to 1")
-        self._check_numbers("scale", 2, "two numbers with 0 < smallest <= largest <= 1")
-        self._check_numbers("blur_sigma", 2, "two numbers with 0 < smallest <= largest")
-        self._check_numbers(
-            "jitter",
-            4,
-            "four numbers from 0 on: brightness, contrast, saturation, hue (at most 0.5)",
-        )
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise _bad_value("scale", self.scale, "two numbers with 0 < smallest <= largest <= 1")
-        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
-            raise _bad_value(
-                "blur_sigma", self.blur_sigma, "two numbers with 0 < smallest <= largest"
-            )
-        if min(self.jitter) < 0 or self.jitter[3] > 0.5:
-            raise _bad_value(
-                "jitter", self.jitter, "four numbers from 0 on, the last (hue) at most 0.5"
-            )
-
-    def _check_numbers(self, field: str, length: int, remedy: str) -> None:
-        """Check a sequence of numbers, and make it a tuple: recipes hold lists."""
-        value = getattr(self, field)
-        if (
-            not isinstance(value, (tuple, list))
-            or len(value) != length
-            or not all(isinstance(number, (int, float)) for number in value)
-        ):
-            raise _bad_value(field, value, remedy)
-        object.__setattr__(self, field, tuple(float(number) for number in value))
+        check_settings(self)
+        problems = [
+            f"{name} must have the smallest first; it is {low, high}"
+            for name, (low, high) in (("scale", self.scale), ("blur_sigma", self.blur_sigma))
+            if low > high
+        ]
+        if self.jitter[3] > 0.5:
+            problems.append(f"jitter[3], of the hue, must be at most 0.5; it is {self.jitter[3]}")
+        if problems:
+            raise SettingsError(problems)
 
     def sample(self, generator: random.Random, width: int, height: int) -> ViewSample:
         """Sample one view of an image.
@@ -107,6 +83,9 @@ class ViewSpec:
         Returns:
             The view; its crop lies within the image.
         """
+        # It needs PyTorch, which what describes a view does without.
+        from esvit_hf.data.cropping import sample_crop
+
         crop = sample_crop(
             generator,
             width,
@@ -116,7 +95,7 @@ class ViewSpec:
         )
         return ViewSample(crop, self.sample_color(generator))
 
-    def sample_color(self, generator: random.Random) -> ColorSample:
+    def sample_color(self, generator: random.Random) -> "ColorSample":
         """Sample the color operations on one view.
 
         Args:
@@ -125,6 +104,8 @@ class ViewSpec:
         Returns:
             The operations.
         """
+        from esvit_hf.data.color import JITTER_ORDERS, ColorSample
+
         sample = ColorSample()
         if generator.random() < self.jitter_probability:
             brightness, contrast, saturation, hue = self.jitter
@@ -202,7 +183,3 @@ def expand_views(views: Sequence[ViewSpec]) -> list[ViewSpec]:
         )
     single = [replace(view, count=1) for view in views for _ in range(view.count)]
     return sorted(single, key=lambda view: not view.teacher)
-
-
-def _bad_value(field: str, value: object, remedy: str) -> ValueError:
-    return ValueError(f"{field} of a view is {value!r}; set it to {remedy}")

@@ -42,16 +42,22 @@ def plot_training(metrics: Path, num_prototypes: int) -> Picture:
         points = [(line["step"], line[name]) for line in lines if name in line]
         return [step for step, _ in points], [value for _, value in points]
 
+    # A dictionary keeps the order in which the objectives joined.
+    objectives = dict.fromkeys(
+        name.removesuffix("_loss") for line in lines for name in line if name.endswith("_loss")
+    )
     with drawing(12, 3.6) as picture:
         loss_axes, entropy_axes, knn_axes = picture.figure.subplots(1, 3)
-        for name, label in (("loss", "total"), ("view_loss", "view"), ("region_loss", "region")):
-            loss_axes.plot(*series(name), label=label)
+        loss_axes.plot(*series("loss"), label="total")
+        for objective in objectives:
+            loss_axes.plot(*series(f"{objective}_loss"), label=objective)
+            entropy_axes.plot(
+                *series(f"{objective}_teacher_entropy"), label=f"{objective}, one target"
+            )
+            entropy_axes.plot(
+                *series(f"{objective}_mean_target_entropy"), label=f"{objective}, mean target"
+            )
         loss_axes.set(xlabel="step", ylabel="loss (nats)", title="Loss")
-        for name, label in (
-            ("view_teacher_entropy", "one target"),
-            ("view_mean_target_entropy", "mean target"),
-        ):
-            entropy_axes.plot(*series(name), label=label)
         entropy_axes.axhline(math.log(num_prototypes), color="0.5", linestyle=":", label="uniform")
         entropy_axes.set(
             xlabel="step", ylabel="entropy (nats)", title="Teacher entropy", ylim=(0, None)

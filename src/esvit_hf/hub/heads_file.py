@@ -1,5 +1,5 @@
-"""The file beside a pretrained model that lets pretraining continue: heads and centers of both
-tasks.
+"""The file beside a pretrained model that lets pretraining continue: heads and centers of its
+objectives.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ __all__ = ["HEADS_FILE", "SavedHead", "find_heads", "read_heads", "write_heads"]
 HEADS_FILE = "pretraining_heads.safetensors"
 """Name of the file in the model's folder."""
 
-_TASKS = ("view", "region")
+_CENTER = "_center"
 
 
 @dataclass(frozen=True)
 class SavedHead:
-    """The projection head of one task and the center of its teacher.
+    """The projection head of one objective and the center of its teacher.
 
     Attributes:
         state: state dict of the head.
@@ -64,19 +64,19 @@ def find_heads(name_or_path: str, revision: str | None = None) -> Path | None:
 
 
 def write_heads(heads: Mapping[str, SavedHead], path: Path) -> None:
-    """Write heads and centers as `view_head.*`, `view_center`, `region_head.*`, `region_center`.
+    """Write heads and centers as `NAME_head.*` and `NAME_center`.
 
     Args:
-        heads: by task, `view` and `region`.
+        heads: by the name of their objective.
         path: file to write.
     """
     tensors: dict[str, Tensor] = {}
-    for task, head in heads.items():
-        assert task in _TASKS, task
+    for objective, head in heads.items():
         tensors |= {
-            f"{task}_head.{name}": tensor.cpu().contiguous() for name, tensor in head.state.items()
+            f"{objective}_head.{name}": tensor.cpu().contiguous()
+            for name, tensor in head.state.items()
         }
-        tensors[f"{task}_center"] = head.center.cpu().contiguous()
+        tensors[f"{objective}{_CENTER}"] = head.center.cpu().contiguous()
     save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -87,7 +87,7 @@ def read_heads(path: Path) -> dict[str, SavedHead]:
         path: the file.
 
     Returns:
-        The heads that the file has, by task.
+        The heads that the file has, by the name of their objective.
 
     Raises:
         ValueError: the file is unreadable, holds something else, or a head without its center.
@@ -99,18 +99,17 @@ def read_heads(path: Path) -> dict[str, SavedHead]:
             f"{path} is not a readable file of heads ({error}): replace or remove it"
         ) from error
     heads = {}
-    for task in _TASKS:
-        prefix, center = f"{task}_head.", f"{task}_center"
+    for center in [name for name in tensors if name.endswith(_CENTER) and "." not in name]:
+        objective = center.removesuffix(_CENTER)
+        prefix = f"{objective}_head."
         names = [name for name in tensors if name.startswith(prefix)]
+        if not names:
+            raise ValueError(f"{path} has {center} without {prefix}*: replace or remove the file")
         state = {name.removeprefix(prefix): tensors.pop(name) for name in names}
-        if bool(state) != (center in tensors):
-            raise ValueError(
-                f"{path} has {prefix}* or {center} without the other: replace or remove the file"
-            )
-        if state:
-            heads[task] = SavedHead(state, tensors.pop(center))
+        heads[objective] = SavedHead(state, tensors.pop(center))
     if tensors:
         raise ValueError(
-            f"{path} has tensors of no head, such as {next(iter(tensors))}: replace or remove it"
+            f"{path} has tensors of no head with a center, such as {next(iter(tensors))}: replace "
+            f"or remove it"
         )
     return heads

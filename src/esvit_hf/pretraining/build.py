@@ -2,7 +2,6 @@
 
 import copy
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -12,90 +11,61 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.hub.heads_file import SavedHead, find_heads, read_heads
-from esvit_hf.pretraining.centering import TeacherCenter
+from esvit_hf.pretraining.distillation import DistillationNetwork, DistillationParts
 from esvit_hf.pretraining.ema import set_teacher_mode
-from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.pretraining.model import DistillationNetwork
-from esvit_hf.pretraining.recipe import PretrainingArguments
+from esvit_hf.pretraining.objectives.registry import build_objectives
+from esvit_hf.pretraining.recipe import Recipe
 
 
-@dataclass
-class DistillationParts:
-    """Student, teacher and the centers of both tasks, all on the CPU.
-
-    Attributes:
-        student: the network that is trained.
-        teacher: its moving average.
-        centers: `view` and `region`, as far as the recipe has the task.
-    """
-
-    student: DistillationNetwork
-    teacher: DistillationNetwork
-    centers: nn.ModuleDict
-
-
-def starts_from_scratch(arguments: PretrainingArguments) -> bool:
+def starts_from_scratch(recipe: Recipe) -> bool:
     """Say whether the recipe's model is a type to build, not a folder or Hub name with weights."""
-    return arguments.model in CONFIG_MAPPING and not Path(arguments.model).exists()
+    return recipe.model.name in CONFIG_MAPPING and not Path(recipe.model.name).exists()
 
 
-def build_backbone(arguments: PretrainingArguments) -> RegionBackbone:
+def build_backbone(recipe: Recipe) -> RegionBackbone:
     """Build the recipe's backbone: a model type with random weights, or a folder or Hub name with
     its weights.
 
     Raises:
         ValueError: if the name is neither, or a configuration field does not exist.
     """
-    if not starts_from_scratch(arguments):
+    if not starts_from_scratch(recipe):
         return load_backbone(
-            arguments.model,
-            revision=arguments.revision,
-            trust_remote_code=arguments.trust_remote_code,
-            **arguments.model_config,
+            recipe.model.name,
+            revision=recipe.model.revision,
+            trust_remote_code=recipe.model.trust_remote_code,
+            **recipe.model.config,
         )
-    known = {*AutoConfig.for_model(arguments.model).to_dict(), "attn_implementation"}
-    unknown = sorted(set(arguments.model_config) - set(known))
+    known = {*AutoConfig.for_model(recipe.model.name).to_dict(), "attn_implementation"}
+    unknown = sorted(set(recipe.model.config) - set(known))
     if unknown:
         raise ValueError(
-            f"model_config has no field {', '.join(unknown)} for model {arguments.model!r}; "
+            f"model.config has no field {', '.join(unknown)} for model {recipe.model.name!r}; "
             f"its fields are {', '.join(sorted(known))}"
         )
-    config: PretrainedConfig = AutoConfig.for_model(arguments.model, **arguments.model_config)
+    config: PretrainedConfig = AutoConfig.for_model(recipe.model.name, **recipe.model.config)
     return RegionBackbone(AutoModel.from_config(config))
 
 
-def build_parts(arguments: PretrainingArguments) -> DistillationParts:
-    """Build student, teacher and centers, with the heads of `arguments.model` where it brings some.
+def build_parts(recipe: Recipe) -> DistillationParts:
+    """Build student, teacher and centers, with the heads that the recipe's model brings.
 
     Raises:
         ValueError: if heads that come along do not fit the recipe.
     """
-    backbone = build_backbone(arguments)
-    heads: dict[str, ProjectionHead | None] = {}
-    centers = nn.ModuleDict()
-    for task, weight in (("view", arguments.view_weight), ("region", arguments.region_weight)):
-        if weight == 0:
-            heads[task] = None
-            continue
-        heads[task] = ProjectionHead(
-            backbone.feature_dim,
-            arguments.num_prototypes,
-            hidden_dim=arguments.head_hidden_dim,
-            bottleneck_dim=arguments.head_bottleneck_dim,
-            num_layers=arguments.head_layers,
-            batch_norm=arguments.head_batch_norm,
-            train_prototype_gain=arguments.train_prototype_gain,
-        )
-        centers[task] = TeacherCenter(
-            arguments.num_prototypes, arguments.head_bottleneck_dim, arguments.center_momentum
-        )
-    student = DistillationNetwork(backbone, heads["view"], heads["region"])
-    load_heads(arguments, student, centers)
+    backbone = build_backbone(recipe)
+    objectives = build_objectives(recipe.objectives)
+    heads, centers = {}, nn.ModuleDict()
+    for name, objective in objectives.items():
+        heads[name] = objective.build_head(backbone.feature_dim, recipe.heads)
+        centers[name] = objective.build_center(recipe.heads)
+    student = DistillationNetwork(backbone, heads)
+    load_heads(recipe, student, centers)
     teacher = copy.deepcopy(student)
     set_teacher_mode(teacher)
-    if arguments.checkpointed_blocks:
-        checkpoint_blocks(backbone.model, arguments.checkpointed_blocks)
-    return DistillationParts(student, teacher, centers)
+    if recipe.run.checkpointed_blocks:
+        checkpoint_blocks(backbone.model, recipe.run.checkpointed_blocks)
+    return DistillationParts(objectives, student, teacher, centers)
 
 
 def checkpoint_blocks(model: PreTrainedModel, count: int) -> None:
@@ -114,31 +84,34 @@ def checkpoint_blocks(model: PreTrainedModel, count: int) -> None:
     ]
     if count > len(blocks):
         raise ValueError(
-            f"checkpointed_blocks is {count}, but {type(model).__name__} has {len(blocks)} blocks "
-            f"that can be computed again: lower it"
+            f"run.checkpointed_blocks is {count}, but {type(model).__name__} has {len(blocks)} "
+            f"blocks that can be computed again: lower it"
         )
     model.gradient_checkpointing_enable()
     for block in blocks[count:]:
         block.gradient_checkpointing = False
 
 
-def load_heads(
-    arguments: PretrainingArguments, student: DistillationNetwork, centers: nn.ModuleDict
-) -> None:
-    """Load heads and centers from the starting checkpoint: each task that it brings, completely."""
+def load_heads(recipe: Recipe, student: DistillationNetwork, centers: nn.ModuleDict) -> None:
+    """Load heads and centers from the starting checkpoint: each objective that it brings,
+    completely.
+    """
     path = (
-        None if starts_from_scratch(arguments) else find_heads(arguments.model, arguments.revision)
+        None
+        if starts_from_scratch(recipe)
+        else find_heads(recipe.model.name, recipe.model.revision)
     )
     if path is None:
         return
     saved = read_heads(path)
-    for task, head in (("view", student.view_head), ("region", student.region_head)):
-        if head is None or task not in saved:
+    for objective in student.heads:
+        if objective not in saved:
             continue
+        head, center, brought = student.head(objective), centers[objective], saved[objective]
         expected = {name: list(value.shape) for name, value in head.state_dict().items()}
-        expected["center"] = list(centers[task].get_buffer("center").shape)
-        found = {name: list(value.shape) for name, value in saved[task].state.items()}
-        found["center"] = list(saved[task].center.shape)
+        expected["center"] = list(center.get_buffer("center").shape)
+        found = {name: list(value.shape) for name, value in brought.state.items()}
+        found["center"] = list(brought.center.shape)
         if expected != found:
             differing = sorted(
                 name
@@ -146,22 +119,20 @@ def load_heads(
                 if expected.get(name) != found.get(name)
             )
             raise ValueError(
-                f"{path}: the {task} head does not fit the recipe ({differing[0]}: the file has "
-                f"{found.get(differing[0])}, the recipe asks for {expected.get(differing[0])}); "
-                f"set num_prototypes and the head_ fields to those of the checkpoint, or remove "
-                f"the file to start with new heads"
+                f"{path}: the {objective} head does not fit the recipe ({differing[0]}: the file "
+                f"has {found.get(differing[0])}, the recipe asks for "
+                f"{expected.get(differing[0])}); set the fields of heads to those of the "
+                f"checkpoint, or remove the file to start with new heads"
             )
-        head.load_state_dict(saved[task].state)
-        centers[task].load_state_dict({"center": saved[task].center})
+        head.load_state_dict(brought.state)
+        center.load_state_dict({"center": brought.center})
 
 
 def saved_heads(teacher: DistillationNetwork, centers: nn.ModuleDict) -> dict[str, SavedHead]:
-    """Return the heads and centers that pretraining continues from, by task."""
+    """Return the heads and centers that pretraining continues from, by objective."""
     return {
-        name.removesuffix("_head"): SavedHead(
-            head.state_dict(), centers[name.removesuffix("_head")].get_buffer("center")
-        )
-        for name, head in teacher.heads().items()
+        name: SavedHead(head.state_dict(), centers[name].get_buffer("center"))
+        for name, head in teacher.heads.items()
     }
 
 

@@ -57,8 +57,8 @@ class Progress:
         if state["total_batch"] != self.total_batch:
             raise ValueError(
                 f"resume: the checkpoint counts steps of {state['total_batch']} images, this run "
-                f"would take {self.total_batch}: set batch_size and accumulation_steps so that "
-                f"batch_size x accumulation_steps x processes ({self.num_processes}) is "
+                f"would take {self.total_batch}: set run.batch_size and run.accumulation_steps so "
+                f"that batch_size x accumulation_steps x processes ({self.num_processes}) is "
                 f"{state['total_batch']}"
             )
         if state["num_processes"] != self.num_processes:
@@ -126,8 +126,8 @@ def _named_failure(aside: Path) -> Iterator[None]:
         last = f"the last complete one is {complete[-1]}" if complete else "there is no older one"
         raise CheckpointError(
             f"checkpoint {aside.stem} cannot be written to {aside.parent} "
-            f"({str(error).splitlines()[0]}); {last}: make room there (checkpoints_kept) or give "
-            f"another output_dir, and continue with --resume true"
+            f"({str(error).splitlines()[0]}); {last}: make room there (run.checkpoints_kept) or "
+            f"give another run.output_dir, and continue with --run.resume true"
         ) from error
 
 
@@ -220,8 +220,8 @@ def find_checkpoint(output_dir: Path) -> Path | None:
     if (output_dir / RECIPE).is_file():
         return None
     raise ValueError(
-        f"resume: {folder} holds no complete checkpoint; start without --resume, "
-        "or set output_dir to the folder of the run to continue"
+        f"resume: {folder} holds no complete checkpoint; start without --run.resume, "
+        "or set run.output_dir to the folder of the run to continue"
     )
 
 
@@ -247,8 +247,8 @@ def choose_checkpoint(accelerator: Accelerator, output_dir: Path, *, resume: boo
                 found[0] = find_checkpoint(output_dir)
             elif complete_checkpoints(output_dir / "checkpoints"):
                 raise ValueError(
-                    f"output_dir {output_dir} holds the checkpoints of a run: continue it with "
-                    f"--resume true, give another output_dir, or remove "
+                    f"run.output_dir {output_dir} holds the checkpoints of a run: continue it with "
+                    f"--run.resume true, give another run.output_dir, or remove "
                     f"{output_dir / 'checkpoints'}"
                 )
         except ValueError as error:

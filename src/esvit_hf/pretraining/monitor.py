@@ -3,14 +3,12 @@
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from esvit_hf.pretraining.objectives.matching import match_by_feature
 
 PATIENCE = 5
 """Readings in a row that have to agree before a rule speaks; a spike is one reading."""
@@ -25,74 +23,14 @@ LOSS_AT_START = 1.1
 """A loss so many times that of the untrained student says that training has undone itself."""
 
 
-@torch.no_grad()
-def teacher_entropy(
-    bottleneck: Tensor, prototypes: Tensor, center: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Entropy of the teacher's targets, in nats.
-
-    Args:
-        bottleneck: teacher bottlenecks (..., D).
-        prototypes: teacher prototypes (K, D).
-        center: center of the teacher's logits, K elements.
-        temperature: temperature of the teacher.
-
-    Returns:
-        The mean entropy of a single target, and the entropy of the mean target; scalars on the
-        device.
-    """
-    with torch.autocast(bottleneck.device.type, enabled=False):
-        logits = bottleneck.float().flatten(0, -2) @ prototypes.float().T
-        probabilities = torch.softmax((logits - center) / temperature, dim=-1)
-    return torch.special.entr(probabilities).sum(-1).mean(), torch.special.entr(
-        probabilities.mean(0)
-    ).sum()
-
-
-@torch.no_grad()
-def output_spread(bottleneck: Tensor) -> Tensor:
-    """Standard deviation of unit-length outputs over all samples, averaged over their dimensions.
-
-    Args:
-        bottleneck: unit-length bottlenecks (..., D).
-
-    Returns:
-        A scalar on the device: 1 if the outputs fill the sphere evenly, 0 if all are the same.
-    """
-    rows = bottleneck.float().flatten(0, -2)
-    return rows.std(dim=0, correction=0).mean() * math.sqrt(rows.shape[1])
-
-
-@torch.no_grad()
-def match_diversity(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Share of the teacher's regions that some region of another view of the image is matched to.
-
-    Args:
-        student_features: backbone regions of the student (V, B, N, C).
-        teacher_features: backbone regions of the teacher (Q, B, M, C); its views are the student's
-            first ones.
-
-    Returns:
-        A scalar on the device, 1 / M if all regions are matched to the same one.
-    """
-    nearest = match_by_feature(student_features[:, None], teacher_features[None])
-    regions = teacher_features.shape[-2]
-    chosen = nearest.new_zeros(*nearest.shape[:-1], regions).scatter_(-1, nearest, 1)
-    share = chosen.float().mean(dim=(2, 3))
-    views, teacher_views = share.shape
-    other = ~torch.eye(views, teacher_views, dtype=torch.bool, device=share.device)
-    return (share * other).sum() / other.sum()
-
-
 @dataclass(frozen=True)
 class Rule:
     """What a number says when it leaves the range of a sound run.
 
     Attributes:
-        metric: key of `metrics.jsonl`, after `view_` or `region_` if it belongs to a task.
+        metric: key of `metrics.jsonl`.
         unsound: whether a value is outside.
         message: what it means and which setting to change.
-        of_task: whether there is one for each task.
         patience: readings in a row that have to be outside.
         fatal: whether the run stops.
     """
@@ -100,7 +38,6 @@ class Rule:
     metric: str
     unsound: Callable[[float], bool]
     message: str
-    of_task: bool = False
     patience: int = PATIENCE
     fatal: bool = False
 
@@ -112,8 +49,9 @@ class RunMonitor:
     What it remembers is saved and restored with a checkpoint.
 
     Args:
-        num_prototypes: number of prototypes K.
-        total_weight: sum of the weights of the losses.
+        uniform_loss: loss of a student whose distributions are uniform.
+        objective_rules: rules about the signals of each objective, by its name; those about every
+            run come on top.
         device: where the losses are.
 
     Attributes:
@@ -122,10 +60,12 @@ class RunMonitor:
     """
 
     def __init__(
-        self, num_prototypes: int, total_weight: float, device: torch.device | str = "cpu"
+        self,
+        uniform_loss: float,
+        objective_rules: Mapping[str, Iterable[Rule]],
+        device: torch.device | str = "cpu",
     ) -> None:
-        largest = math.log(num_prototypes)
-        self.uniform_loss = total_weight * largest
+        self.uniform_loss = uniform_loss
         self.start_loss: float | None = None
         self.losses: list[float] = []
         self.norms: list[float] = []
@@ -133,33 +73,10 @@ class RunMonitor:
         self.proven_step = 0
         self.peaks = torch.zeros(2, device=device)
         self.rules = (
-            Rule(
-                "teacher_entropy",
-                lambda value: value > 0.999 * largest,
-                "the teacher's targets are uniform, so there is nothing to learn from: lower "
-                "teacher_temperature",
-                of_task=True,
-            ),
-            Rule(
-                "mean_target_entropy",
-                lambda value: value < 0.1 * largest,
-                "the teacher gives every image nearly the same target: lower center_momentum (1 "
-                "turns centering off), raise teacher_temperature or lower learning_rate",
-                of_task=True,
-            ),
-            Rule(
-                "teacher_spread",
-                lambda value: value < 0.02,
-                "the teacher's outputs are nearly the same for every image: lower learning_rate or "
-                "raise teacher_momentum",
-                of_task=True,
-            ),
-            Rule(
-                "region_match_diversity",
-                lambda value: value < 0.02,
-                "nearly all regions of an image are matched to the same region of its other view, "
-                "so the regions have become alike: lower learning_rate, or give view_weight a "
-                "value above 0",
+            *(
+                replace(rule, metric=f"{name}_{rule.metric}")
+                for name, rules in objective_rules.items()
+                for rule in rules
             ),
             Rule(
                 "loss_scale",
@@ -229,12 +146,8 @@ class RunMonitor:
             # many.
             check_finite(values["gradient_norm_peak"], "gradient norm", step)
         for rule in self.rules:
-            names = (
-                [f"view_{rule.metric}", f"region_{rule.metric}"] if rule.of_task else [rule.metric]
-            )
-            for name in names:
-                if name in values:
-                    self._judge(name, values[name], rule, step)
+            if rule.metric in values:
+                self._judge(values[rule.metric], rule, step)
         if not self.alarmed:
             self.proven_step = step - 1
             self.start_loss = values["loss"] if self.start_loss is None else self.start_loss
@@ -242,7 +155,8 @@ class RunMonitor:
             self.norms = [*self.norms, values["gradient_norm"]][-HISTORY:]
         self.peaks.zero_()
 
-    def _judge(self, name: str, value: float, rule: Rule, step: int) -> None:
+    def _judge(self, value: float, rule: Rule, step: int) -> None:
+        name = rule.metric
         self.streaks[name] = self.streaks.get(name, 0) + 1 if rule.unsound(value) else 0
         if self.streaks[name] != rule.patience:
             return

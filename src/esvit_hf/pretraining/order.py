@@ -7,25 +7,25 @@ from accelerate import Accelerator
 from esvit_hf.data.sampling import EpochSampler
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.data.streaming import StreamSource
-from esvit_hf.pretraining.recipe import PretrainingArguments
+from esvit_hf.pretraining.recipe import Recipe
 
 
 class ImageOrder:
     """Which images a process sees at which step; a checkpoint remembers what that depends on.
 
     Args:
-        arguments: the recipe.
+        recipe: the recipe.
         source: the images.
         accelerator: the process's accelerator.
     """
 
     def __init__(
         self,
-        arguments: PretrainingArguments,
+        recipe: Recipe,
         source: ImageSource | StreamSource,
         accelerator: Accelerator,
     ) -> None:
-        self.arguments = arguments
+        self.recipe = recipe
         self.source = source
         self.accelerator = accelerator
 
@@ -36,14 +36,14 @@ class ImageOrder:
             start_step: optimizer steps that are done already.
             total_steps: optimizer steps of the whole run, those done included.
         """
-        arguments = self.arguments
+        recipe = self.recipe
         return self.source.sampler(
-            arguments.batch_size,
-            arguments.seed,
-            num_workers=arguments.num_workers,
+            recipe.run.batch_size,
+            recipe.run.seed,
+            num_workers=recipe.data.num_workers,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
-            accumulation=arguments.accumulation_steps,
+            accumulation=recipe.run.accumulation_steps,
             start_step=start_step,
             total_steps=total_steps,
         )

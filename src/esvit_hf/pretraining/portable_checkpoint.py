@@ -79,14 +79,15 @@ def read_portable(path: Path, folder: Path) -> Path:
         }
     except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is no readable resume point ({error!r}): start without --resume"
+            f"{path} is no readable resume point ({error!r}): start without --run.resume"
         ) from error
     # What comes from elsewhere must not choose where it is written.
     if not _CHECKPOINT_NAME.fullmatch(name) or not all(
         _FILE_NAME.fullmatch(file_name) for file_name in contents
     ):
         raise ValueError(
-            f"{path} is no resume point: it names files outside its folder; start without --resume"
+            f"{path} is no resume point: it names files outside its folder; start without "
+            f"--run.resume"
         )
     final = folder / name
     partial = final.with_suffix(PARTIAL)

@@ -19,7 +19,7 @@ from esvit_hf.hub.errors import explained
 from esvit_hf.hub.push import Publication, how_to_push, prepare_repository, publish
 from esvit_hf.pretraining.checkpoint import complete_checkpoints
 from esvit_hf.pretraining.portable_checkpoint import read_portable, write_portable
-from esvit_hf.pretraining.recipe import PretrainingArguments
+from esvit_hf.pretraining.recipe import Recipe
 
 __all__ = ["RunPublisher", "fetch_resume_point"]
 
@@ -37,22 +37,22 @@ class RunPublisher:
     newest. A push that fails is reported and changes nothing else.
 
     Args:
-        arguments: the recipe, with `hub_model_id`.
+        recipe: the recipe, with `hub.model_id`.
 
     Raises:
         ValueError: nobody is logged in or the rights do not suffice, before anything is trained.
     """
 
-    def __init__(self, arguments: PretrainingArguments) -> None:
-        assert arguments.hub_model_id is not None
-        self.arguments = arguments
-        self.repo_id = arguments.hub_model_id
-        self.stage = arguments.output_dir / ".hub"
+    def __init__(self, recipe: Recipe) -> None:
+        assert recipe.hub.model_id is not None
+        self.recipe = recipe
+        self.repo_id = recipe.hub.model_id
+        self.stage = recipe.run.output_dir / ".hub"
         self.api = HfApi()
         self.running: Future[None] | None = None
         # The bars of uploads would tear that of the training.
         disable_progress_bars()
-        prepare_repository(self.repo_id, private=arguments.hub_private_repo)
+        prepare_repository(self.repo_id, private=recipe.hub.private)
 
     def push_beside(self, step: int, export: Callable[[Path], None]) -> None:
         """Push what there is after a step, in the background, if the strategy asks for it.
@@ -61,18 +61,18 @@ class RunPublisher:
             step: optimizer steps done; their checkpoint is saved.
             export: writes the result so far to a folder; called at once.
         """
-        if self.arguments.hub_strategy == "end":
+        if self.recipe.hub.strategy == "end":
             return
         if self.running is not None and not self.running.done():
             tqdm.write(f"step {step} is not pushed: the push before it is still under way")
             return
         # The card's title is the folder's name.
-        model = self.stage / self.arguments.output_dir.resolve().name
+        model = self.stage / self.recipe.run.output_dir.resolve().name
         try:
             shutil.rmtree(self.stage, ignore_errors=True)
             model.mkdir(parents=True)
             export(model)
-            shutil.copyfile(self.arguments.output_dir / METRICS_FILE, model / METRICS_FILE)
+            shutil.copyfile(self.recipe.run.output_dir / METRICS_FILE, model / METRICS_FILE)
             self._keep_checkpoint()
         except (OSError, SafetensorError) as error:
             self._report_failure(step, error)
@@ -90,12 +90,12 @@ class RunPublisher:
         try:
             if self.running is not None:
                 self.running.result()
-            if interrupted and self.arguments.hub_strategy == "end":
+            if interrupted and self.recipe.hub.strategy == "end":
                 self._say_how_to_push("the run was interrupted and is not pushed")
                 return
             shutil.rmtree(self.stage, ignore_errors=True)
             self._keep_checkpoint()
-            made = self._publish(self.arguments.output_dir, step, load=True)
+            made = self._publish(self.recipe.run.output_dir, step, load=True)
             tqdm.write(f"pushed to {made.url}, commit {made.commit}")
         except (ValueError, OSError, SafetensorError) as error:
             self._say_how_to_push(f"the result could not be pushed: {error}")
@@ -107,8 +107,8 @@ class RunPublisher:
 
     def _keep_checkpoint(self) -> None:
         """Keep the newest checkpoint for the push: the run may remove its own in the meantime."""
-        checkpoints = complete_checkpoints(self.arguments.output_dir / "checkpoints")
-        if self.arguments.hub_strategy == "checkpoint" and checkpoints:
+        checkpoints = complete_checkpoints(self.recipe.run.output_dir / "checkpoints")
+        if self.recipe.hub.strategy == "checkpoint" and checkpoints:
             kept = self.stage / "checkpoints" / checkpoints[-1].name
             shutil.copytree(checkpoints[-1], kept, copy_function=_link_or_copy)
 
@@ -133,37 +133,37 @@ class RunPublisher:
         return publish(
             model,
             self.repo_id,
-            private=self.arguments.hub_private_repo,
+            private=self.recipe.hub.private,
             extra_files={RESUME_FILE: resume_point} if kept else {},
             load=load,
             message=f"Pretraining, step {step}",
         )
 
     def _say_how_to_push(self, reason: str) -> None:
-        private = self.arguments.hub_private_repo
+        private = self.recipe.hub.private
         tqdm.write(
-            f"{reason}; {how_to_push(self.arguments.output_dir, self.repo_id, private=private)}"
+            f"{reason}; {how_to_push(self.recipe.run.output_dir, self.repo_id, private=private)}"
         )
 
 
-def fetch_resume_point(arguments: PretrainingArguments, accelerator: Accelerator) -> None:
+def fetch_resume_point(recipe: Recipe, accelerator: Accelerator) -> None:
     """Bring the resume point of a run from the Hub, unless there is one here; one process does it
     for all.
 
     Args:
-        arguments: the recipe.
+        recipe: the recipe.
         accelerator: the process's accelerator.
 
     Raises:
         ValueError: the repository has none, is not readable, or what it has is no resume point.
     """
-    folder = arguments.output_dir / "checkpoints"
+    folder = recipe.run.output_dir / "checkpoints"
     if (
         accelerator.is_main_process
-        and arguments.hub_model_id is not None
+        and recipe.hub.model_id is not None
         and not complete_checkpoints(folder)
     ):
-        _fetch(arguments.hub_model_id, folder)
+        _fetch(recipe.hub.model_id, folder)
     accelerator.wait_for_everyone()
 
 
@@ -175,7 +175,7 @@ def _fetch(repo_id: str, folder: Path) -> None:
         except EntryNotFoundError as error:
             raise ValueError(
                 f"{repo_id} has no {RESUME_FILE} that can be reached: it is there after a run with "
-                f"--hub_strategy checkpoint; start without --resume"
+                f"--hub.strategy checkpoint; start without --run.resume"
             ) from error
     read_portable(Path(resume_point), folder)
     shutil.copyfile(metrics, folder.parent / METRICS_FILE)

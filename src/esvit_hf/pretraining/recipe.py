@@ -1,302 +1,308 @@
-"""The recipe of a pretraining run: one typed dataclass, filled from a YAML file and the command
-line.
-"""
+"""The recipe of a pretraining run: nested settings, each with its default, range and help."""
 
-import math
-from argparse import ArgumentError
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from jsonargparse import ArgumentParser
-
+from esvit_hf.common.settings import SettingsError, check_settings, setting
+from esvit_hf.common.yaml_text import write_yaml
 from esvit_hf.data.views import ViewSpec, dino_views
-from esvit_hf.hub.push import check_repo_id
-
-MAX_INTEGER = 2**31 - 1
+from esvit_hf.pretraining.objectives.settings import ObjectiveSettings
 
 
-@dataclass
-class PretrainingArguments:
+def _objective_settings() -> dict[str, type[ObjectiveSettings]]:
+    # The objectives need PyTorch, which the help does without.
+    from esvit_hf.pretraining.objectives.registry import objective_settings
+
+    return objective_settings()
+
+
+def _default_objectives() -> dict[str, ObjectiveSettings]:
+    from esvit_hf.pretraining.objectives.registry import default_objectives
+
+    return default_objectives()
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Images, and the views that are cut from them."""
+
+    dataset: str = setting(
+        "Hub name, folder of parquet files, or folder of images with or without class folders; in "
+        "a recipe's file a ./ in front means the folder of that file"
+    )
+    config_name: str | None = setting("configuration of a Hub data set", None)
+    train_split: str = setting("split to pretrain on; its labels are never trained on", "train")
+    image_column: str | None = setting(
+        "column with the images; found by its type if not given", None
+    )
+    label_column: str | None = setting(
+        "column with the labels, for the online k-NN alone; found by its type if not given", None
+    )
+    streaming: bool = setting(
+        "read parquet or tar shards, on disk or remote, while they are needed; dataset may then "
+        "also be an address, a pattern, or an index that `esvit index` wrote",
+        False,
+    )
+    shuffle_buffer: int = setting(
+        "with streaming, encoded images that each worker holds and shuffles together",
+        1024,
+        above=0,
+    )
+    max_broken_fraction: float = setting(
+        "share of undecodable images above which the run stops", 0.01, at_least=0, at_most=1
+    )
+    views: list[ViewSpec] = setting(
+        "the crops of an image; those with teacher: true are seen by the teacher too",
+        factory=dino_views,
+    )
+    eval_resize_ratio: float = setting(
+        "shorter side of an evaluation image over its center crop, which is as large as the "
+        "largest view",
+        256 / 224,
+        above=0,
+    )
+    num_workers: int = setting("data-loading processes of each training process", 8, at_least=0)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The backbone."""
+
+    name: str = setting(
+        "model type to build from scratch (esvit_swin, vit, ...), or folder or Hub name to start "
+        "from",
+        "esvit_swin",
+    )
+    config: dict[str, Any] = setting(
+        "fields of the model's configuration, and attn_implementation (eager is fast in bf16 on "
+        "CPUs)",
+        factory=dict,
+    )
+    revision: str | None = setting("branch, tag or commit of a Hub model", None)
+    trust_remote_code: bool = setting("run code that a Hub model's repository ships", False)
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """The projection heads; every objective has one of the student and one of the teacher."""
+
+    num_prototypes: int = setting("prototypes K of each head", 65536, above=0)
+    hidden_dim: int = setting("width of the hidden layers", 2048, above=0)
+    bottleneck_dim: int = setting("width of the bottleneck", 256, above=0)
+    num_layers: int = setting("linear layers before the prototypes", 3, above=0)
+    batch_norm: bool = setting("batch norm between the layers", False)
+    train_prototype_gain: bool = setting(
+        "train the length of the student's prototypes (the reference's norm_last_layer=False)",
+        True,
+    )
+    student_temperature: float = setting("temperature of the student's softmax", 0.1, above=0)
+    center_momentum: float = setting(
+        "share of the old center that is kept at each step", 0.9, at_least=0, at_most=1
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW, its learning rate, weight decay and clipping."""
+
+    learning_rate: float = setting(
+        "peak learning rate for a total batch of 256; scaled linearly with the total batch",
+        5e-4,
+        above=0,
+    )
+    min_learning_rate: float = setting("learning rate at the end of the cosine", 1e-6, at_least=0)
+    warmup_epochs: float = setting("epochs of the linear learning-rate warm-up", 10.0, at_least=0)
+    weight_decay: float = setting("weight decay at the start", 0.04, at_least=0)
+    weight_decay_end: float = setting(
+        "weight decay at the end (cosine in between)", 0.4, at_least=0
+    )
+    clip_gradient: float = setting("largest gradient norm; 0 turns clipping off", 3.0, at_least=0)
+    clip_mode: Literal["parameter", "global"] = setting(
+        "clip each parameter's gradient on its own, as the reference does, or all of them together",
+        "parameter",
+    )
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """How long the run is, and what changes on the way."""
+
+    num_epochs: int = setting("passes over the data", 300, above=0)
+    max_steps: int | None = setting(
+        "stop after this many optimizer steps; schedules still span num_epochs", None, above=0
+    )
+    teacher_temperature: float = setting(
+        "temperature of the teacher's softmax after its warm-up", 0.07, above=0
+    )
+    warmup_teacher_temperature: float = setting(
+        "temperature of the teacher's softmax at the start", 0.04, above=0
+    )
+    warmup_teacher_temperature_epochs: int = setting(
+        "epochs of the linear temperature warm-up", 30, at_least=0
+    )
+    teacher_momentum: float = setting(
+        "share of the old teacher that is kept at each step, at the start",
+        0.996,
+        at_least=0,
+        at_most=1,
+    )
+    teacher_momentum_end: float = setting(
+        "the same at the end (cosine in between)", 1.0, at_least=0, at_most=1
+    )
+    freeze_last_layer_epochs: int = setting(
+        "epochs during which the prototypes stay as they are", 1, at_least=0
+    )
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where and how it is computed, logged and saved."""
+
+    output_dir: Path = setting("folder of the run", Path("outputs/pretraining"))
+    batch_size: int = setting("images of one process in one forward pass", 64, above=0)
+    accumulation_steps: int = setting("forward passes of an optimizer step", 1, above=0)
+    mixed_precision: Literal["no", "fp16", "bf16"] = setting(
+        "autocast dtype; losses, centers and the teacher's average stay float32", "no"
+    )
+    compile: bool = setting(
+        "compile the student's and the teacher's backbone with torch.compile (needs a C++ "
+        "compiler)",
+        False,
+    )
+    checkpointed_blocks: int = setting(
+        "blocks of the student, from the first on, that the backward pass computes again instead "
+        "of keeping what they computed: the first blocks of a multi-stage network hold the most "
+        "memory",
+        0,
+        at_least=0,
+    )
+    seed: int = setting("seed of weights, order and crops", 0, at_least=0)
+    resume: bool = setting(
+        "continue from the newest complete checkpoint in the output folder", False
+    )
+    logging_steps: int = setting("optimizer steps between two lines of metrics.jsonl", 10, above=0)
+    checkpoint_steps: int = setting(
+        "optimizer steps between two checkpoints; 0 keeps only the one at the end",
+        1000,
+        at_least=0,
+    )
+    checkpoints_kept: int = setting("number of checkpoints kept", 2, above=0)
+    trackers: list[str] = setting(
+        "Accelerate trackers (tensorboard, wandb, ...); auto is TensorBoard if it is installed",
+        factory=lambda: ["auto"],
+    )
+    knn_every_epochs: int = setting(
+        "epochs between two online k-NN evaluations of the teacher; 0 turns them off",
+        0,
+        at_least=0,
+    )
+    knn_split: str = setting(
+        "split whose images are classified by the training split's labels", "test"
+    )
+    knn_neighbors: int = setting("number of neighbors of the online k-NN", 20, above=0)
+
+
+@dataclass(frozen=True)
+class HubSettings:
+    """Publishing on the Hub."""
+
+    push: bool = setting("publish the result, with the login of huggingface_hub or HF_TOKEN", False)
+    model_id: str | None = setting(
+        "NAME/MODEL to publish; resume looks there for a resume point if the output folder has "
+        "none",
+        None,
+    )
+    private: bool = setting("make the repository private", False)
+    strategy: Literal["end", "every_save", "checkpoint"] = setting(
+        "publish at the end, at every_save of a checkpoint, or at every save together with the "
+        "resume point (checkpoint); publishing at saves runs beside the training",
+        "end",
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
     """Everything that decides what a pretraining run does.
 
     Args:
-        dataset: Hub name, folder of parquet files, or folder of images with or without class
-            folders.
-        dataset_config: configuration of a Hub data set.
-        train_split: split to pretrain on; labels are never read for training.
-        image_column: column with the images; found by its type if not given.
-        label_column: column with the labels, for the online k-NN alone.
-        streaming: read parquet or tar shards, on disk or remote, while they are needed; `dataset`
-            may then also be an address, a pattern, or an index that `esvit index` wrote.
-        shuffle_buffer: with streaming, encoded images that each worker holds and shuffles together.
-        max_broken_fraction: share of undecodable images above which the run stops.
-        model: a model type to build from scratch (`esvit_swin`, `vit`, ...), or a folder or Hub
-            name to start from.
-        model_config: fields of the model's configuration, and `attn_implementation` (`eager` is
-            fast in bf16 on CPUs).
-        revision: revision of a Hub model.
-        trust_remote_code: allow a Hub model to run its own code.
-        num_prototypes: prototypes K of each head.
-        head_hidden_dim: width of the heads' hidden layers.
-        head_bottleneck_dim: width of the heads' bottleneck.
-        head_layers: linear layers of a head before its prototypes.
-        head_batch_norm: batch norm in the heads.
-        train_prototype_gain: train the length of the student's prototypes (the reference's
-            `norm_last_layer=False`).
-        view_weight: weight of the view loss; 0 leaves it out.
-        region_weight: weight of the region loss; 0 leaves it out.
-        region_start_epoch: epoch at which the region loss joins; before it the view loss carries
-            both weights.
-        student_temperature: temperature of the student's softmax.
-        teacher_temperature: temperature of the teacher's softmax after its warm-up.
-        warmup_teacher_temperature: temperature of the teacher's softmax at the start.
-        warmup_teacher_temperature_epochs: epochs of the linear temperature warm-up.
-        center_momentum: share of the old center that is kept at each step.
-        teacher_momentum: share of the old teacher that is kept at each step, at the start.
-        teacher_momentum_end: the same at the end (cosine in between).
-        views: the crops of an image; those with `teacher: true` are seen by the teacher too.
-        num_epochs: passes over the data.
-        max_steps: stop after this many optimizer steps; schedules still span `num_epochs`.
-        batch_size: images of one process in one forward pass.
-        accumulation_steps: forward passes of an optimizer step.
-        learning_rate: peak learning rate for a total batch of 256; scaled linearly with the total
-            batch.
-        min_learning_rate: learning rate at the end of the cosine.
-        warmup_epochs: epochs of the linear learning-rate warm-up.
-        weight_decay: weight decay at the start.
-        weight_decay_end: weight decay at the end (cosine in between).
-        clip_gradient: largest gradient norm; 0 turns clipping off.
-        clip_mode: clip each parameter's gradient on its own, as the reference does, or all of them
-            together.
-        freeze_last_layer_epochs: epochs during which the prototypes stay as they are.
-        mixed_precision: autocast dtype; losses, centers and the teacher's average stay float32.
-        compile: compile the student's and the teacher's backbone with torch.compile (needs a C++
-            compiler).
-        checkpointed_blocks: blocks of the student, from the first on, that the backward pass
-            computes again instead of keeping what they computed: the first blocks of a multi-stage
-            network hold the most memory.
-        num_workers: data-loading processes of each training process.
-        seed: seed of weights, order and crops.
-        output_dir: folder of the run.
-        resume: continue from the newest complete checkpoint in the output folder.
-        logging_steps: optimizer steps between two lines of `metrics.jsonl`.
-        checkpoint_steps: optimizer steps between two checkpoints; 0 keeps only the one at the end.
-        checkpoints_kept: number of checkpoints kept.
-        trackers: Accelerate trackers (`tensorboard`, `wandb`, ...); `auto` is TensorBoard if it is
-            installed.
-        knn_every_epochs: epochs between two online k-NN evaluations of the teacher; 0 turns them
-            off.
-        knn_split: split whose images are classified by the training split's labels.
-        knn_neighbors: number of neighbors of the online k-NN.
-        push_to_hub: publish the result on the Hub, with the login of huggingface_hub or HF_TOKEN.
-        hub_model_id: NAME/MODEL to publish; `resume` looks there for a resume point if the output
-            folder has none.
-        hub_private_repo: make the repository private.
-        hub_strategy: publish at the `end`, at `every_save` of a checkpoint, or at every save
-            together with the resume point (`checkpoint`); publishing at saves runs beside the
-            training.
-        eval_resize_ratio: shorter side of an evaluation image over its center crop; the crop is as
-            large as the largest view.
-    """
-
-    dataset: str
-    dataset_config: str | None = None
-    train_split: str = "train"
-    image_column: str | None = None
-    label_column: str | None = None
-    streaming: bool = False
-    shuffle_buffer: int = 1024
-    max_broken_fraction: float = 0.01
-    model: str = "esvit_swin"
-    model_config: dict[str, Any] = field(default_factory=dict)
-    revision: str | None = None
-    trust_remote_code: bool = False
-    num_prototypes: int = 65536
-    head_hidden_dim: int = 2048
-    head_bottleneck_dim: int = 256
-    head_layers: int = 3
-    head_batch_norm: bool = False
-    train_prototype_gain: bool = True
-    view_weight: float = 0.5
-    region_weight: float = 0.5
-    region_start_epoch: int = 0
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.07
-    warmup_teacher_temperature: float = 0.04
-    warmup_teacher_temperature_epochs: int = 30
-    center_momentum: float = 0.9
-    teacher_momentum: float = 0.996
-    teacher_momentum_end: float = 1.0
-    views: list[ViewSpec] = field(default_factory=lambda: list(dino_views()))
-    num_epochs: int = 300
-    max_steps: int | None = None
-    batch_size: int = 64
-    accumulation_steps: int = 1
-    learning_rate: float = 5e-4
-    min_learning_rate: float = 1e-6
-    warmup_epochs: float = 10
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.4
-    clip_gradient: float = 3.0
-    clip_mode: Literal["parameter", "global"] = "parameter"
-    freeze_last_layer_epochs: int = 1
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    compile: bool = False
-    checkpointed_blocks: int = 0
-    num_workers: int = 8
-    seed: int = 0
-    output_dir: Path = Path("outputs/pretraining")
-    resume: bool = False
-    logging_steps: int = 10
-    checkpoint_steps: int = 1000
-    checkpoints_kept: int = 2
-    trackers: list[str] = field(default_factory=lambda: ["auto"])
-    knn_every_epochs: int = 0
-    knn_split: str = "test"
-    knn_neighbors: int = 20
-    push_to_hub: bool = False
-    hub_model_id: str | None = None
-    hub_private_repo: bool = False
-    hub_strategy: Literal["end", "every_save", "checkpoint"] = "end"
-    eval_resize_ratio: float = 256 / 224
-
-    def __post_init__(self) -> None:
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            self._require(
-                value is not None or entry.default is None, entry.name, "must not be null"
-            )
-            self._require(value != "", entry.name, "must not be empty")
-            if isinstance(value, float):
-                self._require(math.isfinite(value), entry.name, "must be a finite number")
-            if isinstance(value, int):
-                self._require(value <= MAX_INTEGER, entry.name, f"must not exceed {MAX_INTEGER}")
-        positive = (
-            "num_prototypes head_hidden_dim head_bottleneck_dim head_layers student_temperature "
-            "teacher_temperature warmup_teacher_temperature num_epochs batch_size "
-            "accumulation_steps learning_rate logging_steps checkpoints_kept knn_neighbors "
-            "eval_resize_ratio shuffle_buffer"
-        )
-        for name in positive.split():
-            self._require(getattr(self, name) > 0, name, "must be greater than 0")
-        not_negative = (
-            "view_weight region_weight region_start_epoch warmup_teacher_temperature_epochs "
-            "min_learning_rate warmup_epochs weight_decay weight_decay_end clip_gradient "
-            "freeze_last_layer_epochs num_workers checkpointed_blocks checkpoint_steps "
-            "knn_every_epochs seed"
-        )
-        for name in not_negative.split():
-            self._require(getattr(self, name) >= 0, name, "must be 0 or greater")
-        for name in (
-            "center_momentum",
-            "teacher_momentum",
-            "teacher_momentum_end",
-            "max_broken_fraction",
-        ):
-            self._require(0 <= getattr(self, name) <= 1, name, "must lie between 0 and 1")
-        self._require(
-            self.max_steps is None or self.max_steps > 0, "max_steps", "must be greater than 0"
-        )
-        self._require(
-            self.view_weight + self.region_weight > 0,
-            "view_weight",
-            "and region_weight must not both be 0",
-        )
-        self._require(
-            self.region_start_epoch == 0 or self.view_weight > 0,
-            "region_start_epoch",
-            "needs a view loss for the epochs before it: give view_weight a value above 0",
-        )
-        self._require(
-            self.region_weight == 0 or self.region_start_epoch < self.num_epochs,
-            "region_start_epoch",
-            f"must be less than num_epochs ({self.num_epochs}), or region_weight 0",
-        )
-        self._require(
-            self.warmup_epochs <= self.num_epochs,
-            "warmup_epochs",
-            f"must not exceed num_epochs ({self.num_epochs})",
-        )
-        self._require(
-            not (self.streaming and self.knn_every_epochs),
-            "knn_every_epochs",
-            "must be 0 with streaming: true, as the online k-NN reads images by index",
-        )
-        self._require(
-            any(view.teacher for view in self.views),
-            "views",
-            "need at least one with teacher: true",
-        )
-        self._require(
-            sum(view.count for view in self.views) > 1,
-            "views",
-            "need at least two crops of an image to compare",
-        )
-        self._require(
-            not self.push_to_hub or self.hub_model_id is not None,
-            "hub_model_id",
-            "must name the model to publish",
-        )
-        if self.hub_model_id is not None:
-            try:
-                check_repo_id(self.hub_model_id)
-            except ValueError as error:
-                raise ValueError(f"hub_model_id: {error}") from error
-
-    def _require(self, condition: bool, name: str, rule: str) -> None:
-        if not condition:
-            raise ValueError(f"{name} {rule}; it is {getattr(self, name)!r}")
-
-
-def argument_parser() -> ArgumentParser:
-    """Build the parser of `esvit pretrain RECIPE.yaml [--field value ...]`."""
-    parser = ArgumentParser(
-        prog="esvit pretrain",
-        usage="esvit pretrain [RECIPE.yaml] [--field value ...]",
-        description="Pretrain a vision backbone with EsViT's view loss and region loss.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--recipe", action="config", help="YAML file with any of the fields below")
-    parser.add_class_arguments(PretrainingArguments)
-    return parser
-
-
-def parse_arguments(command_line: Sequence[str]) -> PretrainingArguments:
-    """Read a recipe and the fields that override it.
-
-    Args:
-        command_line: `[RECIPE.yaml] [--field value ...]`.
-
-    Returns:
-        The checked arguments.
+        data: images and views.
+        model: the backbone.
+        heads: the projection heads.
+        objectives: settings of each objective of the run, by its name.
+        optimizer: learning rate, weight decay and clipping.
+        schedule: length of the run, and what changes on the way.
+        run: where and how it is computed, logged and saved.
+        hub: publishing.
 
     Raises:
-        ValueError: for an unknown field, a value of the wrong type or out of range, or a missing
-            recipe.
+        SettingsError: a value has the wrong type or is out of range, or values do not fit together;
+            all such problems together.
     """
-    words = list(command_line)
-    if words and not words[0].startswith("-"):
-        if not Path(words[0]).is_file():
-            raise ValueError(f"recipe {words[0]!r} is not a file: give the path of a YAML recipe")
-        words = ["--recipe", *words]
-    parser = argument_parser()
-    try:
-        namespace = parser.instantiate(parser.parse_args(words))
-    except OverflowError as error:
-        raise ValueError(f"a number in the recipe is too large ({error})") from error
-    except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    del namespace["recipe"]
-    if words[:1] == ["--recipe"]:
-        # The parser overlooks an unknown field whose value is an empty mapping.
-        names = {entry.name for entry in fields(PretrainingArguments)}
-        for name in yaml.safe_load(Path(words[1]).read_text()) or {}:
-            if str(name).partition(".")[0] not in names:
-                raise ValueError(
-                    f"recipe {words[1]!r} has a field {name!r}, which does not exist: see --help"
+
+    data: DataSettings
+    model: ModelSettings = ModelSettings()
+    heads: HeadSettings = HeadSettings()
+    objectives: dict[str, ObjectiveSettings] = setting(
+        "settings of each objective of the run by its NAME (view, region); one that is left out or "
+        "null is not part of it",
+        factory=_default_objectives,
+        members=_objective_settings,
+    )
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    run: RunSettings = RunSettings()
+    hub: HubSettings = HubSettings()
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        problems = list(self._contradictions())
+        if problems:
+            raise SettingsError(problems)
+
+    def _contradictions(self) -> Iterator[str]:
+        """Say which values do not fit together."""
+        epochs = self.schedule.num_epochs
+        starts = {name: chosen.start_epoch for name, chosen in self.objectives.items()}
+        if not starts:
+            yield f"objectives must name at least one of {', '.join(_objective_settings())}"
+        elif min(starts.values()) > 0:
+            yield "objectives need one that takes part from the first epoch, with start_epoch: 0"
+        for name, start in starts.items():
+            if start >= epochs:
+                yield (
+                    f"objectives.{name}.start_epoch must be less than schedule.num_epochs "
+                    f"({epochs}); it is {start}"
                 )
-    return PretrainingArguments(**namespace.as_dict())
+        if self.optimizer.warmup_epochs > epochs:
+            yield (
+                f"optimizer.warmup_epochs must not exceed schedule.num_epochs ({epochs}); it is "
+                f"{self.optimizer.warmup_epochs}"
+            )
+        if self.data.streaming and self.run.knn_every_epochs:
+            yield (
+                f"run.knn_every_epochs must be 0 with data.streaming: true, as the online k-NN "
+                f"reads images by index; it is {self.run.knn_every_epochs}"
+            )
+        if not any(view.teacher for view in self.data.views):
+            yield "data.views need at least one with teacher: true"
+        if sum(view.count for view in self.data.views) < 2:
+            yield "data.views need at least two crops of an image to compare"
+        if self.hub.push and self.hub.model_id is None:
+            yield "hub.model_id must name the model to publish"
+        if self.hub.model_id is not None:
+            # What else is imported here takes seconds.
+            from esvit_hf.hub.push import check_repo_id
+
+            try:
+                check_repo_id(self.hub.model_id)
+            except ValueError as error:
+                yield f"hub.model_id: {error}"
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML that reads back equal."""
+    values = asdict(recipe)
+    values["run"]["output_dir"] = str(recipe.run.output_dir)
+    return write_yaml(values)

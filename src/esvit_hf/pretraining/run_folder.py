@@ -2,11 +2,10 @@
 heads, model card.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from esvit_hf.hub.cards import CardFacts, write_card
@@ -15,24 +14,13 @@ from esvit_hf.hub.measurements import MEASUREMENTS_FILE
 from esvit_hf.hub.training_data import find_training_data
 from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
 from esvit_hf.pretraining.build import saved_heads, starts_from_scratch
-from esvit_hf.pretraining.model import DistillationNetwork
-from esvit_hf.pretraining.recipe import PretrainingArguments
+from esvit_hf.pretraining.distillation import DistillationNetwork
+from esvit_hf.pretraining.recipe import Recipe, recipe_yaml
 
 
-def recipe_yaml(arguments: PretrainingArguments) -> str:
-    """Return the resolved recipe as YAML that `esvit pretrain` reads again."""
-    fields = asdict(arguments)
-    fields["output_dir"] = str(arguments.output_dir)
-    fields["views"] = [
-        {name: list(value) if isinstance(value, tuple) else value for name, value in view.items()}
-        for view in fields["views"]
-    ]
-    return yaml.safe_dump(fields, sort_keys=False)
-
-
-def dataset_name(arguments: PretrainingArguments) -> str:
+def dataset_name(recipe: Recipe) -> str:
     """Return the data set's name without the folders of this machine."""
-    return _public_name(arguments.dataset)
+    return _public_name(recipe.data.dataset)
 
 
 def _public_name(name_or_path: str) -> str:
@@ -40,17 +28,17 @@ def _public_name(name_or_path: str) -> str:
     return path.resolve().name if path.exists() else name_or_path
 
 
-def make_processor(arguments: PretrainingArguments) -> EsvitImageProcessor:
+def make_processor(recipe: Recipe) -> EsvitImageProcessor:
     """Build the evaluation transform that belongs to the recipe's largest view."""
-    crop = max(view.size for view in arguments.views)
+    crop = max(view.size for view in recipe.data.views)
     return EsvitImageProcessor(
-        size={"shortest_edge": round(crop * arguments.eval_resize_ratio)},
+        size={"shortest_edge": round(crop * recipe.data.eval_resize_ratio)},
         crop_size={"height": crop, "width": crop},
     )
 
 
 def export_run(
-    arguments: PretrainingArguments,
+    recipe: Recipe,
     teacher: DistillationNetwork,
     centers: nn.ModuleDict,
     *,
@@ -61,28 +49,28 @@ def export_run(
     """Write the teacher, its processor, its heads and a card to the run's output folder.
 
     Args:
-        arguments: the recipe.
+        recipe: the recipe.
         teacher: the teacher network.
-        centers: centers of the tasks.
+        centers: centers of the objectives.
         steps: optimizer steps done.
         total_batch: images of an optimizer step.
         metrics: last measured numbers, for the card.
     """
-    output: Path = arguments.output_dir
+    output: Path = recipe.run.output_dir
     model = teacher.backbone.model
     model.save_pretrained(output)
-    make_processor(arguments).save_pretrained(output)
+    make_processor(recipe).save_pretrained(output)
     write_heads(saved_heads(teacher, centers), output / HEADS_FILE)
     # Numbers of an earlier teacher in the same folder are not this one's.
     (output / MEASUREMENTS_FILE).unlink(missing_ok=True)
     write_card(
         output,
-        _run_facts(arguments, teacher, steps=steps, total_batch=total_batch, metrics=metrics),
+        _run_facts(recipe, teacher, steps=steps, total_batch=total_batch, metrics=metrics),
     )
 
 
 def _run_facts(
-    arguments: PretrainingArguments,
+    recipe: Recipe,
     teacher: DistillationNetwork,
     *,
     steps: int,
@@ -91,20 +79,16 @@ def _run_facts(
 ) -> CardFacts:
     model, name, dataset = (
         teacher.backbone.model,
-        arguments.output_dir.resolve().name,
-        dataset_name(arguments),
+        recipe.run.output_dir.resolve().name,
+        dataset_name(recipe),
     )
-    start = _public_name(arguments.model)
-    losses = [
-        f"the {task} loss"
-        for task in ("view", "region")
-        if getattr(teacher, f"{task}_head") is not None
-    ]
+    start = _public_name(recipe.model.name)
+    losses = [f"the {name} loss" for name in teacher.heads]
     known = find_training_data(dataset)
     if known is not None:
         datasets = [known.hub_id] if known.hub_id else []
     else:
-        datasets = [] if Path(arguments.dataset).exists() else [dataset]
+        datasets = [] if Path(recipe.data.dataset).exists() else [dataset]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return CardFacts(
         title=name,
@@ -119,9 +103,7 @@ def _run_facts(
         if known
         else f"What the network knows comes from the pictures of `{dataset}`.",
         training={
-            "start": "random weights"
-            if starts_from_scratch(arguments)
-            else f"weights of `{start}`",
+            "start": "random weights" if starts_from_scratch(recipe) else f"weights of `{start}`",
             "data": f"`{dataset}`",
             "optimizer steps": steps,
             "images of a step": total_batch,
@@ -130,9 +112,16 @@ def _run_facts(
         command_remark="The run, with the recipe below, which is in this folder as well:",
         datasets=datasets,
         base_model=None
-        if starts_from_scratch(arguments) or Path(arguments.model).exists()
+        if starts_from_scratch(recipe) or Path(recipe.model.name).exists()
         else start,
-        recipe=recipe_yaml(replace(arguments, dataset=dataset, model=start, output_dir=Path(name))),
+        recipe=recipe_yaml(
+            replace(
+                recipe,
+                data=replace(recipe.data, dataset=dataset),
+                model=replace(recipe.model, name=start),
+                run=replace(recipe.run, output_dir=Path(name)),
+            )
+        ),
         during_run=metrics,
         has_heads=True,
     )

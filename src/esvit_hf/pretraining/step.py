@@ -1,8 +1,9 @@
 """One optimizer step of self-distillation, in the reference's order."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -11,13 +12,15 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from esvit_hf.pretraining.batch_norm import synchronize_batch_norms
-from esvit_hf.pretraining.build import DistillationParts
-from esvit_hf.pretraining.centering import TeacherCenter
+from esvit_hf.pretraining.centering import TeacherCenter, mean_bottleneck
+from esvit_hf.pretraining.distillation import (
+    DistillationNetwork,
+    DistillationOutput,
+    DistillationParts,
+    loss_weights,
+)
 from esvit_hf.pretraining.ema import update_teacher
-from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.pretraining.losses import region_loss, view_loss
-from esvit_hf.pretraining.model import DistillationNetwork, DistillationOutput
-from esvit_hf.pretraining.monitor import match_diversity, output_spread, teacher_entropy
+from esvit_hf.pretraining.objectives.base import Comparison, Projection
 from esvit_hf.pretraining.optimizer import (
     build_optimizer,
     clip_all_gradients,
@@ -25,11 +28,11 @@ from esvit_hf.pretraining.optimizer import (
     forget_replaced_parameters,
     gradient_norm,
 )
-from esvit_hf.pretraining.recipe import PretrainingArguments
+from esvit_hf.pretraining.recipe import Recipe
 from esvit_hf.pretraining.schedules import Schedule, cosine_schedule, linear_schedule
 
 MONITORED_IMAGES = 8
-"""Images of a micro-batch whose regions are kept for the run's monitor."""
+"""Images of a micro-batch whose student outputs are kept for the signals."""
 
 
 @dataclass(frozen=True)
@@ -43,52 +46,64 @@ class StepSchedules:
     steps_per_epoch: int
 
     @classmethod
-    def from_arguments(
-        cls, arguments: PretrainingArguments, steps_per_epoch: int, total_batch: int
-    ) -> "StepSchedules":
+    def from_recipe(cls, recipe: Recipe, steps_per_epoch: int, total_batch: int) -> "StepSchedules":
         """Turn the recipe's epochs into steps, in this one place.
 
         Args:
-            arguments: the recipe.
+            recipe: the recipe.
             steps_per_epoch: optimizer steps of an epoch.
             total_batch: images of an optimizer step over all processes and micro-batches.
         """
-        total_steps = arguments.num_epochs * steps_per_epoch
+        total_steps = recipe.schedule.num_epochs * steps_per_epoch
         return cls(
             learning_rate=cosine_schedule(
-                arguments.learning_rate * total_batch / 256,
-                arguments.min_learning_rate,
+                recipe.optimizer.learning_rate * total_batch / 256,
+                recipe.optimizer.min_learning_rate,
                 total_steps,
-                warmup_steps=int(arguments.warmup_epochs * steps_per_epoch),
+                warmup_steps=int(recipe.optimizer.warmup_epochs * steps_per_epoch),
             ),
             weight_decay=cosine_schedule(
-                arguments.weight_decay, arguments.weight_decay_end, total_steps
+                recipe.optimizer.weight_decay, recipe.optimizer.weight_decay_end, total_steps
             ),
             teacher_momentum=cosine_schedule(
-                arguments.teacher_momentum, arguments.teacher_momentum_end, total_steps
+                recipe.schedule.teacher_momentum, recipe.schedule.teacher_momentum_end, total_steps
             ),
             teacher_temperature=linear_schedule(
-                arguments.warmup_teacher_temperature,
-                arguments.teacher_temperature,
-                arguments.warmup_teacher_temperature_epochs,
+                recipe.schedule.warmup_teacher_temperature,
+                recipe.schedule.teacher_temperature,
+                recipe.schedule.warmup_teacher_temperature_epochs,
             ),
             steps_per_epoch=steps_per_epoch,
         )
 
+    def epoch(self, step: int) -> int:
+        """Return the epoch that a step belongs to."""
+        return step // self.steps_per_epoch
 
-@dataclass
-class LossValues:
-    """Losses of one micro-batch; scalars on the device.
+    def values(self, step: int) -> dict[str, float]:
+        """Return the scheduled numbers of a step by name."""
+        return {
+            "learning_rate": self.learning_rate(step),
+            "weight_decay": self.weight_decay(step),
+            "teacher_momentum": self.teacher_momentum(step),
+            "teacher_temperature": self.teacher_temperature(self.epoch(step)),
+        }
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one micro-batch gave; scalars on the device.
 
     Attributes:
-        total: weighted sum, with its graph.
-        view: view loss, detached; None if the task is off.
-        region: region loss, detached; None if the task is off.
+        total: weighted sum of the losses, with its graph.
+        losses: loss of every objective that took part, detached.
+        comparisons: the outputs that centers and signals are made of, by objective; the student's
+            are copies of a few images.
     """
 
     total: Tensor
-    view: Tensor | None
-    region: Tensor | None
+    losses: dict[str, Tensor]
+    comparisons: dict[str, Comparison]
 
 
 class DistillationStep:
@@ -97,28 +112,29 @@ class DistillationStep:
     No call waits for the device: losses and norms stay tensors.
 
     Args:
-        arguments: the recipe.
-        parts: student, teacher and centers.
+        recipe: the recipe.
+        parts: objectives, student, teacher and centers.
         schedules: schedules in steps.
         accelerator: the process's accelerator; it moves and wraps the networks.
     """
 
     def __init__(
         self,
-        arguments: PretrainingArguments,
+        recipe: Recipe,
         parts: DistillationParts,
         schedules: StepSchedules,
         accelerator: Accelerator,
     ) -> None:
-        self.arguments = arguments
+        self.recipe = recipe
         self.schedules = schedules
         self.accelerator = accelerator
+        self.objectives = parts.objectives
         self.teacher = parts.teacher.to(accelerator.device)
         self.centers = parts.centers.to(accelerator.device)
         if accelerator.num_processes > 1:
             synchronize_batch_norms(parts.student)
             synchronize_batch_norms(self.teacher)
-        if arguments.compile:
+        if recipe.run.compile:
             parts.student.backbone.compile()
             self.teacher.backbone.compile()
         self.wrapped_student, self.optimizer = accelerator.prepare(
@@ -131,100 +147,63 @@ class DistillationStep:
             forget_replaced_parameters(self.optimizer)
         self.student: DistillationNetwork = accelerator.unwrap_model(self.wrapped_student)
         self.wrapped_student.train()
-        self.teacher_output: DistillationOutput | None = None
-        self.student_regions: Tensor | None = None
+        self.teacher_means: defaultdict[str, list[Tensor]] = defaultdict(list)
 
-    def regions_active(self, step: int) -> bool:
-        """Tell whether the region loss takes part in this step."""
-        return (
-            self.arguments.region_weight > 0
-            and self.epoch(step) >= self.arguments.region_start_epoch
-        )
-
-    def epoch(self, step: int) -> int:
-        """Return the epoch that a step belongs to."""
-        return step // self.schedules.steps_per_epoch
-
-    def losses(self, crops: Sequence[Tensor], teacher_views: int, step: int) -> LossValues:
-        """Run student and teacher on one micro-batch.
+    def losses(self, crops: Sequence[Tensor], teacher_views: int, step: int) -> MicroBatch:
+        """Compare student and teacher on one micro-batch; weights, gradients and centers stay.
 
         Args:
             crops: one float tensor (B, 3, H, W) a view, the teacher's views first.
             teacher_views: number of views the teacher sees.
             step: optimizer step, counted from 0.
         """
-        with_regions = self.regions_active(step)
+        weights = loss_weights(self.objectives, self.schedules.epoch(step))
+        active = [self.objectives[name] for name in weights]
+        student_crops, prepared = crops, {}
+        for objective in active:
+            student_crops, prepared[objective.name] = objective.prepare_student_crops(
+                student_crops, teacher_views
+            )
         with torch.inference_mode(), self.accelerator.autocast():
-            teacher = self.teacher(crops[:teacher_views], with_regions)
-        student: DistillationOutput = self.wrapped_student(crops, with_regions)
-        self.teacher_output = teacher
-        # A copy of a few, as a part of the tensor would hold all of it.
-        self.student_regions = (
-            student.region_features[0][:, :MONITORED_IMAGES].detach().clone()
-            if student.region_features
-            else None
-        )
-        view = region = None
+            teacher: DistillationOutput = self.teacher(crops[:teacher_views], active)
+        student: DistillationOutput = self.wrapped_student(student_crops, active)
+        losses: dict[str, Tensor] = {}
+        comparisons: dict[str, Comparison] = {}
         with self.accelerator.autocast():
-            if student.views is not None:
-                view = view_loss(
-                    student.views,
-                    self.student_head("view").prototype_direction,
-                    teacher.views,
-                    self.teacher_head("view").prototype_direction,
-                    self.center("view").center,
-                    **self.loss_settings("view", step),
+            for objective in active:
+                name = objective.name
+                comparison = Comparison(
+                    student.projections[name],
+                    teacher.projections[name],
+                    self.student.head(name),
+                    self.teacher.head(name),
+                    self.center(name).center,
+                    self.recipe.heads.student_temperature,
+                    self.schedules.teacher_temperature(self.schedules.epoch(step)),
+                    prepared[name],
                 )
-                self.center("view").observe(teacher.views)
-            if with_regions:
-                region = region_loss(
-                    student.regions,
-                    student.region_features,
-                    self.student_head("region").prototype_direction,
-                    teacher.regions,
-                    teacher.region_features,
-                    self.teacher_head("region").prototype_direction,
-                    self.center("region").center,
-                    **self.loss_settings("region", step),
-                )
-                self.center("region").observe(
-                    torch.cat([group.flatten(0, 2) for group in teacher.regions])
-                )
-        return self.weigh(view, region)
-
-    def loss_settings(self, task: str, step: int) -> dict[str, Any]:
-        """Return the temperatures of a step, and the lengths of both networks' prototypes of a
-        task.
-        """
-        return {
-            "student_temperature": self.arguments.student_temperature,
-            "teacher_temperature": self.schedules.teacher_temperature(self.epoch(step)),
-            "gain": self.student_head(task).prototype_gain,
-            "teacher_gain": self.teacher_head(task).prototype_gain,
-        }
-
-    def weigh(self, view: Tensor | None, region: Tensor | None) -> LossValues:
-        """Add up the losses; before the region loss joins, the view loss carries both weights."""
-        view_weight, region_weight = self.arguments.view_weight, self.arguments.region_weight
-        if view is None:
-            assert region is not None
-            return LossValues(region_weight * region, None, region.detach())
-        if region is None:
-            return LossValues((view_weight + region_weight) * view, view.detach(), None)
-        return LossValues(
-            view_weight * view + region_weight * region, view.detach(), region.detach()
+                losses[name] = objective.loss(comparison)
+                comparisons[name] = replace(comparison, student=few_images(comparison.student))
+        total = torch.stack([weight * losses[name] for name, weight in weights.items()]).sum()
+        idle = [name for name in self.objectives if name not in weights]
+        if idle:
+            total = total + self.zero_of_heads(idle)
+        return MicroBatch(
+            total, {name: loss.detach() for name, loss in losses.items()}, comparisons
         )
 
-    def center(self, task: str) -> TeacherCenter:
-        """Return the center of a task, `view` or `region`."""
-        center = self.centers[task]
-        assert isinstance(center, TeacherCenter)
-        return center
+    def zero_of_heads(self, objectives: Iterable[str]) -> Tensor:
+        """Return a zero that depends on all of some heads: replicas wait for a gradient of every
+        parameter, used or not.
+        """
+        heads = [self.student.head(name) for name in objectives]
+        firsts = [parameter.flatten()[0] for head in heads for parameter in head.parameters()]
+        return 0.0 * torch.stack(firsts).sum()
 
     def accumulate(
         self, crops: Sequence[Tensor], teacher_views: int, step: int, *, last: bool
-    ) -> LossValues:
-        """Add the gradients of one micro-batch.
+    ) -> MicroBatch:
+        """Add the gradients of one micro-batch, and note the teacher's outputs for its centers.
 
         Args:
             crops: one float tensor (B, 3, H, W) a view, the teacher's views first.
@@ -234,16 +213,14 @@ class DistillationStep:
                 gradients.
 
         Returns:
-            The losses of the micro-batch.
+            What the micro-batch gave.
         """
-        if last:
-            values = self.losses(crops, teacher_views, step)
-            self.accelerator.backward(values.total / self.arguments.accumulation_steps)
-            return values
-        with self.accelerator.no_sync(self.wrapped_student):
-            values = self.losses(crops, teacher_views, step)
-            self.accelerator.backward(values.total / self.arguments.accumulation_steps)
-        return values
+        with nullcontext() if last else self.accelerator.no_sync(self.wrapped_student):
+            micro_batch = self.losses(crops, teacher_views, step)
+            self.accelerator.backward(micro_batch.total / self.recipe.run.accumulation_steps)
+        for name, comparison in micro_batch.comparisons.items():
+            self.teacher_means[name].append(mean_bottleneck(comparison.teacher.bottlenecks))
+        return micro_batch
 
     def update(self, step: int) -> Tensor:
         """Clip, drop frozen gradients, step the optimizer, then move the centers and the teacher.
@@ -259,23 +236,23 @@ class DistillationStep:
             if decayed:
                 group["weight_decay"] = self.schedules.weight_decay(step)
         self.accelerator.unscale_gradients(self.optimizer)
-        if self.arguments.clip_gradient > 0:
+        if self.recipe.optimizer.clip_gradient > 0:
             clip = (
                 clip_each_gradient
-                if self.arguments.clip_mode == "parameter"
+                if self.recipe.optimizer.clip_mode == "parameter"
                 else clip_all_gradients
             )
-            norm = clip(self.student.parameters(), self.arguments.clip_gradient)
+            norm = clip(self.student.parameters(), self.recipe.optimizer.clip_gradient)
         else:
             norm = gradient_norm(self.student.parameters())
         for parameter in self.frozen_parameters(step):
             parameter.grad = None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for task in self.centers:
-            if task == "view" or self.regions_active(step):
-                head = self.teacher_head(task)
-                self.center(task).update_center(head.prototype_direction, head.prototype_gain)
+        for name, means in self.teacher_means.items():
+            head = self.teacher.head(name)
+            self.center(name).update_center(means, head.prototype_direction, head.prototype_gain)
+        self.teacher_means.clear()
         update_teacher(
             self.teacher.parameters(),
             self.student.parameters(),
@@ -283,59 +260,48 @@ class DistillationStep:
         )
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def teacher_signals(self, step: int) -> dict[str, Tensor]:
-        """Describe the teacher's outputs of the last micro-batch by numbers that tell a collapse.
+    def signals(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
+        """Describe the outputs of a micro-batch by numbers that tell a collapse.
 
         Args:
-            step: optimizer step, counted from 0.
+            micro_batch: the last one of the step.
 
         Returns:
             Scalars on the device, by their names in `metrics.jsonl`.
         """
-        output = self.teacher_output
-        assert output is not None
-        temperature = self.schedules.teacher_temperature(self.epoch(step))
-        outputs: dict[str, tuple[Tensor, Tensor]] = {}
-        if output.views is not None:
-            outputs["view"] = output.views, output.views
-        if output.regions:
-            # Entropies take a row of K logits for every region: one image is enough.
-            outputs["region"] = output.regions[0], output.regions[0][:, :1]
-        signals: dict[str, Tensor] = {}
-        for task, (rows, few) in outputs.items():
-            center = self.center(task).center
-            single, mean = teacher_entropy(
-                few, self.teacher_head(task).prototypes(), center, temperature
-            )
-            signals |= {f"{task}_teacher_entropy": single, f"{task}_mean_target_entropy": mean}
-            signals |= {
-                f"{task}_teacher_spread": output_spread(rows),
-                f"{task}_center_norm": center.norm(),
-            }
-        if self.student_regions is not None and len(self.student_regions) > 1:
-            teacher_regions = output.region_features[0][:, :MONITORED_IMAGES]
-            signals["region_match_diversity"] = match_diversity(
-                self.student_regions, teacher_regions
-            )
-        return signals
+        return {
+            f"{name}_{signal}": value
+            for name, comparison in micro_batch.comparisons.items()
+            for signal, value in self.objectives[name].signals(comparison).items()
+        }
 
-    def student_head(self, task: str) -> ProjectionHead:
-        """Return the student's head of a task, `view` or `region`."""
-        return self.student.heads()[f"{task}_head"]
-
-    def teacher_head(self, task: str) -> ProjectionHead:
-        """Return the teacher's head of a task, `view` or `region`."""
-        return self.teacher.heads()[f"{task}_head"]
+    def center(self, objective: str) -> TeacherCenter:
+        """Return the center of an objective."""
+        center = self.centers[objective]
+        assert isinstance(center, TeacherCenter)
+        return center
 
     def frozen_parameters(self, step: int) -> list[nn.Parameter]:
         """Return the parameters that this step leaves alone."""
+        started = loss_weights(self.objectives, self.schedules.epoch(step))
+        freeze_last_layer = (
+            self.schedules.epoch(step) < self.recipe.schedule.freeze_last_layer_epochs
+        )
         frozen: list[nn.Parameter] = []
-        if self.epoch(step) < self.arguments.freeze_last_layer_epochs:
-            frozen = [
-                parameter
-                for head in self.student.heads().values()
-                for parameter in head.last_layer_parameters()
-            ]
-        if self.student.region_head is not None and not self.regions_active(step):
-            frozen.extend(self.student.region_head.parameters())
+        for name in self.objectives:
+            head = self.student.head(name)
+            if name not in started:
+                frozen.extend(head.parameters())
+            elif freeze_last_layer:
+                frozen.extend(head.last_layer_parameters())
         return frozen
+
+
+def few_images(projection: Projection) -> Projection:
+    """Copy the outputs of a few images, as a part of a tensor would hold all of it."""
+    return Projection(
+        *(
+            [group[:, :MONITORED_IMAGES].detach().clone() for group in groups]
+            for groups in (projection.features, projection.bottlenecks)
+        )
+    )

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
+from esvit_hf.pretraining.objectives.region import RegionObjective
+from esvit_hf.pretraining.objectives.view import ViewObjective
 from esvit_hf.reference.baseline_rules import BASELINE_RULES
 from esvit_hf.reference.network_rules import ESVIT_RULES, NetworkRule, Rename
 
@@ -22,8 +24,13 @@ State = dict[str, Tensor]
 
 NETWORK_RULES: tuple[NetworkRule, ...] = (*ESVIT_RULES, *BASELINE_RULES)
 
-# Names behind "head." (view) and "head_dense." (region). A head of one layer has no index in the
-# reference.
+REFERENCE_HEADS: dict[str, tuple[str, str]] = {
+    ViewObjective.name: ("head", "center"),
+    RegionObjective.name: ("head_dense", "center_grid"),
+}
+"""What the reference calls the head and the center of an objective."""
+
+# Names behind the head's. A head of one layer has no index in the reference.
 _HEAD_RENAMES: tuple[Rename, ...] = (
     (r"mlp\.(\d+)\.(\w+)", r"layers.\1.\2"),
     (r"mlp\.(weight|bias)", r"layers.0.\1"),

@@ -18,6 +18,7 @@ from esvit_hf.hub.heads_file import HEADS_FILE, SavedHead, write_heads
 from esvit_hf.models.configuration_esvit_common import as_pair
 from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
 from esvit_hf.reference.convert import (
+    REFERENCE_HEADS,
     model_from_checkpoint,
     read_reference_checkpoint,
     split_reference_state_dict,
@@ -34,8 +35,6 @@ __all__ = [
     "written_whole",
 ]
 
-# Where the reference keeps the center of each task.
-_CENTERS = {"view": "center", "region": "center_grid"}
 _DEFAULT_IMAGE_SIZE = 224
 # The evaluation transform resizes to this multiple of the crop.
 _RESIZE_RATIO = 256 / 224
@@ -65,7 +64,7 @@ def convert_to_folder(
 
     Returns:
         What was written: `output`, `model_type`, `parameters` (of the model), `heads` (their
-        tasks).
+        objectives).
 
     Raises:
         ValueError: If the file cannot be converted, a field does not exist, or the folder is not
@@ -123,7 +122,7 @@ def write_model(model: PreTrainedModel, heads: Mapping[str, SavedHead], folder: 
 
     Args:
         model: Base model.
-        heads: By task; no file is written if there are none.
+        heads: By objective; no file is written if there are none.
         folder: Folder to make.
     """
     folder.mkdir()
@@ -144,7 +143,7 @@ def convert_to_file(
         with_heads: Whether heads and centers come along.
 
     Returns:
-        What was written: `output`, `tensors` (of each network), `heads` (their tasks).
+        What was written: `output`, `tensors` (of each network), `heads` (their objectives).
 
     Raises:
         ValueError: If the reference has no such network, heads are asked for and not there, or the
@@ -155,8 +154,12 @@ def convert_to_file(
     checkpoint = convert_to_reference(name_or_path, with_heads=with_heads)
     with written_whole(output) as file:
         torch.save(checkpoint, file)
-    tasks = [task for task, center in _CENTERS.items() if center in checkpoint["dino_loss"]]
-    return {"output": str(output), "tensors": len(checkpoint["teacher"]), "heads": tasks}
+    heads = [
+        objective
+        for objective, (_, center) in REFERENCE_HEADS.items()
+        if center in checkpoint["dino_loss"]
+    ]
+    return {"output": str(output), "tensors": len(checkpoint["teacher"]), "heads": heads}
 
 
 def check_free(output: Path) -> None:
@@ -227,25 +230,25 @@ def read_reference_heads(
         arch: Family of the backbone; recognized from the names if None.
 
     Returns:
-        The heads by task, empty if there are none.
+        The heads by objective, empty if there are none.
 
     Raises:
         ValueError: If a head is damaged or has no center that fits.
     """
-    _, view, region = split_reference_state_dict(checkpoint[weights], arch=arch)
+    _, *states = split_reference_state_dict(checkpoint[weights], arch=arch)
     centers = checkpoint.get("dino_loss", {})
     heads = {}
-    for task, state in (("view", view), ("region", region)):
+    for (objective, (_, center_name)), state in zip(REFERENCE_HEADS.items(), states, strict=True):
         if not state:
             continue
-        _check_head(state, f"the {task} head in {str(path)!r}")
-        center = centers.get(_CENTERS[task]) if isinstance(centers, dict) else None
+        _check_head(state, f"the {objective} head in {str(path)!r}")
+        center = centers.get(center_name) if isinstance(centers, dict) else None
         if not isinstance(center, Tensor) or center.numel() != len(state["prototype_gain"]):
             raise ValueError(
-                f"{str(path)!r} has a {task} head and no center that fits it ({_CENTERS[task]!r} "
-                f"in 'dino_loss'): convert it without heads."
+                f"{str(path)!r} has a {objective} head and no center that fits it "
+                f"({center_name!r} in 'dino_loss'): convert it without heads."
             )
-        heads[task] = SavedHead(state, center.flatten())
+        heads[objective] = SavedHead(state, center.flatten())
     return heads
 
 

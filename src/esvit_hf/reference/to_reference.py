@@ -12,14 +12,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from esvit_hf.hub.heads_file import SavedHead, find_heads, read_heads
-from esvit_hf.reference.convert import NETWORK_RULES, rename
+from esvit_hf.reference.convert import NETWORK_RULES, REFERENCE_HEADS, rename
 from esvit_hf.reference.network_rules import NetworkRule
 
 __all__ = ["convert_to_reference"]
 
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-# What the reference calls the two heads and their centers.
-_HEADS = {"view": ("head", "center"), "region": ("head_dense", "center_grid")}
 
 
 def _both(*modules: str) -> list[str]:
@@ -147,8 +145,8 @@ def convert_to_reference(name_or_path: str, *, with_heads: bool = False) -> dict
     teacher = _arrange_backbone(model, rule, names)
     centers = {}
     if with_heads:
-        for task, head in _load_heads(name_or_path).items():
-            prefix, center = _HEADS[task]
+        for objective, head in _load_heads(name_or_path).items():
+            prefix, center = REFERENCE_HEADS[objective]
             teacher |= _arrange_head(head, prefix)
             centers[center] = head.center[None]
     student = {f"module.{name}": tensor for name, tensor in teacher.items()}
@@ -229,7 +227,13 @@ def _load_heads(name_or_path: str) -> dict[str, SavedHead]:
     path = find_heads(name_or_path)
     if path is None:
         raise ValueError(f"{name_or_path!r} brings no heads: write the checkpoint without.")
-    return read_heads(path)
+    heads = read_heads(path)
+    if unknown := sorted(heads.keys() - REFERENCE_HEADS.keys()):
+        raise ValueError(
+            f"the reference has no place for the head of {', '.join(unknown)} in {name_or_path!r}: "
+            f"write the checkpoint without heads."
+        )
+    return {name: heads[name] for name in REFERENCE_HEADS if name in heads}
 
 
 def _arrange_head(head: SavedHead, prefix: str) -> dict[str, Tensor]:

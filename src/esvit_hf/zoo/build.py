@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 
 from esvit_hf.hub.cards import check_card, write_card
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, write_measurements
+from esvit_hf.pretraining.objectives.region import RegionObjective
+from esvit_hf.pretraining.objectives.view import ViewObjective
 from esvit_hf.reference.convert import find_family, read_reference_checkpoint
 from esvit_hf.reference.folders import (
     check_free,
@@ -23,7 +25,7 @@ from esvit_hf.zoo.entry_cards import entry_facts
 
 __all__ = ["build_folder"]
 
-_HEADS = {"V": ["view"], "V+R": ["view", "region"]}
+_HEADS = {"V": [ViewObjective.name], "V+R": [ViewObjective.name, RegionObjective.name]}
 
 
 def build_folder(name: str, *, checkpoint: Path, output: Path) -> dict[str, Any]:
@@ -49,8 +51,8 @@ def build_folder(name: str, *, checkpoint: Path, output: Path) -> dict[str, Any]
     entry = find_entry(name)
     if entry.release is None:
         raise ValueError(
-            f"{name} is a network of this project, not of the authors: {entry.training.recipe} "
-            f"trains it"
+            f"{name} is a network of this project, not of the authors: `esvit pretrain "
+            f"{entry.training.recipe}` trains it"
         )
     check_free(output)
     content = read_reference_checkpoint(checkpoint)

@@ -64,7 +64,7 @@ class Training:
         batch: images of an optimizer step.
         epochs: passes over the data.
         region_start_epoch: epoch at which the region loss joined, None without it.
-        recipe: recipe of this repository that comes nearest.
+        recipe: name of the shipped recipe that comes nearest.
     """
 
     batch: int
@@ -134,7 +134,7 @@ class ZooEntry:
         return next(names, None)
 
 
-_IN1K_RECIPE = "examples/recipes/swin_tiny_w7_in1k.yaml"
+_IN1K_RECIPE = "swin_tiny_w7_in1k"
 
 
 def _released(
@@ -346,9 +346,7 @@ ENTRIES: tuple[ZooEntry, ...] = (
         architecture=architectures.SWIN_DEMO,
         tasks="V+R",
         data=FASHION_MNIST_SUBSET,
-        training=Training(
-            batch=64, epochs=18, region_start_epoch=0, recipe="examples/recipes/demo.yaml"
-        ),
+        training=Training(batch=64, epochs=18, region_start_epoch=0, recipe="demo"),
         license="apache-2.0",
         release=None,
     ),
@@ -361,7 +359,7 @@ ENTRIES: tuple[ZooEntry, ...] = (
             batch=64,
             epochs=26,
             region_start_epoch=None,
-            recipe="examples/recipes/tiny_imagenet.yaml",
+            recipe="tiny_imagenet",
         ),
         license="apache-2.0",
         release=None,
@@ -375,7 +373,7 @@ ENTRIES: tuple[ZooEntry, ...] = (
             batch=64,
             epochs=18,
             region_start_epoch=0,
-            recipe="examples/recipes/tiny_imagenet_cvt.yaml",
+            recipe="tiny_imagenet_cvt",
         ),
         license="apache-2.0",
         release=None,

@@ -7,6 +7,8 @@ from typing import Any
 
 from esvit_hf.hub.cards import CardFacts, ReportedAccuracies, make_card, replace_section
 from esvit_hf.hub.training_data import IMAGENET_1K
+from esvit_hf.pretraining.objectives.region import RegionObjective
+from esvit_hf.pretraining.objectives.view import ViewObjective
 from esvit_hf.reference.architectures import RESNET_50, SWIN_TINY_W7
 from esvit_hf.zoo.entries import AUTHORS_COMMIT, AUTHORS_REPOSITORY, ENTRIES, Release, ZooEntry
 
@@ -88,14 +90,11 @@ def _training_rows(entry: ZooEntry) -> dict[str, Any]:
         "images of a step": training.batch,
         "epochs": training.epochs,
     }
-    if training.region_start_epoch is None:
-        return {**rows, "losses": "view"}
-    start = (
-        f"region from epoch {training.region_start_epoch} on"
-        if training.region_start_epoch
-        else "region"
-    )
-    return {**rows, "losses": f"view, {start}"}
+    losses = [ViewObjective.name]
+    if training.region_start_epoch is not None:
+        start = training.region_start_epoch
+        losses.append(RegionObjective.name + (f" from epoch {start} on" if start else ""))
+    return {**rows, "losses": ", ".join(losses)}
 
 
 def _training_command(entry: ZooEntry) -> str:
@@ -112,22 +111,22 @@ def _training_command(entry: ZooEntry) -> str:
     ]
     if entry.architecture is not SWIN_TINY_W7:
         words += [
-            "--model",
+            "--model.name",
             entry.architecture.model_type,
-            "--model_config",
+            "--model.config",
             json.dumps(entry.architecture.fields),
         ]
     if entry.data is not IMAGENET_1K:
-        words += ["--dataset", f"path/to/{entry.data.folder}", "--knn_every_epochs", "0"]
+        words += ["--data.dataset", f"path/to/{entry.data.folder}", "--run.knn_every_epochs", "0"]
     if training.batch != _RECIPE_BATCH:
-        words += ["--batch_size", str(training.batch // _PROCESSES)]
+        words += ["--run.batch_size", str(training.batch // _PROCESSES)]
     if training.epochs != _RECIPE_EPOCHS:
-        words += ["--num_epochs", str(training.epochs)]
+        words += ["--schedule.num_epochs", str(training.epochs)]
     if training.region_start_epoch is None:
-        words += ["--view_weight", "1", "--region_weight", "0"]
+        words += ["--objectives", "{view: {weight: 1}}"]
     elif training.region_start_epoch:
-        words += ["--region_start_epoch", str(training.region_start_epoch)]
-    words += ["--output_dir", f"outputs/{entry.name}"]
+        words += ["--objectives.region.start_epoch", str(training.region_start_epoch)]
+    words += ["--run.output_dir", f"outputs/{entry.name}"]
     return shlex.join(words)
 
 

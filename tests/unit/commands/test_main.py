@@ -427,7 +427,6 @@ def test_wrong_words(words: list[str], message: str, call: Call) -> None:
         ["linear-probe"],
         ["features"],
         ["evaluate"],
-        ["pretrain"],
     ],
 )
 def test_help(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,16 +14,17 @@ from PIL import Image, ImageFilter, ImageOps
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torchvision.transforms import functional as F
 
-from esvit_hf.data import ViewSpec, augment
 from esvit_hf.data.color import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     JITTER_ORDERS,
     PARAMETER_LAYOUT,
     ColorSample,
+    augment,
     gaussian_blur,
     pack_color_samples,
 )
+from esvit_hf.data.views import ViewSpec
 
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 BRIGHTNESS_FIRST = JITTER_ORDERS.index((0, 1, 2, 3))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tests.support.paths import EXAMPLES
 
-from esvit_hf.data import load_image_source
+from esvit_hf.data.sources import load_image_source
 
 SCRIPT = EXAMPLES / "make_fashion_mnist.py"
 

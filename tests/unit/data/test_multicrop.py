@@ -16,18 +16,16 @@ from datasets import Dataset
 from PIL import Image
 from tests.support.paths import FASHION_MNIST
 
-from esvit_hf.data import (
+from esvit_hf.data.color import PARAMETER_LAYOUT, augment
+from esvit_hf.data.multicrop import (
     CropBatch,
-    EpochSampler,
-    ImageSource,
     MultiCropDataset,
     TooManyBrokenImagesError,
-    ViewSpec,
-    augment,
-    load_image_source,
     make_multicrop_loader,
 )
-from esvit_hf.data.color import PARAMETER_LAYOUT
+from esvit_hf.data.sampling import EpochSampler
+from esvit_hf.data.sources import ImageSource, load_image_source
+from esvit_hf.data.views import ViewSpec
 
 VIEWS = [
     ViewSpec(count=2, size=9, scale=(0.05, 0.4)),

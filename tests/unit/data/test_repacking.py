@@ -13,9 +13,11 @@ import datasets
 import pytest
 from PIL import Image
 
-from esvit_hf.data import load_image_source, open_stream, repacking
+from esvit_hf.data import repacking
 from esvit_hf.data.packs import TsvPack
 from esvit_hf.data.repacking import repack
+from esvit_hf.data.sources import load_image_source
+from esvit_hf.data.streaming import open_stream
 
 
 @pytest.fixture(autouse=True)

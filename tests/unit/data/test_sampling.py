@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esvit_hf.data import EpochSampler
+from esvit_hf.data.sampling import EpochSampler
 
 
 def by_step(sampler: EpochSampler) -> list[list[list[tuple[int, int]]]]:

@@ -14,7 +14,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tests.support.paths import FASHION_MNIST
 
-from esvit_hf.data import BrokenImage, EpochSampler, ImageSource, load_image_source
+from esvit_hf.data.decoding import BrokenImage
+from esvit_hf.data.sampling import EpochSampler
+from esvit_hf.data.sources import ImageSource, load_image_source
 
 
 @pytest.fixture(autouse=True)

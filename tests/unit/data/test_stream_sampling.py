@@ -11,7 +11,8 @@ from datasets import Dataset, Image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esvit_hf.data import StreamSampler, open_stream
+from esvit_hf.data.sampling import StreamSampler
+from esvit_hf.data.streaming import open_stream
 
 CHUNKS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 

@@ -16,12 +16,12 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests.support.paths import ROOT
+from tests.support.paths import FASHION_MNIST, ROOT
 from transformers import CONFIG_MAPPING
 
 from esvit_hf.hub.cards import check_card, make_card, replace_section, update_card, write_card
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
-from esvit_hf.pretraining import parse_arguments
+from esvit_hf.pretraining.recipe_reading import read_recipe
 from esvit_hf.zoo.entries import AUTHORS_COMMIT, ENTRIES, ZooEntry, find_entry
 from esvit_hf.zoo.entry_cards import entry_facts, released_table, write_cards
 
@@ -142,19 +142,22 @@ def test_the_command_of_a_card_trains_what_the_record_says(
     assert command is not None
     launch, _, words = command[1].partition(" examples/pretrain.py ")
     processes = int(launch.split()[-1]) if "--num_processes" in launch else 1
-    arguments = parse_arguments(shlex.split(words))
+    recipe = read_recipe(shlex.split(words))
     training = entry.training
-    assert arguments.batch_size * processes * arguments.accumulation_steps == training.batch
-    assert arguments.num_epochs == training.epochs
+    assert recipe.run.batch_size * processes * recipe.run.accumulation_steps == training.batch
+    assert recipe.schedule.num_epochs == training.epochs
     if training.region_start_epoch is None:
-        assert (arguments.view_weight, arguments.region_weight) == (1, 0)
+        assert {name: chosen.weight for name, chosen in recipe.objectives.items()} == {"view": 1}
     else:
-        assert (arguments.view_weight, arguments.region_weight) == (0.5, 0.5)
-        assert arguments.region_start_epoch == training.region_start_epoch
-    assert arguments.model == entry.architecture.model_type
-    config = CONFIG_MAPPING[arguments.model]
+        assert {name: chosen.weight for name, chosen in recipe.objectives.items()} == {
+            "view": 0.5,
+            "region": 0.5,
+        }
+        assert recipe.objectives["region"].start_epoch == training.region_start_epoch
+    assert recipe.model.name == entry.architecture.model_type
+    config = CONFIG_MAPPING[recipe.model.name]
     ours, recorded = (
-        config(**arguments.model_config).to_dict(),
+        config(**recipe.model.config).to_dict(),
         config(**entry.architecture.fields).to_dict(),
     )
     assert {
@@ -165,9 +168,8 @@ def test_the_command_of_a_card_trains_what_the_record_says(
         if entry.release and entry.data.hub_id
         else {f"outputs/{entry.data.folder}"}
     )
-    assert arguments.dataset in expected | {
-        f"{place}/{entry.data.folder}" for place in ("path/to", "examples/data")
-    }
+    shipped = str(FASHION_MNIST.parent / entry.data.folder)
+    assert recipe.data.dataset in expected | {f"path/to/{entry.data.folder}", shipped}
 
 
 def test_a_good_card_passes(folder: Path) -> None:

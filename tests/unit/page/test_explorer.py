@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
-from tests.support.paths import ROOT
+from tests.support.paths import FASHION_MNIST, ROOT
 from transformers import ResNetConfig, ResNetModel
 
 import esvit_hf.page
@@ -22,7 +22,7 @@ from esvit_hf.features.store import FeatureStore
 from esvit_hf.page.explorer import Explorer
 from esvit_hf.regions.attention import query_attention
 
-CLOTHES = ROOT / "examples" / "data" / "fashion_mnist"
+CLOTHES = FASHION_MNIST
 SHIPPED = importlib.resources.files(esvit_hf.page) / "examples.parquet"
 
 

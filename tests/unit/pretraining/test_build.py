@@ -7,8 +7,8 @@ import torch
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from esvit_hf import EsvitSwinConfig, EsvitSwinModel
-from esvit_hf.pretraining import PretrainingArguments
 from esvit_hf.pretraining.build import build_backbone, checkpoint_blocks
+from esvit_hf.pretraining.recipe_reading import load_recipe
 
 
 def test_the_first_blocks_alone_are_computed_again():
@@ -51,7 +51,13 @@ def test_the_attention_of_a_network_can_be_chosen(tmp_path, implementation):
     ViTModel(ViTConfig(**shape)).save_pretrained(tmp_path)
     chosen = {"attn_implementation": implementation}
     for model, fields in (("vit", shape | chosen), (str(tmp_path), chosen)):
-        arguments = PretrainingArguments(
-            dataset="images", output_dir=tmp_path, model=model, model_config=fields
+        recipe = load_recipe(
+            {},
+            {
+                "data.dataset": "images",
+                "run.output_dir": tmp_path,
+                "model.name": model,
+                "model.config": fields,
+            },
         )
-        assert build_backbone(arguments).model.config._attn_implementation == implementation
+        assert build_backbone(recipe).model.config._attn_implementation == implementation

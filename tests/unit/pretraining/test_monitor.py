@@ -6,13 +6,8 @@ import warnings
 import pytest
 import torch
 
-from esvit_hf.pretraining.monitor import (
-    PATIENCE,
-    RunMonitor,
-    match_diversity,
-    output_spread,
-    teacher_entropy,
-)
+from esvit_hf.pretraining.monitor import PATIENCE, RunMonitor
+from esvit_hf.pretraining.objectives.registry import build_objectives, default_objectives
 
 SOUND = {
     "loss": 2.0,
@@ -26,47 +21,14 @@ SOUND = {
 }
 
 
+def make_monitor():
+    objectives = build_objectives(default_objectives())
+    return RunMonitor(math.log(8), {name: each.rules(8) for name, each in objectives.items()})
+
+
 def read(monitor, readings, start=1):
     for step, values in enumerate(readings, start):
         monitor.update(SOUND | values, step)
-
-
-def test_entropy_of_uniform_and_of_constant_targets():
-    prototypes, center = torch.eye(8), torch.zeros(8)
-    single, mean = teacher_entropy(torch.zeros(5, 8), prototypes, center, 0.1)
-    torch.testing.assert_close(torch.stack([single, mean]), torch.full((2,), math.log(8)))
-    single, mean = teacher_entropy(torch.eye(8)[:1].expand(5, 8) * 100, prototypes, center, 0.1)
-    torch.testing.assert_close(torch.stack([single, mean]), torch.zeros(2))
-
-
-def test_spread_is_one_on_the_sphere_and_zero_for_one_output():
-    torch.manual_seed(0)
-    rows = torch.nn.functional.normalize(torch.randn(20000, 16), dim=1)
-    torch.testing.assert_close(
-        output_spread(rows.view(2, -1, 16)), torch.tensor(1.0), atol=0.01, rtol=0
-    )
-    assert output_spread(rows[:1].expand(50, -1)) < 1e-6
-
-
-def test_diversity_counts_the_regions_chosen():
-    torch.manual_seed(0)
-    student, teacher = torch.randn(3, 2, 5, 4), torch.randn(2, 2, 7, 4)
-    shares = [
-        len(
-            {
-                (teacher[q, b] @ row / teacher[q, b].norm(dim=1)).argmax().item()
-                for row in student[v, b]
-            }
-        )
-        / 7
-        for v in range(3)
-        for q in range(2)
-        for b in range(2)
-        if v != q
-    ]
-    torch.testing.assert_close(match_diversity(student, teacher), torch.tensor(shares).mean())
-    same = torch.randn(2, 2, 5, 4)
-    torch.testing.assert_close(match_diversity(same.flip(0), same), torch.tensor(1.0))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +41,7 @@ def test_diversity_counts_the_regions_chosen():
     ],
 )
 def test_a_collapse_is_named_once_after_some_readings(values, message):
-    monitor = RunMonitor(8, 1.0)
+    monitor = make_monitor()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read(monitor, [{}, *[values] * (PATIENCE - 1), {}, *[values] * (PATIENCE - 1)])
@@ -96,7 +58,7 @@ def test_a_collapse_is_named_once_after_some_readings(values, message):
     ],
 )
 def test_a_spike_is_named_at_once(values, message):
-    monitor = RunMonitor(8, 1.0)
+    monitor = make_monitor()
     read(monitor, [{}] * 10)
     with pytest.warns(UserWarning, match=message):
         read(monitor, [values])
@@ -112,11 +74,11 @@ def test_a_spike_is_named_at_once(values, message):
     ],
 )
 def test_a_diverged_run_stops_and_its_last_sound_step_is_known(values, message):
-    monitor = RunMonitor(8, 1.0)
+    monitor = make_monitor()
     read(monitor, [{}] * 12)
     read(monitor, [values] * (PATIENCE - 1), start=13)
     assert monitor.alarmed
-    restored = RunMonitor(8, 1.0)
+    restored = make_monitor()
     restored.load_state_dict(monitor.state_dict())
     with pytest.raises(FloatingPointError, match=message):
         read(restored, [values], start=12 + PATIENCE)
@@ -127,15 +89,15 @@ def test_a_diverged_run_stops_and_its_last_sound_step_is_known(values, message):
 @pytest.mark.parametrize("name", ["loss_peak", "gradient_norm_peak"])
 def test_a_number_that_is_not_finite_stops_the_run(name, value):
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
-        RunMonitor(8, 1.0).update(SOUND | {name: value}, 3)
+        make_monitor().update(SOUND | {name: value}, 3)
 
 
 def test_a_float16_run_skips_steps_that_overflow():
-    RunMonitor(8, 1.0).update(SOUND | {"gradient_norm_peak": float("inf"), "loss_scale": 1024.0}, 3)
+    make_monitor().update(SOUND | {"gradient_norm_peak": float("inf"), "loss_scale": 1024.0}, 3)
 
 
 def test_peaks_of_single_steps_reach_the_reading():
-    monitor = RunMonitor(8, 1.0)
+    monitor = make_monitor()
     for loss, norm in ((1.0, 5.0), (7.0, 2.0), (3.0, 4.0)):
         monitor.observe(torch.tensor(loss), torch.tensor(norm))
     assert monitor.peaks.tolist() == [7.0, 5.0]

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from tests.support.paths import ROOT
 from transformers import CONFIG_MAPPING, AutoModel
 
 import esvit_hf
 from esvit_hf import EsvitCvtConfig, EsvitSwinConfig, EsvitVilConfig
 from esvit_hf.commands.main import main
+from esvit_hf.pretraining.recipe_reading import load_recipe
+from esvit_hf.pretraining.shipped_recipes import list_recipes
 from esvit_hf.reference.architectures import CVT_TINY_W7, VIL_2262_W7, Architecture
 from esvit_hf.zoo.entries import ENTRIES, ZooEntry, find_entry
 
@@ -71,7 +71,7 @@ def test_training_facts_fit_together(entry: ZooEntry) -> None:
     assert (start is None) == (entry.tasks == "V")
     assert start is None or 0 <= start < entry.training.epochs
     assert entry.training.batch in (512, 1024)
-    assert (ROOT / entry.training.recipe).is_file()
+    assert entry.training.recipe in list_recipes()
     assert entry.license == "mit"
 
 
@@ -123,16 +123,17 @@ def test_the_configuration_is_the_preset(architecture: Architecture) -> None:
 
 @pytest.mark.parametrize("entry", OWN, ids=lambda entry: entry.name)
 def test_an_own_entry_is_its_recipe(entry: ZooEntry) -> None:
-    recipe = yaml.safe_load((ROOT / entry.training.recipe).read_text())
-    assert recipe["model"] == entry.architecture.model_type
-    assert recipe["model_config"] == entry.architecture.fields
-    assert (recipe["batch_size"], recipe["num_epochs"]) == (
+    recipe = load_recipe(entry.training.recipe)
+    assert recipe.model.name == entry.architecture.model_type
+    assert recipe.model.config == entry.architecture.fields
+    assert (recipe.run.batch_size, recipe.schedule.num_epochs) == (
         entry.training.batch,
         entry.training.epochs,
     )
-    start = None if recipe.get("region_weight") == 0 else recipe.get("region_start_epoch", 0)
+    region = recipe.objectives.get("region")
+    start = None if region is None else region.start_epoch
     assert start == entry.training.region_start_epoch
-    assert Path(recipe["dataset"]).name == entry.data.folder
+    assert Path(recipe.data.dataset).name == entry.data.folder
     model = AutoModel.from_config(
         CONFIG_MAPPING[entry.architecture.model_type](**entry.architecture.fields)
     )

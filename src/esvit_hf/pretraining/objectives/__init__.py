@@ -1,1 +1,1 @@
-"""What pretraining optimizes: the losses, and which parts of which views they compare."""
+"""What student and teacher are compared by: one file an objective."""

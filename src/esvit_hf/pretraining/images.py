@@ -1,0 +1,57 @@
+"""From a recipe to its images and the loader of their crops."""
+
+from torch.utils.data import DataLoader
+
+from esvit_hf.data.multicrop import CropBatch, MultiCropDataset, make_multicrop_loader
+from esvit_hf.data.sampling import EpochSampler
+from esvit_hf.data.sources import ImageSource, load_image_source
+from esvit_hf.data.streaming import StreamSource, open_stream
+from esvit_hf.pretraining.interruption import leave_signals_to_the_run
+from esvit_hf.pretraining.recipe import Recipe
+
+
+def load_split(recipe: Recipe, split: str) -> ImageSource:
+    """Open one split of the recipe's data set.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    return load_image_source(
+        recipe.data.dataset,
+        split=split,
+        config_name=recipe.data.config_name,
+        image_column=recipe.data.image_column,
+        label_column=recipe.data.label_column,
+    )
+
+
+def load_training_images(recipe: Recipe) -> ImageSource | StreamSource:
+    """Open the images to train on, by index or as a stream.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    if not recipe.data.streaming:
+        return load_split(recipe, recipe.data.train_split)
+    return open_stream(
+        recipe.data.dataset,
+        split=recipe.data.train_split,
+        config_name=recipe.data.config_name,
+        image_column=recipe.data.image_column,
+        shuffle_buffer=recipe.data.shuffle_buffer,
+    )
+
+
+def make_crop_loader(
+    recipe: Recipe, source: ImageSource | StreamSource, sampler: EpochSampler
+) -> DataLoader[CropBatch]:
+    """Build the loader of the recipe's crops, whose workers outlive a signal to the run."""
+    dataset = MultiCropDataset(
+        source, recipe.data.views, recipe.run.seed, recipe.data.max_broken_fraction
+    )
+    return make_multicrop_loader(
+        dataset,
+        sampler,
+        num_workers=recipe.data.num_workers,
+        worker_init_fn=leave_signals_to_the_run,
+    )

@@ -1,0 +1,51 @@
+"""Accelerate as a run needs it: precision, trackers, and the engines that fit."""
+
+from datetime import timedelta
+
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedType,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    is_tensorboard_available,
+)
+
+from esvit_hf.pretraining.recipe import Recipe
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others before the run ends with an error."""
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Start Accelerate with the recipe's precision and trackers.
+
+    Raises:
+        ValueError: if it was launched with an engine that does not fit.
+    """
+    trackers = [name for name in recipe.run.trackers if name != "auto"]
+    if "auto" in recipe.run.trackers and is_tensorboard_available():
+        trackers.append("tensorboard")
+    accelerator = Accelerator(
+        mixed_precision=recipe.run.mixed_precision,
+        log_with=trackers or None,
+        project_config=ProjectConfiguration(
+            project_dir=str(recipe.run.output_dir), logging_dir=str(recipe.run.output_dir / "logs")
+        ),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
+    )
+    check_engine(accelerator.distributed_type)
+    return accelerator
+
+
+def check_engine(kind: DistributedType) -> None:
+    """Refuse what takes optimizer steps of its own.
+
+    Raises:
+        ValueError: for DeepSpeed and Megatron-LM.
+    """
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"{kind.value} takes the optimizer step inside the backward pass, where the clipping "
+            f"of each gradient, the frozen prototypes and the schedules of this recipe cannot "
+            f"reach: launch with examples/accelerate/fsdp2_zero2.yaml, which shards the same state"
+        )

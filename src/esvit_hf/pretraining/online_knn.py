@@ -1,0 +1,53 @@
+"""k-NN accuracy of the teacher while it trains."""
+
+from accelerate import Accelerator
+
+from esvit_hf.data.sources import ImageSource
+from esvit_hf.evaluation.knn import knn_accuracy
+from esvit_hf.features.extraction import extract_features, shared_labels
+from esvit_hf.pretraining.distillation import DistillationNetwork
+from esvit_hf.pretraining.ema import set_teacher_mode
+from esvit_hf.pretraining.images import load_split
+from esvit_hf.pretraining.recipe import Recipe
+from esvit_hf.pretraining.run_folder import make_processor
+
+
+class OnlineKnn:
+    """Classifies the recipe's k-NN split by the labels of its training split.
+
+    Args:
+        recipe: the recipe.
+        source: the images that are trained on.
+        accelerator: the process's accelerator.
+
+    Raises:
+        ValueError: the split cannot be read, or the splits do not share their labels.
+    """
+
+    def __init__(self, recipe: Recipe, source: ImageSource, accelerator: Accelerator) -> None:
+        self.recipe = recipe
+        self.accelerator = accelerator
+        self.processor = make_processor(recipe)
+        self.sources = source, load_split(recipe, recipe.run.knn_split)
+        self.labels = shared_labels(*self.sources)
+
+    def measure(self, teacher: DistillationNetwork) -> dict[str, float]:
+        """Return the top-1 accuracy, a share, under its name in `metrics.jsonl`."""
+        train, test = (
+            extract_features(
+                teacher.backbone,
+                source,
+                self.processor,
+                batch_size=max(256, self.recipe.run.batch_size),
+                num_workers=self.recipe.data.num_workers,
+                accelerator=self.accelerator,
+            )
+            for source in self.sources
+        )
+        train_labels, test_labels = self.labels
+        neighbors = self.recipe.run.knn_neighbors
+        accuracy = knn_accuracy(
+            train.values, train_labels, test.values, test_labels, k=(neighbors,)
+        )
+        set_teacher_mode(teacher)
+        return {f"knn{neighbors}_top1": next(iter(accuracy.values()))[0]}

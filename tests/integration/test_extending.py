@@ -1,0 +1,137 @@
+"""What `docs/extending.md` shows runs as it stands there, without a change in the package."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from tests.support.paths import FASHION_MNIST, ROOT
+from tests.support.small_runs import assert_equal_runs, read_metrics, small_run
+from torch.nn import functional as F
+from transformers import AutoModel
+
+from esvit_hf.figures.training_curves import plot_training
+from esvit_hf.hub.cards import check_card
+from esvit_hf.hub.heads_file import HEADS_FILE, read_heads
+from esvit_hf.pretraining.heads import ProjectionHead
+from esvit_hf.pretraining.loop import pretrain
+from esvit_hf.pretraining.objectives.base import Comparison, Projection
+from esvit_hf.pretraining.objectives.registry import OBJECTIVES
+from esvit_hf.pretraining.recipe_reading import read_recipe
+from esvit_hf.reference.to_reference import convert_to_reference
+
+MASKED = ("--objectives", "{view: {weight: 0.5}, masked: {weight: 0.5, share: 0.4}}")
+
+
+def code_block(heading):
+    """The Python block of a section of the document."""
+    text = (ROOT / "docs" / "extending.md").read_text()
+    section = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    return re.search(r"^```python\n(.*?)^```", section[1], re.DOTALL | re.MULTILINE)[1]
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("script") / "masked.py"
+    path.write_text(code_block("An objective"))
+    return path
+
+
+@pytest.fixture
+def masked(script):
+    """The script as a module; what it registers is gone after the test."""
+    spec = importlib.util.spec_from_file_location("masked", script)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look up the module of their class.
+    sys.modules["masked"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del OBJECTIVES["masked"], sys.modules["masked"]
+
+
+def test_an_objective_from_outside_trains_resumes_and_exports(masked, tmp_path):
+    pretrain(small_run(tmp_path / "whole", *MASKED))
+    pretrain(small_run(tmp_path / "parts", *MASKED, "--schedule.max_steps", "4"))
+    pretrain(small_run(tmp_path / "parts", *MASKED, "--run.resume", "true"))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+    run = tmp_path / "parts"
+    line = read_metrics(run)[-1]
+    halves = 0.5 * line["view_loss"] + 0.5 * line["masked_loss"]
+    assert line["loss"] == pytest.approx(halves, rel=1e-5)
+    assert {"masked_teacher_entropy", "masked_teacher_spread", "masked_center_norm"} <= line.keys()
+    assert read_recipe([str(run / "recipe.yaml")]).objectives["masked"].share == 0.4
+    assert AutoModel.from_pretrained(run).config.embed_dim == 8
+    check_card(run)
+    assert "with the view loss and the masked loss" in (run / "README.md").read_text()
+    labels = [
+        each.get_label() for each in plot_training(run / "metrics.jsonl", 32).figure.axes[0].lines
+    ]
+    assert labels == ["total", "view", "masked"]
+    heads = read_heads(run / HEADS_FILE)
+    assert heads.keys() == {"view", "masked"}
+    with pytest.raises(ValueError, match="no place for the head of masked"):
+        convert_to_reference(str(run), with_heads=True)
+    still = ("--model.name", str(run), "--model.config", "{}", "--optimizer.learning_rate", "1e-12")
+    pretrain(small_run(tmp_path / "next", *MASKED, *still, "--schedule.max_steps", "1"))
+    continued = read_heads(tmp_path / "next" / HEADS_FILE)["masked"]
+    for name, value in heads["masked"].state.items():
+        torch.testing.assert_close(continued.state[name], value)
+
+
+def test_the_example_compares_hidden_regions_alone(masked):
+    torch.manual_seed(0)
+    objective = masked.MaskedObjective(masked.MaskedSettings(share=0.5, cells=2))
+    crops = [torch.rand(3, 3, size, size) + 1 for size in (8, 8, 4)]
+    seen, hidden = objective.prepare_student_crops(crops, 2)
+    assert torch.equal(seen[2], crops[2])
+    regions = [(crop[:, 0, ::2, ::2] == 0).flatten(1) for crop in seen[:2]]
+    assert 0 < torch.stack(regions).sum() < 2 * 3 * 16
+    student_head, teacher_head = (
+        ProjectionHead(5, 6, hidden_dim=7, bottleneck_dim=4) for _ in range(2)
+    )
+    features = [torch.randn(views, 3, 16, 5) for views in (3, 2)]
+    student, teacher = student_head(features[0]), teacher_head(features[1])
+    center, projections = torch.randn(6), ([student], [teacher])
+    comparison = Comparison(
+        *(Projection([each], found) for each, found in zip(features, projections, strict=True)),
+        *(student_head, teacher_head, center, 0.1, 0.05, hidden),
+    )
+    log_student = F.log_softmax(student[:2] @ student_head.prototypes().T / 0.1, dim=-1)
+    target = F.softmax((teacher @ teacher_head.prototypes().T - center) / 0.05, dim=-1)
+    losses = -(target * log_student).sum(dim=-1)
+    torch.testing.assert_close(objective.loss(comparison), losses[torch.stack(regions)].mean())
+
+
+@pytest.mark.distributed
+def test_the_script_runs_on_two_processes(script, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = {
+        "data.dataset": FASHION_MNIST,
+        "data.train_split": "train[:64]",
+        "data.num_workers": 0,
+        "model.config": "{image_size: 32, embed_dim: 8, depths: [1, 1], num_heads: [1, 2], "
+        "window_size: 4}",
+        "heads.num_prototypes": 32,
+        "objectives": "{view: {}, masked: {start_epoch: 1}}",
+        "schedule.num_epochs": 2,
+        "optimizer.warmup_epochs": 0,
+        "run.batch_size": 16,
+        "run.logging_steps": 1,
+        "run.knn_every_epochs": 0,
+        "run.trackers": "[]",
+        "run.output_dir": tmp_path,
+    }
+    flags = [part for name, value in words.items() for part in (f"--{name}", str(value))]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), "demo", *flags],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = read_metrics(tmp_path)
+    assert ["masked_loss" in line for line in lines] == [False, False, True, True]
