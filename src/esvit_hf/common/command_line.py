@@ -1,0 +1,346 @@
+"""Command lines of typed functions, and what is wrong with one in one line."""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import json
+import re
+from argparse import ArgumentError
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from inspect import Parameter
+from pathlib import Path
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser, Namespace
+
+from esvit_hf.common.arguments import read_docstring
+from esvit_hf.common.errors import one_line
+
+__all__ = ["describe", "field_types", "nearest", "parse_function", "parse_words"]
+
+
+def parse_function(
+    function: Callable[..., Any],
+    words: Sequence[str],
+    *,
+    program: str,
+    groups: Mapping[str, type] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Read a command line whose arguments are those of a function, and whose help is its docstring.
+
+    Parameters that may be given by place are positional; of these a list takes one word or more.
+    The others are flags. The fields of a dataclass are flags with its parameter's name and a dot.
+
+    Args:
+        function: typed function with a docstring of the Google style, perhaps `flat_arguments`.
+        words: the command line behind the program's name.
+        program: name of the program, for help and errors.
+        groups: dataclasses by the names of keyword arguments that the signature does not name.
+
+    Returns:
+        Arguments for the function.
+
+    Raises:
+        ValueError: a word does not fit; the message says which and what is expected.
+        SystemExit: after `--help`.
+    """
+    parameters = _parameters(function, groups)
+    documented = read_docstring(function)
+    parser = ArgumentParser(
+        prog=program,
+        usage=_usage(program, parameters),
+        description=_escape(documented.purpose),
+        formatter_class=_HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    types: dict[str, Any] = {}
+    for name, hint, kind, default in parameters:
+        if dataclasses.is_dataclass(hint):
+            types |= _add_group(parser, name, hint, default)
+        elif kind is Parameter.KEYWORD_ONLY:
+            types[name] = hint
+            _add_flag(parser, name, hint, default, documented.arguments[name])
+        else:
+            several = get_origin(hint) is list
+            parser.add_argument(
+                name,
+                type=get_args(hint)[0] if several else hint,
+                metavar=name.upper(),
+                help=_escape(documented.arguments[name]),
+                **({"nargs": "+"} if several else {}),
+            )
+    values = parse_words(parser, words, types).as_dict()
+    return {
+        name: hint(**values[name]) if dataclasses.is_dataclass(hint) else values[name]
+        for name, hint, _, _ in parameters
+    }
+
+
+def parse_words(
+    parser: ArgumentParser, words: Sequence[str], types: Mapping[str, Any]
+) -> Namespace:
+    """Parse a command line; booleans take `--flag`, `--no_flag` and `--flag true` or `false`.
+
+    Args:
+        parser: made with `exit_on_error=False`.
+        words: the command line behind the program's name.
+        types: types of the flags by their names, as `field_types` returns them.
+
+    Returns:
+        The values.
+
+    Raises:
+        ValueError: a word does not fit; the message says which and what is expected.
+        SystemExit: after `--help`.
+    """
+    words = list(_spell_out(parser, words, types))
+    try:
+        return parser.parse_args(words)
+    except ArgumentError as error:
+        raise ValueError(_explain(str(error), parser, words, types)) from error
+
+
+def field_types(group: type, prefix: str = "") -> dict[str, Any]:
+    """Name the type of every field of a dataclass and, with dots, of the dataclasses in it.
+
+    Args:
+        group: the dataclass.
+        prefix: what stands before the names.
+
+    Returns:
+        Types by names such as `optimizer.learning_rate`.
+    """
+    types: dict[str, Any] = {}
+    hints = get_type_hints(group)
+    for field in dataclasses.fields(group):
+        name, hint = prefix + field.name, hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            types |= field_types(hint, f"{name}.")
+        else:
+            types[name] = hint
+    return types
+
+
+def describe(hint: Any) -> str:
+    """Say what values a type has, in words: `an integer or a list of integers`.
+
+    Args:
+        hint: type hint.
+
+    Returns:
+        The words.
+    """
+    return _join(_descriptions(hint))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Propose the known name that resembles a wrong one most.
+
+    Args:
+        name: the wrong name.
+        known: names that exist.
+
+    Returns:
+        `: did you mean NAME?`, or nothing if none resembles it.
+    """
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f": did you mean {found[0]}?" if found else ""
+
+
+class _Parameter(NamedTuple):
+    name: str
+    hint: Any
+    kind: Any
+    default: Any
+
+
+def _parameters(function: Callable[..., Any], groups: Mapping[str, type]) -> list[_Parameter]:
+    hints = get_type_hints(function)
+    found = [
+        _Parameter(name, hints[name], given.kind, given.default)
+        for name, given in inspect.signature(function).parameters.items()
+        if given.kind is not Parameter.VAR_KEYWORD
+    ]
+    named = [
+        _Parameter(name, group, Parameter.KEYWORD_ONLY, group()) for name, group in groups.items()
+    ]
+    return found + named
+
+
+def _add_group(parser: ArgumentParser, name: str, hint: type, default: Any) -> dict[str, Any]:
+    documented = read_docstring(hint)
+    group = parser.add_argument_group(name, _escape(documented.purpose))
+    types = {f"{name}.{field}": field_hint for field, field_hint in field_types(hint).items()}
+    for path, field_hint in types.items():
+        field = path.removeprefix(f"{name}.")
+        _add_flag(group, path, field_hint, getattr(default, field), documented.arguments[field])
+    return types
+
+
+def _add_flag(container: Any, name: str, hint: Any, default: Any, text: str) -> None:
+    if default is Parameter.empty:
+        options: dict[str, Any] = {"required": True}
+    else:
+        options = {"default": default}
+        # Without a value, off and empty need no words.
+        unset = default is None or default is False or default == {}
+        text += "" if unset else f" (default: {_as_word(default)})"
+    container.add_argument(
+        f"--{name}", type=hint, metavar=_metavar(hint), help=_escape(text), **options
+    )
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Help without the parser's spellings of a flag that users need not know."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return str(action.metavar)
+        flags = [flag for flag in action.option_strings if not flag.endswith("+")]
+        if action.metavar == _BOOLEAN:
+            return f"{flags[0]}, --no_{flags[0][2:]}"
+        return ", ".join(flags) + (f" {action.metavar}" if action.metavar else "")
+
+
+_BOOLEAN = "true|false"
+_ITEMS = {
+    int: ("an integer", "integers", "INTEGER"),
+    float: ("a number", "numbers", "NUMBER"),
+    bool: ("true or false", "true or false", _BOOLEAN),
+    str: ("a text", "texts", "TEXT"),
+    Path: ("a path", "paths", "PATH"),
+}
+
+
+def _members(hint: Any) -> list[Any]:
+    """The types that a value may have, without None; a path is given as text."""
+    members = list(get_args(hint)) if get_origin(hint) in (Union, UnionType) else [hint]
+    return [
+        member
+        for member in members
+        if member is not NoneType and not (member is str and Path in members)
+    ]
+
+
+def _descriptions(hint: Any) -> list[str]:
+    found: list[str] = []
+    for member in _members(hint):
+        origin = get_origin(member) or member
+        if origin is Literal:
+            found += map(str, get_args(member))
+        elif member in _ITEMS:
+            found.append(_ITEMS[member][0])
+        elif origin is list:
+            (item,) = get_args(member)
+            found.append(f"a list of {_ITEMS[item][1]}" if item in _ITEMS else "a list")
+        elif origin is dict:
+            found.append("a mapping such as '{name: value}'")
+        else:
+            found.append(f"a {getattr(origin, '__name__', origin)}")
+    return found
+
+
+def _join(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _metavar(hint: Any) -> str:
+    words = []
+    for member in _members(hint):
+        origin = get_origin(member) or member
+        if origin is Literal:
+            words += map(str, get_args(member))
+        elif origin is list:
+            words.append("[...]")
+        else:
+            words.append("{...}" if origin is dict else _ITEMS[member][2])
+    return "|".join(words)
+
+
+def _as_word(value: Any) -> str:
+    if isinstance(value, str | Path):
+        return str(value)
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _usage(program: str, parameters: Iterable[_Parameter]) -> str:
+    words = [program]
+    for name, hint, kind, default in parameters:
+        if kind is not Parameter.KEYWORD_ONLY:
+            words.append(name.upper() + (" ..." if get_origin(hint) is list else ""))
+        elif default is Parameter.empty:
+            words.append(f"--{name} {_metavar(hint)}")
+    return " ".join([*words, "[--flag value ...]"])
+
+
+def _is_boolean(hint: Any) -> bool:
+    return _members(hint) == [bool]
+
+
+def _spell_out(
+    parser: ArgumentParser, words: Sequence[str], types: Mapping[str, Any]
+) -> Iterator[str]:
+    """Give every boolean flag its value, and refuse flags that do not exist."""
+    known = [flag for flag in parser._option_string_actions if not flag.endswith("+")]
+    booleans = {f"--{name}" for name, hint in types.items() if _is_boolean(hint)}
+    mappings = tuple(
+        f"--{name}."
+        for name, hint in types.items()
+        if any(get_origin(member) is dict for member in _members(hint))
+    )
+    rest = list(reversed(words))
+    while rest:
+        word = rest.pop()
+        flag, equals, _ = word.partition("=")
+        if not flag.startswith("--") or flag == "--":
+            yield word
+        elif flag in booleans and not equals:
+            given = bool(rest) and rest[-1].lower() in ("true", "false")
+            yield f"{flag}={rest.pop().lower() if given else 'true'}"
+        elif f"--{flag.removeprefix('--no_')}" in booleans and flag not in known and not equals:
+            yield f"--{flag.removeprefix('--no_')}=false"
+        elif flag in known or flag.startswith(mappings):
+            yield word
+        else:
+            raise ValueError(f"{parser.prog} has no flag {flag}{nearest(flag, known)}")
+
+
+def _explain(
+    message: str, parser: ArgumentParser, words: Sequence[str], types: Mapping[str, Any]
+) -> str:
+    """Translate what the parser says."""
+    if wrong := re.match(r'Parser key "([^"]+)"', message):
+        name = wrong[1]
+        value = _given_value(name, words)
+        if value is None:
+            found = re.findall(r"(?:Given|Got) value: (.*)", message)
+            value = found[-1] if found else None
+        if name in types and value is not None:
+            return f"--{name} is {value!r}: give {describe(types[name])}"
+    elif missing := re.match(r"the following arguments are required: (.*)", message):
+        names = [f"--{name}" if name in types else name.upper() for name in missing[1].split(", ")]
+        verb = "is" if len(names) == 1 else "are"
+        return f"{', '.join(names)} {verb} missing: {parser.usage}"
+    elif empty := re.match(r"argument --([\w.]+).*: expected one argument", message):
+        return f"--{empty[1]} has no value: give {describe(types[empty[1]])}"
+    elif surplus := re.match(r"unrecognized arguments: (.*)", message):
+        return f"{surplus[1]!r} is too much: {parser.usage}"
+    return one_line(ValueError(message))
+
+
+def _given_value(name: str, words: Sequence[str]) -> str | None:
+    """The last value of a flag in a command line."""
+    given = None
+    for index, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag == f"--{name}":
+            given = value if equals else next(iter(words[index + 1 :]), None)
+    return given
