@@ -12,7 +12,7 @@ import esvit_hf
 
 SOURCES = Path(esvit_hf.__file__).parent
 # The reference's format, and what Accelerate reads again on this machine.
-WRITES_PICKLES = {"zoo/folders.py", "pretraining/portable_checkpoint.py"}
+WRITES_PICKLES = {"reference/folders.py", "pretraining/portable_checkpoint.py"}
 
 
 def calls(tree: ast.AST, *names: str) -> Iterator[ast.Call]:

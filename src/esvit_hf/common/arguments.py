@@ -1,18 +1,51 @@
 """Functions whose arguments are the fields of shared options, each documented once."""
 
+import builtins
 import dataclasses
 import functools
 import inspect
 import re
+import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from inspect import Parameter
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from esvit_hf.common import options
 
-__all__ = ["Docstring", "flat_arguments", "read_docstring"]
+__all__ = ["Docstring", "PythonOnly", "argument_types", "flat_arguments", "read_docstring"]
 
 Result = TypeVar("Result")
+
+_DOCSTRING_WIDTH = 96
+
+
+class PythonOnly:
+    """Stands for a type that is imported for type checkers alone: no command line can give one."""
+
+
+def argument_types(annotated: Any) -> dict[str, Any]:
+    """Resolve the annotations of a function or class.
+
+    Args:
+        annotated: function or class; names that its module imports for type checkers alone become
+            `PythonOnly`.
+
+    Returns:
+        Types by name, that of the result as `return`.
+    """
+    owners = annotated.__mro__ if inspect.isclass(annotated) else (inspect.unwrap(annotated),)
+    names = _Names()
+    for owner in reversed(owners):
+        names |= vars(sys.modules[owner.__module__])
+    return get_type_hints(annotated, localns=names)
+
+
+class _Names(dict[str, Any]):
+    def __missing__(self, name: str) -> Any:
+        if hasattr(builtins, name):
+            return getattr(builtins, name)
+        return PythonOnly
 
 
 def flat_arguments(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -29,7 +62,7 @@ def flat_arguments(function: Callable[..., Result]) -> Callable[..., Result]:
     Returns:
         The function with flat arguments; its signature and docstring say so.
     """
-    hints = get_type_hints(function)
+    hints = argument_types(function)
     parameters = inspect.signature(function).parameters
     groups = {
         name: hints[name]
@@ -75,7 +108,7 @@ def flat_arguments(function: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def _field_parameters(group: type, kind: Any) -> Iterator[Parameter]:
-    hints = get_type_hints(group)
+    hints = argument_types(group)
     for field in dataclasses.fields(group):
         default: Any = Parameter.empty
         if field.default is not dataclasses.MISSING:
@@ -114,18 +147,24 @@ def read_docstring(documented: Any) -> Docstring:
     Returns:
         The parts, without line breaks inside an argument's text.
     """
-    text = inspect.cleandoc(documented.__doc__ or "")
-    found = re.search(r"^(?:Args|Attributes):\n((?:(?: {4}.*)?(?:\n|$))*)", text, re.MULTILINE)
     bases = documented.__mro__[1:] if inspect.isclass(documented) else ()
     arguments: dict[str, str] = {}
     for base in reversed([base for base in bases if dataclasses.is_dataclass(base)]):
         arguments |= read_docstring(base).arguments
-    if found is None:
-        return Docstring(text.strip(), arguments, "")
-    for entry in re.split(r"\n(?= {4}\S)", f"\n{found[1].rstrip()}")[1:]:
-        name, _, explanation = entry.strip().partition(":")
-        arguments[name] = " ".join(explanation.split())
-    return Docstring(text[: found.start()].strip(), arguments, text[found.end() :].strip())
+    purpose, *sections = re.split(
+        r"^(?=(?:Args|Attributes|Returns|Yields|Raises):$)",
+        inspect.cleandoc(documented.__doc__ or ""),
+        flags=re.MULTILINE,
+    )
+    rest = ""
+    for section in sections:
+        if section.startswith(("Args:", "Attributes:")):
+            for entry in re.split(r"\n(?= {4}\S)", section.rstrip())[1:]:
+                name, _, explanation = entry.strip().partition(":")
+                arguments[name] = " ".join(explanation.split())
+        else:
+            rest += section
+    return Docstring(purpose.strip(), arguments, rest.strip())
 
 
 def _flat_docstring(
@@ -138,7 +177,16 @@ def _flat_docstring(
     known |= own
     missing = [name for name in signature.parameters if name not in known]
     assert not missing, f"{function.__qualname__} does not document {missing}"
-    lines = [f"    {name}: {known[name]}" for name in signature.parameters]
+    indent = " " * 4
+    lines = [
+        textwrap.fill(
+            f"{name}: {known[name]}",
+            _DOCSTRING_WIDTH,
+            initial_indent=indent,
+            subsequent_indent=2 * indent,
+        )
+        for name in signature.parameters
+    ]
     return "\n\n".join(filter(None, [purpose, "\n".join(["Args:", *lines]), rest]))
 
 

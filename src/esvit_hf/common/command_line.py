@@ -1,6 +1,7 @@
 """Command lines of typed functions, and what is wrong with one in one line."""
 
 import argparse
+import collections.abc
 import dataclasses
 import difflib
 import inspect
@@ -11,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from inspect import Parameter
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeGuard, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
 
-from esvit_hf.common.arguments import read_docstring
+from esvit_hf.common.arguments import PythonOnly, argument_types, read_docstring
 from esvit_hf.common.errors import one_line
 
 __all__ = ["describe", "field_types", "nearest", "parse_function", "parse_words"]
@@ -37,7 +38,8 @@ def parse_function(
         function: typed function with a docstring of the Google style, perhaps `flat_arguments`.
         words: the command line behind the program's name.
         program: name of the program, for help and errors.
-        groups: dataclasses by the names of keyword arguments that the signature does not name.
+        groups: dataclasses by the names of keyword arguments that the signature does not name; one
+            whose fields are all at their defaults is not among the results.
 
     Returns:
         Arguments for the function.
@@ -58,25 +60,29 @@ def parse_function(
     )
     types: dict[str, Any] = {}
     for name, hint, kind, default in parameters:
-        if dataclasses.is_dataclass(hint):
+        if _is_group(hint):
             types |= _add_group(parser, name, hint, default)
         elif kind is Parameter.KEYWORD_ONLY:
             types[name] = hint
-            _add_flag(parser, name, hint, default, documented.arguments[name])
+            _add_flag(parser, name, hint, default, documented.arguments.get(name, ""))
         else:
-            several = get_origin(hint) is list
+            several = get_origin(hint) in _LISTS
             parser.add_argument(
                 name,
                 type=get_args(hint)[0] if several else hint,
+                nargs="+" if several else None,
                 metavar=name.upper(),
-                help=_escape(documented.arguments[name]),
-                **({"nargs": "+"} if several else {}),
+                help=_escape(documented.arguments.get(name, "")),
             )
     values = parse_words(parser, words, types).as_dict()
-    return {
-        name: hint(**values[name]) if dataclasses.is_dataclass(hint) else values[name]
+    arguments = {
+        name: hint(**values[name]) if _is_group(hint) else values[name]
         for name, hint, _, _ in parameters
     }
+    for name, group in groups.items():
+        if arguments[name] == group():
+            del arguments[name]
+    return arguments
 
 
 def parse_words(
@@ -114,11 +120,10 @@ def field_types(group: type, prefix: str = "") -> dict[str, Any]:
         Types by names such as `optimizer.learning_rate`.
     """
     types: dict[str, Any] = {}
-    hints = get_type_hints(group)
+    hints = argument_types(group)
     for field in dataclasses.fields(group):
-        name, hint = prefix + field.name, hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            assert isinstance(hint, type)
+        name, hint = prefix + field.name, _on_a_command_line(hints[field.name])
+        if _is_group(hint):
             types |= field_types(hint, f"{name}.")
         else:
             types[name] = hint
@@ -151,6 +156,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f": did you mean {found[0]}?" if found else ""
 
 
+def _is_group(hint: Any) -> TypeGuard[type]:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
 class _Parameter(NamedTuple):
     name: str
     hint: Any
@@ -159,11 +168,11 @@ class _Parameter(NamedTuple):
 
 
 def _parameters(function: Callable[..., Any], groups: Mapping[str, type]) -> list[_Parameter]:
-    hints = get_type_hints(function)
+    hints = argument_types(function)
     found = [
-        _Parameter(name, hints[name], given.kind, given.default)
+        _Parameter(name, _on_a_command_line(hints[name]), given.kind, given.default)
         for name, given in inspect.signature(function).parameters.items()
-        if given.kind is not Parameter.VAR_KEYWORD
+        if given.kind is not Parameter.VAR_KEYWORD and _on_a_command_line(hints[name]) is not None
     ]
     named = [
         _Parameter(name, group, Parameter.KEYWORD_ONLY, group()) for name, group in groups.items()
@@ -177,7 +186,9 @@ def _add_group(parser: ArgumentParser, name: str, hint: type, default: Any) -> d
     types = {f"{name}.{field}": field_hint for field, field_hint in field_types(hint).items()}
     for path, field_hint in types.items():
         field = path.removeprefix(f"{name}.")
-        _add_flag(group, path, field_hint, getattr(default, field), documented.arguments[field])
+        _add_flag(
+            group, path, field_hint, getattr(default, field), documented.arguments.get(field, "")
+        )
     return types
 
 
@@ -218,16 +229,25 @@ _ITEMS = {
     str: ("a text", "texts", "TEXT"),
     Path: ("a path", "paths", "PATH"),
 }
+_LISTS = (list, collections.abc.Sequence)
+
+
+def _on_a_command_line(hint: Any) -> Any:
+    """A type without those members that only Python can give; None if nothing is left."""
+    union = get_origin(hint) in (Union, UnionType)
+    members = [
+        member
+        for member in (get_args(hint) if union else [hint])
+        if member is not PythonOnly and get_origin(member) is not collections.abc.Callable
+    ]
+    return Union[tuple(members)] if set(members) - {NoneType} else None  # noqa: UP007
 
 
 def _members(hint: Any) -> list[Any]:
-    """The types that a value may have, without None; a path is given as text."""
-    members = list(get_args(hint)) if get_origin(hint) in (Union, UnionType) else [hint]
-    return [
-        member
-        for member in members
-        if member is not NoneType and not (member is str and Path in members)
-    ]
+    """The types of a value, without None; a path is not called a text as well."""
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    left_out = {NoneType, *([str] if Path in members else [])}
+    return [member for member in members if member not in left_out]
 
 
 def _descriptions(hint: Any) -> list[str]:
@@ -238,7 +258,7 @@ def _descriptions(hint: Any) -> list[str]:
             found += map(str, get_args(member))
         elif member in _ITEMS:
             found.append(_ITEMS[member][0])
-        elif origin is list:
+        elif origin in _LISTS:
             (item,) = get_args(member)
             found.append(f"a list of {_ITEMS[item][1]}" if item in _ITEMS else "a list")
         elif origin is dict:
@@ -253,12 +273,12 @@ def _join(words: Sequence[str]) -> str:
 
 
 def _metavar(hint: Any) -> str:
-    words = []
+    words: list[str] = []
     for member in _members(hint):
         origin = get_origin(member) or member
         if origin is Literal:
             words += map(str, get_args(member))
-        elif origin is list:
+        elif origin in _LISTS:
             words.append("[...]")
         else:
             words.append("{...}" if origin is dict else _ITEMS[member][2])
@@ -275,7 +295,7 @@ def _usage(program: str, parameters: Iterable[_Parameter]) -> str:
     words = [program]
     for name, hint, kind, default in parameters:
         if kind is not Parameter.KEYWORD_ONLY:
-            words.append(name.upper() + (" ..." if get_origin(hint) is list else ""))
+            words.append(name.upper() + (" ..." if get_origin(hint) in _LISTS else ""))
         elif default is Parameter.empty:
             words.append(f"--{name} {_metavar(hint)}")
     return " ".join([*words, "[--flag value ...]"])
@@ -333,7 +353,7 @@ def _explain(
         return f"--{empty[1]} has no value: give {describe(types[empty[1]])}"
     elif surplus := re.match(r"unrecognized arguments: (.*)", message):
         return f"{surplus[1]!r} is too much: {parser.usage}"
-    return one_line(ValueError(message))
+    return one_line(message)
 
 
 def _given_value(name: str, words: Sequence[str]) -> str | None:

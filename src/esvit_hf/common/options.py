@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Compute", "DataSource", "DataSplit", "FeatureCache", "ModelSource"]
+__all__ = ["Batches", "Compute", "DataSource", "DataSplit", "FeatureCache", "ModelSource"]
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,24 @@ class FeatureCache:
 
 
 @dataclass(frozen=True)
-class Compute:
-    """How features are computed; no number depends on the first two.
+class Batches:
+    """How images reach the network; no number depends on it.
 
     Args:
         batch_size: images at once on each device.
         num_workers: processes that decode images, for each device.
-        mixed_precision: number format of the network's computation.
     """
 
     batch_size: int = 64
     num_workers: int = 2
+
+
+@dataclass(frozen=True)
+class Compute(Batches):
+    """How features are computed.
+
+    Args:
+        mixed_precision: number format of the network's computation.
+    """
+
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"

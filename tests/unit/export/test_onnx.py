@@ -13,8 +13,8 @@ from esvit_hf import (
     EsvitSwinForImageClassification,
     EsvitVilConfig,
     EsvitVilModel,
-    export,
 )
+from esvit_hf.export import onnx as export
 from esvit_hf.export.onnx import OnnxExport, export_onnx
 
 
