@@ -174,7 +174,7 @@ def test_a_folder_is_built_and_its_card_runs_elsewhere(
     [
         (
             "esvit_swin_tiny_w7_vr",
-            "tasks with a head is ['view'] in the file and ['view', 'region'] in the record",
+            "objectives with a head is ['view'] in the file and ['view', 'region'] in the record",
         ),
         (
             "esvit_swin_small_w7_v",
