@@ -1,11 +1,12 @@
 """Registration at the first import of transformers, which takes seconds and must not be forced."""
 
-import importlib
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+from esvit_hf.registration.auto_classes import register_networks
 
 __all__ = ["register_with_transformers"]
 
@@ -15,13 +16,9 @@ _AWAITED = "transformers"
 def register_with_transformers() -> None:
     """Register the networks now if transformers is there, otherwise when it is imported."""
     if sys.modules.get(_AWAITED) is not None:
-        _register()
+        register_networks()
     elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterImport())
-
-
-def _register() -> None:
-    importlib.import_module("esvit_hf.registration.auto_classes").register_networks()
 
 
 class _AfterImport(MetaPathFinder):
@@ -48,6 +45,6 @@ def _register_after(spec: ModuleSpec) -> None:
 
     def execute_and_register(module: ModuleType) -> None:
         execute(module)
-        _register()
+        register_networks()
 
     loader.exec_module = execute_and_register  # type: ignore[method-assign]

@@ -3,17 +3,6 @@
 import importlib
 from typing import Any
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoVideoProcessor,
-)
-from transformers.utils import is_torchvision_available
-
-from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
 from esvit_hf.registration.families import FAMILIES, network_modules
 
 __all__ = ["register_networks"]
@@ -21,7 +10,19 @@ __all__ = ["register_networks"]
 
 def register_networks() -> None:
     """Make the Auto classes load and save the networks; a second call changes nothing."""
-    EsvitImageProcessor.register_for_auto_class()
+    # Late: this module is imported by a package that must not import transformers.
+    from transformers import (
+        AutoBackbone,
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoVideoProcessor,
+    )
+    from transformers.utils import is_torchvision_available
+
+    processor = _load("EsvitImageProcessor")
+    processor.register_for_auto_class()
     for family in FAMILIES:
         config, model = _load(f"{family}Config"), _load(f"{family}Model")
         classifier, backbone = _load(f"{family}ForImageClassification"), _load(f"{family}Backbone")
@@ -36,10 +37,7 @@ def register_networks() -> None:
         backbone.register_for_auto_class("AutoBackbone")
         # One exact processor for both backends: asking for torchvision, the default, would
         # otherwise warn at every load.
-        processors: dict[str, type] = {
-            "pil": EsvitImageProcessor,
-            "torchvision": EsvitImageProcessor,
-        }
+        processors = dict.fromkeys(("pil", "torchvision"), processor)
         AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
         if is_torchvision_available():
             # There is none. Pipelines look for one all the same, and would ask whether to run the
