@@ -15,8 +15,6 @@ from esvit_hf.registration.families import network_modules
 FIRST = (
     "import esvit_hf",
     "import transformers; import esvit_hf",
-    "from transformers import AutoModel; import esvit_hf",
-    "from esvit_hf import EsvitSwinModel",
     "from esvit_hf.models.configuration_esvit_cvt import EsvitCvtConfig",
     "import esvit_hf.models.modeling_esvit_vil",
     "import esvit_hf, importlib.resources; importlib.resources.files('transformers')",
