@@ -76,7 +76,7 @@ def parse_function(
             )
     values = parse_words(parser, words, types).as_dict()
     arguments = {
-        name: hint(**values[name]) if _is_group(hint) else values[name]
+        name: hint(**values.get(name, {})) if _is_group(hint) else values[name]
         for name, hint, _, _ in parameters
     }
     for name, group in groups.items():
@@ -229,7 +229,7 @@ _ITEMS = {
     str: ("a text", "texts", "TEXT"),
     Path: ("a path", "paths", "PATH"),
 }
-_LISTS = (list, collections.abc.Sequence)
+_LISTS = (list, tuple, collections.abc.Sequence)
 
 
 def _on_a_command_line(hint: Any) -> Any:
@@ -259,7 +259,7 @@ def _descriptions(hint: Any) -> list[str]:
         elif member in _ITEMS:
             found.append(_ITEMS[member][0])
         elif origin in _LISTS:
-            (item,) = get_args(member)
+            item = next(iter(get_args(member)), None)
             found.append(f"a list of {_ITEMS[item][1]}" if item in _ITEMS else "a list")
         elif origin is dict:
             found.append("a mapping such as '{name: value}'")
@@ -280,8 +280,10 @@ def _metavar(hint: Any) -> str:
             words += map(str, get_args(member))
         elif origin in _LISTS:
             words.append("[...]")
+        elif member in _ITEMS:
+            words.append(_ITEMS[member][2])
         else:
-            words.append("{...}" if origin is dict else _ITEMS[member][2])
+            words.append("{...}")
     return "|".join(words)
 
 

@@ -12,7 +12,7 @@ from esvit_hf.common.arguments import PythonOnly, argument_types, flat_arguments
 from esvit_hf.common.options import Batches, Compute, DataSource, DataSplit, ModelSource
 
 if TYPE_CHECKING:
-    from nowhere import Network
+    from torch.nn import Module as Network
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from esvit_hf.common.command_line import (
 )
 
 if TYPE_CHECKING:
-    from nowhere import Network
+    from torch.nn import Module as Network
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,18 @@ class Probe:
         epochs: passes over 100% of the features.
         rates: learning rates.
         deep: more layers.
+        blocks: numbers of last blocks.
     """
 
     epochs: int = 100
     rates: float | list[float] = field(default_factory=lambda: [0.1])
     deep: bool = True
+    blocks: tuple[int, ...] = (1, 4)
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """Logistic regression, without options."""
 
 
 def measure(
@@ -112,6 +119,7 @@ def test_defaults_and_places() -> None:
         (["--probe.epochs", "3"], {"probe": Probe(3)}),
         (["--probe.rates", "[0.1,1]"], {"probe": Probe(rates=[0.1, 1.0])}),
         (["--no_probe.deep"], {"probe": Probe(deep=False)}),
+        (["--probe.blocks", "[2]"], {"probe": Probe(blocks=(2,))}),
         (["--probe.deep", "false"], {"probe": Probe(deep=False)}),
         (["--output", "https://host//file"], {"output": "https://host//file"}),
     ],
@@ -132,10 +140,10 @@ def test_a_boolean_takes_no_word_that_is_none_of_its_own() -> None:
 
 
 def test_groups_are_passed_if_something_in_them_is_given() -> None:
-    groups = {"knn": Probe, "linear": Probe}
+    groups = {"knn": Probe, "linear": Probe, "logistic": Logistic}
     got = parse("--knn.epochs", "3", groups=groups)
     assert got["knn"] == Probe(3)
-    assert "linear" not in got
+    assert not {"linear", "logistic"} & set(got)
 
 
 USAGE = "esvit measure MODEL OTHERS ... --output PATH [--flag value ...]"
@@ -204,6 +212,7 @@ def test_the_help_is_written_for_people(capsys: pytest.CaptureFixture[str]) -> N
         "--keep, --no_keep keep the features. (default: true)",
         "probe: A linear probe. --probe.epochs INTEGER passes over 100% of the features.",
         "knn: A linear probe. --knn.epochs INTEGER",
+        "--knn.blocks [...] numbers of last blocks. (default: [1,4])",
     ):
         assert part in text
     for inner in ("NoneType", "Union", "null", "--k+", "progress", "tasks"):
@@ -264,6 +273,7 @@ def test_a_parser_of_nested_dataclasses_gets_the_same_spellings() -> None:
         (Literal["a", "b", "c"], "a, b or c"),
         (dict[str, int], "a mapping such as '{name: value}'"),
         (list[Probe], "a list"),
+        (tuple[float, ...], "a list of numbers"),
         (Probe, "a Probe"),
     ],
 )
