@@ -14,12 +14,12 @@ from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, NamedTuple, TypeGuard, Union, get_args, get_origin
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 from esvit_hf.common.arguments import PythonOnly, argument_types, read_docstring
 from esvit_hf.common.errors import one_line
 
-__all__ = ["describe", "field_types", "nearest", "parse_function", "parse_words"]
+__all__ = ["describe", "nearest", "parse_function"]
 
 
 def parse_function(
@@ -32,7 +32,8 @@ def parse_function(
     """Read a command line whose arguments are those of a function, and whose help is its docstring.
 
     Parameters that may be given by place are positional; of these a list takes one word or more.
-    The others are flags. The fields of a dataclass are flags with its parameter's name and a dot.
+    The others are flags; booleans take `--flag`, `--no_flag`, and `--flag true` or `false`. The
+    fields of a dataclass are flags with its parameter's name and a dot.
 
     Args:
         function: typed function with a docstring of the Google style, perhaps `flat_arguments`.
@@ -74,7 +75,11 @@ def parse_function(
                 metavar=name.upper(),
                 help=_escape(documented.arguments.get(name, "")),
             )
-    values = parse_words(parser, words, types).as_dict()
+    spelled_out = list(_spell_out(parser, words, types))
+    try:
+        values = parser.parse_args(spelled_out).as_dict()
+    except ArgumentError as error:
+        raise ValueError(_explain(str(error), parser, spelled_out, types)) from error
     arguments = {
         name: hint(**values.get(name, {})) if _is_group(hint) else values[name]
         for name, hint, _, _ in parameters
@@ -83,51 +88,6 @@ def parse_function(
         if arguments[name] == group():
             del arguments[name]
     return arguments
-
-
-def parse_words(
-    parser: ArgumentParser, words: Sequence[str], types: Mapping[str, Any]
-) -> Namespace:
-    """Parse a command line; booleans take `--flag`, `--no_flag` and `--flag true` or `false`.
-
-    Args:
-        parser: made with `exit_on_error=False`.
-        words: the command line behind the program's name.
-        types: types of the flags by their names, as `field_types` returns them.
-
-    Returns:
-        The values.
-
-    Raises:
-        ValueError: a word does not fit; the message says which and what is expected.
-        SystemExit: after `--help`.
-    """
-    words = list(_spell_out(parser, words, types))
-    try:
-        return parser.parse_args(words)
-    except ArgumentError as error:
-        raise ValueError(_explain(str(error), parser, words, types)) from error
-
-
-def field_types(group: type, prefix: str = "") -> dict[str, Any]:
-    """Name the type of every field of a dataclass and, with dots, of the dataclasses in it.
-
-    Args:
-        group: the dataclass.
-        prefix: what stands before the names.
-
-    Returns:
-        Types by names such as `optimizer.learning_rate`.
-    """
-    types: dict[str, Any] = {}
-    hints = argument_types(group)
-    for field in dataclasses.fields(group):
-        name, hint = prefix + field.name, _on_a_command_line(hints[field.name])
-        if _is_group(hint):
-            types |= field_types(hint, f"{name}.")
-        else:
-            types[name] = hint
-    return types
 
 
 def describe(hint: Any) -> str:
@@ -183,12 +143,11 @@ def _parameters(function: Callable[..., Any], groups: Mapping[str, type]) -> lis
 def _add_group(parser: ArgumentParser, name: str, hint: type, default: Any) -> dict[str, Any]:
     documented = read_docstring(hint)
     group = parser.add_argument_group(name, _escape(documented.purpose))
-    types = {f"{name}.{field}": field_hint for field, field_hint in field_types(hint).items()}
-    for path, field_hint in types.items():
-        field = path.removeprefix(f"{name}.")
-        _add_flag(
-            group, path, field_hint, getattr(default, field), documented.arguments.get(field, "")
-        )
+    hints, types = argument_types(hint), {}
+    for field in dataclasses.fields(hint):
+        flag, text = f"{name}.{field.name}", documented.arguments.get(field.name, "")
+        types[flag] = _on_a_command_line(hints[field.name])
+        _add_flag(group, flag, types[flag], getattr(default, field.name), text)
     return types
 
 
@@ -339,30 +298,26 @@ def _explain(
     message: str, parser: ArgumentParser, words: Sequence[str], types: Mapping[str, Any]
 ) -> str:
     """Translate what the parser says."""
-    if wrong := re.match(r'Parser key "([^"]+)"', message):
-        name = wrong[1]
-        value = _given_value(name, words)
-        if value is None:
-            found = re.findall(r"(?:Given|Got) value: (.*)", message)
-            value = found[-1] if found else None
-        if name in types and value is not None:
-            return f"--{name} is {value!r}: give {describe(types[name])}"
-    elif missing := re.match(r"the following arguments are required: (.*)", message):
+    wrong = re.match(r'Parser key "([^"]+)"', message)
+    if wrong and wrong[1] in types:
+        value = _given_value(wrong[1], words)
+        return f"--{wrong[1]} is {value!r}: give {describe(types[wrong[1]])}"
+    if missing := re.match(r"the following arguments are required: (.*)", message):
         names = [f"--{name}" if name in types else name.upper() for name in missing[1].split(", ")]
         verb = "is" if len(names) == 1 else "are"
         return f"{', '.join(names)} {verb} missing: {parser.usage}"
-    elif empty := re.match(r"argument --([\w.]+).*: expected one argument", message):
+    if empty := re.match(r"argument --([\w.]+).*: expected one argument", message):
         return f"--{empty[1]} has no value: give {describe(types[empty[1]])}"
-    elif surplus := re.match(r"unrecognized arguments: (.*)", message):
+    if surplus := re.match(r"unrecognized arguments: (.*)", message):
         return f"{surplus[1]!r} is too much: {parser.usage}"
     return one_line(message)
 
 
-def _given_value(name: str, words: Sequence[str]) -> str | None:
+def _given_value(name: str, words: Sequence[str]) -> str:
     """The last value of a flag in a command line."""
-    given = None
+    given = ""
     for index, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag == f"--{name}":
-            given = value if equals else next(iter(words[index + 1 :]), None)
+            given = value if equals else words[index + 1]
     return given

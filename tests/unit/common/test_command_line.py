@@ -7,15 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
-from jsonargparse import ArgumentParser
 
-from esvit_hf.common.command_line import (
-    describe,
-    field_types,
-    nearest,
-    parse_function,
-    parse_words,
-)
+from esvit_hf.common.command_line import describe, nearest, parse_function
 
 if TYPE_CHECKING:
     from torch.nn import Module as Network
@@ -217,50 +210,6 @@ def test_the_help_is_written_for_people(capsys: pytest.CaptureFixture[str]) -> N
         assert part in text
     for inner in ("NoneType", "Union", "null", "--k+", "progress", "tasks"):
         assert inner not in text
-
-
-@dataclass
-class Optimizer:
-    """Rates.
-
-    Args:
-        rate: of learning.
-        warm: start slowly.
-    """
-
-    rate: float = 0.1
-    warm: bool = False
-
-
-@dataclass
-class Recipe:
-    """A recipe.
-
-    Args:
-        optimizer: its optimizer.
-        trackers: their names.
-    """
-
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    trackers: list[str] = field(default_factory=list)
-
-
-def test_a_parser_of_nested_dataclasses_gets_the_same_spellings() -> None:
-    parser = ArgumentParser(prog="esvit pretrain", exit_on_error=False)
-    parser.add_class_arguments(Recipe)
-    types = field_types(Recipe)
-    assert types == {"optimizer.rate": float, "optimizer.warm": bool, "trackers": list[str]}
-    words = ["--optimizer.warm", "--optimizer.rate", "1e-3", "--trackers", "[a,b]"]
-    assert parse_words(parser, words, types).as_dict() == {
-        "optimizer": {"rate": 0.001, "warm": True},
-        "trackers": ["a", "b"],
-    }
-    with pytest.raises(ValueError, match=r"^--optimizer.rate is 'x': give a number$"):
-        parse_words(parser, ["--optimizer.rate", "x"], types)
-    with pytest.raises(
-        ValueError, match=r"no flag --optimiser.rate: did you mean --optimizer.rate"
-    ):
-        parse_words(parser, ["--optimiser.rate", "1"], types)
 
 
 @pytest.mark.parametrize(
