@@ -3,7 +3,7 @@ DATASET --output F`.
 """
 
 from esvit_hf.commands.command_line import run
-from esvit_hf.evaluation.jobs import save_features as main
+from esvit_hf.features.files import extract_features as main
 
 if __name__ == "__main__":
     run(main)

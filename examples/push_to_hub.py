@@ -7,8 +7,8 @@ Log in once with `hf auth login`. `esvit push` does the same as one command.
 from pathlib import Path
 from typing import Any
 
+from esvit_hf import push
 from esvit_hf.commands.command_line import run
-from esvit_hf.hub.push import push_folder
 
 
 def main(
@@ -22,7 +22,7 @@ def main(
         private: make the repository private.
         dry_run: check, and send nothing.
     """
-    return push_folder(folder, repo_id, private=private, dry_run=dry_run)
+    return push(folder, repo_id, private=private, dry_run=dry_run)
 
 
 if __name__ == "__main__":

@@ -1,98 +1,71 @@
 """EsViT (arXiv 2106.09785) for the Hugging Face ecosystem.
 
-Importing the package registers the networks with the Auto classes of transformers.
+The names below are the package: what `esvit` does, as functions, and the networks. Everything else
+is private and may change. The networks are known to the Auto classes of transformers as soon as
+both packages are imported, in any order; `import esvit_hf` itself imports neither transformers nor
+PyTorch.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoVideoProcessor,
-)
-from transformers.utils import is_torchvision_available
+from esvit_hf.registration.after_import import register_with_transformers
+from esvit_hf.registration.families import network_modules
 
-from esvit_hf.models.configuration_esvit_cvt import EsvitCvtConfig
-from esvit_hf.models.configuration_esvit_swin import EsvitSwinConfig
-from esvit_hf.models.configuration_esvit_vil import EsvitVilConfig
-from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
-from esvit_hf.models.modeling_esvit_cvt import (
-    EsvitCvtBackbone,
-    EsvitCvtForImageClassification,
-    EsvitCvtModel,
-)
-from esvit_hf.models.modeling_esvit_swin import (
-    EsvitSwinBackbone,
-    EsvitSwinForImageClassification,
-    EsvitSwinModel,
-)
-from esvit_hf.models.modeling_esvit_vil import (
-    EsvitVilBackbone,
-    EsvitVilForImageClassification,
-    EsvitVilModel,
-)
+if TYPE_CHECKING:
+    from esvit_hf.backbones.loading import load_backbone as load_backbone
+    from esvit_hf.evaluation.evaluate import evaluate as evaluate
+    from esvit_hf.evaluation.transfer import transfer as transfer
+    from esvit_hf.features.files import extract_features as extract_features
+    from esvit_hf.hub.push import push as push
+    from esvit_hf.models.configuration_esvit_cvt import EsvitCvtConfig as EsvitCvtConfig
+    from esvit_hf.models.configuration_esvit_swin import EsvitSwinConfig as EsvitSwinConfig
+    from esvit_hf.models.configuration_esvit_vil import EsvitVilConfig as EsvitVilConfig
+    from esvit_hf.models.image_processing_esvit import EsvitImageProcessor as EsvitImageProcessor
+    from esvit_hf.models.modeling_esvit_cvt import EsvitCvtBackbone as EsvitCvtBackbone
+    from esvit_hf.models.modeling_esvit_cvt import (
+        EsvitCvtForImageClassification as EsvitCvtForImageClassification,
+    )
+    from esvit_hf.models.modeling_esvit_cvt import EsvitCvtModel as EsvitCvtModel
+    from esvit_hf.models.modeling_esvit_swin import EsvitSwinBackbone as EsvitSwinBackbone
+    from esvit_hf.models.modeling_esvit_swin import (
+        EsvitSwinForImageClassification as EsvitSwinForImageClassification,
+    )
+    from esvit_hf.models.modeling_esvit_swin import EsvitSwinModel as EsvitSwinModel
+    from esvit_hf.models.modeling_esvit_vil import EsvitVilBackbone as EsvitVilBackbone
+    from esvit_hf.models.modeling_esvit_vil import (
+        EsvitVilForImageClassification as EsvitVilForImageClassification,
+    )
+    from esvit_hf.models.modeling_esvit_vil import EsvitVilModel as EsvitVilModel
+    from esvit_hf.pretraining.loop import pretrain as pretrain
+    from esvit_hf.reference.conversion import convert_checkpoint as convert_checkpoint
+    from esvit_hf.zoo.listing import list_checkpoints as list_checkpoints
 
-_LAZY_NAMES = {
-    "convert_checkpoint": "reference.convert",
-    "convert_to_folder": "reference.folders",
-    "convert_to_reference": "reference.to_reference",
-    "read_reference_checkpoint": "reference.convert",
-    "split_reference_state_dict": "reference.convert",
+__version__ = "0.1.0"
+
+_MODULES = {
+    "convert_checkpoint": "esvit_hf.reference.conversion",
+    "evaluate": "esvit_hf.evaluation.evaluate",
+    "extract_features": "esvit_hf.features.files",
+    "list_checkpoints": "esvit_hf.zoo.listing",
+    "load_backbone": "esvit_hf.backbones.loading",
+    "pretrain": "esvit_hf.pretraining.loop",
+    "push": "esvit_hf.hub.push",
+    "transfer": "esvit_hf.evaluation.transfer",
+    **network_modules(),
 }
 
-_NETWORKS = (
-    (EsvitSwinConfig, EsvitSwinModel, EsvitSwinForImageClassification, EsvitSwinBackbone),
-    (EsvitVilConfig, EsvitVilModel, EsvitVilForImageClassification, EsvitVilBackbone),
-    (EsvitCvtConfig, EsvitCvtModel, EsvitCvtForImageClassification, EsvitCvtBackbone),
-)
-
-EsvitImageProcessor.register_for_auto_class()
-for _config, _model, _classifier, _backbone in _NETWORKS:
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModel.register(_config, _model, exist_ok=True)
-    AutoModelForImageClassification.register(_config, _classifier, exist_ok=True)
-    AutoBackbone.register(_config, _backbone, exist_ok=True)
-    # What is saved carries its own code, for those who load it without this package.
-    _config.register_for_auto_class()
-    _model.register_for_auto_class()
-    _classifier.register_for_auto_class("AutoModelForImageClassification")
-    _backbone.register_for_auto_class("AutoBackbone")
-    # One exact processor for both backends: asking for torchvision, the default, would otherwise
-    # warn at every load.
-    _processors: dict[str, type] = {"pil": EsvitImageProcessor, "torchvision": EsvitImageProcessor}
-    AutoImageProcessor.register(_config, image_processor_classes=_processors, exist_ok=True)
-    if is_torchvision_available():
-        # There is none. Pipelines look for one all the same, and would ask whether to run the image
-        # processor's file.
-        AutoVideoProcessor.register(_config, None, exist_ok=True)
+register_with_transformers()
 
 
-def __getattr__(name: str) -> object:
-    if name in _LAZY_NAMES:
-        return getattr(importlib.import_module(f".{_LAZY_NAMES[name]}", __name__), name)
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY_NAMES})
+    return sorted({*globals(), *_MODULES})
 
 
-__all__ = [
-    "EsvitCvtBackbone",
-    "EsvitCvtConfig",
-    "EsvitCvtForImageClassification",
-    "EsvitCvtModel",
-    "EsvitImageProcessor",
-    "EsvitSwinBackbone",
-    "EsvitSwinConfig",
-    "EsvitSwinForImageClassification",
-    "EsvitSwinModel",
-    "EsvitVilBackbone",
-    "EsvitVilConfig",
-    "EsvitVilForImageClassification",
-    "EsvitVilModel",
-    *_LAZY_NAMES,
-]
+__all__ = ["__version__", *_MODULES]

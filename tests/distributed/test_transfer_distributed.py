@@ -29,7 +29,7 @@ def work(folder: Path) -> None:
     # does what.
     transfer.STRENGTHS, transfer.HALVINGS = (0.01, 1.0, 100.0), 0
     report = folder / f"report-{os.environ.get('WORLD_SIZE', '1')}"
-    result = transfer.measure_transfer(
+    result = transfer.transfer(
         [str(folder / "model")],
         report=report,
         datasets=[*copies, "UCF101 frames"],

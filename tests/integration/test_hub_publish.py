@@ -12,9 +12,11 @@ from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 from tests.support.hub_server import READER_TOKEN, TOKEN, HubServer
 
-from esvit_hf.commands.main import _parser, main
+from esvit_hf.commands.main import main
+from esvit_hf.common.command_line import parse_function
 from esvit_hf.hub.fresh_process import check_loads
 from esvit_hf.hub.push import publish
+from esvit_hf.hub.push import push as push_verb
 
 REPO = "someone/model"
 SENT = {
@@ -89,10 +91,9 @@ def test_small_files_travel_inside_the_commit(hub: HubServer, run_folder: Path) 
 
 
 def test_words_of_the_command() -> None:
-    flags = ["--private", "--create-pr", "--dry-run", "--revision", "v1"]
-    given = _parser().parse_args(["push", "folder", REPO, *flags]).as_dict()["push"]
-    assert given == {
-        "folder": Path("folder"),
+    flags = ["--private", "--create_pr", "--dry_run", "--revision", "v1"]
+    assert parse_function(push_verb, ["folder", REPO, *flags], program="esvit push") == {
+        "folder": "folder",
         "repo_id": REPO,
         "private": True,
         "create_pr": True,

@@ -24,7 +24,6 @@ from esvit_hf.commands.main import main
 from esvit_hf.data.loading import load_dataset_split
 from esvit_hf.evaluation import transfer
 from esvit_hf.evaluation.logistic import logistic_probe
-from esvit_hf.evaluation.transfer import measure_transfer
 from esvit_hf.evaluation.transfer_data import load_transfer_data
 from esvit_hf.evaluation.transfer_datasets import TRANSFER_DATASETS
 from esvit_hf.features.extraction import extract_features, load_image_processor
@@ -204,7 +203,7 @@ def again(
         "num_workers": 0,
         **changes,
     }
-    return measure_transfer(
+    return transfer.transfer(
         models, report=folder / "report", features_folder=folder / "features", **settings
     )
 
@@ -275,13 +274,13 @@ def test_an_interrupted_run_goes_on(
     }
     arguments.update(local_copies=copies, features_folder=tmp_path / "features")
     with pytest.raises(KeyboardInterrupt):
-        measure_transfer(models[:1], **arguments)
-    result = measure_transfer(models[:1], **arguments)
+        transfer.transfer(models[:1], **arguments)
+    result = transfer.transfer(models[:1], **arguments)
     assert len(calls) == 3
     assert result is not None
     assert result["measured"] == ["DTD", "CIFAR-10"]
     (tmp_path / "report" / "measurements-2.json").write_text("of an earlier run with two models")
-    measure_transfer(models[:1], **arguments)
+    transfer.transfer(models[:1], **arguments)
     assert not (tmp_path / "report" / "measurements-2.json").exists()
 
 
@@ -302,7 +301,7 @@ def test_what_cannot_be_measured_is_named(
     }
     (tmp_path / "only_train").mkdir()
     split.to_parquet(tmp_path / "only_train" / "train-0.parquet")
-    result = measure_transfer(
+    result = transfer.transfer(
         models[:1],
         report=tmp_path / "report",
         datasets=["Hateful Memes", "MNIST", "STL-10", "Food-101"],
@@ -344,7 +343,7 @@ def test_bad_input(
     arguments: dict[str, Any], message: str, tmp_path: Path, models: list[str]
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        measure_transfer(
+        transfer.transfer(
             **{"models": models[:1], "report": tmp_path, "features_folder": tmp_path, **arguments}
         )
     assert not any(tmp_path.glob("*.md"))
@@ -353,7 +352,7 @@ def test_bad_input(
 def test_report_must_be_a_folder(tmp_path: Path, models: list[str]) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file is no folder to write to"):
-        measure_transfer(models[:1], report=tmp_path / "file")
+        transfer.transfer(models[:1], report=tmp_path / "file")
 
 
 def test_images_of_one_class_are_refused_before_any_work(tmp_path: Path, models: list[str]) -> None:

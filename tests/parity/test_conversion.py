@@ -15,7 +15,6 @@ from tests.support.full_size import full_size_checkpoint
 from tests.support.paths import FASHION_MNIST
 from transformers import AutoConfig, AutoModel
 
-from esvit_hf import convert_checkpoint
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.commands.main import main
@@ -23,7 +22,7 @@ from esvit_hf.hub.heads_file import HEADS_FILE, SavedHead, read_heads, write_hea
 from esvit_hf.pretraining.build import build_parts
 from esvit_hf.pretraining.heads import ProjectionHead
 from esvit_hf.pretraining.recipe_reading import read_recipe
-from esvit_hf.reference.convert import read_reference_checkpoint
+from esvit_hf.reference.from_reference import load_reference_model, read_reference_checkpoint
 from esvit_hf.reference.to_reference import convert_to_reference
 
 # Golden networks, and what their tensors do not show.
@@ -32,8 +31,8 @@ FIELDS = {
     "swin_w7_view_region": [],
     "swin_w14_view_region": [],
     "vil_view_region": [],
-    "cvt_view_region": ["--set", "num_heads=[1,2,3,6]", "window_size=[7, 7, 7, 7]"],
-    "vit_view_region": ["--set", "num_attention_heads=4"],
+    "cvt_view_region": ["--config", "{num_heads: [1,2,3,6], window_size: [7,7,7,7]}"],
+    "vit_view_region": ["--config.num_attention_heads", "4"],
 }
 every_golden = pytest.mark.parametrize("name", FIELDS)
 DEFAULT_MANIFESTS = ["swin_tiny_w7", "vil_2262_w7", "cvt_tiny_w7", "deit_small_p16", "resnet50"]
@@ -105,7 +104,7 @@ def test_goldens_through_the_folder(
     tmp_path: Path,
 ) -> None:
     case, output = golden(name), tmp_path / "model"
-    report = convert(case.checkpoint, output, "--with-heads", "--weights", weights, *FIELDS[name])
+    report = convert(case.checkpoint, output, "--with_heads", "--weights", weights, *FIELDS[name])
     backbone = load_backbone(str(output))
     tasks = ["view", "region"] if case.spec["dense"] else ["view"]
     assert report == {
@@ -162,8 +161,8 @@ def test_a_folder_goes_back_to_the_reference(
     name: str, golden: Callable[[str], Any], convert: Convert, tmp_path: Path
 ) -> None:
     case, folder, file = golden(name), tmp_path / "model", tmp_path / "back.pth"
-    convert(case.checkpoint, folder, "--with-heads", *FIELDS[name])
-    report = convert(folder, file, "--to-reference", "--with-heads")
+    convert(case.checkpoint, folder, "--with_heads", *FIELDS[name])
+    report = convert(folder, file, "--to_reference", "--with_heads")
     original, back = (read_reference_checkpoint(path) for path in (case.checkpoint, file))
     tasks = ["view", "region"] if case.spec["dense"] else ["view"]
     assert report == {"output": str(file), "tensors": len(original["teacher"]), "heads": tasks}
@@ -175,7 +174,7 @@ def test_a_folder_goes_back_to_the_reference(
     assert all(
         torch.equal(back["dino_loss"][key], tensor) for key, tensor in original["dino_loss"].items()
     )
-    convert(file, tmp_path / "again", "--with-heads", *FIELDS[name])
+    convert(file, tmp_path / "again", "--with_heads", *FIELDS[name])
     for part in ("model.safetensors", HEADS_FILE):
         first, second = load_file(folder / part), load_file(tmp_path / "again" / part)
         assert first.keys() == second.keys()
@@ -186,7 +185,7 @@ def test_without_heads_the_reference_gets_the_backbone_alone(
     golden: Callable[[str], Any], tmp_path: Path
 ) -> None:
     case = golden("swin_w7_view_region")
-    convert_checkpoint(case.checkpoint).save_pretrained(tmp_path)
+    load_reference_model(case.checkpoint).save_pretrained(tmp_path)
     back = convert_to_reference(str(tmp_path))
     original = read_reference_checkpoint(case.checkpoint)["teacher"]
     assert list(back["teacher"]) == [key for key in original if not key.startswith("head")]
@@ -267,7 +266,7 @@ def test_options_that_no_golden_has_go_there_and_back(
     model.save_pretrained(tmp_path)
     torch.save(convert_to_reference(str(tmp_path)), tmp_path / "checkpoint.pth")
     config_fields = {name: size[name] if name in size else fields[name] for name in given}
-    back = convert_checkpoint(tmp_path / "checkpoint.pth", **config_fields)
+    back = load_reference_model(tmp_path / "checkpoint.pth", **config_fields)
     before, after = model.state_dict(), back.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -292,13 +291,13 @@ def test_heads_of_any_depth_go_there_and_back(
         64, 20, hidden_dim=12, bottleneck_dim=6, num_layers=num_layers, batch_norm=batch_norm
     )
     write_heads({"region": SavedHead(head.state_dict(), torch.rand(20))}, folder / HEADS_FILE)
-    convert(folder, file, "--to-reference", "--with-heads")
+    convert(folder, file, "--to_reference", "--with_heads")
     checkpoint = read_reference_checkpoint(file)
     first = "mlp.weight" if num_layers == 1 else "mlp.0.weight"
     # Networks with batch norms are wrapped in the reference, to synchronize them.
     wrapped = "module." if batch_norm and num_layers > 1 else ""
     assert f"{wrapped}head_dense.{first}" in checkpoint["teacher"]
-    assert convert(file, tmp_path / "again", "--with-heads")["heads"] == ["region"]
+    assert convert(file, tmp_path / "again", "--with_heads")["heads"] == ["region"]
     before, after = (load_file(path / HEADS_FILE) for path in (folder, tmp_path / "again"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -316,7 +315,7 @@ def test_released_architectures_convert_at_full_size(
     torch.save(
         full_size_checkpoint(expected, golden, with_heads=False), tmp_path / "checkpoint.pth"
     )
-    model = convert_checkpoint(tmp_path / "checkpoint.pth")
+    model = load_reference_model(tmp_path / "checkpoint.pth")
     assert (
         sum(parameter.numel() for parameter in model.parameters())
         == expected["backbone_parameters"]
@@ -335,7 +334,7 @@ def test_released_architectures_go_there_and_back_with_heads(
     expected = manifest(name)
     original = full_size_checkpoint(expected, golden, with_heads=True)
     torch.save(original, tmp_path / "checkpoint.pth")
-    convert(tmp_path / "checkpoint.pth", tmp_path / "model", "--with-heads")
+    convert(tmp_path / "checkpoint.pth", tmp_path / "model", "--with_heads")
     back = convert_to_reference(str(tmp_path / "model"), with_heads=True)
     assert_same_names(back, expected)
     for network in ("student", "teacher"):
@@ -354,7 +353,7 @@ def test_a_converted_checkpoint_continues_pretraining(
     golden: Callable[[str], Any], convert: Convert, tmp_path: Path
 ) -> None:
     case, folder = golden("swin_w7_view_region"), tmp_path / "model"
-    convert(case.checkpoint, folder, "--with-heads")
+    convert(case.checkpoint, folder, "--with_heads")
     words = [
         *(
             "demo",

@@ -16,17 +16,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
 
-from esvit_hf import (
-    EsvitCvtBackbone,
-    EsvitCvtConfig,
-    EsvitCvtForImageClassification,
-    EsvitCvtModel,
-    convert_checkpoint,
-    split_reference_state_dict,
-)
+from esvit_hf import EsvitCvtBackbone, EsvitCvtConfig, EsvitCvtForImageClassification, EsvitCvtModel
 from esvit_hf.models.modeling_esvit_cvt import EsvitCvtAttention
 from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.reference.convert import read_reference_checkpoint
+from esvit_hf.reference.from_reference import (
+    load_reference_model,
+    read_reference_checkpoint,
+    split_reference_state_dict,
+)
 
 CASE = "cvt_view_region"
 HEADS = [1, 2, 3, 6]
@@ -79,7 +76,7 @@ def images(*shape: int) -> Tensor:
 
 
 def golden_model(case, **arguments) -> EsvitCvtModel:
-    return convert_checkpoint(case.checkpoint, **arguments, **GOLDEN_FIELDS)
+    return load_reference_model(case.checkpoint, **arguments, **GOLDEN_FIELDS)
 
 
 def golden_numbers(model: EsvitCvtModel, case) -> dict[str, Tensor]:
@@ -196,13 +193,13 @@ def test_preset_has_the_parameters_of_the_reference(manifest, tmp_path):
         {"teacher": {name: tensor for name, tensor in reference.items() if ".head" not in name}},
         tmp_path / "x",
     )
-    assert convert_checkpoint(tmp_path / "x").config.to_dict() == model.config.to_dict()
+    assert load_reference_model(tmp_path / "x").config.to_dict() == model.config.to_dict()
 
 
 def test_other_shapes_do_not_show_heads(golden):
     with pytest.raises(ValueError, match="do not show num_heads: pass"):
-        convert_checkpoint(golden(CASE).checkpoint)
-    model = convert_checkpoint(golden(CASE).checkpoint, num_heads=[1, 2, 3, 6])
+        load_reference_model(golden(CASE).checkpoint)
+    model = load_reference_model(golden(CASE).checkpoint, num_heads=[1, 2, 3, 6])
     assert list(model.config.window_size) == [7, 7, 7, 7]
 
 
@@ -252,8 +249,8 @@ def test_optional_parts_are_converted(tmp_path):
     torch.save({"student": as_reference(model)}, tmp_path / "optional.pth")
     geometry = {"patch_strides": [4, 2, 2], "patch_padding": [2, 1, 1]}
     with pytest.raises(ValueError, match="do not show patch_strides and patch_padding"):
-        convert_checkpoint(tmp_path / "optional.pth", weights="student")
-    converted = convert_checkpoint(
+        load_reference_model(tmp_path / "optional.pth", weights="student")
+    converted = load_reference_model(
         tmp_path / "optional.pth", weights="student", **geometry, image_size=32
     )
     assert converted.config.to_dict() == model.config.to_dict()
@@ -268,7 +265,7 @@ def test_optional_parts_are_converted(tmp_path):
     with pytest.raises(
         ValueError, match=r"stages\.1\.blocks\.0\.attention\.relative_position_index.*differs"
     ):
-        convert_checkpoint(tmp_path / "other.pth", weights="student", **geometry)
+        load_reference_model(tmp_path / "other.pth", weights="student", **geometry)
 
 
 # Attention against a loop over windows and heads

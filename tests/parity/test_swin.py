@@ -6,9 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from esvit_hf import EsvitSwinConfig, EsvitSwinModel, convert_checkpoint, split_reference_state_dict
+from esvit_hf import EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.reference.convert import read_reference_checkpoint
+from esvit_hf.reference.from_reference import (
+    load_reference_model,
+    read_reference_checkpoint,
+    split_reference_state_dict,
+)
 
 CASES = ["swin_w7_view", "swin_w7_view_region", "swin_w14_view_region"]
 
@@ -35,7 +39,7 @@ def largest_difference(model: EsvitSwinModel, case) -> float:
 @pytest.mark.parametrize("name", CASES)
 def test_features_equal_reference(golden, name, implementation, device):
     case = golden(name).to(device)
-    model = convert_checkpoint(case.checkpoint).to(device)
+    model = load_reference_model(case.checkpoint).to(device)
     model.set_attn_implementation(implementation)
     assert model.config._attn_implementation == implementation
     for key, ours in golden_numbers(model, case).items():
@@ -45,7 +49,7 @@ def test_features_equal_reference(golden, name, implementation, device):
 @pytest.mark.parametrize("name", CASES)
 def test_attentions_equal_reference(golden, name):
     case = golden(name)
-    model = convert_checkpoint(case.checkpoint)
+    model = load_reference_model(case.checkpoint)
     with torch.no_grad():
         attentions = model(case.tensors["crops.0"].float(), output_attentions=True).attentions
     assert len(attentions) == sum(model.config.depths)
@@ -60,7 +64,7 @@ def test_attentions_equal_reference(golden, name):
 @pytest.mark.parametrize("name", CASES)
 def test_all_crops_and_heads_equal_reference(golden, name, weights, groups):
     case = golden(name)
-    model = convert_checkpoint(case.checkpoint, weights=weights)
+    model = load_reference_model(case.checkpoint, weights=weights)
     sizes = {"hidden_dim": 48, "bottleneck_dim": 16}
     parts = dict(
         zip(
@@ -105,7 +109,7 @@ def reference(case, weights: str) -> dict[str, Tensor]:
 
 def test_every_weight_matters_to_the_numbers(golden):
     case = golden("swin_w7_view")
-    model = convert_checkpoint(case.checkpoint)
+    model = load_reference_model(case.checkpoint)
     generator = torch.Generator().manual_seed(3)
     quiet = []
     for name, parameter in model.named_parameters():

@@ -15,17 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
 
-from esvit_hf import (
-    EsvitVilBackbone,
-    EsvitVilConfig,
-    EsvitVilForImageClassification,
-    EsvitVilModel,
-    convert_checkpoint,
-    split_reference_state_dict,
-)
+from esvit_hf import EsvitVilBackbone, EsvitVilConfig, EsvitVilForImageClassification, EsvitVilModel
 from esvit_hf.models.modeling_esvit_vil import EsvitVilFullAttention, EsvitVilSparseAttention
 from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.reference.convert import read_reference_checkpoint
+from esvit_hf.reference.from_reference import (
+    load_reference_model,
+    read_reference_checkpoint,
+    split_reference_state_dict,
+)
 
 CASE = "vil_view_region"
 
@@ -87,7 +84,7 @@ def largest_difference(model: EsvitVilModel, case) -> float:
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_features_equal_reference(golden, implementation, device):
     case = golden(CASE).to(device)
-    model = convert_checkpoint(case.checkpoint).to(device)
+    model = load_reference_model(case.checkpoint).to(device)
     model.set_attn_implementation(implementation)
     assert model.config._attn_implementation == implementation
     for name, ours in golden_numbers(model, case).items():
@@ -99,7 +96,7 @@ def test_features_equal_reference(golden, implementation, device):
 )
 def test_all_crops_and_heads_equal_reference(golden, weights, sizes):
     case = golden(CASE)
-    model = convert_checkpoint(case.checkpoint, weights=weights)
+    model = load_reference_model(case.checkpoint, weights=weights)
     states = split_reference_state_dict(read_reference_checkpoint(case.checkpoint)[weights])
     heads = []
     for state in states[1:]:
@@ -129,7 +126,7 @@ def test_all_crops_and_heads_equal_reference(golden, weights, sizes):
 
 def test_every_parameter_matters_to_the_numbers(golden):
     case = golden(CASE)
-    model = convert_checkpoint(case.checkpoint)
+    model = load_reference_model(case.checkpoint)
     generator = torch.Generator().manual_seed(3)
 
     def unnoticed(step: float, names: list[str]) -> list[str]:
@@ -181,7 +178,7 @@ def test_conversion_refuses_own_projections_of_global_tokens(golden, tmp_path):
     with pytest.raises(
         ValueError, match=r"stages\.1\.blocks\.0\.attention\.key_value\.weight.*global tokens"
     ):
-        convert_checkpoint(tmp_path / "unshared.pth")
+        load_reference_model(tmp_path / "unshared.pth")
 
 
 # Sparse attention against attention of everything to everything with a mask

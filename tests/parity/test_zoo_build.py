@@ -64,7 +64,7 @@ def checkpoint_of(
                     shapes[network][key] = [[SMALL_HEAD.get(size, size) for size in shape], dtype]
         shapes["spec"]["head"]["out_dim"] = SMALL_HEAD[shapes["spec"]["head"]["out_dim"]]
     checkpoint = full_size_checkpoint(shapes, golden, with_heads=True)
-    if entry.tasks == "V":
+    if entry.objectives == "V":
         del checkpoint["dino_loss"]["center_grid"]
         for network in ("student", "teacher"):
             checkpoint[network] = {
@@ -102,7 +102,7 @@ def build(
 
 
 def assert_is_the_record(entry: ZooEntry, report: dict[str, Any], folder: Path) -> None:
-    heads = ["view"] if entry.tasks == "V" else ["view", "region"]
+    heads = ["view"] if entry.objectives == "V" else ["view", "region"]
     assert report == {
         "output": str(folder),
         "model_type": entry.architecture.model_type,
@@ -174,7 +174,7 @@ def test_a_folder_is_built_and_its_card_runs_elsewhere(
     [
         (
             "esvit_swin_tiny_w7_vr",
-            "tasks with a head is ['view'] in the file and ['view', 'region'] in the record",
+            "objectives with a head is ['view'] in the file and ['view', 'region'] in the record",
         ),
         (
             "esvit_swin_small_w7_v",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esvit_hf.reference.convert import read_reference_checkpoint
+from esvit_hf.reference.from_reference import read_reference_checkpoint
 
 
 def position_index(shape: list[int], golden_vil: Mapping[str, Tensor]) -> Tensor:

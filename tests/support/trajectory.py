@@ -8,7 +8,7 @@ from esvit_hf.data.views import ViewSpec
 from esvit_hf.pretraining.build import build_parts
 from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
-from esvit_hf.reference.convert import split_reference_state_dict
+from esvit_hf.reference.from_reference import split_reference_state_dict
 
 
 def make_step(case, *, accelerator, batch_size, accumulation_steps=1):

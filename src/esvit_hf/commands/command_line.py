@@ -5,11 +5,12 @@ JSON.
 import functools
 import json
 import sys
-from argparse import ArgumentError
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
+from esvit_hf.common.command_line import parse_function
+from esvit_hf.common.errors import one_line
 
 __all__ = ["report_errors", "run"]
 
@@ -30,8 +31,8 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
     def guarded(*args: Any, **kwargs: Any) -> int:
         try:
             return main(*args, **kwargs)
-        except (ValueError, FloatingPointError, OSError, ArgumentError) as error:
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+        except (ValueError, FloatingPointError, OSError) as error:
+            print("error:", one_line(error, None), file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -44,9 +45,8 @@ def run(function: Callable[..., dict[str, Any] | None]) -> None:
     """Run a function as a program and exit: its signature is the command line, its docstring the
     help.
 
-    Parameters without a default are positional. What the function returns is printed as one JSON
-    object on the last line; a process that has nothing to say (not the first of several) returns
-    None.
+    What the function returns is printed as one JSON object on the last line; a process that has
+    nothing to say (not the first of several) returns None.
 
     Args:
         function: typed function with a docstring of the Google style.
@@ -57,7 +57,7 @@ def run(function: Callable[..., dict[str, Any] | None]) -> None:
 
     @report_errors
     def main() -> int:
-        result = auto_cli(function, as_positional=True, exit_on_error=False, allow_abbrev=False)
+        result = function(**parse_function(function, sys.argv[1:], program=Path(sys.argv[0]).name))
         if result is not None:
             print(json.dumps(result))
         return 0

@@ -1,85 +1,104 @@
-"""The command `esvit`: convert, export and publish models, list the zoo, pretrain, evaluate
-features.
-"""
+"""The command `esvit`: one table of what it can do, imported when it is called."""
 
+import importlib
 import json
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from jsonargparse import ArgumentParser
-
+import esvit_hf
 from esvit_hf.commands.command_line import report_errors
-from esvit_hf.commands.page import show_page
-from esvit_hf.commands.pictures import save_attention, save_correspondence, save_neighbors
-from esvit_hf.commands.pretrain import pretrain_from_words, print_recipes
-from esvit_hf.data.repacking import repack
-from esvit_hf.data.shards import write_index
-from esvit_hf.evaluation.evaluate import evaluate
-from esvit_hf.evaluation.jobs import measure_knn, measure_linear_probe, save_features
-from esvit_hf.evaluation.transfer import measure_transfer
-from esvit_hf.hub.push import push_folder
-from esvit_hf.reference.folders import convert_to_file, convert_to_folder
-from esvit_hf.zoo.build import build_folder
-from esvit_hf.zoo.entry_cards import write_cards
-from esvit_hf.zoo.listing import list_entries
+from esvit_hf.common.command_line import nearest, parse_function
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "Command", "main"]
 
-# Jobs whose command line is the signature of a function.
-_FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
-    "knn": measure_knn,
-    "linear-probe": measure_linear_probe,
-    "features": save_features,
-    "index": write_index,
-    "repack": repack,
-    "evaluate": evaluate,
-    "correspond": save_correspondence,
-    "attention": save_attention,
-    "neighbors": save_neighbors,
-    "demo": show_page,
-    "transfer": measure_transfer,
-    "recipes": print_recipes,
-}
-# What `esvit zoo` does beside listing.
-_ZOO_FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
-    "build": build_folder,
-    "cards": write_cards,
-}
-_ZOO_HELP = {
-    "build": "Turn a released checkpoint of the authors into a Hub folder.",
-    "cards": "Write the cards of all entries.",
-}
-_HELP = {
-    "convert": (
-        "Turn a checkpoint of the reference implementation into a model folder, or the other way "
-        "round."
+
+@dataclass(frozen=True)
+class Command:
+    """What a word behind `esvit` does.
+
+    Attributes:
+        function: `module:function`; its signature is the command line, its docstring the help. What
+            it returns is printed as one JSON object on the last line; None prints nothing.
+        help: one line for the list of commands.
+        groups: `module:mapping` from names of further arguments to dataclasses of their options; an
+            argument whose options are all at their defaults is not passed.
+        reads_words: the function takes the words behind the command and returns the exit code.
+    """
+
+    function: str
+    help: str
+    groups: str | None = None
+    reads_words: bool = False
+
+
+COMMANDS = {
+    "pretrain": Command(
+        "esvit_hf.commands.pretrain:pretrain_from_words",
+        "Pretrain a vision backbone: esvit pretrain RECIPE [--section.field value ...].",
+        reads_words=True,
     ),
-    "export": "Write a network as an ONNX file and compare it with PyTorch.",
-    "pretrain": "Pretrain a vision backbone: esvit pretrain [RECIPE] [--section.field VALUE ...].",
-    "knn": "Classify test images by their nearest training images.",
-    "linear-probe": "Train a linear classifier on frozen features.",
-    "features": "Save a feature row for every image of a data set.",
-    "index": "Write the index of parquet or tar shards that pretraining streams.",
-    "repack": "Write a zip or TSV pack of the reference implementation as parquet shards.",
-    "evaluate": "Evaluate a vision model with several protocols, and write a report with figures.",
-    "correspond": "Draw the regions of two images that look most alike.",
-    "attention": "Draw where each attention head looks from a point of an image.",
-    "neighbors": "Draw the images of a data set that are most similar to an image.",
-    "demo": "Open a page to play with a vision model.",
-    "transfer": (
-        "Transfer one or two models to many data sets by logistic regression, and write a table."
+    "recipes": Command(
+        "esvit_hf.commands.pretrain:print_recipes", "List the recipes that come with the package."
     ),
-    "recipes": "List the recipes that `esvit pretrain` knows by name.",
-    "zoo": "List the checkpoints of the zoo, or build the Hub folder of one.",
-    "push": "Publish a model folder on the Hub, checked and in one commit.",
+    "evaluate": Command(
+        "esvit_hf.evaluation.evaluate:evaluate",
+        "Evaluate a vision model with several protocols, and write a report with figures.",
+    ),
+    "transfer": Command(
+        "esvit_hf.evaluation.transfer:transfer",
+        "Transfer one or two models to many data sets, and write a table.",
+    ),
+    "features": Command(
+        "esvit_hf.features.files:extract_features",
+        "Save a feature row for every image of a data set.",
+    ),
+    "correspond": Command(
+        "esvit_hf.commands.pictures:correspond",
+        "Plot the regions of two images that look most alike.",
+    ),
+    "attention": Command(
+        "esvit_hf.commands.pictures:attention",
+        "Plot where each attention head looks from a point of an image.",
+    ),
+    "neighbors": Command(
+        "esvit_hf.commands.pictures:neighbors",
+        "Plot the images of a data set that are most similar to an image.",
+    ),
+    "demo": Command("esvit_hf.commands.page:show_page", "Open a page to play with a vision model."),
+    "index": Command(
+        "esvit_hf.commands.shards:index",
+        "Write the index of parquet or tar shards that pretraining streams.",
+    ),
+    "repack": Command(
+        "esvit_hf.commands.shards:repack",
+        "Write a zip or TSV pack of the reference implementation as parquet shards.",
+    ),
+    "convert": Command(
+        "esvit_hf.reference.conversion:convert_checkpoint",
+        "Turn a checkpoint of the reference implementation into a model folder, or back.",
+    ),
+    "export": Command(
+        "esvit_hf.commands.export:export",
+        "Write a network as an ONNX file and compare it with PyTorch.",
+    ),
+    "push": Command(
+        "esvit_hf.hub.push:push", "Publish a model folder on the Hub, checked and in one commit."
+    ),
+    "zoo": Command("esvit_hf.commands.zoo:print_checkpoints", "List the checkpoints of the zoo."),
+    "zoo build": Command(
+        "esvit_hf.commands.zoo:build",
+        "Turn a released checkpoint of the authors into a Hub folder.",
+    ),
+    "zoo cards": Command("esvit_hf.zoo.entry_cards:write_cards", "Write the cards of all entries."),
 }
+"""What `esvit` does, by name; a name may have two words."""
 
 
 @report_errors
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Run one job; the last line of its output is a JSON object with the results.
+    """Run one command; the last line of its output is a JSON object with the results.
 
     Args:
         command_line: words after `esvit`; those of the process if None.
@@ -89,190 +108,59 @@ def main(command_line: Sequence[str] | None = None) -> int:
         SIGINT (130) or SIGTERM (143).
     """
     words = list(sys.argv[1:] if command_line is None else command_line)
-    if words[:1] == ["pretrain"]:
-        return pretrain_from_words(words[1:])
-    arguments = _parser().parse_args(words).as_dict()
-    job = arguments["job"]
-    functions: dict[str, Callable[..., dict[str, Any] | None]] = {
-        "convert": _convert,
-        "export": _export,
-        "zoo": _zoo,
-        "push": push_folder,
-        **_FUNCTIONS,
-    }
-    result = functions[job](**arguments[job])
+    if words[:1] in (["--help"], ["-h"]):
+        print(_overview())
+        return 0
+    if words == ["--version"]:
+        print(f"esvit-hf {esvit_hf.__version__}")
+        return 0
+    name = _find_command(words)
+    command, rest = COMMANDS[name], words[len(name.split()) :]
+    function = _load(command.function)
+    if command.reads_words:
+        return int(function(rest))
+    groups: Mapping[str, type] = _load(command.groups) if command.groups else {}
+    result = function(**parse_function(function, rest, program=f"esvit {name}", groups=groups))
     if result is not None:
         print(json.dumps(result))
     return 0
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="esvit",
-        description="EsViT for the Hugging Face ecosystem.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    jobs = parser.add_subcommands(required=True, dest="job")
-    for job, text in _HELP.items():
-        job_parser = ArgumentParser(description=text, exit_on_error=False, allow_abbrev=False)
-        if job == "transfer":
-            job_parser.add_argument(
-                "models", nargs="+", type=str, help="one or two Hub names or folders of models"
-            )
-            job_parser.add_function_arguments(measure_transfer, as_group=False, skip={"models"})
-        elif job in _FUNCTIONS:
-            job_parser.add_function_arguments(_FUNCTIONS[job], as_group=False, as_positional=True)
-        elif job == "convert":
-            _add_convert_arguments(job_parser)
-        elif job == "export":
-            job_parser.add_function_arguments(_export, as_group=False, as_positional=True)
-        elif job == "zoo":
-            job_parser.add_function_arguments(list_entries, as_group=False, skip={"json"})
-            job_parser.add_argument(
-                "--json", action="store_true", help="one JSON object in place of a table"
-            )
-        elif job == "push":
-            _add_push_arguments(job_parser)
-        jobs.add_subcommand(job, job_parser, help=text)
-        if job == "zoo":
-            _add_zoo_actions(job_parser)
-    return parser
+def _find_command(words: Sequence[str]) -> str:
+    """The name of the command that the words start with."""
+    if not words:
+        raise ValueError(f"name what to do: esvit {', '.join(COMMANDS)}; esvit --help says more")
+    first, *rest = words
+    parts = [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{first} ")]
+    if parts and rest and not rest[0].startswith("-"):
+        if rest[0] not in parts:
+            raise ValueError(f"esvit {first} has no command {rest[0]!r}{nearest(rest[0], parts)}")
+        return f"{first} {rest[0]}"
+    if first not in COMMANDS:
+        hint = nearest(first, COMMANDS) or ": esvit --help lists them"
+        raise ValueError(f"esvit has no command {first!r}{hint}")
+    return first
 
 
-def _add_convert_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "checkpoint", type=str, help="checkpoint.pth of the reference; a folder with --to-reference"
-    )
-    parser.add_argument(
-        "output", type=Path, help="folder to write, new or empty; a new file with --to-reference"
-    )
-    parser.add_argument(
-        "--arch",
-        type=str | None,
-        help="family of the network; recognized from the names if not given",
-    )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        type=str,
-        default=[],
-        metavar="FIELD=VALUE",
-        help="fields of the configuration, for example image_size=160 num_heads=[1,2,3,6]",
-    )
-    parser.add_argument(
-        "--weights",
-        type=Literal["teacher", "student"],
-        default="teacher",
-        help="which network of the checkpoint",
-    )
-    parser.add_argument("--with-heads", action="store_true", help="heads and centers come along")
-    parser.add_argument(
-        "--to-reference", action="store_true", help="write a checkpoint in the reference's layout"
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: esvit COMMAND ...",
+            "",
+            "EsViT for the Hugging Face ecosystem.",
+            "",
+            *lines,
+            "",
+            "esvit COMMAND --help lists its arguments; esvit --version names the version.",
+        ]
     )
 
 
-def _add_push_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "folder", type=Path, help="output of a run, a conversion, or save_pretrained"
-    )
-    parser.add_argument(
-        "repo_id", type=str, help="NAME/MODEL on the Hub; made if it does not exist"
-    )
-    parser.add_argument("--private", action="store_true", help="make the repository private")
-    parser.add_argument(
-        "--revision", type=str | None, help="branch to commit to, made if it does not exist"
-    )
-    parser.add_argument(
-        "--create-pr",
-        action="store_true",
-        help="open a pull request instead of changing the branch",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="build and check, and send nothing")
-
-
-def _convert(
-    checkpoint: str,
-    output: Path,
-    arch: str | None,
-    set: list[str],
-    weights: Literal["teacher", "student"],
-    with_heads: bool,
-    to_reference: bool,
-) -> dict[str, Any]:
-    if not to_reference:
-        return convert_to_folder(
-            checkpoint,
-            output,
-            weights=weights,
-            arch=arch,
-            with_heads=with_heads,
-            config_fields=_read_fields(set),
-        )
-    if arch is not None or set or weights != "teacher":
-        raise ValueError(
-            "--to-reference takes a model folder, which decides --arch, --set and --weights: leave "
-            "them out"
-        )
-    return convert_to_file(checkpoint, output, with_heads=with_heads)
-
-
-def _read_fields(assignments: Sequence[str]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals or not name.isidentifier():
-            raise ValueError(
-                f"--set {assignment!r} is not FIELD=VALUE: write for example image_size=160"
-            )
-        try:
-            fields[name] = json.loads(value)
-        except json.JSONDecodeError:
-            fields[name] = value
-    return fields
-
-
-def _export(
-    model: str, output: Path, *, image_size: int | list[int] | None = None, opset: int = 18
-) -> dict[str, Any]:
-    """Write a network as an ONNX file and compare it with PyTorch.
-
-    Args:
-        model: Hub name or folder of one of this project's models or classifiers.
-        output: file to write, for example model.onnx.
-        image_size: height and width of the input in pixels, one number for both; the model's own if
-            not given.
-        opset: version of the ONNX operators.
-    """
-    from esvit_hf.export.onnx import export_onnx
-
-    try:
-        written = export_onnx(model, output, image_size=image_size, opset=opset)
-    except ImportError as error:
-        raise ValueError(str(error)) from error
-    return {
-        "output": str(written.path),
-        "image_size": list(written.image_size),
-        "outputs": list(written.outputs),
-        "largest_difference": written.largest_difference,
-    }
-
-
-def _add_zoo_actions(parser: ArgumentParser) -> None:
-    actions = parser.add_subcommands(required=False, dest="action")
-    for action, text in _ZOO_HELP.items():
-        action_parser = ArgumentParser(description=text, exit_on_error=False, allow_abbrev=False)
-        action_parser.add_function_arguments(
-            _ZOO_FUNCTIONS[action], as_group=False, as_positional=True
-        )
-        actions.add_subcommand(action, action_parser, help=text)
-
-
-def _zoo(action: str | None = None, **arguments: Any) -> dict[str, Any] | None:
-    if action is None:
-        return list_entries(**arguments)
-    return _ZOO_FUNCTIONS[action](**arguments[action])
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 if __name__ == "__main__":

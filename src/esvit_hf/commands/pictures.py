@@ -1,41 +1,28 @@
-"""Pictures from a model's name and image files, as command lines draw them."""
+"""`esvit correspond`, `esvit attention` and `esvit neighbors`: figures from a model's name and
+image files.
+"""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
-from PIL import Image
+from esvit_hf.common.arguments import flat_arguments
+from esvit_hf.common.options import Batches, DataSplit, FeatureCache, ModelSource
 
-from esvit_hf.backbones.adapter import RegionBackbone
-from esvit_hf.backbones.loading import load_backbone
-from esvit_hf.data.decoding import UndecodableImageError, decode_image
-from esvit_hf.data.sources import load_image_source
-from esvit_hf.features.extraction import load_image_processor
-from esvit_hf.features.input_format import apply_processor, read_input_format, read_input_frame
-from esvit_hf.features.neighbors import nearest_images, view_feature
-from esvit_hf.features.store import FeatureStore, default_features_folder
-from esvit_hf.figures.attention import plot_attention
-from esvit_hf.figures.correspondence import plot_region_pairs
-from esvit_hf.figures.look import check_picture_path
-from esvit_hf.figures.regions import plot_neighbors
-from esvit_hf.regions.attention import query_attention
-from esvit_hf.regions.correspondence import find_region_pairs
+if TYPE_CHECKING:
+    from PIL import Image
 
-__all__ = ["save_attention", "save_correspondence", "save_neighbors"]
+__all__ = ["attention", "correspond", "neighbors"]
 
 
-def save_correspondence(
-    model: str,
-    first: Path,
-    second: Path,
+@flat_arguments
+def correspond(
+    model: ModelSource,
+    first: str | Path,
+    second: str | Path,
     *,
-    output: Path,
+    output: str | Path,
     count: int = 10,
     layer: int | None = None,
-    processor: str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Join the regions of two images that look most alike to a vision model, by lines.
 
@@ -44,17 +31,12 @@ def save_correspondence(
     similarities.
 
     Args:
-        model: Hub name or folder of any vision model that AutoModel loads.
         first: image file.
         second: image file.
         output: picture to write, ending in .png or .pdf.
         count: number of lines.
         layer: hidden state whose regions are compared, 0 for the patch embeddings, -1 for the last;
             the regions behind the last norm if not given.
-        processor: Hub name or folder whose image processor prepares the images; the model's own if
-            not given.
-        revision: branch, tag or commit of the model.
-        trust_remote_code: run code that the model's repository ships.
 
     Returns:
         The file and the pairs.
@@ -63,9 +45,19 @@ def save_correspondence(
         ValueError: the model, its image processor, an image or a setting does not work; the message
             names the remedy.
     """
+    from accelerate import Accelerator
+
+    from esvit_hf.features.input_format import apply_processor, read_input_format, read_input_frame
+    from esvit_hf.features.loading import load_network
+    from esvit_hf.figures.correspondence import plot_region_pairs
+    from esvit_hf.figures.look import check_picture_path
+    from esvit_hf.regions.correspondence import find_region_pairs
+
+    output = Path(output)
     check_picture_path(output)
-    images = [_read_image(path) for path in (first, second)]
-    backbone, image_processor = _load(model, processor, revision, trust_remote_code)
+    images = [_read_image(Path(path)) for path in (first, second)]
+    backbone, image_processor = load_network(model)
+    backbone.to(Accelerator().device)
     inputs = [apply_processor(image_processor, [image]) for image in images]
     pairs = find_region_pairs(
         backbone,
@@ -91,31 +83,24 @@ def save_correspondence(
     }
 
 
-def save_attention(
-    model: str,
-    image: Path,
+@flat_arguments
+def attention(
+    model: ModelSource,
+    image: str | Path,
     *,
     query: str,
-    output: Path,
+    output: str | Path,
     layer: int = -1,
-    processor: str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Draw where each attention head of a vision model looks from a point of an image.
+    """Plot where each attention head of a vision model looks from a point of an image.
 
     The picture shows what the network sees of the image.
 
     Args:
-        model: Hub name or folder of any vision model with attention that AutoModel loads.
         image: image file.
         query: the point as x,y in pixels of the image file, counted from its upper left corner.
         output: picture to write, ending in .png or .pdf.
         layer: number of the block, from 0; -1 for the last.
-        processor: Hub name or folder whose image processor prepares the image; the model's own if
-            not given.
-        revision: branch, tag or commit of the model.
-        trust_remote_code: run code that the model's repository ships.
 
     Returns:
         The file, and for each head the share of its attention that went to regions of the image.
@@ -124,15 +109,25 @@ def save_attention(
         ValueError: the model, its image processor, the image, the point or a setting does not work;
             the message names the remedy.
     """
+    from accelerate import Accelerator
+
+    from esvit_hf.features.input_format import apply_processor, read_input_format, read_input_frame
+    from esvit_hf.features.loading import load_network
+    from esvit_hf.figures.attention import plot_attention
+    from esvit_hf.figures.look import check_picture_path
+    from esvit_hf.regions.attention import query_attention
+
+    output = Path(output)
     check_picture_path(output)
     x, y = _read_point(query)
-    picture = _read_image(image)
+    picture = _read_image(Path(image))
     if not (0 <= x < picture.width and 0 <= y < picture.height):
         raise ValueError(
             f"--query {query} lies outside {image}, which has {picture.width} x {picture.height} "
             f"pixels"
         )
-    backbone, image_processor = _load(model, processor, revision, trust_remote_code)
+    backbone, image_processor = load_network(model)
+    backbone.to(Accelerator().device)
     frame = read_input_frame(image_processor, picture.size)
     point = frame.to_input((x, y))
     if point is None:
@@ -143,54 +138,33 @@ def save_attention(
             f"from {left:.0f} to {right:.0f} and y from {top:.0f} to {bottom:.0f}"
         )
     pixel_values = apply_processor(image_processor, [picture])
-    attention = query_attention(backbone, pixel_values.to(backbone.model.device), point, layer)
+    seen = query_attention(backbone, pixel_values.to(backbone.model.device), point, layer)
     shown = read_input_format(image_processor).restore(pixel_values)[0]
-    plot_attention(shown, attention.maps, attention.stride, point).save(output)
-    shares = attention.maps.sum(dim=(1, 2)).tolist()
+    plot_attention(shown, seen.maps, seen.stride, point).save(output)
+    shares = seen.maps.sum(dim=(1, 2)).tolist()
     return {"output": str(output), "attention_on_image": [round(share, 4) for share in shares]}
 
 
-def save_neighbors(
-    model: str,
-    image: Path,
-    dataset: str,
+@flat_arguments
+def neighbors(
+    model: ModelSource,
+    image: str | Path,
+    data: DataSplit,
     *,
-    output: Path,
+    output: str | Path,
     count: int = 9,
-    split: str = "train",
-    config_name: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    processor: str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    batch_size: int = 64,
-    num_workers: int = 2,
-    features_folder: Path | None = None,
+    batches: Batches,
+    cache: FeatureCache,
 ) -> dict[str, Any]:
-    """Draw the images of a data set whose view features are most similar to those of an image.
+    """Plot the images of a data set whose view features are most similar to those of an image.
 
     Features of the data set are computed once and kept. The last line of the output is a JSON
     object with the places of the images in the data set, their classes and the cosine similarities.
 
     Args:
-        model: Hub name or folder of any vision model that AutoModel loads.
         image: image file.
-        dataset: images to search: Hub name, folder of parquet files or images, or a parquet file.
         output: picture to write, ending in .png or .pdf.
         count: number of neighbors.
-        split: which images of the data set, for example train, test or train[:1000].
-        config_name: configuration of the data set, if it has several.
-        image_column: column with the images; found by its type if not given.
-        label_column: column with the labels; found by its type if not given.
-        processor: Hub name or folder whose image processor prepares the images; the model's own if
-            not given.
-        revision: branch, tag or commit of the model.
-        trust_remote_code: run code that the model's repository ships.
-        batch_size: images at once.
-        num_workers: processes that decode images.
-        features_folder: where features of the data set are kept; ~/.cache/esvit_hf/features if not
-            given.
 
     Returns:
         The file and the neighbors.
@@ -199,60 +173,44 @@ def save_neighbors(
         ValueError: the model, its image processor, the data, the image or a setting does not work;
             the message names the remedy.
     """
+    from accelerate import Accelerator
+
+    from esvit_hf.features.loading import load_images, open_store
+    from esvit_hf.features.neighbors import nearest_images, view_feature
+    from esvit_hf.figures.look import check_picture_path
+    from esvit_hf.figures.regions import plot_neighbors
+
+    output = Path(output)
     check_picture_path(output)
-    picture = _read_image(image)
-    source = load_image_source(
-        dataset,
-        split=split,
-        config_name=config_name,
-        image_column=image_column,
-        label_column=label_column,
-    )
+    picture = _read_image(Path(image))
+    source = load_images(data)
     if not 1 <= count <= len(source):
         raise ValueError(
-            f"--count is {count}: choose 1 to {len(source)}, the number of images in {dataset}"
+            f"--count is {count}: choose 1 to {len(source)}, the number of images in {data.dataset}"
         )
-    store = FeatureStore(
-        features_folder or default_features_folder(),
-        model,
-        processor=processor,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        batch_size=batch_size,
-        num_workers=num_workers,
-    )
+    store = open_store(model, batches, cache, Accelerator())
     features = store.features(source)
-    neighbors = nearest_images(
+    found = nearest_images(
         view_feature(store.backbone, store.processor, picture), source, features, count
     )
     plot_neighbors(
         picture,
-        [found.image for found in neighbors],
-        [found.label for found in neighbors],
-        [found.cosine for found in neighbors],
+        [neighbor.image for neighbor in found],
+        [neighbor.label for neighbor in found],
+        [neighbor.cosine for neighbor in found],
     ).save(output)
     return {
         "output": str(output),
         "neighbors": [
-            {"index": found.index, "class": found.class_name, "cosine": round(found.cosine, 4)}
-            for found in neighbors
+            {"index": near.index, "class": near.class_name, "cosine": round(near.cosine, 4)}
+            for near in found
         ],
     }
 
 
-def _load(
-    model: str, processor: str | None, revision: str | None, trust_remote_code: bool
-) -> tuple[RegionBackbone, Callable[..., Any]]:
-    backbone = load_backbone(model, revision=revision, trust_remote_code=trust_remote_code)
-    image_processor = load_image_processor(
-        processor or model,
-        revision=None if processor else revision,
-        trust_remote_code=trust_remote_code,
-    )
-    return backbone.to(Accelerator().device), image_processor
+def _read_image(path: Path) -> "Image.Image":
+    from esvit_hf.data.decoding import UndecodableImageError, decode_image
 
-
-def _read_image(path: Path) -> Image.Image:
     if not path.is_file():
         raise ValueError(f"there is no image file {str(path)!r}: give the path of one")
     try:

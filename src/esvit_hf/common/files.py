@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,22 +40,28 @@ def flush_to_disk(path: Path) -> None:
 
 @contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
-    """Write a file under another name and rename it at the end: readers see all of it or nothing.
+    """Write a file or folder elsewhere and move it at the end: readers see all of it or nothing.
 
     Args:
-        path: the file; one that is there is replaced.
+        path: the file, which replaces one that is there, or the folder, which replaces an empty
+            one.
 
     Yields:
-        The path to write to, in the same folder; it is removed after an error.
+        The path to write to, of the same name, in a hidden folder beside it; it is removed after an
+        error.
     """
-    aside = path.with_name(f".{path.name}.partial")
+    workplace = path.with_name(f".{path.name}.partial")
+    # What a process left that was killed.
+    shutil.rmtree(workplace, ignore_errors=True)
+    workplace.mkdir()
     try:
+        aside = workplace / path.name
         yield aside
-        flush_to_disk(aside)
+        for written in (aside, *aside.rglob("*")):
+            flush_to_disk(written)
         aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    finally:
+        shutil.rmtree(workplace)
 
 
 def public_name(name_or_path: str | Path) -> str:

@@ -1,9 +1,10 @@
 """Options that several verbs and commands share, each written once."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-__all__ = ["Compute", "DataSource", "ModelSource"]
+__all__ = ["Batches", "Compute", "DataSource", "DataSplit", "FeatureCache", "ModelSource"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class ModelSource:
         trust_remote_code: run code that the model's repository ships.
     """
 
-    model: str
-    processor: str | None = None
+    model: str | Path
+    processor: str | Path | None = None
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -35,22 +36,53 @@ class DataSource:
         label_column: column with the labels; found by its type if not given.
     """
 
-    dataset: str
+    dataset: str | Path
     config_name: str | None = None
     image_column: str | None = None
     label_column: str | None = None
 
 
 @dataclass(frozen=True)
-class Compute:
-    """How features are computed; no number depends on the first two.
+class DataSplit(DataSource):
+    """Images of one split.
+
+    Args:
+        split: which images, for example train, test or train[:1000].
+    """
+
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Where features of whole data sets are kept between calls.
+
+    Args:
+        features_folder: where features are kept; ~/.cache/esvit_hf/features if not given.
+    """
+
+    features_folder: str | Path | None = None
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How images reach the network; no number depends on it.
 
     Args:
         batch_size: images at once on each device.
         num_workers: processes that decode images, for each device.
-        mixed_precision: number format of the network's computation.
     """
 
     batch_size: int = 64
     num_workers: int = 2
+
+
+@dataclass(frozen=True)
+class Compute(Batches):
+    """How features are computed.
+
+    Args:
+        mixed_precision: number format of the network's computation.
+    """
+
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"

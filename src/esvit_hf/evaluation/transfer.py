@@ -23,13 +23,13 @@ from esvit_hf.evaluation.transfer_report import TransferResult, TransferRow, sum
 from esvit_hf.features.extraction import Features
 from esvit_hf.features.store import FeatureStore, default_features_folder
 
-__all__ = ["measure_transfer"]
+__all__ = ["transfer"]
 
 # To be raised when the same features and labels no longer give the same numbers.
 _FORMAT = 1
 
 
-def measure_transfer(
+def transfer(
     models: list[str],
     *,
     report: Path,

@@ -1,6 +1,5 @@
 """Networks as ONNX files, checked against PyTorch."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 
+from esvit_hf.common.errors import one_line
+from esvit_hf.common.files import write_aside
 from esvit_hf.models.configuration_esvit_common import as_pair
 from esvit_hf.models.modeling_esvit_common import EsvitBaseModel, EsvitForImageClassification
 
@@ -103,15 +104,13 @@ def export_onnx(
     )
     model = _PlainOutputs(network, names).eval()
     shape = (network.config.num_channels, height, width)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        written = Path(folder) / output.name
+    with write_aside(output) as written:
         try:
             _write(model, torch.zeros(_TRACED_BATCH, *shape), names, opset, written)
         except (RuntimeError, torch.onnx.errors.OnnxExporterError, ValueError) as error:
-            reason = " ".join(str(error.__cause__ or error).split())[:300]
             raise ValueError(
                 f"{str(model_name_or_path)!r} cannot be exported for {height} x {width} pixels "
-                f"with opset {opset}: {reason}"
+                f"with opset {opset}: {one_line(error.__cause__ or error)}"
             ) from error
         difference = _largest_difference(model, written, shape) if check else None
         if difference is not None and not difference <= TOLERANCE:
@@ -120,7 +119,6 @@ def export_onnx(
                 f"{difference:.2g}, more than {TOLERANCE:g}: not kept; try another opset than "
                 f"{opset}."
             )
-        written.replace(output)
     return OnnxExport(output, (height, width), names, difference)
 
 
@@ -140,10 +138,9 @@ def _load(name: str) -> PreTrainedModel:
             name, config=config, attn_implementation="eager", dtype=torch.float32
         )
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"cannot load a model from {name!r} ({reason}): give a Hub name or a folder with "
-            f"config.json and model.safetensors."
+            f"cannot load a model from {name!r} ({one_line(error)}): give a Hub name or a folder "
+            f"with config.json and model.safetensors."
         ) from error
     if not isinstance(network, EsvitBaseModel | EsvitForImageClassification):
         raise ValueError(

@@ -119,8 +119,8 @@ def drawing(width: float, height: float) -> Iterator[Picture]:
     """
     try:
         import matplotlib
-        from cycler import cycler
         from matplotlib.figure import Figure
+        from matplotlib.rcsetup import cycler
     except ImportError as error:
         raise ImportError(_INSTALL_HINT) from error
     lines = cycler(color=COLORS) + cycler(linestyle=_LINE_STYLES)

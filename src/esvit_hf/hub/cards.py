@@ -17,6 +17,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Template
 
+from esvit_hf.common.errors import one_line
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, read_measurements
 
 __all__ = [
@@ -220,9 +221,7 @@ def _read_card(path: Path) -> tuple[ModelCard, dict[str, Any]]:
     try:
         return ModelCard(content), yaml.safe_load(block[2]) or {}
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"the metadata of {path} cannot be read: {' '.join(str(error).split())}"
-        ) from error
+        raise ValueError(f"the metadata of {path} cannot be read: {one_line(error)}") from error
 
 
 def _metadata_problems(metadata: Mapping[str, Any], data: ModelCardData) -> Iterator[str]:

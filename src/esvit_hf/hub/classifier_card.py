@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
+from esvit_hf.common.files import public_name
 from esvit_hf.hub.cards import CardFacts, write_card
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
 
@@ -38,8 +39,8 @@ def write_classifier_card(
         protocol: how it was trained and measured, in one line.
         command: words of the command line.
     """
-    name, network, images = folder.resolve().name, _public_name(source), _public_name(dataset)
-    line = shlex.join(map(_public_name, command))
+    name, network, images = folder.resolve().name, public_name(source), public_name(dataset)
+    line = shlex.join(map(public_name, command))
     measurements = [
         Measurement(task, images, split, metric, value, protocol, line)
         for metric, value in accuracies.items()
@@ -63,8 +64,3 @@ def write_classifier_card(
         classes=config.num_labels or 0,
     )
     write_card(folder, facts)
-
-
-def _public_name(word: str) -> str:
-    path = Path(word)
-    return path.resolve().name if path.exists() else word

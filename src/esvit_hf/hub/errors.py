@@ -10,6 +10,8 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
+from esvit_hf.common.errors import one_line
+
 __all__ = ["explained", "may_pass", "seconds_to_wait"]
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a valid token"
@@ -73,18 +75,15 @@ def _explain(error: BaseException) -> str:
         return "the Hub is switched off by HF_HUB_OFFLINE: unset it and run the command again"
     if isinstance(error, LocalTokenNotFoundError):
         return f"nobody is logged in: {_LOG_IN}, and run the command again"
-    reason = " ".join(str(error).split())
     if not isinstance(error, HfHubHTTPError):
         return (
-            f"the connection to the Hub failed ({reason[:200]}): check the network and run the "
-            f"command again; what has arrived is not sent twice, and files appear all together or "
-            f"not at all"
+            f"the connection to the Hub failed ({one_line(error, 200)}): check the network and run "
+            f"the command again; what has arrived is not sent twice, and files appear all together "
+            f"or not at all"
         )
     status = error.response.status_code
-    said = (
-        f"the Hub answers {status} ({' '.join((error.server_message or reason).split())[:200]}), "
-        f"nothing is published"
-    )
+    reason = one_line(error.server_message or error, 200)
+    said = f"the Hub answers {status} ({reason}), nothing is published"
     if status == 429:
         wait = seconds_to_wait(error)
         return (

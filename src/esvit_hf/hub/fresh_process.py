@@ -8,9 +8,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-
 __all__ = ["check_loads"]
 
 _PROGRAM = Path(__file__).with_name("standalone_outputs.py")
@@ -28,6 +25,10 @@ def check_loads(folder: Path) -> None:
     Raises:
         ValueError: it does not load in one of them, or the outputs differ.
     """
+    # The command line's help comes from here without PyTorch.
+    import torch
+    from safetensors.torch import load_file
+
     with tempfile.TemporaryDirectory() as workplace:
         outputs = {kind: Path(workplace) / f"{kind}.safetensors" for kind in ("with", "without")}
         processes = {kind: _start(folder, kind, output) for kind, output in outputs.items()}

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import build_hf_headers, http_backoff, validate_repo_id
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
+from esvit_hf.common.errors import one_line
 from esvit_hf.hub.cards import CARD_FILE, check_card, update_card
 from esvit_hf.hub.errors import explained, may_pass, seconds_to_wait
 from esvit_hf.hub.folder import check_files, copy_for_hub
@@ -27,8 +28,8 @@ __all__ = [
     "how_to_push",
     "prepare_repository",
     "publish",
+    "push",
     "push_command",
-    "push_folder",
     "push_result",
 ]
 
@@ -54,8 +55,8 @@ class Publication:
     left_out: list[str]
 
 
-def push_folder(
-    folder: Path,
+def push(
+    folder: str | Path,
     repo_id: str,
     *,
     private: bool = False,
@@ -74,7 +75,7 @@ def push_folder(
         dry_run: build and check, and send nothing.
 
     Returns:
-        Address, commit, files sent and names left out.
+        `url`, `commit`, `files` that were sent and names `left_out`.
 
     Raises:
         ValueError: the name, the folder or a file does not fit, or the Hub refuses; the message
@@ -85,7 +86,7 @@ def push_folder(
         with explained(repo_id):
             HfApi().whoami()
     result = publish(
-        folder,
+        Path(folder),
         repo_id,
         private=private,
         revision=revision,
@@ -93,12 +94,7 @@ def push_folder(
         dry_run=dry_run,
         load=True,
     )
-    return {
-        "url": result.url,
-        "commit": result.commit,
-        "files": result.files,
-        "left_out": result.left_out,
-    }
+    return asdict(result)
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -110,7 +106,7 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"repo_id {repo_id!r}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"repo_id {repo_id!r}: {one_line(error)}") from error
     if "/" not in repo_id:
         raise ValueError(
             f"repo_id {repo_id!r} has no owner: write NAME/{repo_id}, with your name on the Hub"

@@ -2,8 +2,6 @@
 round.
 """
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +12,12 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from esvit_hf.common.errors import one_line
+from esvit_hf.common.files import write_aside
 from esvit_hf.hub.heads_file import HEADS_FILE, SavedHead, write_heads
 from esvit_hf.models.configuration_esvit_common import as_pair
 from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
-from esvit_hf.reference.convert import (
+from esvit_hf.reference.from_reference import (
     REFERENCE_HEADS,
     model_from_checkpoint,
     read_reference_checkpoint,
@@ -32,7 +32,7 @@ __all__ = [
     "load_model",
     "read_reference_heads",
     "write_model",
-    "written_whole",
+    "write_new",
 ]
 
 _DEFAULT_IMAGE_SIZE = 224
@@ -42,24 +42,22 @@ _RESIZE_RATIO = 256 / 224
 
 def convert_to_folder(
     checkpoint_file: str | Path,
-    output: str | Path,
+    output: Path,
     *,
-    weights: Literal["teacher", "student"] = "teacher",
-    arch: str | None = None,
-    with_heads: bool = False,
-    config_fields: Mapping[str, Any] | None = None,
+    weights: Literal["teacher", "student"],
+    arch: str | None,
+    with_heads: bool,
+    config_fields: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Turn a checkpoint of the reference into a folder with model, image processor and, if asked
     for, the heads.
 
-    The folder appears under its name only when it is complete.
-
     Args:
         checkpoint_file: `checkpoint.pth` of the reference.
         output: Folder to write; it must not exist or be empty.
-        weights: Which network of the file; the paper evaluates the teacher.
+        weights: Which network of the file.
         arch: Family of the backbone; recognized from the names if None.
-        with_heads: Whether heads and centers come along, so that pretraining continues with them.
+        with_heads: Whether heads and centers come along.
         config_fields: Configuration fields that win over the inferred ones.
 
     Returns:
@@ -70,14 +68,13 @@ def convert_to_folder(
         ValueError: If the file cannot be converted, a field does not exist, or the folder is not
             free.
     """
-    output = Path(output)
     check_free(output)
     checkpoint = read_reference_checkpoint(checkpoint_file)
-    model = load_model(checkpoint, checkpoint_file, weights, arch, config_fields or {})
+    model = load_model(checkpoint, checkpoint_file, weights, arch, config_fields)
     heads = read_reference_heads(checkpoint, checkpoint_file, weights, arch) if with_heads else {}
     if with_heads and not heads:
         raise ValueError(f"{str(checkpoint_file)!r} has no heads: convert it without.")
-    with written_whole(output) as folder:
+    with write_new(output) as folder:
         write_model(model, heads, folder)
     return {
         "output": str(output),
@@ -112,7 +109,7 @@ def load_model(
     try:
         model = model_from_checkpoint(checkpoint, path, weights, arch, dict(config_fields))
     except StrictDataclassError as error:
-        raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
+        raise ValueError(one_line(error.__cause__ or error)) from error
     _check_fields(model.config, config_fields)
     return model
 
@@ -132,9 +129,7 @@ def write_model(model: PreTrainedModel, heads: Mapping[str, SavedHead], folder: 
         write_heads(heads, folder / HEADS_FILE)
 
 
-def convert_to_file(
-    name_or_path: str, output: str | Path, *, with_heads: bool = False
-) -> dict[str, Any]:
+def convert_to_file(name_or_path: str, output: Path, *, with_heads: bool) -> dict[str, Any]:
     """Write a model in the layout of the reference's checkpoints.
 
     Args:
@@ -149,10 +144,9 @@ def convert_to_file(
         ValueError: If the reference has no such network, heads are asked for and not there, or the
             file exists.
     """
-    output = Path(output)
     check_free(output)
     checkpoint = convert_to_reference(name_or_path, with_heads=with_heads)
-    with written_whole(output) as file:
+    with write_new(output) as file:
         torch.save(checkpoint, file)
     heads = [
         objective
@@ -178,32 +172,24 @@ def check_free(output: Path) -> None:
 
 
 @contextmanager
-def written_whole(output: Path) -> Iterator[Path]:
-    """Give a path to write to, and move what is there to its place if nothing goes wrong.
+def write_new(output: Path) -> Iterator[Path]:
+    """Write a new file or folder, and the folders above it, if nothing goes wrong.
 
     Args:
         output: File or folder to write; `check_free` has passed.
 
     Yields:
-        A path of the same name beside it.
+        The path to write to, of the same name.
 
     Raises:
         ValueError: If the place cannot be written to.
     """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        # Beside its place: a move within one file system takes no time and cannot fail half-way.
-        workplace = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
     except OSError as error:
         raise ValueError(f"output={str(output)!r} cannot be written: {error}.") from error
-    try:
-        written = workplace / output.name
-        yield written
-        if output.is_dir():
-            output.rmdir()
-        written.rename(output)
-    finally:
-        shutil.rmtree(workplace)
+    with write_aside(output) as aside:
+        yield aside
 
 
 def _check_fields(config: PreTrainedConfig, given: Mapping[str, Any]) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from esvit_hf.common.errors import one_line
 from esvit_hf.hub.heads_file import SavedHead, find_heads, read_heads
-from esvit_hf.reference.convert import NETWORK_RULES, REFERENCE_HEADS, rename
+from esvit_hf.reference.from_reference import NETWORK_RULES, REFERENCE_HEADS, rename
 from esvit_hf.reference.network_rules import NetworkRule
 
 __all__ = ["convert_to_reference"]
@@ -175,8 +176,9 @@ def _load_model(name_or_path: str) -> tuple[PreTrainedModel, NetworkRule, Iterat
             name_or_path, output_loading_info=True, **rule.model_options
         )
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"cannot load a model from {name_or_path!r} ({reason}).") from error
+        raise ValueError(
+            f"cannot load a model from {name_or_path!r} ({one_line(error)})."
+        ) from error
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
             f"{name_or_path!r} lacks {len(missing)} tensors of the network, for example "

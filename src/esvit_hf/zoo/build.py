@@ -10,22 +10,25 @@ from transformers import PreTrainedModel
 
 from esvit_hf.hub.cards import check_card, write_card
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, write_measurements
-from esvit_hf.pretraining.objectives.region import RegionObjective
-from esvit_hf.pretraining.objectives.view import ViewObjective
-from esvit_hf.reference.convert import find_family, read_reference_checkpoint
 from esvit_hf.reference.folders import (
     check_free,
     load_model,
     read_reference_heads,
     write_model,
-    written_whole,
+    write_new,
+)
+from esvit_hf.reference.from_reference import (
+    REFERENCE_HEADS,
+    find_family,
+    read_reference_checkpoint,
 )
 from esvit_hf.zoo.entries import ZooEntry, find_entry
 from esvit_hf.zoo.entry_cards import entry_facts
 
 __all__ = ["build_folder"]
 
-_HEADS = {"V": [ViewObjective.name], "V+R": [ViewObjective.name, RegionObjective.name]}
+_VIEW, _REGION = REFERENCE_HEADS
+_HEADS = {"V": [_VIEW], "V+R": [_VIEW, _REGION]}
 
 
 def build_folder(name: str, *, checkpoint: Path, output: Path) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def build_folder(name: str, *, checkpoint: Path, output: Path) -> dict[str, Any]
 
     Returns:
         What was written: `output`, `model_type`, `parameters` (of the model), `heads` (their
-        tasks).
+        objectives).
 
     Raises:
         ValueError: there is no such entry, the file is not what its record says, or the folder is
@@ -58,11 +61,11 @@ def build_folder(name: str, *, checkpoint: Path, output: Path) -> dict[str, Any]
     content = read_reference_checkpoint(checkpoint)
     model = _load_as_recorded(entry, content, checkpoint)
     heads = read_reference_heads(content, checkpoint, "teacher", None)
-    if list(heads) != _HEADS[entry.tasks]:
+    if list(heads) != _HEADS[entry.objectives]:
         raise _disagreement(
-            entry, checkpoint, "tasks with a head", list(heads), _HEADS[entry.tasks]
+            entry, checkpoint, "objectives with a head", list(heads), _HEADS[entry.objectives]
         )
-    with written_whole(output) as folder:
+    with write_new(output) as folder:
         write_model(model, heads, folder)
         if entry.measurements:
             write_measurements(entry.measurements, folder / MEASUREMENTS_FILE)

@@ -40,7 +40,7 @@ AUTHORS_COMMIT = "2d6becd92be61860697faabf35f88e0698e24379"
 
 _MEASUREMENTS = Path(__file__).parent / "measurements"
 
-Tasks = Literal["V", "V+R"]
+Objectives = Literal["V", "V+R"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class ZooEntry:
     Attributes:
         name: of the entry, and of its Hub folder.
         architecture: the network.
-        tasks: V for the view loss alone, V+R with the region loss.
+        objectives: V for the view loss alone, V+R with the region loss.
         data: what it was pretrained on.
         training: how.
         license: of the weights, as the Hub spells it.
@@ -110,7 +110,7 @@ class ZooEntry:
 
     name: str
     architecture: Architecture
-    tasks: Tasks
+    objectives: Objectives
     data: TrainingData
     training: Training
     license: str
@@ -140,7 +140,7 @@ _IN1K_RECIPE = "swin_tiny_w7_in1k"
 def _released(
     name: str,
     architecture: Architecture,
-    tasks: Tasks,
+    objectives: Objectives,
     readme: tuple[float, float],
     *,
     paper: tuple[float, float] | None = None,
@@ -157,7 +157,7 @@ def _released(
     return ZooEntry(
         name=name,
         architecture=architecture,
-        tasks=tasks,
+        objectives=objectives,
         data=data,
         training=Training(batch, epochs, region_start_epoch, _IN1K_RECIPE),
         license="mit",
@@ -344,7 +344,7 @@ ENTRIES: tuple[ZooEntry, ...] = (
     ZooEntry(
         name="esvit_swin_demo",
         architecture=architectures.SWIN_DEMO,
-        tasks="V+R",
+        objectives="V+R",
         data=FASHION_MNIST_SUBSET,
         training=Training(batch=64, epochs=18, region_start_epoch=0, recipe="demo"),
         license="apache-2.0",
@@ -353,7 +353,7 @@ ENTRIES: tuple[ZooEntry, ...] = (
     ZooEntry(
         name="esvit_swin_tiny_imagenet",
         architecture=architectures.SWIN_48PX,
-        tasks="V",
+        objectives="V",
         data=TINY_IMAGENET_SUBSET,
         training=Training(
             batch=64,
@@ -367,7 +367,7 @@ ENTRIES: tuple[ZooEntry, ...] = (
     ZooEntry(
         name="esvit_cvt_tiny_imagenet",
         architecture=architectures.CVT_48PX,
-        tasks="V+R",
+        objectives="V+R",
         data=TINY_IMAGENET_SUBSET,
         training=Training(
             batch=64,

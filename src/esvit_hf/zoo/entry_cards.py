@@ -5,11 +5,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from esvit_hf.common.markdown import format_table
 from esvit_hf.hub.cards import CardFacts, ReportedAccuracies, make_card, replace_section
 from esvit_hf.hub.training_data import IMAGENET_1K
-from esvit_hf.pretraining.objectives.region import RegionObjective
-from esvit_hf.pretraining.objectives.view import ViewObjective
 from esvit_hf.reference.architectures import RESNET_50, SWIN_TINY_W7
+from esvit_hf.reference.from_reference import REFERENCE_HEADS
 from esvit_hf.zoo.entries import AUTHORS_COMMIT, AUTHORS_REPOSITORY, ENTRIES, Release, ZooEntry
 
 __all__ = ["entry_facts", "released_table", "write_cards"]
@@ -43,7 +43,7 @@ def entry_facts(entry: ZooEntry) -> CardFacts:
         All but what is measured.
     """
     architecture, release = entry.architecture, entry.release
-    losses = "the view loss" if entry.tasks == "V" else "the view loss and the region loss"
+    losses = "the view loss" if entry.objectives == "V" else "the view loss and the region loss"
     window = (
         f", windows of {architecture.window} x {architecture.window} tokens"
         if architecture.window
@@ -90,10 +90,11 @@ def _training_rows(entry: ZooEntry) -> dict[str, Any]:
         "images of a step": training.batch,
         "epochs": training.epochs,
     }
-    losses = [ViewObjective.name]
+    view, region = REFERENCE_HEADS
+    losses = [view]
     if training.region_start_epoch is not None:
         start = training.region_start_epoch
-        losses.append(RegionObjective.name + (f" from epoch {start} on" if start else ""))
+        losses.append(region + (f" from epoch {start} on" if start else ""))
     return {**rows, "losses": ", ".join(losses)}
 
 
@@ -167,22 +168,24 @@ def released_table() -> str:
     Returns:
         Markdown, a row for each.
     """
-    lines = [
-        "| name | network | window | tasks | data | linear | k-NN |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for entry in ENTRIES:
-        if entry.release is not None:
-            numbers = entry.release.readme
-            lines.append(
-                f"| `{entry.name}` | {entry.architecture.title} | "
-                f"{entry.architecture.window or ''} | {entry.tasks} | {entry.data.name} | "
-                f"{numbers.linear:.1f} | {numbers.knn:.1f} |"
-            )
-    return "\n".join(lines)
+    return format_table(
+        [
+            {
+                "name": f"`{entry.name}`",
+                "network": entry.architecture.title,
+                "window": entry.architecture.window or "",
+                "objectives": entry.objectives,
+                "data": entry.data.name,
+                "linear": f"{entry.release.readme.linear:.1f}",
+                "k-NN": f"{entry.release.readme.knn:.1f}",
+            }
+            for entry in ENTRIES
+            if entry.release is not None
+        ]
+    )
 
 
-def write_cards(output: Path, *, readme: Path | None = None) -> dict[str, Any]:
+def write_cards(output: str | Path, *, readme: str | Path | None = None) -> dict[str, Any]:
     """Write the cards of all entries of the zoo, and their table into a text.
 
     Args:
@@ -196,10 +199,12 @@ def write_cards(output: Path, *, readme: Path | None = None) -> dict[str, Any]:
     Raises:
         ValueError: the text has no such part.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
     for entry in ENTRIES:
-        make_card(entry_facts(entry), entry.measurements).save(output / f"{entry.name}.md")
+        make_card(entry_facts(entry), entry.measurements).save(folder / f"{entry.name}.md")
     if readme is not None:
-        text = replace_section(readme.read_text(encoding="utf-8"), "zoo", released_table(), readme)
-        readme.write_text(text, encoding="utf-8")
-    return {"output": str(output), "cards": len(ENTRIES)}
+        page = Path(readme)
+        text = replace_section(page.read_text(encoding="utf-8"), "zoo", released_table(), page)
+        page.write_text(text, encoding="utf-8")
+    return {"output": str(folder), "cards": len(ENTRIES)}

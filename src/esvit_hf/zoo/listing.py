@@ -1,54 +1,58 @@
-"""The zoo as a table."""
+"""The zoo's checkpoints as records."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from esvit_hf.common.arguments import flat_arguments
 from esvit_hf.zoo.entries import ENTRIES, ZooEntry
 
-__all__ = ["list_entries"]
-
-_COLUMNS = ("name", "network", "window", "tasks", "data", "linear", "k-NN", "numbers")
+__all__ = ["EntryFilter", "list_checkpoints"]
 
 
-def list_entries(
-    *,
-    arch: str | None = None,
-    tasks: Literal["V", "V+R"] | None = None,
-    data: str | None = None,
-    json: bool = False,
-) -> dict[str, Any] | None:
-    """List the checkpoints of the zoo with their top-1 accuracies in percent.
+@dataclass(frozen=True)
+class EntryFilter:
+    """Which entries of the zoo.
 
     Args:
         arch: part of the network's name, for example swin or Swin-T.
-        tasks: V for the view loss alone, V+R with the region loss.
+        objectives: V for the view loss alone, V+R with the region loss.
         data: part of the training data's name, for example imagenet.
-        json: one JSON object in place of a table.
+    """
+
+    arch: str | None = None
+    objectives: Literal["V", "V+R"] | None = None
+    data: str | None = None
+
+    def fits(self, entry: ZooEntry) -> bool:
+        """Tell whether an entry is one of them."""
+        return (
+            (self.arch is None or self.arch.lower() in entry.architecture.title.lower())
+            and self.objectives in (None, entry.objectives)
+            and (self.data is None or self.data.lower() in entry.data.name.lower())
+        )
+
+
+@flat_arguments
+def list_checkpoints(chosen: EntryFilter) -> list[dict[str, Any]]:
+    """List the checkpoints of the zoo: the authors' released ones, and this project's own.
 
     Returns:
-        The records if they are to be printed as JSON, otherwise None.
+        A record for each, with `name`, `kind` (`released` or `ours`), `architecture`, `objectives`,
+        `data`, `training`, `license`, `release` (the authors' numbers, top-1 in percent) and
+        `measurements` (numbers measured with this package).
 
     Raises:
         ValueError: nothing fits.
     """
-    found = [
-        entry
-        for entry in ENTRIES
-        if (arch is None or arch.lower() in entry.architecture.title.lower())
-        and tasks in (None, entry.tasks)
-        and (data is None or data.lower() in entry.data.name.lower())
-    ]
+    found = [entry for entry in ENTRIES if chosen.fits(entry)]
     if not found:
         raise ValueError(
             f"no entry of the zoo fits: networks are "
             f"{_names(entry.architecture.title for entry in ENTRIES)}; data are "
             f"{_names(entry.data.name for entry in ENTRIES)}"
         )
-    if json:
-        return {"entries": [_record(entry) for entry in found]}
-    print(_table([_COLUMNS, *(_row(entry) for entry in found)]))
-    return None
+    return [_record(entry) for entry in found]
 
 
 def _names(names: Iterable[str]) -> str:
@@ -58,33 +62,3 @@ def _names(names: Iterable[str]) -> str:
 def _record(entry: ZooEntry) -> dict[str, Any]:
     measurements = [asdict(measurement) for measurement in entry.measurements]
     return {"kind": entry.kind, **asdict(entry), "measurements": measurements}
-
-
-def _row(entry: ZooEntry) -> tuple[str, ...]:
-    if entry.release is not None:
-        numbers = entry.release.readme
-        linear, knn, source = (
-            f"{numbers.linear:.1f}",
-            f"{numbers.knn:.1f}",
-            "reported by the authors",
-        )
-    else:
-        linear, knn = (_measured(entry, task) for task in ("linear probe", "k-NN"))
-        source = "measured here"
-    architecture = entry.architecture
-    window = str(architecture.window or "-")
-    return entry.name, architecture.title, window, entry.tasks, entry.data.name, linear, knn, source
-
-
-def _measured(entry: ZooEntry, task: str) -> str:
-    values = [row.value for row in entry.measurements if (row.task, row.metric) == (task, "top1")]
-    return f"{values[0]:.1f}" if values else "-"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-    return "\n".join(lines)

@@ -1,5 +1,5 @@
 """The command `esvit`: folders are whole, hostile files harmless, wrong words explained, and the
-other jobs run.
+other commands run.
 """
 
 import argparse
@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, Dinov2Config, Dinov2Model, ViTModel
 
 import esvit_hf
-from esvit_hf import EsvitImageProcessor, EsvitSwinModel, convert_checkpoint
-from esvit_hf.commands.main import main
-from esvit_hf.reference.convert import read_reference_checkpoint
+from esvit_hf import EsvitImageProcessor, EsvitSwinModel
+from esvit_hf.commands.main import COMMANDS, main
+from esvit_hf.reference.from_reference import load_reference_model, read_reference_checkpoint
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -72,16 +74,16 @@ def test_the_folder_is_complete(golden: Callable[[str], Any], call: Call, tmp_pa
             "convert",
             golden("swin_w7_view").checkpoint,
             output,
-            "--set",
-            "image_size=56",
-            "--set",
-            "patch_size=2",
+            "--config.image_size",
+            "56",
+            "--config.patch_size",
+            "2",
         )[0]
         == 2
     )
     assert contents(tmp_path) == []
     assert (
-        call("convert", golden("swin_w7_view").checkpoint, output, "--set", "drop_path_rate=0.3")[0]
+        call("convert", golden("swin_w7_view").checkpoint, output, "--config.drop_path_rate=0.3")[0]
         == 0
     )
     assert contents(tmp_path / "new" / "folder") == [
@@ -234,7 +236,7 @@ def test_every_tensor_counts(
         teacher[name] = torch.ones(3)
     torch.save(checkpoint, tmp_path / "checkpoint.pth")
     message = refused(
-        call("convert", tmp_path / "checkpoint.pth", tmp_path / "model", "--with-heads")
+        call("convert", tmp_path / "checkpoint.pth", tmp_path / "model", "--with_heads")
     )
     ours = {
         "missing": "mlp.contract.bias",
@@ -260,7 +262,7 @@ def test_an_existing_output_is_refused(
     assert contents(tmp_path) == ["file", "folder", "folder/kept.txt", "link"]
     (folder / "kept.txt").unlink()
     assert call("convert", checkpoint, folder)[0] == 0
-    assert "exists" in refused(call("convert", folder, file, "--to-reference"))
+    assert "exists" in refused(call("convert", folder, file, "--to_reference"))
     assert file.read_text() == "kept"
 
 
@@ -288,22 +290,27 @@ def test_nothing_is_left_when_writing_fails(
 @pytest.mark.parametrize(
     ("case", "words", "message"),
     [
-        ("swin_w7_view", ["--set", "image_size"], "FIELD=VALUE"),
-        ("swin_w7_view", ["--set", "=3"], "FIELD=VALUE"),
-        ("swin_w7_view", ["--set", "imagesize=224"], "image_size"),
-        ("swin_w7_view", ["--set", "color=3"], "no field color"),
-        ("swin_w7_view", ["--set", "depths=[1,2]"], "4 entries; the network has 2 stages"),
-        ("swin_w7_view", ["--set", "qkv_bias=maybe"], "qkv_bias"),
-        ("swin_w7_view", ["--set", "image_size=56"], "image_size"),
+        ("swin_w7_view", ["--config", "image_size"], "--config is 'image_size': give a mapping"),
+        ("swin_w7_view", ["--config", "3"], "--config is '3': give a mapping"),
+        ("swin_w7_view", ["--set", "image_size=56"], "esvit convert has no flag --set"),
+        ("swin_w7_view", ["--config", "{imagesize: 224}"], "image_size"),
+        ("swin_w7_view", ["--config.color", "3"], "no field color"),
+        ("swin_w7_view", ["--config.depths", "[1,2]"], "4 entries; the network has 2 stages"),
+        ("swin_w7_view", ["--config.qkv_bias", "maybe"], "qkv_bias"),
+        ("swin_w7_view", ["--config.image_size=56"], "image_size"),
         ("swin_w7_view", ["--arch", "resnext"], "resnext.*known: swin, vil, cvt, vit, resnet"),
         ("swin_w7_view", ["--arch", "vil"], "no place in a vil network"),
-        ("swin_w7_view", ["--weights", "average"], "weights"),
-        ("swin_w7_view", ["--with-hats"], "with-hats"),
+        (
+            "swin_w7_view",
+            ["--weights", "average"],
+            "--weights is 'average': give teacher or student",
+        ),
+        ("swin_w7_view", ["--with_hats"], "no flag --with_hats: did you mean --with_heads?"),
         ("cvt_view_region", [], "show num_heads: pass"),
         ("vit_view_region", [], "num_attention_heads"),
-        ("vit_view_region", ["--set", "heads=4"], "no field heads"),
-        ("swin_w7_view", ["--to-reference"], "cannot load a model"),
-        ("swin_w7_view", ["--to-reference", "--arch", "swin"], "--arch"),
+        ("vit_view_region", ["--config.heads", "4"], "no field heads"),
+        ("swin_w7_view", ["--to_reference"], "cannot load a model"),
+        ("swin_w7_view", ["--to_reference", "--arch", "swin"], "--arch"),
     ],
 )
 def test_wrong_words_of_convert(
@@ -326,19 +333,19 @@ def test_what_cannot_go_to_the_reference(
     folder, file = tmp_path / "folder", tmp_path / "file.pth"
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     Dinov2Model(Dinov2Config(**small)).save_pretrained(folder)
-    message = refused(call("convert", folder, file, "--to-reference"))
+    message = refused(call("convert", folder, file, "--to_reference"))
     assert "'dinov2'" in message
     assert "esvit_swin, esvit_vil, esvit_cvt, vit, resnet" in message
-    model = convert_checkpoint(golden("vit_view_region").checkpoint, num_attention_heads=4)
+    model = load_reference_model(golden("vit_view_region").checkpoint, num_attention_heads=4)
     assert type(model) is ViTModel
     model.save_pretrained(tmp_path / "vit")
     assert "no heads" in refused(
-        call("convert", tmp_path / "vit", file, "--to-reference", "--with-heads")
+        call("convert", tmp_path / "vit", file, "--to_reference", "--with_heads")
     )
     weights = load_file(tmp_path / "vit" / "model.safetensors")
     weights.pop(sorted(weights)[0])
     save_file(weights, tmp_path / "vit" / "model.safetensors", metadata={"format": "pt"})
-    assert "lacks 1 tensors" in refused(call("convert", tmp_path / "vit", file, "--to-reference"))
+    assert "lacks 1 tensors" in refused(call("convert", tmp_path / "vit", file, "--to_reference"))
     assert not file.exists()
 
 
@@ -372,18 +379,9 @@ def save_small_model(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-@pytest.mark.filterwarnings("ignore:the best learning rate")
-def test_evaluation_jobs(dark_and_bright: Path, call: Call, tmp_path: Path) -> None:
+def test_features(dark_and_bright: Path, call: Call, tmp_path: Path) -> None:
     model, data, rows = tmp_path / "model", dark_and_bright, tmp_path / "rows.safetensors"
     save_small_model(model)
-    code, output, _ = call("knn", model, data, "--k", "3", "--num_workers", "0")
-    assert code == 0
-    assert last_line(output)["knn"] == [{"k": 3, "temperature": 0.07, "top1": 100.0, "top5": 100.0}]
-    code, output, _ = call(
-        "linear-probe", model, data, "--blocks=2", "--epochs=20", "--num_workers=0"
-    )
-    assert code == 0
-    assert last_line(output)["top1"] == 100.0
     code, output, _ = call(
         "features", model, data, "--output", rows, "--split", "test", "--num_workers", "0"
     )
@@ -392,7 +390,7 @@ def test_evaluation_jobs(dark_and_bright: Path, call: Call, tmp_path: Path) -> N
     assert load_file(rows)["features"].shape == (6, 16)
 
 
-def test_export_job(call: Call, tmp_path: Path) -> None:
+def test_export(call: Call, tmp_path: Path) -> None:
     save_small_model(tmp_path / "model")
     code, output, _ = call("export", tmp_path / "model", tmp_path / "model.onnx")
     assert code == 0
@@ -406,10 +404,13 @@ def test_export_job(call: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "convert,export,pretrain,knn"),
-        (["train"], "'train'"),
-        (["convert"], "checkpoint"),
-        (["knn", "model"], "dataset"),
+        ([], "esvit pretrain, evaluate, transfer"),
+        (["pretrian"], "esvit has no command 'pretrian': did you mean pretrain?"),
+        (["zoo", "biuld", "x"], "esvit zoo has no command 'biuld': did you mean build?"),
+        (["linear-probe"], "esvit has no command 'linear-probe': esvit --help lists them"),
+        (["convert"], "CHECKPOINT, OUTPUT are missing: esvit convert CHECKPOINT OUTPUT"),
+        (["convert", "a", "b", "c"], "'c' is too much: esvit convert CHECKPOINT OUTPUT"),
+        (["features", "model", "--output", "o"], "DATASET is missing"),
         (["pretrain", "no_such_recipe.yaml"], "no_such_recipe.yaml"),
     ],
 )
@@ -417,20 +418,33 @@ def test_wrong_words(words: list[str], message: str, call: Call) -> None:
     assert message in refused(call(*words))
 
 
-@pytest.mark.parametrize(
-    "job",
-    [
-        [],
-        ["convert"],
-        ["export"],
-        ["knn"],
-        ["linear-probe"],
-        ["features"],
-        ["evaluate"],
-    ],
-)
-def test_help(job: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main([*job, "--help"])
-    assert not stopped.value.code
-    assert "usage: esvit" in capsys.readouterr().out
+def test_every_command_explains_itself_without_heavy_packages() -> None:
+    program = """
+import contextlib, json, os, sys
+from esvit_hf.commands.main import COMMANDS, main
+
+for name in ["", *COMMANDS]:
+    if os.fork() == 0:
+        with contextlib.suppress(SystemExit):
+            main([*name.split(), "--help"])
+        heavy = {"torch", "transformers", "datasets", "accelerate"} & set(sys.modules)
+        print(json.dumps(["imported", name, sorted(heavy)]), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+    lines = subprocess.check_output([sys.executable, "-c", program], text=True).splitlines()
+    usages = [line for line in lines if line.startswith("usage: esvit")]
+    imported = [json.loads(line)[1:] for line in lines if line.startswith('["imported"')]
+    assert len(usages) == len(imported) == len(COMMANDS) + 1
+    assert {name: packages for name, packages in imported if packages} == {}
+
+
+def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, command in COMMANDS.items():
+        assert any(line.split() == [*name.split(), *command.help.split()] for line in lines)
+
+
+def test_version(call: Call) -> None:
+    assert call("--version") == (0, f"esvit-hf {esvit_hf.__version__}\n", "")

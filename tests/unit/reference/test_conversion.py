@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from esvit_hf import EsvitSwinConfig, EsvitSwinModel, convert_checkpoint, split_reference_state_dict
-from esvit_hf.reference.convert import read_reference_checkpoint
+from esvit_hf import EsvitSwinConfig, EsvitSwinModel
+from esvit_hf.reference.from_reference import (
+    load_reference_model,
+    read_reference_checkpoint,
+    split_reference_state_dict,
+)
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def saved(checkpoint, folder: Path) -> Path:
 
 def test_configuration_is_read_off_the_tensors(golden):
     spec = golden("swin_w14_view_region").spec
-    model = convert_checkpoint(golden("swin_w14_view_region").checkpoint)
+    model = load_reference_model(golden("swin_w14_view_region").checkpoint)
     assert not model.training
     for field in (
         "image_size",
@@ -40,7 +44,7 @@ def test_configuration_is_read_off_the_tensors(golden):
         "mlp_ratio",
     ):
         assert getattr(model.config, field) == spec[field], field
-    given = convert_checkpoint(
+    given = load_reference_model(
         golden("swin_w14_view_region").checkpoint, drop_path_rate=0.3, num_labels=7
     )
     assert (given.config.drop_path_rate, given.config.num_labels) == (0.3, 7)
@@ -49,7 +53,7 @@ def test_configuration_is_read_off_the_tensors(golden):
 def test_the_student_is_converted_on_request(golden):
     case = golden("swin_w7_view_region")
     teacher, student = (
-        convert_checkpoint(case.checkpoint, weights=weights) for weights in ("teacher", "student")
+        load_reference_model(case.checkpoint, weights=weights) for weights in ("teacher", "student")
     )
     assert not torch.equal(teacher.norm.weight, student.norm.weight)
 
@@ -61,7 +65,7 @@ def test_small_windows_reveal_the_image_size(golden, tmp_path):
         for name, value in tensors.items()
         if name.startswith("init.")
     }
-    model = convert_checkpoint(saved({"teacher": state}, tmp_path))
+    model = load_reference_model(saved({"teacher": state}, tmp_path))
     assert (
         model.config.image_size == golden("trajectory_swin_view").spec["model"]["image_size"] == 64
     )
@@ -70,7 +74,7 @@ def test_small_windows_reveal_the_image_size(golden, tmp_path):
 
 def test_image_size_that_contradicts_the_windows_is_refused(golden):
     with pytest.raises(ValueError, match="image_size"):
-        convert_checkpoint(golden("swin_w7_view").checkpoint, image_size=96)
+        load_reference_model(golden("swin_w7_view").checkpoint, image_size=96)
 
 
 def test_heads_keep_their_layers(reference):
@@ -116,12 +120,12 @@ def test_heads_keep_their_layers(reference):
 def test_what_does_not_fit_is_named(reference, tmp_path, change, message):
     change(reference["teacher"])
     with pytest.raises(ValueError, match=re.escape(message)):
-        convert_checkpoint(saved(reference, tmp_path))
+        load_reference_model(saved(reference, tmp_path))
 
 
 def test_unknown_family_lists_the_known_ones(golden):
     with pytest.raises(ValueError, match="'focal' is unknown; known: swin"):
-        convert_checkpoint(golden("swin_w7_view").checkpoint, arch="focal")
+        load_reference_model(golden("swin_w7_view").checkpoint, arch="focal")
 
 
 class Payload:
@@ -167,10 +171,10 @@ def test_broken_and_foreign_files_are_one_line_errors(golden, reference, tmp_pat
         torch.save(content, tmp_path / name)
     for name in [*cases, *foreign, "missing.pth", "."]:
         with pytest.raises(ValueError, match=re.escape(str(tmp_path))) as caught:
-            convert_checkpoint(tmp_path / name)
+            load_reference_model(tmp_path / name)
         assert "\n" not in str(caught.value), name
     with pytest.raises(ValueError, match="only: teacher"):
-        convert_checkpoint(saved({"teacher": reference["teacher"]}, tmp_path), weights="student")
+        load_reference_model(saved({"teacher": reference["teacher"]}, tmp_path), weights="student")
 
 
 def test_damaged_bytes_never_escape_as_another_error(tmp_path):
@@ -225,7 +229,7 @@ def test_a_network_without_bias_and_with_positions(tmp_path, reference):
         for ours, theirs in renames.items():
             name = name.replace(ours, theirs)
         state["module." + name] = tensor
-    converted = convert_checkpoint(
+    converted = load_reference_model(
         saved({"student": state}, tmp_path), weights="student", image_size=(64, 32)
     )
     assert not converted.config.qkv_bias

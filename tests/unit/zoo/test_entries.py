@@ -40,13 +40,15 @@ def test_all_released_checkpoints_are_there_once() -> None:
     facts = []
     for entry in RELEASED:
         network = entry.architecture
-        facts.append((network.title, network.window, entry.tasks, entry.data, entry.training.batch))
+        facts.append(
+            (network.title, network.window, entry.objectives, entry.data, entry.training.batch)
+        )
     assert len(set(facts)) == 19
 
 
 @every_released
 def test_the_name_says_what_it_is(entry: ZooEntry) -> None:
-    first = f"esvit_{manifest_name(entry.architecture)}_{entry.tasks.lower().replace('+', '')}"
+    first = f"esvit_{manifest_name(entry.architecture)}_{entry.objectives.lower().replace('+', '')}"
     if entry.training.batch == 1024 and entry.architecture.family == "swin":
         first += f"_{re.sub('[^a-z0-9]', '', entry.data.name.lower())}_bs1024"
     assert entry.name == first
@@ -68,7 +70,7 @@ def test_numbers_are_plausible(entry: ZooEntry) -> None:
 @every_released
 def test_training_facts_fit_together(entry: ZooEntry) -> None:
     start = entry.training.region_start_epoch
-    assert (start is None) == (entry.tasks == "V")
+    assert (start is None) == (entry.objectives == "V")
     assert start is None or 0 <= start < entry.training.epochs
     assert entry.training.batch in (512, 1024)
     assert entry.training.recipe in list_recipes()
@@ -78,10 +80,10 @@ def test_training_facts_fit_together(entry: ZooEntry) -> None:
 @every_released
 def test_the_region_loss_helps_where_both_were_released(entry: ZooEntry) -> None:
     sibling = entry.view_only_sibling
-    assert (sibling is None) == (entry.tasks == "V" or entry.architecture.window == 14)
+    assert (sibling is None) == (entry.objectives == "V" or entry.architecture.window == 14)
     if sibling is not None:
         other = find_entry(sibling)
-        assert (other.tasks, other.architecture, other.data) == (
+        assert (other.objectives, other.architecture, other.data) == (
             "V",
             entry.architecture,
             entry.data,
@@ -183,11 +185,14 @@ def test_the_zoo_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--arch", "swin-t"], lambda entry: entry.architecture.title == "Swin-T"),
         (
-            ["--arch", "swin", "--tasks", "V"],
-            lambda e: e.architecture.family == "swin" and e.tasks == "V",
+            ["--arch", "swin", "--objectives", "V"],
+            lambda e: e.architecture.family == "swin" and e.objectives == "V",
         ),
         (["--data", "imagenet"], lambda entry: "ImageNet" in entry.data.name),
-        (["--data", "webvision", "--tasks", "V"], lambda entry: entry.data.name == "WebVision-v1"),
+        (
+            ["--data", "webvision", "--objectives", "V"],
+            lambda entry: entry.data.name == "WebVision-v1",
+        ),
     ],
 )
 def test_filters(

@@ -207,7 +207,7 @@ def _split(state: Mapping[str, Tensor], rule: NetworkRule) -> tuple[State, State
     return backbone, view_head, region_head, recomputed
 
 
-def convert_checkpoint(
+def load_reference_model(
     path: str | Path,
     *,
     weights: Literal["teacher", "student"] = "teacher",
@@ -264,7 +264,7 @@ def model_from_checkpoint(
     arch: str | None,
     config_fields: dict[str, Any],
 ) -> PreTrainedModel:
-    """Do the work of `convert_checkpoint` for a checkpoint that is read already.
+    """Do the work of `load_reference_model` for a checkpoint that is read already.
 
     Args:
         checkpoint: What `read_reference_checkpoint` returns.
@@ -277,7 +277,7 @@ def model_from_checkpoint(
         The base model in eval mode.
 
     Raises:
-        ValueError: As in `convert_checkpoint`.
+        ValueError: As in `load_reference_model`.
     """
     rule = _find_rule(_find_weights(checkpoint, path, weights), arch)
     backbone, _, _, recomputed = _split(checkpoint[weights], rule)

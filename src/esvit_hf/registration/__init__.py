@@ -1,0 +1,1 @@
+"""The networks in transformers' Auto classes, as soon as there are any."""

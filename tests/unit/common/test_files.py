@@ -1,0 +1,90 @@
+"""Files and folders that are whole or not there."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from esvit_hf.common.files import digest_file, public_name, write_aside
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with write_aside(path) as aside:
+        assert aside.name == "file.txt"
+        aside.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert contents(tmp_path) == ["file.txt"]
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    for existing in (False, True):
+        if existing:
+            (folder / "a.txt").unlink()
+        with write_aside(folder) as aside:
+            aside.mkdir()
+            (aside / "a.txt").write_text("a")
+            assert folder.is_dir() == existing and not (folder / "a.txt").exists()
+        assert contents(tmp_path) == ["model", "model/a.txt"]
+    usual = tmp_path / "usual"
+    usual.mkdir()
+    assert folder.stat().st_mode == usual.stat().st_mode
+
+
+def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), write_aside(path) as aside:
+        aside.write_text("ne")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    with pytest.raises(FileNotFoundError), write_aside(path):
+        pass
+    assert contents(tmp_path) == ["file.txt"]
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for last in (False, True):
+        if os.fork() == 0:
+            with write_aside(path) as aside:
+                aside.mkdir()
+                (aside / ("a" if last else "half")).touch()
+                if not last:
+                    os._exit(1)
+            os._exit(0)
+        os.wait()
+    assert contents(tmp_path) == ["model", "model/a"]
+
+
+def test_a_checkpoint_has_the_same_bytes_as_one_that_is_saved_in_place(tmp_path: Path) -> None:
+    # PyTorch writes the name of the file into it.
+    with write_aside(tmp_path / "checkpoint.pth") as aside:
+        torch.save({"weight": torch.ones(2)}, aside)
+    (tmp_path / "place").mkdir()
+    torch.save({"weight": torch.ones(2)}, tmp_path / "place" / "checkpoint.pth")
+    digests = [digest_file(tmp_path / name) for name in ("checkpoint.pth", "place/checkpoint.pth")]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("facebook/dinov2-small", "facebook/dinov2-small"),
+        ("outputs/demo", "outputs/demo"),
+        ("/scratch/me/demo", "demo"),
+        ("../me/demo", "demo"),
+        ("~/demo", "demo"),
+    ],
+)
+def test_public_names(name: str, public: str) -> None:
+    assert public_name(name) == public
+    assert public_name(Path(name)) == public

@@ -1,0 +1,61 @@
+"""The declared dependencies are those that the code imports."""
+
+import configparser
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.support.imports import imported_modules
+from tests.support.paths import ROOT
+
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+"""Of modules that are called differently."""
+# What others import for us, and tools that are run.
+NOT_IMPORTED = {
+    "onnx": "torch.onnx",
+    "tensorboard": "accelerate",
+    "mypy": "make types",
+    "pytest-xdist": "make test",
+    "ruff": "make lint",
+    "types-pyyaml": "mypy",
+    "types-tqdm": "mypy",
+}
+OURS = {"esvit_hf", "tests", "benchmarks", "studies", "fine_tune"}
+
+
+def declared(section: str, *options: str) -> set[str]:
+    """Names of distributions in setup.cfg, without versions."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = "\n".join(config[section][option] for option in options).split()
+    return {re.split(r"[\[<>=]", line)[0].lower() for line in lines}
+
+
+def imported(*folders: str) -> set[str]:
+    """Names of distributions that the files below some folders import."""
+    names = _top_level(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return {DISTRIBUTIONS.get(name, name) for name in names - OURS - set(sys.stdlib_module_names)}
+
+
+def _top_level(paths: Iterable[Path]) -> set[str]:
+    modules = {module for path in paths for module in imported_modules(path)}
+    return {module.split(".")[0] for module in modules} - {""}
+
+
+REQUIRED = declared("options", "install_requires")
+OPTIONAL = declared("options.extras_require", "plots", "tracking", "onnx", "demo")
+DEVELOPMENT = declared("options.extras_require", "dev")
+
+
+def test_the_package_declares_what_it_imports() -> None:
+    used = imported("src")
+    assert used - REQUIRED - OPTIONAL == set()
+    assert REQUIRED - used == set()
+    assert OPTIONAL - used - set(NOT_IMPORTED) == set()
+
+
+def test_development_declares_what_tests_and_measurements_import() -> None:
+    used = imported("tests", "benchmarks", "studies", "examples")
+    assert used - REQUIRED - OPTIONAL - DEVELOPMENT == set()
+    assert DEVELOPMENT - used - set(NOT_IMPORTED) == set()
