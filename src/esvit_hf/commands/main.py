@@ -10,14 +10,13 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
+from esvit_hf.commands import evaluate, transfer
 from esvit_hf.commands.command_line import report_errors
 from esvit_hf.commands.page import show_page
 from esvit_hf.commands.pictures import save_attention, save_correspondence, save_neighbors
 from esvit_hf.data.repacking import repack
 from esvit_hf.data.shards import write_index
-from esvit_hf.evaluation.evaluate import evaluate
-from esvit_hf.evaluation.jobs import measure_knn, measure_linear_probe, save_features
-from esvit_hf.evaluation.transfer import measure_transfer
+from esvit_hf.features.files import save_features
 from esvit_hf.hub.push import push_folder
 from esvit_hf.reference.folders import convert_to_file, convert_to_folder
 from esvit_hf.zoo.build import build_folder
@@ -28,17 +27,14 @@ __all__ = ["main"]
 
 # Jobs whose command line is the signature of a function.
 _FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
-    "knn": measure_knn,
-    "linear-probe": measure_linear_probe,
     "features": save_features,
     "index": write_index,
     "repack": repack,
-    "evaluate": evaluate,
     "correspond": save_correspondence,
     "attention": save_attention,
     "neighbors": save_neighbors,
     "demo": show_page,
-    "transfer": measure_transfer,
+    "transfer": transfer.transfer,
 }
 # What `esvit zoo` does beside listing.
 _ZOO_FUNCTIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
@@ -56,8 +52,6 @@ _HELP = {
     ),
     "export": "Write a network as an ONNX file and compare it with PyTorch.",
     "pretrain": "Pretrain a vision backbone: esvit pretrain RECIPE.yaml [--field value ...].",
-    "knn": "Classify test images by their nearest training images.",
-    "linear-probe": "Train a linear classifier on frozen features.",
     "features": "Save a feature row for every image of a data set.",
     "index": "Write the index of parquet or tar shards that pretraining streams.",
     "repack": "Write a zip or TSV pack of the reference implementation as parquet shards.",
@@ -92,6 +86,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     job = arguments["job"]
     functions: dict[str, Callable[..., dict[str, Any] | None]] = {
         "convert": _convert,
+        "evaluate": evaluate.run,
         "export": _export,
         "zoo": _zoo,
         "push": push_folder,
@@ -114,10 +109,9 @@ def _parser() -> ArgumentParser:
     for job, text in _HELP.items():
         job_parser = ArgumentParser(description=text, exit_on_error=False, allow_abbrev=False)
         if job == "transfer":
-            job_parser.add_argument(
-                "models", nargs="+", type=str, help="one or two Hub names or folders of models"
-            )
-            job_parser.add_function_arguments(measure_transfer, as_group=False, skip={"models"})
+            transfer.add_arguments(job_parser)
+        elif job == "evaluate":
+            evaluate.add_arguments(job_parser)
         elif job in _FUNCTIONS:
             job_parser.add_function_arguments(_FUNCTIONS[job], as_group=False, as_positional=True)
         elif job == "convert":

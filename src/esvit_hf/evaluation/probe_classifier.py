@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from esvit_hf.evaluation.linear_probe import LinearProbeResult
+from esvit_hf.evaluation.classifiers.linear_probe import LinearProbeResult
 from esvit_hf.models.modeling_esvit_common import EsvitForImageClassification
 
 __all__ = ["check_probe_fits", "save_probe"]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.data.sources import ImageSource
-from esvit_hf.evaluation.knn import nearest_neighbors
 from esvit_hf.features.extraction import Features
 from esvit_hf.features.input_format import apply_processor
+from esvit_hf.features.search import nearest_neighbors
 
 __all__ = ["Neighbor", "class_name", "nearest_images", "view_feature"]
 

@@ -24,7 +24,7 @@ from esvit_hf.data.color import augment
 from esvit_hf.data.multicrop import CropBatch, MultiCropDataset, make_multicrop_loader
 from esvit_hf.data.sources import ImageSource, load_image_source
 from esvit_hf.data.streaming import StreamSource, open_stream
-from esvit_hf.evaluation.knn import knn_accuracy
+from esvit_hf.evaluation.classifiers.nearest_neighbors import knn_accuracy
 from esvit_hf.features.extraction import extract_features, shared_labels
 from esvit_hf.pretraining.build import build_parts, describe_model
 from esvit_hf.pretraining.checkpoint import (
