@@ -11,12 +11,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Features, Image
+from esvit_hf.evaluation.jobs import measure_linear_probe
 from PIL import Image as PILImage
 from tests.support.process_group import run_on_processes
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.evaluation.evaluate import evaluate
-from esvit_hf.evaluation.jobs import measure_linear_probe
 
 TASKS = "knn,linear,logistic,few_shot,correspondence,attention"
 # Uneven: 41 and 13 images in batches of 4, the last of one image, an odd number of batches, on two

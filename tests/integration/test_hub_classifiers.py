@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from esvit_hf.evaluation.jobs import measure_linear_probe
 from huggingface_hub import ModelCard
 from tests.support.hub_server import OWNER, HubServer
 from tests.support.paths import FASHION_MNIST
@@ -20,7 +21,6 @@ from transformers import (
 
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.data.sources import load_image_source
-from esvit_hf.evaluation.jobs import measure_linear_probe
 from esvit_hf.features.extraction import extract_features
 from esvit_hf.hub.push import publish
 

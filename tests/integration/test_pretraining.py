@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
+from esvit_hf.evaluation.jobs import measure_linear_probe
 from PIL import Image
 from safetensors.torch import load_file
 from tests.support.paths import FASHION_MNIST
@@ -18,7 +19,6 @@ from tests.support.small_runs import assert_equal_runs, command, read_metrics, s
 from transformers import AutoImageProcessor, AutoModel
 
 from esvit_hf import EsvitSwinBackbone
-from esvit_hf.evaluation.jobs import measure_linear_probe
 from esvit_hf.hub.cards import check_card
 from esvit_hf.pretraining import parse_arguments, pretrain
 

@@ -4,10 +4,10 @@ intact shows here.
 
 import pytest
 import torch
+from esvit_hf.evaluation.jobs import measure_knn
 from tests.support.paths import ROOT
 from transformers import AutoModel
 
-from esvit_hf.evaluation.jobs import measure_knn
 from esvit_hf.zoo.entries import find_entry
 
 CHECKPOINTS = ROOT / "examples" / "checkpoints"

@@ -122,7 +122,7 @@ class LinearTask(Task):
         held_out = f"a held-out {100 * self.validation_fraction:g} % of the training images"
         protocol = (
             f"linear classifier on {features}, SGD, {self.epochs} epochs, {images}, rate "
-            f"{result.learning_rate:g}; both chosen on {held_out}"
+            f"{result.learning_rate:g}; chosen on {held_out}"
         )
         return TaskResult(
             title="linear probe",

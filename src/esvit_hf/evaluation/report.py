@@ -120,22 +120,12 @@ class Report:
             f"`{facts['train_split']}`), {facts['test_images']} test images (split "
             f"`{facts['test_split']}`), {facts['classes']} classes. Shares are in percent."
         )
-        notes = [line for note in self.notes for line in ("", note)]
-        return (
-            "\n".join(
-                [
-                    "## Evaluation",
-                    "",
-                    data,
-                    *notes,
-                    "",
-                    format_table(rows),
-                    "",
-                    *_code(self.command),
-                ]
-            )
-            + "\n"
-        )
+        lines = ["## Evaluation", "", data]
+        for note in self.notes:
+            lines += ["", note]
+        if rows:
+            lines += ["", format_table(rows)]
+        return "\n".join([*lines, "", *_code(self.command)]) + "\n"
 
 
 def _section(result: TaskResult) -> list[str]:

@@ -4,76 +4,58 @@ computed.
 
 import json
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Image, Value
+from datasets import DatasetDict, concatenate_datasets
 from PIL import Image as PILImage
-from transformers import ResNetConfig, ResNetModel
+from tests.support.shades import save_processor, save_small_swin, shades, write_shades
+from transformers import AutoImageProcessor, AutoModel, ResNetConfig, ResNetModel
 
-from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
+from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.commands.main import main
 from esvit_hf.evaluation.evaluate import evaluate
-from esvit_hf.evaluation.jobs import measure_knn, measure_linear_probe
-from esvit_hf.evaluation.report import command_of
+from esvit_hf.evaluation.linear import LinearTask
 from esvit_hf.hub.measurements import read_measurements
 
-NAMES = ("dark", "middle", "light")
 TASKS = "knn,linear,logistic,few_shot,correspondence,attention"
 SETTINGS = (
-    "--k",
+    "--knn.k",
     "[1,5]",
-    "--blocks",
+    "--linear.blocks",
     "[1,2]",
-    "--epochs",
+    "--linear.epochs",
     "5",
-    "--shots",
+    "--few_shot.shots",
     "[1,5]",
-    "--draws",
+    "--few_shot.draws",
     "2",
 )
+
+
+def small_resnet() -> ResNetModel:
+    torch.manual_seed(0)
+    return ResNetModel(
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])
+    )
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = EsvitSwinConfig(
-        image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4
-    )
-    EsvitSwinModel(config).save_pretrained(folder)
-    EsvitImageProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    ).save_pretrained(folder)
+    save_small_swin(folder)
     return folder
-
-
-def write(folder: Path, split: str, count: int, *, classes: int = 3, seed: int = 0) -> None:
-    """Images of overlapping brightness, labeled by the name of the class."""
-    random = np.random.default_rng(seed)
-    labels = [index % classes for index in range(count)]
-    pixels = [
-        random.integers(60 * label, 60 * label + 130, (32, 32, 3), dtype=np.uint8)
-        for label in labels
-    ]
-    rows = {
-        "image": [PILImage.fromarray(image) for image in pixels],
-        "label": [NAMES[label] for label in labels],
-    }
-    folder.mkdir(exist_ok=True)
-    Dataset.from_dict(
-        rows, features=Features({"image": Image(), "label": Value("string")})
-    ).to_parquet(folder / f"{split}-00000-of-00001.parquet")
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    write(tmp_path / "shades", "train", 40)
-    write(tmp_path / "shades", "test", 13, seed=1)
+    write_shades(tmp_path / "shades", "train", 40)
+    write_shades(tmp_path / "shades", "test", 13, seed=1)
     return tmp_path / "shades"
 
 
@@ -127,8 +109,8 @@ def test_a_report_of_every_task(
             assert min(picture.size) > 400
     assert (report["train_images"], report["test_images"], report["classes"]) == (40, 13, 3)
     assert report["command"] == (
-        f"esvit evaluate {model.name} shades --report out --tasks {TASKS} --k '[1,5]' --blocks "
-        f"'[1,2]' --epochs 5 --shots '[1,5]' --draws 2"
+        f"esvit evaluate {model.name} shades --tasks {TASKS} --report out --knn.k '[1,5]' "
+        f"--linear.blocks '[1,2]' --linear.epochs 5 --few_shot.shots '[1,5]' --few_shot.draws 2"
     )
     assert list(report["tasks"]) == TASKS.split(",")
     assert [row["k"] for row in report["tasks"]["knn"]["accuracies"]] == [1, 5]
@@ -170,42 +152,52 @@ def test_a_report_of_every_task(
 
 
 @pytest.mark.filterwarnings("ignore:the best learning rate")
-def test_the_numbers_are_those_of_the_single_jobs(model: Path, data: Path, tmp_path: Path) -> None:
-    report = evaluate(
-        str(model),
-        str(data),
-        report=tmp_path / "out",
-        tasks="knn,linear",
-        k=[3],
-        blocks=[2],
-        epochs=4,
-        num_workers=0,
-    )
-    knn = measure_knn(str(model), str(data), k=3, num_workers=0)
-    probe = measure_linear_probe(str(model), str(data), blocks=2, epochs=4, num_workers=0)
-    assert report is not None and knn is not None and probe is not None
-    assert report["tasks"]["knn"]["accuracies"] == knn["knn"]
-    assert report["tasks"]["linear"] == {name: probe[name] for name in report["tasks"]["linear"]}
-
-
-@pytest.mark.filterwarnings("ignore:the best learning rate")
-def test_an_augmented_probe_learns_from_crops(model: Path, tmp_path: Path) -> None:
-    data = tmp_path / "shades"
-    write(data, "train", 200)
-    write(data, "test", 60, seed=1)
+def test_objects_in_memory_give_the_numbers_of_their_files(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
     settings: dict[str, Any] = {
-        "blocks": [1, 2],
-        "epochs": 3,
+        "tasks": ["knn", "linear"],
+        "knn": {"k": [3]},
+        "linear": LinearTask(blocks=(1, 2), epochs=4),
         "num_workers": 0,
-        "learning_rates": [0.3, 3.0],
     }
-    plain, first, again = (
-        measure_linear_probe(str(model), str(data), augment=augment, **settings)
-        for augment in (False, True, True)
+    named = evaluate(model, data, report=tmp_path / "named", **settings)
+    assert named is not None
+    assert json.loads((tmp_path / "named" / "report.json").read_text()) == named
+
+    network = AutoModel.from_pretrained(model).train()
+    network.norm.bias.requires_grad_(False)
+    trained = [parameter.requires_grad for parameter in network.parameters()]
+    rows = DatasetDict({"train": shades(40), "test": shades(13, seed=1)})
+    processor = AutoImageProcessor.from_pretrained(model)
+    kept = sorted((tmp_path / "cache").rglob("*"))
+    loaded = evaluate(network, rows, processor=processor, **settings)
+    assert loaded is not None
+    assert loaded["tasks"] == named["tasks"]
+    names = ("in-memory EsvitSwinModel", "in-memory data")
+    assert (loaded["model"], loaded["dataset"]) == names
+    assert loaded["command"].startswith(shlex.join(["esvit", "evaluate", *names]))
+    assert sorted((tmp_path / "cache").rglob("*")) == kept
+    assert network.training and [p.requires_grad for p in network.parameters()] == trained
+
+    everything = concatenate_datasets([rows["train"], rows["test"]])
+    backbone, splits = load_backbone(str(model)), {"train_split": "train[:40]"}
+    sliced = evaluate(
+        backbone, everything, processor=model, test_split="train[40:]", **splits, **settings
     )
-    assert plain is not None and first is not None
-    assert first == again
-    assert first["validation"] != plain["validation"]
+    assert sliced is not None and sliced["tasks"] == named["tasks"]
+
+
+def test_numbers_alone_need_no_matplotlib(
+    model: Path, data: Path, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    code, output, _ = call(model, data, "--tasks", "knn,few_shot", "--knn.k", "[1]")
+    assert code == 0
+    assert set(json.loads(output.strip().splitlines()[-1])["tasks"]) == {"knn", "few_shot"}
+    code, _, errors = call(model, data, "--tasks", "few_shot", "--report", "out")
+    assert code == 2 and "pip install 'esvit-hf[plots]'" in errors
 
 
 def test_images_in_both_splits_are_reported(
@@ -215,7 +207,9 @@ def test_images_in_both_splits_are_reported(
         UserWarning, match=r"40 of 40 test images are training images too \(image 0, 1, 2, \.\.\.\)"
     ):
         code, output, _ = call(
-            model, data, "--test_split", "train", "--tasks", "knn", "--k", "1", "--report", "out"
+            model,
+            data,
+            *("--test_split", "train", "--tasks", "knn", "--knn.k", "[1]", "--report", "out"),
         )
     assert code == 0
     assert "remove them" in json.loads(output.strip().splitlines()[-1])["notes"][0]
@@ -233,28 +227,37 @@ def test_images_in_both_splits_are_reported(
         (("--tasks", ","), "choose from knn"),
         (("--tasks", "knn"), "k is 200, the training set has 40 rows: choose k from 1 to 40"),
         (
-            ("--tasks", "few_shot", "--shots", "50"),
+            ("--tasks", "few_shot", "--few_shot.shots", "[50]"),
             "class 'light' has 13 training images, and 50 shots.*lower shots",
         ),
-        (("--tasks", "knn", "--k", "[1,0]"), r"--k is \[1, 0\]: give one value above 0"),
-        (("--tasks", "few_shot", "--shots", "[]"), r"--shots is \[\]: give one value"),
-        (("--tasks", "knn", "--k", "1", "--test_split", "dev"), "dev"),
+        (("--tasks", "knn", "--knn.k", "[1,0]"), r"--knn.k is \[1, 0\]: give one value above 0"),
+        (("--tasks", "knn", "--knn.k", "three"), "knn.k.*three"),
+        (("--tasks", "knn", "--knn.neighbors", "[3]"), "--knn.neighbors"),
+        (("--tasks", "few_shot", "--few_shot.shots", "[]"), r"shots is \[\]: give one value"),
         (
-            ("--tasks", "linear", "--blocks", "7"),
+            ("--tasks", "knn", "--few_shot.draws", "2"),
+            "options of few_shot are given, but --tasks is 'knn': add few_shot",
+        ),
+        (("--tasks", "knn", "--knn.k", "[1]", "--test_split", "dev"), "dev"),
+        (("--tasks", "knn", "--knn.k", "[1]", "--image_column", "picture"), "'picture'.*label"),
+        (("--tasks", "knn", "--knn.k", "[1]", "--processor", "{data}"), "--processor"),
+        (("--tasks", "linear", "--linear.epochs", "0"), "--linear.epochs"),
+        (("--tasks", "linear", "--linear.validation_fraction", "1"), "between 0 and 1"),
+        (
+            ("--tasks", "linear", "--linear.blocks", "[7]"),
             "7 blocks asked for, EsvitSwinModel reports 2: lower the number",
         ),
         (
-            ("--tasks", "knn", "--k", "1", "--report", "{data}/train-00000-of-00001.parquet"),
+            (
+                *("--tasks", "knn", "--knn.k", "[1]"),
+                *("--report", "{data}/train-00000-of-00001.parquet"),
+            ),
             "name another folder",
         ),
         (
             (
-                "--tasks",
-                "knn",
-                "--k",
-                "1",
-                "--features_folder",
-                "{data}/train-00000-of-00001.parquet",
+                *("--tasks", "knn", "--knn.k", "[1]"),
+                *("--features_folder", "{data}/train-00000-of-00001.parquet"),
             ),
             "another folder",
         ),
@@ -276,9 +279,9 @@ def test_bad_data_is_refused_before_a_network_is_loaded(
     model: Path, call: Call, tmp_path: Path
 ) -> None:
     for split, classes in (("train", 1), ("test", 1)):
-        write(tmp_path / "one", split, 4, classes=classes)
+        write_shades(tmp_path / "one", split, 4, classes=classes)
     for split, classes in (("train", 2), ("test", 3)):
-        write(tmp_path / "absent", split, 6, classes=classes)
+        write_shades(tmp_path / "absent", split, 6, classes=classes)
     messages = {
         "one": "all training images have class 'dark'",
         "absent": "for example class 'light'",
@@ -303,15 +306,11 @@ def test_bad_data_is_refused_before_a_network_is_loaded(
 def test_a_network_without_regions_or_attention(
     tasks: str, message: str, data: Path, call: Call, tmp_path: Path
 ) -> None:
-    torch.manual_seed(0)
-    network = ResNetModel(
-        ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])
+    small_resnet().save_pretrained(tmp_path / "resnet")
+    save_processor(tmp_path / "resnet")
+    code, _, errors = call(
+        "resnet", data, "--tasks", f"knn,{tasks}", "--knn.k", "[1]", "--report", "out"
     )
-    network.save_pretrained(tmp_path / "resnet")
-    EsvitImageProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    ).save_pretrained("resnet")
-    code, _, errors = call("resnet", data, "--tasks", f"knn,{tasks}", "--k", "1", "--report", "out")
     assert code == 2
     assert re.search(message, errors)
     assert not (tmp_path / "cache" / "esvit_hf" / "features").exists() or not list(
@@ -319,31 +318,24 @@ def test_a_network_without_regions_or_attention(
     )
 
 
-def test_a_command_names_what_is_not_at_its_default() -> None:
-    def job(
-        model: str,
-        *,
-        out: Path,
-        rates: list[float] = [1.0],  # noqa: B006
-        flag: bool = False,
-        workers: int = 2,
-    ) -> None:
-        """Stand for a job."""
-
-    arguments = {
-        "model": "/home/me/net",
-        "out": Path("../x y"),
-        "rates": [0.1, 2],
-        "flag": True,
-        "workers": 7,
-    }
-    command = command_of("job", job, arguments, private=frozenset({"workers"}))
-    assert (
-        command
-        == f"esvit job net --out '{Path('../x y').resolve().name}' --rates '[0.1,2]' --flag true"
-    )
-    plain = {"model": "org/net", "out": Path("a/b"), "rates": [1.0], "flag": False, "workers": 7}
-    assert (
-        command_of("job", job, plain, private=frozenset({"workers"}))
-        == "esvit job org/net --out a/b"
-    )
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"knn": {"k": 3}}, "options of knn are {'k': 3}"),
+        ({"knn": {"neighbors": [3]}}, "neighbors"),
+        ({"knn": [3]}, "options of knn are"),
+        ({"epochs": 3}, "evaluate has no argument 'epochs'"),
+        ({"tasks": ["few_shot"], "knn": {"k": [3]}}, "options of knn are given"),
+        ({"tasks": []}, "choose from knn"),
+        ({"dataset": [1, 2]}, "dataset is of type list: give a name"),
+        ({"dataset": shades(6)}, "no split 'test'.*train"),
+        ({"model": torch.nn.Linear(2, 2)}, "model is of type Linear: give a name"),
+        ({"model": small_resnet()}, "a loaded network .* give processor"),
+    ],
+)
+def test_bad_arguments_from_python(
+    arguments: dict[str, Any], message: str, model: Path, data: Path
+) -> None:
+    usual: dict[str, Any] = {"model": model, "dataset": data, "tasks": ["knn"], "num_workers": 0}
+    with pytest.raises(ValueError, match=message):
+        evaluate(**{**usual, **arguments})
