@@ -376,14 +376,17 @@ def save_small_model(folder: Path) -> None:
 def test_evaluation_jobs(dark_and_bright: Path, call: Call, tmp_path: Path) -> None:
     model, data, rows = tmp_path / "model", dark_and_bright, tmp_path / "rows.safetensors"
     save_small_model(model)
-    code, output, _ = call("knn", model, data, "--k", "3", "--num_workers", "0")
-    assert code == 0
-    assert last_line(output)["knn"] == [{"k": 3, "temperature": 0.07, "top1": 100.0, "top5": 100.0}]
     code, output, _ = call(
-        "linear-probe", model, data, "--blocks=2", "--epochs=20", "--num_workers=0"
+        *("evaluate", model, data, "--tasks", "knn,linear", "--knn.k", "[3]"),
+        *("--linear.blocks", "[2]", "--linear.epochs", "20", "--num_workers", "0"),
+        *("--features_folder", tmp_path / "features"),
     )
     assert code == 0
-    assert last_line(output)["top1"] == 100.0
+    tasks = last_line(output)["tasks"]
+    assert tasks["knn"]["accuracies"] == [
+        {"k": 3, "temperature": 0.07, "top1": 100.0, "top5": 100.0}
+    ]
+    assert tasks["linear"]["top1"] == 100.0
     code, output, _ = call(
         "features", model, data, "--output", rows, "--split", "test", "--num_workers", "0"
     )
@@ -406,10 +409,10 @@ def test_export_job(call: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "convert,export,pretrain,knn"),
+        ([], "convert,export,pretrain,features"),
         (["train"], "'train'"),
         (["convert"], "checkpoint"),
-        (["knn", "model"], "dataset"),
+        (["evaluate", "model"], "dataset"),
         (["pretrain", "no_such_recipe.yaml"], "no_such_recipe.yaml"),
     ],
 )
@@ -423,8 +426,7 @@ def test_wrong_words(words: list[str], message: str, call: Call) -> None:
         [],
         ["convert"],
         ["export"],
-        ["knn"],
-        ["linear-probe"],
+        ["transfer"],
         ["features"],
         ["evaluate"],
         ["pretrain"],
