@@ -393,6 +393,7 @@ def test_evaluation_jobs(dark_and_bright: Path, call: Call, tmp_path: Path) -> N
     assert code == 0
     assert last_line(output) == {"output": str(rows), "images": 6, "dimension": 16, "labels": True}
     assert load_file(rows)["features"].shape == (6, 16)
+    assert "safetensors" in refused(call("features", model, data, "--output", "features.npy"))
 
 
 def test_export_job(call: Call, tmp_path: Path) -> None:

@@ -275,6 +275,13 @@ def test_bad_settings(
     assert not output
 
 
+def test_what_is_not_there_is_named(model: Path, data: Path, call: Call) -> None:
+    for words in (("/no/such/model", data), (model, "/no/such/data")):
+        code, output, errors = call(*words, "--tasks", "knn", "--knn.k", "[1]")
+        assert (code, output) == (2, "")
+        assert "/no/such" in errors.strip().splitlines()[-1]
+
+
 def test_bad_data_is_refused_before_a_network_is_loaded(
     model: Path, call: Call, tmp_path: Path
 ) -> None:
