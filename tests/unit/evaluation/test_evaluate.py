@@ -19,9 +19,17 @@ from transformers import AutoImageProcessor, AutoModel, ResNetConfig, ResNetMode
 
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.commands.main import main
+from esvit_hf.evaluation.classifiers.linear_probe import linear_probe
+from esvit_hf.evaluation.classifiers.logistic_regression import logistic_probe
+from esvit_hf.evaluation.classifiers.nearest_mean import few_shot_accuracy
+from esvit_hf.evaluation.classifiers.nearest_neighbors import knn_accuracy
 from esvit_hf.evaluation.evaluate import evaluate
 from esvit_hf.evaluation.linear import LinearTask
+from esvit_hf.evaluation.splits import load_splits
+from esvit_hf.features.extraction import extract_features
 from esvit_hf.hub.measurements import read_measurements
+from esvit_hf.regions.attention import measure_attention_entropy
+from esvit_hf.regions.correspondence import measure_correspondence
 
 TASKS = "knn,linear,logistic,few_shot,correspondence,attention"
 SETTINGS = (
@@ -149,6 +157,55 @@ def test_a_report_of_every_task(
     again = json.loads(output.strip().splitlines()[-1])["tasks"]
     assert again == {name: numbers for name, numbers in report["tasks"].items() if name in again}
     assert not (tmp_path / "again" / "attention_entropy.png").exists()
+
+
+@pytest.mark.filterwarnings("ignore:the best")
+def test_the_numbers_are_those_of_the_classifiers_and_measurements(model: Path, data: Path) -> None:
+    found = evaluate(
+        model,
+        data,
+        tasks=TASKS,
+        seed=3,
+        knn={"k": [3]},
+        linear={"blocks": [2], "epochs": 4},
+        few_shot={"shots": [5], "draws": 2},
+        num_workers=0,
+    )
+    assert found is not None
+    backbone, processor = load_backbone(str(model)), AutoImageProcessor.from_pretrained(model)
+    splits = load_splits(str(data), train_split="train", test_split="test")
+    two = [extract_features(backbone, s, processor, blocks=2) for s in (splits.train, splits.test)]
+    one = [features.last_blocks(1) for features in two]
+    labels = splits.train_labels, splits.test_labels
+    inputs = (one[0].values, labels[0], one[1].values, labels[1])
+
+    def percents(*shares: float) -> list[float]:
+        return [round(100 * share, 3) for share in shares]
+
+    numbers = found["tasks"]
+    (row,) = numbers["knn"]["accuracies"]
+    assert [row["top1"], row["top5"]] == percents(*knn_accuracy(*inputs, k=[3])[3, 0.07])
+    probe = linear_probe(
+        *(two[0].values, labels[0], two[1].values, labels[1]),
+        block_widths=two[0].block_widths,
+        blocks=[2],
+        epochs=4,
+        seed=3,
+    )
+    assert percents(probe.top1, probe.mean_per_class) == [
+        numbers["linear"]["top1"],
+        numbers["linear"]["mean_per_class"],
+    ]
+    logistic = logistic_probe(*inputs[:3], seed=3)
+    assert numbers["logistic"]["strength"] == logistic.strength
+    right = (logistic.scores.argmax(dim=1) == labels[1]).double().mean().item()
+    assert [numbers["logistic"]["top1"]] == percents(right)
+    (few,) = few_shot_accuracy(*inputs, shots=[5], draws=2, seed=3)
+    assert numbers["few_shot"]["accuracies"][0]["draws"] == percents(*few.draws)
+    crops = measure_correspondence(backbone, splits.test, processor, seed=3)
+    assert [numbers["correspondence"]["protocols"][0]["accuracy"]] == percents(crops.accuracy)
+    heads = measure_attention_entropy(backbone, splits.test, processor)
+    assert numbers["attention"]["blocks"][0]["heads"] == [round(heads[0].entropy, 4)]
 
 
 @pytest.mark.filterwarnings("ignore:the best learning rate")
