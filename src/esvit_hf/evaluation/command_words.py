@@ -20,7 +20,7 @@ def flag(name: str, value: Any, default: Any) -> list[str]:
     Returns:
         The flag and its value; nothing at the default.
     """
-    return [] if value == default else [f"--{name}", word(value)]
+    return [] if word(value) == word(default) else [f"--{name}", word(value)]
 
 
 def word(value: Any) -> str:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 from esvit_hf.common.files import public_name
 from esvit_hf.common.options import Compute
@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     from esvit_hf.evaluation.splits import LabeledSplits
     from esvit_hf.figures.look import Picture
 
-    Network: TypeAlias = str | Path | PreTrainedModel | RegionBackbone
-    Images: TypeAlias = str | Path | Dataset | DatasetDict
-else:
-    # The parser of the command line would import torch for types that are written as strings.
-    Network = Images = Any
-
 __all__ = ["evaluate"]
 
 # How the work is done, not what is measured.
@@ -36,8 +30,8 @@ _PRIVATE = frozenset({"features_folder", "batch_size", "num_workers"})
 
 
 def evaluate(
-    model: Network,
-    dataset: Images,
+    model: "str | Path | PreTrainedModel | RegionBackbone",
+    dataset: "str | Path | Dataset | DatasetDict",
     *,
     tasks: str | Sequence[str] = "knn,linear,logistic,few_shot",
     report: str | Path | None = None,
@@ -59,11 +53,15 @@ def evaluate(
     """Evaluate a vision model on labeled images with several protocols.
 
     Features are computed once, kept on disk and shared by all tasks; a second call reuses them.
+    Arguments that are not listed are those of `ModelSource`, `DataSource` and `Compute`.
 
     Args:
-        model: as in `ModelSource`, or a loaded network, which is given back as it was.
-        dataset: as in `DataSource`, or rows in memory; a single `Dataset` is the split "train".
-        tasks: what to measure, by the names in `TASKS`, separated by commas.
+        model: Hub name or folder of any vision model that AutoModel loads, or a loaded network,
+            which is given back as it was.
+        dataset: Hub name, folder of parquet files or images, a parquet file, or rows in memory; a
+            single `Dataset` is the split "train".
+        tasks: what to measure, separated by commas: knn, linear, logistic, few_shot,
+            correspondence, attention, or a task that was registered.
         report: folder for report.json, report.md, measurements.json, model_card_block.md and
             figures; files of an earlier report are replaced. Nothing is written if not given.
         train_split: labeled images to learn from, for example train or train[:10%].
@@ -71,15 +69,8 @@ def evaluate(
         seed: of all that is random.
         features_folder: where features are kept; ~/.cache/esvit_hf/features if not given. Those of
             a loaded network are not kept.
-        processor: as in `ModelSource`, or an image processor; a loaded network needs one.
-        revision: as in `ModelSource`.
-        trust_remote_code: as in `ModelSource`.
-        config_name: as in `DataSource`.
-        image_column: as in `DataSource`.
-        label_column: as in `DataSource`.
-        batch_size: as in `Compute`.
-        num_workers: as in `Compute`.
-        mixed_precision: as in `Compute`.
+        processor: Hub name or folder whose image processor prepares the images, or an image
+            processor; the model's own if not given, which a loaded network does not have.
         options: by a task's name the task, or a dictionary of its options such as
             `knn={"k": [20]}`.
 

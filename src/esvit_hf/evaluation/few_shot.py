@@ -1,5 +1,6 @@
 """The task `few_shot`: classification from a few training images a class."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,7 +29,7 @@ class FewShotTask(Task):
 
     name = "few_shot"
 
-    shots: tuple[int, ...] = (1, 5, 10)
+    shots: Sequence[int] = (1, 5, 10)
     draws: int = 5
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """The task `knn`: classification by the votes of the most similar training images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,8 +29,8 @@ class KnnTask(Task):
 
     name = "knn"
 
-    k: tuple[int, ...] = (10, 20, 100, 200)
-    temperature: tuple[float, ...] = (0.07,)
+    k: Sequence[int] = (10, 20, 100, 200)
+    temperature: Sequence[float] = (0.07,)
 
     def __post_init__(self) -> None:
         check_above_zero("knn.k", self.k)

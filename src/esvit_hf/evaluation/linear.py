@@ -1,5 +1,6 @@
 """The task `linear`: linear classifiers trained on frozen features, the best one tested."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,8 +45,8 @@ class LinearTask(Task):
 
     name = "linear"
 
-    blocks: tuple[int, ...] = (1, 4)
-    learning_rates: tuple[float, ...] = LEARNING_RATES
+    blocks: Sequence[int] = (1, 4)
+    learning_rates: Sequence[float] = LEARNING_RATES
     epochs: int = 100
     augment: bool = False
     batch_size: int = 256

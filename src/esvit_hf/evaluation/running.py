@@ -15,7 +15,7 @@ from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.files import public_name
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.evaluation.splits import LabeledSplits, overlapping_images
-from esvit_hf.evaluation.task import EvaluationData, Needs, Task, TaskResult
+from esvit_hf.evaluation.task import EvaluationData, Task, TaskResult
 from esvit_hf.features.input_format import apply_processor
 
 __all__ = ["describe", "open_network", "overlap_notes", "run_tasks"]
@@ -69,9 +69,8 @@ def run_tasks(tasks: Sequence[Task], data: EvaluationData) -> dict[str, TaskResu
     Raises:
         ValueError: the network cannot do a task; the message names the remedy.
     """
-    needs = {task: task.needs() for task in tasks}
-    _check_network(needs, data)
-    blocks = max(need.blocks for need in needs.values())
+    _check_network(tasks, data)
+    blocks = max(task.needs().blocks for task in tasks)
     if blocks:
         splits = data.splits
         train, test = (
@@ -80,19 +79,18 @@ def run_tasks(tasks: Sequence[Task], data: EvaluationData) -> dict[str, TaskResu
         data = dataclasses.replace(data, train=train, test=test)
     # What runs the network comes first: the other processes would wait for what the first does
     # alone.
-    on_network = [task for task in tasks if needs[task].network]
-    results = {task.name: task.run(data) for task in on_network}
+    results = {task.name: task.run(data) for task in tasks if task.needs().network}
     if data.store.accelerator.is_main_process:
-        results |= {task.name: task.run(data) for task in tasks if not needs[task].network}
+        results |= {task.name: task.run(data) for task in tasks if not task.needs().network}
     return {task.name: results[task.name] for task in tasks if task.name in results}
 
 
 @torch.no_grad()
-def _check_network(needs: dict[Task, Needs], data: EvaluationData) -> None:
+def _check_network(tasks: Sequence[Task], data: EvaluationData) -> None:
     """Run the network on one image, to refuse tasks that it cannot do before anything long is
     computed.
     """
-    if not any(need.regions or need.attention for need in needs.values()):
+    if not any(task.needs().regions or task.needs().attention for task in tasks):
         return
     store = data.store
     image = data.splits.test.read([0])[0]
@@ -100,15 +98,15 @@ def _check_network(needs: dict[Task, Needs], data: EvaluationData) -> None:
     if isinstance(image, BrokenImage):
         return
     pixel_values = apply_processor(store.processor, [image]).to(store.accelerator.device)
-    for task, need in needs.items():
-        if need.regions and store.backbone(pixel_values).grid == (1, 1):
+    for task in tasks:
+        if task.needs().regions and store.backbone(pixel_values).grid == (1, 1):
             height, width = pixel_values.shape[-2:]
             raise ValueError(
                 f"{data.model!r} turns {height} x {width} pixels into a single region, which "
                 f"leaves nothing to match: name an image processor of a larger size with "
                 f"--processor, or leave {task.name} out of --tasks"
             )
-        if need.attention:
+        if task.needs().attention:
             try:
                 store.backbone.attention_maps(pixel_values)
             except ValueError as error:

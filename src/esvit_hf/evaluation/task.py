@@ -247,7 +247,7 @@ def _make_task(task: type[Task], options: Any) -> Task:
         values = parser.parse_object(dict(options)).as_dict()
     except (ArgumentError, TypeError, ValueError) as error:
         raise ValueError(f"options of {task.name} are {options!r}: {error}") from error
-    return task(**values)
+    return task(**{name: values[name] for name in options})
 
 
 def check_above_zero(name: str, values: Sequence[float]) -> None:

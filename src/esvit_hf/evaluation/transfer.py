@@ -36,6 +36,7 @@ def transfer(
     The L2 strength is chosen on validation images, the last fit is on training and validation
     images. A data set that is not there is listed with the reason. Finished data sets are kept in
     the report's folder, and used again while the model, the images and the settings are the same.
+    Arguments that are not listed are those of `ModelSource`, for all models, and of `Compute`.
 
     Args:
         models: one or two Hub names or folders of vision models that AutoModel loads.
@@ -47,11 +48,6 @@ def transfer(
             validation images.
         seed: of the held-out draw.
         features_folder: where features are kept; ~/.cache/esvit_hf/features if not given.
-        processor: as in `ModelSource`, for all models.
-        trust_remote_code: as in `ModelSource`, for all models.
-        batch_size: as in `Compute`.
-        num_workers: as in `Compute`.
-        mixed_precision: as in `Compute`.
 
     Returns:
         The report's folder, what was measured, what is missing, the mean and the wins; None on

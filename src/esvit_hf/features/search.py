@@ -1,4 +1,4 @@
-"""Exact search for the most similar rows of features, in bounded memory."""
+"""Nearest neighbors among features by cosine similarity, exact and in bounded memory."""
 
 from collections.abc import Iterator
 

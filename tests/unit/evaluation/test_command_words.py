@@ -26,5 +26,5 @@ def test_words(value: Any, written: str) -> None:
 
 
 def test_flags() -> None:
-    assert flag("linear.learning_rates", (0.1,), (0.1,)) == []
+    assert flag("linear.learning_rates", [0.1], (0.1,)) == []
     assert flag("linear.augment", True, False) == ["--linear.augment", "true"]

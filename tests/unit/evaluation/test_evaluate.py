@@ -215,7 +215,7 @@ def test_objects_in_memory_give_the_numbers_of_their_files(
     settings: dict[str, Any] = {
         "tasks": ["knn", "linear"],
         "knn": {"k": [3]},
-        "linear": LinearTask(blocks=(1, 2), epochs=4),
+        "linear": LinearTask(blocks=[1, 2], epochs=4),
         "num_workers": 0,
     }
     named = evaluate(model, data, report=tmp_path / "named", **settings)

@@ -1,4 +1,4 @@
-"""The search for the most similar rows against a full sort."""
+"""Nearest neighbors: exact over blocks and ties."""
 
 import pytest
 import torch
