@@ -12,6 +12,7 @@ from tests.support.paths import FASHION_MNIST
 from tests.support.small_networks import export_small_run
 from transformers import (
     AutoImageProcessor,
+    AutoModel,
     AutoModelForImageClassification,
     ResNetConfig,
     ResNetModel,
@@ -97,6 +98,22 @@ def test_what_cannot_become_a_classifier_is_said_before_computing(tmp_path: Path
             )
     assert not (tmp_path / "new").exists()
     assert not list((tmp_path / "features").iterdir())
+
+
+def test_a_probe_of_a_network_in_memory_names_no_base_model(tmp_path: Path) -> None:
+    export_small_run("esvit_swin", tmp_path / "run")
+    evaluate(
+        AutoModel.from_pretrained(tmp_path / "run"),
+        FASHION_MNIST,
+        **SPLITS,
+        tasks="linear",
+        linear={"blocks": [1], "epochs": 1, "output_dir": tmp_path / "probe"},
+        processor=tmp_path / "run",
+        num_workers=0,
+    )
+    card = ModelCard.load(tmp_path / "probe" / "README.md")
+    assert card.data.base_model is None
+    assert "in-memory EsvitSwinModel" in str(card)
 
 
 def test_where_to_push_is_checked() -> None:

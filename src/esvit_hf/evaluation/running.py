@@ -33,7 +33,7 @@ def open_network(model: str | Path | PreTrainedModel | RegionBackbone) -> Iterat
 
     Yields:
         The name as it is given, or the loaded network as a `RegionBackbone`. Afterwards a loaded
-        network trains what it trained before, in the mode that it was in.
+        network is on its device again, in its mode, and trains what it trained before.
 
     Raises:
         ValueError: it is none of these.
@@ -46,12 +46,13 @@ def open_network(model: str | Path | PreTrainedModel | RegionBackbone) -> Iterat
             f"model is of type {type(model).__name__}: give a name, a folder, a network of "
             f"transformers, or a RegionBackbone"
         )
-    was_training = model.training
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    module: torch.nn.Module = model
+    was_training, device = module.training, next(module.parameters()).device
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
         yield model if isinstance(model, RegionBackbone) else RegionBackbone(model)
     finally:
-        model.train(was_training)
+        module.to(device).train(was_training)
         for parameter in trained:
             parameter.requires_grad_(True)
 
