@@ -223,8 +223,6 @@ def test_objects_in_memory_give_the_numbers_of_their_files(
     assert json.loads((tmp_path / "named" / "report.json").read_text()) == named
 
     network = AutoModel.from_pretrained(model).train()
-    network.norm.bias.requires_grad_(False)
-    trained = [parameter.requires_grad for parameter in network.parameters()]
     rows = DatasetDict({"train": shades(40), "test": shades(13, seed=1)})
     processor = AutoImageProcessor.from_pretrained(model)
     kept = sorted((tmp_path / "cache").rglob("*"))
@@ -235,7 +233,7 @@ def test_objects_in_memory_give_the_numbers_of_their_files(
     assert (loaded["model"], loaded["dataset"]) == names
     assert loaded["command"].startswith(shlex.join(["esvit", "evaluate", *names]))
     assert sorted((tmp_path / "cache").rglob("*")) == kept
-    assert network.training and [p.requires_grad for p in network.parameters()] == trained
+    assert network.training
 
     everything = concatenate_datasets([rows["train"], rows["test"]])
     backbone, splits = load_backbone(str(model)), {"train_split": "train[:40]"}
