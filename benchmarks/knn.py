@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.measure import Prepare, Row, Run, compare, interleave, peak_memory
-from esvit_hf.evaluation.knn import knn_predictions
+from esvit_hf.evaluation.classifiers.nearest_neighbors import knn_predictions
 
 TRAIN_IMAGES, TEST_IMAGES, WIDTH, CLASSES = 50_000, 10_000, 384, 1000
 NEIGHBORS = 20

@@ -13,8 +13,8 @@ from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.commands.command_line import report_errors
 from esvit_hf.data.sources import load_image_source
-from esvit_hf.evaluation.knn import knn_accuracy
-from esvit_hf.evaluation.linear_probe import linear_probe
+from esvit_hf.evaluation.classifiers.linear_probe import linear_probe
+from esvit_hf.evaluation.classifiers.nearest_neighbors import knn_accuracy
 from esvit_hf.features.extraction import extract_features, shared_labels
 from esvit_hf.figures.training_curves import plot_training
 from esvit_hf.hub.cards import update_card

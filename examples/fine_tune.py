@@ -23,7 +23,7 @@ from esvit_hf.commands.command_line import run
 from esvit_hf.data.cropping import sample_crop_box
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.data.sources import ImageSource, load_image_source
-from esvit_hf.evaluation import load_metric
+from esvit_hf.evaluation.metrics import load_metric
 from esvit_hf.features.extraction import load_image_processor, shared_labels
 from esvit_hf.hub.classifier_card import write_classifier_card
 from esvit_hf.hub.push import check_target, prepare_repository, push_result

@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.data.sources import load_image_source
-from esvit_hf.evaluation.knn import knn_accuracy
-from esvit_hf.evaluation.linear_probe import linear_probe
+from esvit_hf.evaluation.classifiers.linear_probe import linear_probe
+from esvit_hf.evaluation.classifiers.nearest_neighbors import knn_accuracy
 from esvit_hf.features.extraction import (
     Features,
     extract_features,

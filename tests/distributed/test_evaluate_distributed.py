@@ -1,6 +1,4 @@
-"""`esvit evaluate` and the augmented probe on two processes give the numbers of one, from one
-store.
-"""
+"""Every task and the augmented probe on two processes give the numbers of one, from one store."""
 
 import json
 from pathlib import Path
@@ -16,7 +14,6 @@ from tests.support.process_group import run_on_processes
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.evaluation.evaluate import evaluate
-from esvit_hf.evaluation.jobs import measure_linear_probe
 
 TASKS = "knn,linear,logistic,few_shot,correspondence,attention"
 # Uneven: 41 and 13 images in batches of 4, the last of one image, an odd number of batches, on two
@@ -53,27 +50,26 @@ def measure(folder: Path, name: str) -> dict[str, Any] | None:
     """Evaluate twice, the second time on kept features, and train an augmented probe; None but on
     the first process.
     """
-    options: dict[str, Any] = {"batch_size": BATCH_SIZE, "num_workers": 0}
-    inputs = (str(folder / "model"), str(folder / "data"))
+    kept = folder / name / "features"
     settings: dict[str, Any] = {
-        "k": [1, 7],
-        "blocks": [1, 2],
-        "epochs": 4,
-        "draws": 2,
-        "shots": [1, 5],
-        "tasks": TASKS,
+        "model": folder / "model",
+        "dataset": folder / "data",
+        "features_folder": kept,
+        "batch_size": BATCH_SIZE,
+        "num_workers": 0,
     }
-    settings |= {"report": folder / name / "report", "features_folder": folder / name / "features"}
-    first = evaluate(*inputs, **settings, **options)
-    settings |= {"report": folder / name / "again", "tasks": "knn,linear"}
-    written = {path: path.stat().st_mtime_ns for path in (folder / name / "features").iterdir()}
-    second = evaluate(*inputs, **settings, **options)
-    assert written == {
-        path: path.stat().st_mtime_ns for path in (folder / name / "features").iterdir()
-    }
+    tasks: dict[str, Any] = {"knn": {"k": [1, 7]}, "linear": {"blocks": [1, 2], "epochs": 4}}
+    few_shot = {"draws": 2, "shots": [1, 5]}
+    first = evaluate(
+        **settings, tasks=TASKS, report=folder / name / "report", few_shot=few_shot, **tasks
+    )
+    written = {path: path.stat().st_mtime_ns for path in kept.iterdir()}
+    second = evaluate(**settings, tasks="knn,linear", **tasks)
+    assert written == {path: path.stat().st_mtime_ns for path in kept.iterdir()}
     if first is not None and second is not None:
         assert second["tasks"] == {task: first["tasks"][task] for task in ("knn", "linear")}
-    probe = measure_linear_probe(*inputs, augment=True, blocks=[1, 2], epochs=3, **options)
+    linear = {"augment": True, "blocks": [1, 2], "epochs": 3}
+    probe = evaluate(**settings, tasks="linear", linear=linear)
     return None if first is None else {"evaluate": first, "augmented probe": probe}
 
 

@@ -14,7 +14,8 @@ from tests.support.transfer_copies import (
     with_broken_image,
 )
 
-from esvit_hf.evaluation import transfer
+from esvit_hf.evaluation import transfer_running
+from esvit_hf.evaluation.transfer import transfer
 
 
 def work(folder: Path) -> None:
@@ -27,9 +28,9 @@ def work(folder: Path) -> None:
     }
     # Fewer fits than the protocol has: what may differ between processes is the features and who
     # does what.
-    transfer.STRENGTHS, transfer.HALVINGS = (0.01, 1.0, 100.0), 0
+    transfer_running.STRENGTHS, transfer_running.HALVINGS = (0.01, 1.0, 100.0), 0
     report = folder / f"report-{os.environ.get('WORLD_SIZE', '1')}"
-    result = transfer.transfer(
+    result = transfer(
         [str(folder / "model")],
         report=report,
         datasets=[*copies, "UCF101 frames"],
@@ -54,8 +55,8 @@ def test_two_processes_give_the_table_of_one(
     )
     save_model(tmp_path / "model")
     run_on_processes(2, work, tmp_path)
-    monkeypatch.setattr(transfer, "STRENGTHS", transfer.STRENGTHS)
-    monkeypatch.setattr(transfer, "HALVINGS", transfer.HALVINGS)
+    monkeypatch.setattr(transfer_running, "STRENGTHS", transfer_running.STRENGTHS)
+    monkeypatch.setattr(transfer_running, "HALVINGS", transfer_running.HALVINGS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

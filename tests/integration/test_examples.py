@@ -1,12 +1,9 @@
-"""The example programs and what they share: numbers on the last line, errors in one line."""
+"""The example programs, and how those that share a command line end."""
 
-import importlib.util
-import json
-import re
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +11,14 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from safetensors.torch import load_file
-from tests.support.paths import EXAMPLES
+from tests.support.paths import EXAMPLES, FASHION_MNIST
+from transformers import AutoImageProcessor, AutoModel
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
-from esvit_hf.commands.command_line import report_errors, run
+from esvit_hf.backbones.loading import load_backbone
+from esvit_hf.commands.command_line import report_errors
+from esvit_hf.data.sources import load_image_source
+from esvit_hf.features.extraction import extract_features
 
 
 @pytest.fixture(scope="module")
@@ -53,120 +54,51 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run an example with arguments; its exit code, stdout and stderr."""
+Run = Callable[..., str]
 
-    def program(name: str, *arguments: str) -> tuple[int, str, str]:
-        spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+
+@pytest.fixture
+def run_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a program with words; what it prints."""
+
+    def program(name: str, *words: str) -> str:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            run(module.main)
-        output, errors = capsys.readouterr()
-        return int(stopped.value.code or 0), output, errors
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
 
     return program
 
 
-Call = Callable[..., tuple[int, str, str]]
+def test_linear_probe(run_example: Run, model: str, dataset: str) -> None:
+    printed = run_example("linear_probe", model, dataset, "--epochs", "20")
+    assert printed == "top-1 on test: 100.0 %\n"
 
 
-def last_line(output: str) -> Any:
-    return json.loads(output.strip().splitlines()[-1])
-
-
-def test_knn(call: Call, model: str, dataset: str) -> None:
-    code, output, _ = call(
-        "knn", model, dataset, "--k=[1,20]", "--temperature=0.1", "--num_workers=0"
-    )
-    assert code == 0
-    rows = last_line(output)
-    assert (rows["train_images"], rows["test_images"]) == (40, 10)
-    assert rows["knn"] == [
-        {"k": k, "temperature": 0.1, "top1": 100.0, "top5": 100.0} for k in (1, 20)
-    ]
-
-
-@pytest.mark.filterwarnings("ignore:the best learning rate")
-def test_linear_probe(call: Call, model: str, dataset: str) -> None:
-    arguments = (
-        "--learning_rates=[0.1,1.0]",
-        "--blocks=2",
-        "--epochs=20",
-        "--num_workers=0",
-        "--test_split=test[:6]",
-    )
-    code, output, _ = call("linear_probe", model, dataset, *arguments)
-    assert code == 0
-    numbers = last_line(output)
-    assert (numbers["top1"], numbers["top5"], numbers["mean_per_class"]) == (100.0, 100.0, 100.0)
-    assert [(row["blocks"], row["learning_rate"]) for row in numbers["validation"]] == [
-        (2, 0.1),
-        (2, 1.0),
-    ]
-    assert numbers["blocks"] == 2
-    assert numbers["test_images"] == 6
-
-
-def test_extract_features(call: Call, model: str, dataset: str, tmp_path: Path) -> None:
+def test_extract_features(run_example: Run, model: str, dataset: str, tmp_path: Path) -> None:
     target = tmp_path / "features.safetensors"
-    code, output, _ = call(
-        "extract_features", model, dataset, f"--output={target}", "--split=test", "--num_workers=0"
-    )
-    assert code == 0
-    assert last_line(output) == {
-        "output": str(target),
-        "images": 10,
-        "dimension": 16,
-        "labels": True,
-    }
+    run_example("extract_features", model, dataset, "--split", "test", "--output", str(target))
     saved = load_file(target)
-    assert saved["features"].shape == (10, 16)
-    assert saved["labels"].tolist() == [0, 1] * 5
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "message"),
-    [
-        ("knn", ("{model}", "/no/such/data"), "/no/such/data"),
-        ("knn", ("/no/such/model", "{dataset}", "--k=1"), "/no/such/model"),
-        ("knn", ("{model}", "{dataset}", "--image_column=picture"), "'picture'.*image, label"),
-        ("knn", ("{model}", "{dataset}", "--test_split=dev"), "dev"),
-        ("knn", ("{model}", "{dataset}", "--k=x"), "k"),
-        ("knn", ("{model}", "{dataset}", "--neighbors=3"), "--neighbors"),
-        ("knn", ("{model}",), "DATASET is missing"),
-        ("knn", ("{model}", "{dataset}", "--k=1", "--processor={dataset}"), "--processor"),
-        ("knn", ("{model}", "{dataset}", "--num_workers=0"), "k is 200, the training set has 40"),
-        ("linear_probe", ("{model}", "{dataset}", "--blocks=9", "--num_workers=0"), "9 blocks"),
-        ("extract_features", ("{model}", "{dataset}", "--output=features.npy"), "safetensors"),
-    ],
-)
-def test_errors_are_one_line(
-    call: Call, model: str, dataset: str, name: str, arguments: tuple[str, ...], message: str
-) -> None:
-    code, output, errors = call(
-        name, *(argument.format(model=model, dataset=dataset) for argument in arguments)
+    expected = extract_features(
+        load_backbone(model),
+        load_image_source(dataset, split="test"),
+        AutoImageProcessor.from_pretrained(model),
     )
-    assert code == 2
-    assert "Traceback" not in errors
-    last = [line.rsplit("\r", 1)[-1] for line in errors.strip().splitlines()][-1]
-    assert "error: " in last
-    assert re.search(message, last)
-    assert "{" not in output
+    torch.testing.assert_close(saved["pooled"], expected.values)
+    # The view feature of this network is the mean of its regions.
+    torch.testing.assert_close(saved["regions"], expected.values)
 
 
-@pytest.mark.parametrize("name", ["extract_features", "knn", "linear_probe"])
-def test_help(call: Call, name: str) -> None:
-    code, output, _ = call(name, "--help")
-    assert code == 0
-    assert "any vision model that AutoModel" in output
-    assert "--image_column" in output
+def test_a_loop_of_your_own_lowers_the_loss_and_leaves_a_network(
+    run_example: Run, tmp_path: Path
+) -> None:
+    words = (str(FASHION_MNIST), str(tmp_path), "--steps", "16", "--batch_size", "8")
+    losses = [
+        float(line.rsplit(" ", 1)[1]) for line in run_example("training_loop", *words).splitlines()
+    ]
+    assert len(losses) == 16
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+    assert AutoModel.from_pretrained(tmp_path).config.embed_dim == 32
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 published.
 """
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from tests.support.paths import FASHION_MNIST
 from tests.support.small_networks import export_small_run
 from transformers import (
     AutoImageProcessor,
+    AutoModel,
     AutoModelForImageClassification,
     ResNetConfig,
     ResNetModel,
@@ -20,11 +20,11 @@ from transformers import (
 
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.data.sources import load_image_source
-from esvit_hf.evaluation.jobs import measure_linear_probe
+from esvit_hf.evaluation.evaluate import evaluate
 from esvit_hf.features.extraction import extract_features
-from esvit_hf.hub.push import publish
+from esvit_hf.hub.push import check_target, publish
 
-SPLITS = {"train_split": "train[:300]", "test_split": "test[:60]", "num_workers": 0, "epochs": 8}
+SPLITS = {"train_split": "train[:300]", "test_split": "test[:60]"}
 REPO = f"{OWNER}/probe"
 
 
@@ -40,10 +40,16 @@ def test_a_saved_probe_classifies_as_it_was_measured(
 ) -> None:
     export_small_run(network, tmp_path / "run")
     folder = tmp_path / "probe"
-    report = measure_linear_probe(
-        str(tmp_path / "run"), str(FASHION_MNIST), **SPLITS, blocks=1, output_dir=folder
+    report = evaluate(
+        tmp_path / "run",
+        FASHION_MNIST,
+        **SPLITS,
+        tasks="linear",
+        linear={"blocks": [1], "epochs": 8, "output_dir": folder},
+        features_folder=tmp_path / "features",
+        num_workers=0,
     )
-    assert report is not None and report["output_dir"] == str(folder)
+    assert report is not None
     classifier = AutoModelForImageClassification.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
     test = load_image_source(str(FASHION_MNIST), split=SPLITS["test_split"])
@@ -56,18 +62,17 @@ def test_a_saved_probe_classifies_as_it_was_measured(
         expected = classifier.classifier(features.values)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     share = (logits.argmax(dim=1) == features.labels).float().mean()
-    assert 100 * float(share) == pytest.approx(report["top1"], abs=1e-3)
+    assert 100 * float(share) == pytest.approx(report["tasks"]["linear"]["top1"], abs=1e-3)
     assert [classifier.config.id2label[number] for number in range(10)] == test.class_names
     card = ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == "image-classification"
     assert str(tmp_path) not in str(card)
+    assert "esvit evaluate run fashion_mnist --tasks linear" in str(card)
     assert publish(folder, REPO, load=False).files
     assert {"model.safetensors", "measurements.json"} <= set(hub.files(REPO))
 
 
-def test_what_cannot_become_a_classifier_is_said_before_computing(
-    hub: HubServer, tmp_path: Path
-) -> None:
+def test_what_cannot_become_a_classifier_is_said_before_computing(tmp_path: Path) -> None:
     export_small_run("esvit_swin", tmp_path / "run")
     resnet = ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", image_size=32
@@ -77,81 +82,82 @@ def test_what_cannot_become_a_classifier_is_said_before_computing(
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "file").touch()
-    for model, blocks, fields, message in (
-        ("run", 4, {"output_dir": tmp_path / "new"}, "set blocks to 1"),
-        ("resnet", 1, {"output_dir": tmp_path / "new"}, "ResNetModel is not one linear layer"),
-        ("run", 1, {"output_dir": taken}, "not an empty folder"),
-        ("run", 1, {"push_to_hub": True, "hub_model_id": REPO}, "needs an output_dir"),
-        ("run", 1, {"push_to_hub": True, "output_dir": tmp_path / "new"}, "hub_model_id"),
-        (
-            "run",
-            1,
-            {"push_to_hub": True, "output_dir": tmp_path / "new", "hub_model_id": "x"},
-            "has no owner",
-        ),
-        (
-            "run",
-            1,
-            {"push_to_hub": True, "output_dir": tmp_path / "new", "hub_model_id": "other/x"},
-            "403",
-        ),
+    for model, blocks, folder, message in (
+        ("run", 4, "new", "set linear.blocks to \\[1\\]"),
+        ("resnet", 1, "new", "ResNetModel is not one linear layer"),
+        ("run", 1, "taken", "not an empty folder"),
     ):
         with pytest.raises(ValueError, match=message):
-            measure_linear_probe(
-                str(tmp_path / model), str(FASHION_MNIST), **SPLITS, blocks=blocks, **fields
+            evaluate(
+                tmp_path / model,
+                FASHION_MNIST,
+                **SPLITS,
+                tasks="linear",
+                linear={"blocks": [blocks], "output_dir": tmp_path / folder},
+                features_folder=tmp_path / "features",
             )
     assert not (tmp_path / "new").exists()
+    assert not list((tmp_path / "features").iterdir())
 
 
-@pytest.mark.slow
-def test_a_probe_is_pushed_or_says_how(
-    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_probe_of_a_network_in_memory_names_no_base_model(tmp_path: Path) -> None:
     export_small_run("esvit_swin", tmp_path / "run")
-    for fault, name in (({"status": 500}, "first"), (None, "second")):
-        hub.heal()
-        if fault:
-            hub.fail("commit", **fault)
-        report = measure_linear_probe(
-            str(tmp_path / "run"),
-            str(FASHION_MNIST),
-            **SPLITS,
-            blocks=1,
-            output_dir=tmp_path / name,
-            push_to_hub=True,
-            hub_model_id=REPO,
-        )
-        assert report is not None and report["top1"] > 10
-        said = capsys.readouterr().out
-        if fault:
-            assert report["pushed_to"] is None and f"esvit push {tmp_path / name} {REPO}" in said
-        else:
-            assert report["pushed_to"] == f"{hub.url}/{REPO}"
-            config = json.loads(hub.files(REPO)["config.json"])
-            assert config["architectures"] == ["EsvitSwinForImageClassification"]
+    evaluate(
+        AutoModel.from_pretrained(tmp_path / "run"),
+        FASHION_MNIST,
+        **SPLITS,
+        tasks="linear",
+        linear={"blocks": [1], "epochs": 1, "output_dir": tmp_path / "probe"},
+        processor=tmp_path / "run",
+        num_workers=0,
+    )
+    card = ModelCard.load(tmp_path / "probe" / "README.md")
+    assert card.data.base_model is None
+    assert "in-memory EsvitSwinModel" in str(card)
+
+
+def test_where_to_push_is_checked() -> None:
+    for folder, repo_id, message in (
+        (None, REPO, "needs an output_dir"),
+        (Path("new"), None, "hub_model_id"),
+        (Path("new"), "x", "has no owner"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_target(folder, repo_id)
 
 
 @pytest.mark.slow
-def test_a_fine_tuned_network_is_pushed(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_fine_tuned_network_is_pushed_or_says_how(
+    hub: HubServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.syspath_prepend(str(FASHION_MNIST.parents[1]))
     from fine_tune import main
 
     export_small_run("esvit_swin", tmp_path / "run")
-    report = main(
-        str(tmp_path / "run"),
-        str(FASHION_MNIST),
-        output_dir=tmp_path / "tuned",
-        train_split="train[:200]",
-        test_split="test[:50]",
-        epochs=1,
-        num_workers=0,
-        push_to_hub=True,
-        hub_model_id=REPO,
-    )
-    assert report is not None and report["pushed_to"] == f"{hub.url}/{REPO}"
+    for fault, name in (({"status": 500}, "first"), (None, "second")):
+        hub.heal()
+        if fault:
+            hub.fail("commit", **fault)
+        report = main(
+            str(tmp_path / "run"),
+            str(FASHION_MNIST),
+            output_dir=tmp_path / name,
+            train_split="train[:200]",
+            test_split="test[:50]",
+            epochs=1,
+            num_workers=0,
+            push_to_hub=True,
+            hub_model_id=REPO,
+        )
+        said = capsys.readouterr().out
+        assert report is not None
+        if fault:
+            assert report["pushed_to"] is None and f"esvit push {tmp_path / name} {REPO}" in said
+        else:
+            assert report["pushed_to"] == f"{hub.url}/{REPO}"
     assert "training_args.bin" not in hub.files(REPO)
-    assert (
-        ModelCard(hub.files(REPO)["README.md"].decode()).data.pipeline_tag == "image-classification"
-    )
+    card = ModelCard(hub.files(REPO)["README.md"].decode())
+    assert card.data.pipeline_tag == "image-classification"

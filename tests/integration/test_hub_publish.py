@@ -164,7 +164,7 @@ def test_what_does_not_belong_on_the_hub_is_refused(hub: HubServer, run_folder: 
         ),
         ("config.json", b"{", "not readable"),
         ("README.md", (card + f"\n`{secret}`\n").encode(), "token"),
-        ("README.md", (card + "\n`esvit knn /scratch/me/run`\n").encode(), "/scratch/me/run"),
+        ("README.md", (card + "\n`esvit evaluate /scratch/me/run`\n").encode(), "/scratch/me/run"),
         ("README.md", card.replace("library_name", "library").encode(), "library_name"),
         ("README.md", b"# No metadata", "metadata"),
         ("model.safetensors", b"not tensors", "not readable"),

@@ -18,7 +18,7 @@ from tests.support.small_runs import assert_equal_runs, command, read_metrics, s
 from transformers import AutoImageProcessor, AutoModel
 
 from esvit_hf import EsvitSwinBackbone
-from esvit_hf.evaluation.jobs import measure_linear_probe
+from esvit_hf.evaluation.evaluate import evaluate
 from esvit_hf.hub.cards import check_card
 from esvit_hf.pretraining.loop import pretrain
 from esvit_hf.pretraining.recipe_reading import read_recipe
@@ -191,8 +191,15 @@ def test_any_network_pretrains_and_is_probed(tmp_path, model):
     logged = [line for line in read_metrics(tmp_path) if "loss" in line]
     assert all(line["view_loss"] > 0 and line["region_loss"] > 0 for line in logged)
     splits = {"train_split": "train[:200]", "test_split": "test[:50]", "num_workers": 0}
-    report = measure_linear_probe(str(tmp_path), str(FASHION_MNIST), **splits, blocks=2, epochs=5)
-    assert 0 <= report["top1"] <= 100
+    report = evaluate(
+        tmp_path,
+        FASHION_MNIST,
+        **splits,
+        tasks="linear",
+        linear={"blocks": [2], "epochs": 5},
+        features_folder=tmp_path / "features",
+    )
+    assert 0 <= report["tasks"]["linear"]["top1"] <= 100
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 intact shows here.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 from tests.support.paths import FASHION_MNIST, ROOT
 from transformers import AutoModel
 
-from esvit_hf.evaluation.jobs import measure_knn
+from esvit_hf.evaluation.evaluate import evaluate
 from esvit_hf.zoo.entries import find_entry
 
 CHECKPOINTS = ROOT / "examples" / "checkpoints"
@@ -41,10 +43,19 @@ def test_a_feature_is_as_it_was(name: str, expected: tuple[float, ...]) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"), [(name, top1) for name, (top1, _) in EXPECTED.items()]
 )
-def test_its_features_classify_a_small_sample_as_measured(name: str, expected: float) -> None:
-    images = str(FASHION_MNIST)
-    splits = {"train_split": "train[:1000]", "test_split": "test[:500]"}
-    measured = measure_knn(str(CHECKPOINTS / name), images, **splits, k=20, num_workers=0)
+def test_its_features_classify_a_small_sample_as_measured(
+    name: str, expected: float, tmp_path: Path
+) -> None:
+    measured = evaluate(
+        CHECKPOINTS / name,
+        FASHION_MNIST,
+        train_split="train[:1000]",
+        test_split="test[:500]",
+        tasks="knn",
+        knn={"k": [20]},
+        features_folder=tmp_path,
+        num_workers=0,
+    )
     assert measured is not None
     # Two images more or less, as processors round differently.
-    assert abs(measured["knn"][0]["top1"] - expected) <= 0.4
+    assert abs(measured["tasks"]["knn"]["accuracies"][0]["top1"] - expected) <= 0.4

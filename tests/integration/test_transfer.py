@@ -22,8 +22,9 @@ from tests.support.transfer_copies import (
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.commands.main import main
 from esvit_hf.data.loading import load_dataset_split
-from esvit_hf.evaluation import transfer
-from esvit_hf.evaluation.logistic import logistic_probe
+from esvit_hf.evaluation import transfer_running
+from esvit_hf.evaluation.classifiers.logistic_regression import logistic_probe
+from esvit_hf.evaluation.transfer import transfer
 from esvit_hf.evaluation.transfer_data import load_transfer_data
 from esvit_hf.evaluation.transfer_datasets import TRANSFER_DATASETS
 from esvit_hf.features.extraction import extract_features, load_image_processor
@@ -37,8 +38,8 @@ BY_NAME = {dataset.name: dataset for dataset in TRANSFER_DATASETS}
 def short_search() -> Iterator[None]:
     """Fewer fits than the protocol has; the search itself is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer, "STRENGTHS", (0.01, 1.0, 100.0))
-        patch.setattr(transfer, "HALVINGS", 1)
+        patch.setattr(transfer_running, "STRENGTHS", (0.01, 1.0, 100.0))
+        patch.setattr(transfer_running, "HALVINGS", 1)
         yield
 
 
@@ -127,8 +128,8 @@ def test_numbers_are_those_of_scikit_learn(
         torch.from_numpy(features["train"]),
         data.labels["train"],
         torch.from_numpy(features["test"]),
-        strengths=transfer.STRENGTHS,
-        halvings=transfer.HALVINGS,
+        strengths=transfer_running.STRENGTHS,
+        halvings=transfer_running.HALVINGS,
         metric=BY_NAME[name].metric,
         validation=validation,
     )
@@ -203,7 +204,7 @@ def again(
         "num_workers": 0,
         **changes,
     }
-    return transfer.transfer(
+    return transfer(
         models, report=folder / "report", features_folder=folder / "features", **settings
     )
 
@@ -216,9 +217,9 @@ def test_finished_data_sets_are_not_measured_again(
     tmp_path: Path,
 ) -> None:
     calls: list[Any] = []
-    probe = transfer.logistic_probe
+    probe = transfer_running.logistic_probe
     monkeypatch.setattr(
-        transfer,
+        transfer_running,
         "logistic_probe",
         lambda *args, **kwargs: calls.append(0) or probe(*args, **kwargs),
     )
@@ -258,7 +259,7 @@ def test_an_interrupted_run_goes_on(
     models: list[str], copies: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls: list[Any] = []
-    probe = transfer.logistic_probe
+    probe = transfer_running.logistic_probe
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         calls.append(0)
@@ -266,7 +267,7 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         return probe(*args, **kwargs)
 
-    monkeypatch.setattr(transfer, "logistic_probe", interrupted)
+    monkeypatch.setattr(transfer_running, "logistic_probe", interrupted)
     arguments: dict[str, Any] = {
         "report": tmp_path / "report",
         "datasets": ["DTD", "CIFAR-10"],
@@ -274,13 +275,13 @@ def test_an_interrupted_run_goes_on(
     }
     arguments.update(local_copies=copies, features_folder=tmp_path / "features")
     with pytest.raises(KeyboardInterrupt):
-        transfer.transfer(models[:1], **arguments)
-    result = transfer.transfer(models[:1], **arguments)
+        transfer(models[:1], **arguments)
+    result = transfer(models[:1], **arguments)
     assert len(calls) == 3
     assert result is not None
     assert result["measured"] == ["DTD", "CIFAR-10"]
     (tmp_path / "report" / "measurements-2.json").write_text("of an earlier run with two models")
-    transfer.transfer(models[:1], **arguments)
+    transfer(models[:1], **arguments)
     assert not (tmp_path / "report" / "measurements-2.json").exists()
 
 
@@ -301,7 +302,7 @@ def test_what_cannot_be_measured_is_named(
     }
     (tmp_path / "only_train").mkdir()
     split.to_parquet(tmp_path / "only_train" / "train-0.parquet")
-    result = transfer.transfer(
+    result = transfer(
         models[:1],
         report=tmp_path / "report",
         datasets=["Hateful Memes", "MNIST", "STL-10", "Food-101"],
@@ -343,7 +344,7 @@ def test_bad_input(
     arguments: dict[str, Any], message: str, tmp_path: Path, models: list[str]
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        transfer.transfer(
+        transfer(
             **{"models": models[:1], "report": tmp_path, "features_folder": tmp_path, **arguments}
         )
     assert not any(tmp_path.glob("*.md"))
@@ -352,7 +353,7 @@ def test_bad_input(
 def test_report_must_be_a_folder(tmp_path: Path, models: list[str]) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file is no folder to write to"):
-        transfer.transfer(models[:1], report=tmp_path / "file")
+        transfer(models[:1], report=tmp_path / "file")
 
 
 def test_images_of_one_class_are_refused_before_any_work(tmp_path: Path, models: list[str]) -> None:

@@ -40,7 +40,7 @@ def run_on_processes(processes: int, function: Callable[..., None], *arguments: 
     Raises:
         TimeoutError: if they wait for each other.
     """
-    multiprocessing.set_forkserver_preload(["esvit_hf.pretraining", "esvit_hf.evaluation.evaluate"])
+    multiprocessing.set_forkserver_preload(["esvit_hf.pretraining", "esvit_hf.evaluation.running"])
     context = start_processes(
         work,
         (function, processes, get_free_port(), arguments),

@@ -173,29 +173,44 @@ def pretrain_words(recipe: Path, output_dir: Path) -> list[str]:
 def evaluate_words(model: str, report: Path, features: Path) -> list[str]:
     tasks = "knn,linear,logistic,few_shot,correspondence,attention"
     output = ("--report", str(report), "--features_folder", str(features))
-    return ["evaluate", model, *DATA, "--tasks", tasks, "--epochs", "20", *output]
+    return ["evaluate", model, *DATA, "--tasks", tasks, "--linear.epochs", "20", *output]
 
 
-def knn_words(model: str) -> list[str]:
-    return ["knn", model, *DATA, "--k", "[5,20]", "--temperature", "[0.05,0.07]"]
+def knn_words(model: str, features: Path) -> list[str]:
+    options = ("--knn.k", "[5,20]", "--knn.temperature", "[0.05,0.07]")
+    return [
+        "evaluate",
+        model,
+        *DATA,
+        "--tasks",
+        "knn",
+        *options,
+        "--features_folder",
+        str(features),
+    ]
 
 
-def linear_probe_words(model: str) -> list[str]:
-    return ["linear-probe", model, *DATA, "--blocks", "[1,4]", "--epochs", "20"]
+def linear_probe_words(model: str, features: Path) -> list[str]:
+    options = ("--linear.blocks", "[1,4]", "--linear.epochs", "20")
+    kept = ("--features_folder", str(features))
+    return ["evaluate", model, *DATA, "--tasks", "linear", *options, *kept]
 
 
-def augmented_probe_words(model: str, classifier: Path) -> list[str]:
+def augmented_probe_words(model: str, classifier: Path, features: Path) -> list[str]:
     options = (
-        "--augment",
+        "--linear.augment",
         "true",
-        "--blocks",
-        "1",
-        "--epochs",
+        "--linear.blocks",
+        "[1]",
+        "--linear.epochs",
         "3",
-        "--learning_rates",
+        "--linear.learning_rates",
         "[0.01,0.1]",
+        "--linear.output_dir",
+        str(classifier),
     )
-    return ["linear-probe", model, *FEW_DATA, *options, "--output_dir", str(classifier)]
+    kept = ("--features_folder", str(features))
+    return ["evaluate", model, *FEW_DATA, "--tasks", "linear", *options, *kept]
 
 
 def features_words(model: str, blocks: int, output: Path) -> list[str]:
@@ -223,13 +238,12 @@ def push_words(folder: Path, repo_id: str, *, dry_run: bool) -> list[str]:
 
 def knn_numbers(printed: dict[str, Any]) -> Any:
     """What `knn_words` prints, without names of models, data and folders."""
-    return printed["knn"]
+    return printed["tasks"]["knn"]["accuracies"]
 
 
 def linear_probe_numbers(printed: dict[str, Any]) -> Any:
     """What the linear probes print, without names of models, data and folders."""
-    names = ("top1", "top5", "mean_per_class", "blocks", "learning_rate", "validation")
-    return {name: printed[name] for name in names}
+    return printed["tasks"]["linear"]
 
 
 def run(
@@ -336,11 +350,11 @@ def record_evaluation(workplace: Path) -> dict[str, Any]:
         found[f"evaluate {Path(model).name}"] = json.loads((report / "report.json").read_text())[
             "tasks"
         ]
-    model = CHECKPOINTS[0]
-    found["knn"] = knn_numbers(run_for_result(knn_words(model)))
-    found["linear probe"] = linear_probe_numbers(run_for_result(linear_probe_words(model)))
+    model, kept = CHECKPOINTS[0], workplace / "kept"
+    found["knn"] = knn_numbers(run_for_result(knn_words(model, kept)))
+    found["linear probe"] = linear_probe_numbers(run_for_result(linear_probe_words(model, kept)))
     classifier = workplace / "classifier"
-    augmented = linear_probe_numbers(run_for_result(augmented_probe_words(model, classifier)))
+    augmented = linear_probe_numbers(run_for_result(augmented_probe_words(model, classifier, kept)))
     weights = digest_tensors(load_file(classifier / MODEL_FILE))
     found["augmented linear probe"] = augmented | {"classifier": weights}
     for blocks in (1, 4):

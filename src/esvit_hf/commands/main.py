@@ -45,6 +45,7 @@ COMMANDS = {
     "evaluate": Command(
         "esvit_hf.evaluation.evaluate:evaluate",
         "Evaluate a vision model with several protocols, and write a report with figures.",
+        groups="esvit_hf.evaluation.task:TASKS",
     ),
     "transfer": Command(
         "esvit_hf.evaluation.transfer:transfer",

@@ -1,35 +1,23 @@
-"""Evaluation of frozen features: extraction, k-NN, linear probe, and metrics for `evaluate`."""
+"""Evaluation of a frozen network: one file a protocol, and what they share.
 
-import importlib.resources
-from typing import Any
+The protocols are registered here; importing this package loads no torch.
+"""
 
-__all__ = ["METRICS", "RANKED_CLASSES", "load_metric"]
+from esvit_hf.evaluation.attention import AttentionTask
+from esvit_hf.evaluation.correspondence import CorrespondenceTask
+from esvit_hf.evaluation.few_shot import FewShotTask
+from esvit_hf.evaluation.knn import KnnTask
+from esvit_hf.evaluation.linear import LinearTask
+from esvit_hf.evaluation.logistic import LogisticTask
+from esvit_hf.evaluation.task import register_task
 
-# Top-5 is the deepest rank that anything here reports.
-RANKED_CLASSES = 5
-METRICS = (
-    "interpolated_mean_average_precision",
-    "mean_per_class_accuracy",
-    "roc_auc",
-    "top_k_accuracy",
-)
-
-
-def load_metric(name: str) -> Any:
-    """Load a metric script of this package with `evaluate`, without the network.
-
-    Args:
-        name: one of `METRICS`.
-
-    Returns:
-        An `evaluate.Metric`: `compute`, or `add_batch` and then `compute`.
-
-    Raises:
-        ValueError: there is no such metric.
-    """
-    if name not in METRICS:
-        raise ValueError(f"no metric is called {name!r}: choose one of {', '.join(METRICS)}")
-    import evaluate
-
-    script = importlib.resources.files(__name__) / "metrics" / f"{name}.py"
-    return evaluate.load(str(script), keep_in_memory=True)
+# In the order of the report.
+for _task in (
+    KnnTask,
+    LinearTask,
+    LogisticTask,
+    FewShotTask,
+    CorrespondenceTask,
+    AttentionTask,
+):
+    register_task(_task)

@@ -1,131 +1,97 @@
-"""Classification from a few labeled images a class: nearest class mean of frozen features."""
+"""The task `few_shot`: classification from a few training images a class."""
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from tqdm import tqdm
+from esvit_hf.evaluation.task import (
+    EvaluationData,
+    Needs,
+    Score,
+    Task,
+    TaskResult,
+    check_above_zero,
+    percent,
+)
+from esvit_hf.figures.report import plot_few_shot
 
-from esvit_hf.evaluation import load_metric
-from esvit_hf.evaluation.splits import check_classes, check_images_per_class
-from esvit_hf.features.extraction import check_matrices
-
-__all__ = ["FewShotResult", "few_shot_accuracy"]
-
-_ROWS_AT_ONCE = 4096
+__all__ = ["FewShotTask"]
 
 
 @dataclass(frozen=True)
-class FewShotResult:
-    """Top-1 accuracy in [0, 1] with a number of images a class.
-
-    Attributes:
-        shots: images a class.
-        mean: over the draws.
-        spread: sample standard deviation over the draws; 0 of a single one.
-        draws: accuracy of each draw.
-    """
-
-    shots: int
-    mean: float
-    spread: float
-    draws: tuple[float, ...]
-
-
-def few_shot_accuracy(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
-    *,
-    shots: Sequence[int] = (1, 5, 10),
-    draws: int = 5,
-    seed: int = 0,
-    device: torch.device | str | None = None,
-) -> list[FewShotResult]:
-    """Accuracy of the nearest class mean, learned from a few images a class, over every test image.
-
-    The classifier has no setting that would have to be chosen on images that are not there: the
-    mean of the labeled images is subtracted, features are L2-normalized, a class is the mean of its
-    images, and a test image belongs to the class of highest cosine similarity, the lower class
-    among equals. A draw takes images in one random order, so that 5 shots contain the image of 1
-    shot.
+class FewShotTask(Task):
+    """Nearest class mean of the view features of a few images a class (SimpleShot).
 
     Args:
-        train: (N, D) features.
-        train_labels: (N,) integer classes.
-        test: (M, D) features.
-        test_labels: (M,) integer classes.
         shots: images a class.
-        draws: how many random choices of training images.
-        seed: of the choices.
-        device: where to compute; by default where `train` lies.
-
-    Returns:
-        One result for each number of shots, in ascending order.
-
-    Raises:
-        ValueError: features that are no two finite matrices of one width, fewer than two classes,
-            test classes without a training image, classes with fewer images than shots, or a
-            setting below 1.
-
-    Source:
-        SimpleShot (arXiv 1911.04623), CL2N, with the mean of the labeled images in place of that of
-        other classes.
+        draws: random choices of those images.
     """
-    check_matrices(train, test)
-    counts = sorted(set(shots))
-    if not counts or counts[0] < 1 or draws < 1:
-        raise ValueError(
-            f"shots are {list(shots)} and draws {draws}: give at least one number of shots, all "
-            f"above 0"
+
+    name = "few_shot"
+
+    shots: Sequence[int] = (1, 5, 10)
+    draws: int = 5
+
+    def __post_init__(self) -> None:
+        check_above_zero("few_shot.shots", self.shots)
+        check_above_zero("few_shot.draws", [self.draws])
+
+    def needs(self) -> Needs:
+        """The view feature."""
+        return Needs(blocks=1)
+
+    def check(self, data: EvaluationData) -> None:
+        """Refuse more shots than a class has images."""
+        from esvit_hf.evaluation.splits import check_images_per_class
+
+        splits = data.splits
+        check_images_per_class(splits.train_labels, max(self.shots), splits.class_names)
+
+    def run(self, data: EvaluationData) -> TaskResult:
+        """Measure mean and spread for every number of shots."""
+        from esvit_hf.evaluation.classifiers.nearest_mean import few_shot_accuracy
+
+        results = few_shot_accuracy(
+            *data.last_blocks(1),
+            shots=self.shots,
+            draws=self.draws,
+            seed=data.seed,
+            device=data.store.accelerator.device,
         )
-    check_classes(train_labels, test_labels)
-    check_images_per_class(train_labels, counts[-1])
-    device = train.device if device is None else torch.device(device)
-    classes = train_labels.unique().cpu()
-    metric = load_metric("top_k_accuracy")
-    accuracies: dict[int, list[float]] = {count: [] for count in counts}
-    generator = torch.Generator().manual_seed(seed)
-    for _ in tqdm(range(draws), desc="few-shot", unit="draw", leave=False):
-        chosen = _draw(train_labels.cpu(), classes, counts[-1], generator)
-        drawn = (
-            train[chosen.flatten().to(train.device)]
-            .to(device, torch.float32)
-            .unflatten(0, chosen.shape)
-        )
-        for count in counts:
-            center = drawn[:, :count].mean(dim=(0, 1))
-            means = F.normalize(F.normalize(drawn[:, :count] - center, dim=2).mean(dim=1), dim=1)
-            predicted = torch.cat(
-                [
-                    # A test image's own length changes no rank.
-                    ((rows.to(device, torch.float32) - center) @ means.T).argmax(dim=1).cpu()
-                    for rows in test.split(_ROWS_AT_ONCE)
-                ]
+        scores = [
+            Score(
+                f"top1_{result.shots}_shot",
+                percent(result.mean),
+                f"nearest class mean (centered, cosine) of {result.shots} images a class, mean of "
+                f"{self.draws} draws, standard deviation {100 * result.spread:.2f}",
             )
-            inputs = {
-                "predictions": classes[predicted][:, None].tolist(),
-                "references": test_labels.tolist(),
-            }
-            accuracies[count].append(metric.compute(**inputs)["top_k_accuracy"])
-    return [
-        FewShotResult(
-            count,
-            statistics.fmean(shares),
-            statistics.stdev(shares) if len(shares) > 1 else 0.0,
-            tuple(shares),
+            for result in results
+        ]
+        return TaskResult(
+            title="few-shot",
+            protocol=(
+                "Nearest class mean (cosine of the view features, centered on the labeled images) "
+                f"of a few training images a class, over {self.draws} random draws; the spread is "
+                f"the standard deviation of a draw."
+            ),
+            numbers={
+                "accuracies": [
+                    {
+                        "shots": result.shots,
+                        "top1": percent(result.mean),
+                        "spread": percent(result.spread),
+                        "draws": [percent(share) for share in result.draws],
+                    }
+                    for result in results
+                ]
+            },
+            scores=scores,
+            figures={
+                "few_shot": partial(
+                    plot_few_shot,
+                    [result.shots for result in results],
+                    [result.mean for result in results],
+                    [result.spread for result in results],
+                )
+            },
         )
-        for count, shares in accuracies.items()
-    ]
-
-
-def _draw(labels: Tensor, classes: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Places (C, count) of random images of each class."""
-    order = torch.randperm(len(labels), generator=generator)
-    order = order[labels[order].argsort(stable=True)]
-    starts = torch.searchsorted(labels[order], classes)
-    return order[starts[:, None] + torch.arange(count)]

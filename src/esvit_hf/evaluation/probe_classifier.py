@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from esvit_hf.evaluation.linear_probe import LinearProbeResult
+from esvit_hf.evaluation.classifiers.linear_probe import LinearProbeResult
 from esvit_hf.models.modeling_esvit_common import EsvitForImageClassification
 
 __all__ = ["check_probe_fits", "save_probe"]
@@ -28,18 +28,20 @@ def check_probe_fits(model: PreTrainedModel, blocks: Sequence[int], folder: Path
     """
     if list(blocks) != [1]:
         raise ValueError(
-            f"blocks is {list(blocks)}: a classifier sees the view feature alone, so a probe of "
-            f"more blocks cannot be saved; set blocks to 1, or leave output_dir out"
+            f"--linear.blocks is {list(blocks)}: a classifier sees the view feature alone, so a "
+            f"probe of more blocks cannot be saved; set linear.blocks to [1], or leave "
+            f"linear.output_dir out"
         )
     if not issubclass(_classifier_class(model), EsvitForImageClassification):
         raise ValueError(
             f"the classifier of {type(model).__name__} is not one linear layer on its view "
             f"feature, so a probe cannot be saved as one; take a network of this package, or leave "
-            f"output_dir out"
+            f"linear.output_dir out"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
-            f"output_dir {str(folder)!r} exists and is not an empty folder: give another name"
+            f"linear.output_dir {str(folder)!r} exists and is not an empty folder: give another "
+            f"name"
         )
 
 

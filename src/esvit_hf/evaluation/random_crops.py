@@ -147,6 +147,7 @@ def _crop_size(processor: Callable[..., Any]) -> tuple[int, int]:
     if None in sides:
         raise ValueError(
             f"the image processor names no size of its output ({size}), which augmented crops "
-            f"need: name one that has crop_size or size with --processor, or leave out --augment"
+            f"need: name one that has crop_size or size with --processor, or leave out "
+            f"--linear.augment"
         )
     return int(sides[0]), int(sides[1])  # type: ignore[arg-type]

@@ -2,19 +2,19 @@
 model card.
 """
 
-import inspect
+import importlib.util
 import json
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esvit_hf.evaluation.tasks import TaskResult
+from esvit_hf.common.markdown import format_table
+from esvit_hf.evaluation.task import TaskResult
 from esvit_hf.figures.look import Picture
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
 
-__all__ = ["MODEL_CARD_BLOCK", "Report", "command_of", "public_name"]
+__all__ = ["MODEL_CARD_BLOCK", "Report", "prepare_folder"]
 
 MODEL_CARD_BLOCK = "model_card_block.md"
 """Name of the file with the section for a model card."""
@@ -31,7 +31,7 @@ class Report:
         command: command line that gives the numbers.
         notes: what a reader must know to judge the numbers.
         results: of each task, by its name.
-        pictures: figures that belong to no single task, by name.
+        figures: what plots figures that belong to no single task, by the name of their file.
     """
 
     facts: dict[str, Any]
@@ -40,7 +40,7 @@ class Report:
     command: str
     notes: list[str]
     results: Mapping[str, TaskResult]
-    pictures: Mapping[str, Picture]
+    figures: Mapping[str, Callable[[], Picture]]
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the figures."""
@@ -78,42 +78,19 @@ class Report:
         (folder / "report.md").write_text(self._page())
         (folder / MODEL_CARD_BLOCK).write_text(self._card_block())
         write_measurements(self.measurements(), folder / MEASUREMENTS_FILE)
-        for pictures in (self.pictures, *(result.pictures for result in self.results.values())):
-            for name, picture in pictures.items():
-                picture.save(folder / f"{name}.png")
+        for figures in (self.figures, *(result.figures for result in self.results.values())):
+            for name, plot in figures.items():
+                plot().save(folder / f"{name}.png")
 
     def _page(self) -> str:
         facts = [{"": key, " ": value} for key, value in self._facts()]
-        lines = [f"# {self.facts['model']} on {self.dataset}", "", *_table(facts)]
+        lines = [f"# {self.facts['model']} on {self.dataset}", "", format_table(facts)]
         if self.notes:
             lines += ["", *(f"> {note}" for note in self.notes)]
         for result in self.results.values():
-            title = result.title.capitalize() if result.title.islower() else result.title
-            lines += ["", f"## {title}", "", result.protocol]
-            plain = {
-                key: value for key, value in result.numbers.items() if not isinstance(value, list)
-            }
-            if plain:
-                lines += ["", *_table([{"": key, " ": value} for key, value in plain.items()])]
-            for key, rows in result.numbers.items():
-                if isinstance(rows, list):
-                    lines += [
-                        "",
-                        *(
-                            []
-                            if len(result.numbers) == 1
-                            else [f"{key.replace('_', ' ').capitalize()}:", ""]
-                        ),
-                    ]
-                    lines += _table(rows)
-            lines += [
-                line for name in result.pictures for line in ("", f"![{result.title}]({name}.png)")
-            ]
-        lines += [
-            line
-            for name in self.pictures
-            for line in ("", f"![{name.replace('_', ' ')}]({name}.png)")
-        ]
+            lines += _section(result)
+        for name in self.figures:
+            lines += ["", f"![{name.replace('_', ' ')}]({name}.png)"]
         return "\n".join([*lines, "", *_code(self.command)]) + "\n"
 
     def _facts(self) -> list[tuple[str, Any]]:
@@ -143,71 +120,52 @@ class Report:
             f"`{facts['train_split']}`), {facts['test_images']} test images (split "
             f"`{facts['test_split']}`), {facts['classes']} classes. Shares are in percent."
         )
-        notes = [line for note in self.notes for line in ("", note)]
-        return (
-            "\n".join(
-                ["## Evaluation", "", data, *notes, "", *_table(rows), "", *_code(self.command)]
-            )
-            + "\n"
-        )
+        lines = ["## Evaluation", "", data]
+        for note in self.notes:
+            lines += ["", note]
+        if rows:
+            lines += ["", format_table(rows)]
+        return "\n".join([*lines, "", *_code(self.command)]) + "\n"
 
 
-def public_name(name_or_path: str | Path) -> str:
-    """Return a name, or the last part of a path that is absolute or points upwards: folders of a
-    machine stay private.
+def _section(result: TaskResult) -> list[str]:
+    """Lines of the page about one task."""
+    title = result.title.capitalize() if result.title.islower() else result.title
+    lines = ["", f"## {title}", "", result.protocol]
+    tables = {key: value for key, value in result.numbers.items() if _is_table(value)}
+    plain = [{"": key, " ": value} for key, value in result.numbers.items() if key not in tables]
+    if plain:
+        lines += ["", format_table(plain)]
+    for key, rows in tables.items():
+        if len(result.numbers) > 1:
+            lines += ["", f"{key.replace('_', ' ').capitalize()}:"]
+        lines += ["", format_table(rows)]
+    for name in result.figures:
+        lines += ["", f"![{result.title}]({name}.png)"]
+    return lines
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder of a report, before anything is computed.
 
     Args:
-        name_or_path: Hub name or path.
+        folder: may exist.
 
-    Returns:
-        What may be published.
+    Raises:
+        ValueError: it cannot be made, or matplotlib is missing.
     """
-    path = Path(name_or_path).expanduser()
-    return path.resolve().name if path.is_absolute() or ".." in path.parts else str(name_or_path)
-
-
-def command_of(
-    job: str, function: Callable[..., Any], arguments: Mapping[str, Any], *, private: frozenset[str]
-) -> str:
-    """Write the command line that repeats a call, without what is at its default.
-
-    Args:
-        job: word after `esvit`.
-        function: what the job calls.
-        arguments: of the call, by name.
-        private: names of arguments that do not change the numbers.
-
-    Returns:
-        One line for a shell.
-    """
-    words = ["esvit", job]
-    for name, parameter in inspect.signature(function).parameters.items():
-        value = arguments[name]
-        if name in private or value == parameter.default:
-            continue
-        if isinstance(value, bool):
-            text = str(value).lower()
-        elif isinstance(value, list):
-            text = json.dumps(value, separators=(",", ":"))
-        else:
-            text = public_name(value) if isinstance(value, str | Path) else str(value)
-        words += (
-            [text] if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else [f"--{name}", text]
-        )
-    return shlex.join(words)
-
-
-def _table(rows: list[dict[str, Any]]) -> list[str]:
-    """Lines of a Markdown table; every row has the keys of the first."""
-    names = list(rows[0])
-    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    return lines + [f"| {' | '.join(_cell(row[name]) for name in names)} |" for row in rows]
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_cell, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("the report's figures need matplotlib: pip install 'esvit-hf[plots]'")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"the report cannot be written to {folder} ({error}): name another folder"
+        ) from error
 
 
 def _code(command: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from esvit_hf.evaluation import load_metric
+from esvit_hf.evaluation.metrics import load_metric
 
 __all__ = ["score"]
 
@@ -11,7 +11,7 @@ def score(metric: str, scores: Tensor, labels: Tensor) -> float:
     """Measure class scores with one of this package's metrics.
 
     Args:
-        metric: one of `esvit_hf.evaluation.METRICS`; accuracy is `top_k_accuracy` with k = 1.
+        metric: one of `METRICS`; accuracy is `top_k_accuracy` with k = 1.
         scores: (M, C), higher is more likely; ties go to the lower class.
         labels: (M,) integer classes; (M, C) of 1, 0 and -1 (ignored) for
             `interpolated_mean_average_precision`.

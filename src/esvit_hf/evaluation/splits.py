@@ -9,19 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets
 from torch import Tensor
 from tqdm import tqdm
 
+from esvit_hf.common.errors import one_line
 from esvit_hf.data.sources import ImageSource, load_image_source
 from esvit_hf.features.extraction import shared_labels
 
 __all__ = [
+    "IN_MEMORY_DATA",
     "LabeledSplits",
     "check_classes",
     "check_images_per_class",
+    "held_out",
     "load_splits",
     "overlapping_images",
 ]
+
+IN_MEMORY_DATA = "in-memory data"
+"""What messages and reports call rows without a name."""
 
 _ROWS_AT_ONCE = 256
 
@@ -46,7 +53,7 @@ class LabeledSplits:
 
 
 def load_splits(
-    dataset: str,
+    dataset: str | Dataset | DatasetDict,
     *,
     train_split: str,
     test_split: str,
@@ -57,8 +64,9 @@ def load_splits(
     """Open the training and the test images of a data set.
 
     Args:
-        dataset: Hub name, folder of parquet files or images, or a parquet file.
-        train_split: images to learn from.
+        dataset: Hub name, folder of parquet files or images, a parquet file, or rows in memory; a
+            single `Dataset` is the split "train".
+        train_split: images to learn from, for example train or train[:10%].
         test_split: images to test on.
         config_name: configuration of the data set, if it has several.
         image_column: column with the images; found by its type if None.
@@ -70,13 +78,12 @@ def load_splits(
     Raises:
         ValueError: as `load_image_source`, `shared_labels` and `check_classes`.
     """
+    columns = {"image_column": image_column, "label_column": label_column}
     train, test = (
-        load_image_source(
-            dataset,
-            split=split,
-            config_name=config_name,
-            image_column=image_column,
-            label_column=label_column,
+        load_image_source(dataset, split=split, config_name=config_name, **columns)
+        if isinstance(dataset, str)
+        else ImageSource(
+            _rows_of(dataset, split), name=f"{IN_MEMORY_DATA} (split {split})", **columns
         )
         for split in (train_split, test_split)
     )
@@ -88,6 +95,28 @@ def load_splits(
     names += map(str, range(len(names), count))
     check_classes(train_labels, test_labels, names)
     return LabeledSplits(train, test, train_labels, test_labels, names)
+
+
+def _rows_of(dataset: Dataset | DatasetDict, split: str) -> Dataset:
+    """Rows of a split, which may be a slice or a sum of several."""
+    if not isinstance(dataset, Dataset | DatasetDict):
+        raise ValueError(
+            f"dataset is of type {type(dataset).__name__}: give a name, a path, a datasets.Dataset "
+            f"or a datasets.DatasetDict"
+        )
+    parts = {"train": dataset} if isinstance(dataset, Dataset) else dict(dataset)
+    try:
+        chosen = ReadInstruction.from_spec(split).to_absolute(
+            {str(name): len(rows) for name, rows in parts.items()}
+        )
+    except (ValueError, AssertionError) as error:
+        raise ValueError(
+            f"{IN_MEMORY_DATA} has no split {split!r} ({one_line(error)}): set train_split and "
+            f"test_split to one of {', '.join(map(str, parts))}, or to a slice such as train[:80%]"
+        ) from error
+    return concatenate_datasets(
+        [parts[part.splitname].select(range(part.from_, part.to)) for part in chosen]
+    )
 
 
 def check_classes(
@@ -145,6 +174,38 @@ def check_images_per_class(
             f"class {name} has {int(counts[smallest])} training images, and {needed} shots are "
             f"asked for: lower shots, or use a larger training split"
         )
+
+
+def held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Draw a share of every class to validate on; each class keeps at least one image for training.
+
+    Args:
+        labels: (N,) integer classes on the CPU.
+        fraction: the share, between 0 and 1.
+        seed: of the draw.
+
+    Returns:
+        (N,) true for images to validate on.
+
+    Raises:
+        ValueError: no class is large enough to give an image.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]
+    grouped = labels[order]
+    # Evenly spaced picks from the classes laid end to end give each class its share, up to one
+    # image.
+    picks = ((torch.arange(len(labels) + 1, dtype=torch.float64) * fraction).floor().diff()) > 0
+    picks[0] = False
+    picks[1:] &= grouped[1:] == grouped[:-1]
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    mask[order[picks]] = True
+    if not mask.any():
+        raise ValueError(
+            f"validation_fraction {fraction} of {len(labels)} training images leaves none to "
+            f"choose a setting by: raise it or use more images"
+        )
+    return mask
 
 
 def overlapping_images(train: ImageSource, test: ImageSource) -> list[int]:

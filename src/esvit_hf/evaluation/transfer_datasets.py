@@ -19,7 +19,7 @@ class TransferDataset:
 
     Attributes:
         name: what reports call it.
-        metric: one of `esvit_hf.evaluation.METRICS`; accuracy is `top_k_accuracy`.
+        metric: one of `METRICS`; accuracy is `top_k_accuracy`.
         train_images: published number of training images.
         test_images: published number of test images.
         validation_images: published number of validation images, 0 if the published training images

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esvit_hf.evaluation.report import public_name
+from esvit_hf.common.files import public_name
 from esvit_hf.evaluation.transfer_datasets import METRIC_LABELS, TRANSFER_DATASETS, TransferDataset
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
 

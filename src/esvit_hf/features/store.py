@@ -54,10 +54,11 @@ class FeatureStore:
     again. Several processes, of one run or of many, may share a folder.
 
     Args:
-        folder: where entries are kept; made if it is missing.
-        model: Hub name or folder of any vision model that AutoModel loads.
-        processor: Hub name or folder whose image processor prepares the images; the model's own if
-            None.
+        folder: where entries are kept; made if it is missing. Features of a loaded network, which
+            has no name to find them by, are kept nowhere.
+        model: Hub name or folder of any vision model that AutoModel loads, or a loaded network.
+        processor: Hub name or folder whose image processor prepares the images, or the processor;
+            the model's own if None.
         revision: branch, tag or commit of the model on the Hub.
         trust_remote_code: run code that the model's repository ships.
         batch_size: images at once on each device.
@@ -65,15 +66,15 @@ class FeatureStore:
         accelerator: device, processes and mixed precision; by default what the environment says.
 
     Raises:
-        ValueError: the folder cannot be made.
+        ValueError: the folder cannot be made, or a loaded network comes without a processor.
     """
 
     def __init__(
         self,
         folder: Path,
-        model: str,
+        model: str | RegionBackbone,
         *,
-        processor: str | None = None,
+        processor: str | Callable[..., Any] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
         batch_size: int = 64,
@@ -88,6 +89,13 @@ class FeatureStore:
         self._trust_remote_code = trust_remote_code
         self._batch_size = batch_size
         self._num_workers = num_workers
+        if isinstance(model, RegionBackbone):
+            if processor is None:
+                raise ValueError(
+                    "a loaded network does not say how its images are prepared: give processor, a "
+                    "name or an image processor"
+                )
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -103,9 +111,11 @@ class FeatureStore:
         Raises:
             ValueError: it cannot be loaded.
         """
-        backbone = load_backbone(
-            self.model, revision=self._revision, trust_remote_code=self._trust_remote_code
-        )
+        backbone = self.model
+        if isinstance(backbone, str):
+            backbone = load_backbone(
+                backbone, revision=self._revision, trust_remote_code=self._trust_remote_code
+            )
         return backbone.to(self.accelerator.device).eval()
 
     @functools.cached_property
@@ -115,8 +125,11 @@ class FeatureStore:
         Raises:
             ValueError: the model has none.
         """
+        source = self._processor or self.model
+        if not isinstance(source, str):
+            return source
         return load_image_processor(
-            self._processor or self.model,
+            source,
             revision=None if self._processor else self._revision,
             trust_remote_code=self._trust_remote_code,
         )
@@ -124,11 +137,13 @@ class FeatureStore:
     @functools.cached_property
     def model_revision(self) -> str:
         """The model's commit on the Hub, or `sha256:` and the digest of configuration, weights and
-        code of a folder.
+        code of a folder; of a loaded network "in memory".
 
         Raises:
             ValueError: there is no model.
         """
+        if isinstance(self.model, RegionBackbone):
+            return "in memory"
         folder = Path(self.model)
         if folder.is_dir():
             files = sorted({path for pattern in _NETWORK_FILES for path in folder.glob(pattern)})
@@ -162,6 +177,8 @@ class FeatureStore:
         Raises:
             ValueError: as `extract_features`.
         """
+        if isinstance(self.model, RegionBackbone):
+            return self._extract(source, blocks)
         entry = _Entry(self.folder, self.identity(source))
         stored, fault = None, None
         try:
@@ -177,15 +194,7 @@ class FeatureStore:
             return Features(stored[0], labels, stored[1]).last_blocks(blocks)
         if fault is not None and self.accelerator.is_local_main_process:
             warnings.warn(f"{entry.index} {fault}: its features are computed again", stacklevel=2)
-        features = extract_features(
-            self.backbone,
-            source,
-            self.processor,
-            blocks=blocks,
-            batch_size=self._batch_size,
-            num_workers=self._num_workers,
-            accelerator=self.accelerator,
-        )
+        features = self._extract(source, blocks)
         if self.accelerator.is_local_main_process:
             try:
                 entry.write(features, {"model": self.model, "data": source.description})
@@ -197,6 +206,17 @@ class FeatureStore:
                 )
         self.accelerator.wait_for_everyone()
         return features
+
+    def _extract(self, source: ImageSource, blocks: int) -> Features:
+        return extract_features(
+            self.backbone,
+            source,
+            self.processor,
+            blocks=blocks,
+            batch_size=self._batch_size,
+            num_workers=self._num_workers,
+            accelerator=self.accelerator,
+        )
 
     def identity(self, source: ImageSource) -> dict[str, Any]:
         """Say all that decides the features of some images.

@@ -2,27 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
-
 from esvit_hf.figures.look import COLORS, Picture, drawing
-from esvit_hf.regions.attention import AttentionEntropy
-from esvit_hf.regions.correspondence import CorrespondenceResult
 
 __all__ = [
-    "draw_attention_entropy",
-    "draw_confusion",
-    "draw_correspondence",
-    "draw_few_shot",
-    "draw_knn",
-    "draw_logistic",
-    "draw_probe",
+    "plot_attention_entropy",
+    "plot_confusion",
+    "plot_correspondence_accuracy",
+    "plot_few_shot",
+    "plot_knn",
+    "plot_linear_probe",
+    "plot_logistic",
 ]
 
 _NAMED_CLASSES = 40
 
 
-def draw_knn(accuracies: Mapping[tuple[int, float], tuple[float, float]]) -> Picture:
-    """Draw top-1 and top-5 over the number of neighbors, one line a temperature.
+def plot_knn(accuracies: Mapping[tuple[int, float], tuple[float, float]]) -> Picture:
+    """Plot top-1 and top-5 over the number of neighbors, one line a temperature.
 
     Args:
         accuracies: top-1 and top-5 in [0, 1] for each (k, temperature).
@@ -47,10 +43,10 @@ def draw_knn(accuracies: Mapping[tuple[int, float], tuple[float, float]]) -> Pic
     return picture
 
 
-def draw_probe(
+def plot_linear_probe(
     history: Mapping[tuple[int, float], Sequence[float]], chosen: tuple[int, float]
 ) -> Picture:
-    """Draw what a linear probe was chosen by: held-out accuracy over learning rates, and over the
+    """Plot what a linear probe was chosen by: held-out accuracy over learning rates, and over the
     epochs.
 
     Args:
@@ -87,10 +83,10 @@ def draw_probe(
     return picture
 
 
-def draw_few_shot(
+def plot_few_shot(
     shots: Sequence[int], means: Sequence[float], spreads: Sequence[float]
 ) -> Picture:
-    """Draw accuracy over the number of labeled images a class.
+    """Plot accuracy over the number of labeled images a class.
 
     Args:
         shots: images a class.
@@ -109,8 +105,8 @@ def draw_few_shot(
     return picture
 
 
-def draw_logistic(validation: Mapping[float, float], chosen: float) -> Picture:
-    """Draw held-out accuracy over the L2 strengths of a logistic regression.
+def plot_logistic(validation: Mapping[float, float], chosen: float) -> Picture:
+    """Plot held-out accuracy over the L2 strengths of a logistic regression.
 
     Args:
         validation: held-out accuracy in [0, 1] for each strength.
@@ -135,11 +131,14 @@ def draw_logistic(validation: Mapping[float, float], chosen: float) -> Picture:
     return picture
 
 
-def draw_correspondence(results: Sequence[CorrespondenceResult]) -> Picture:
-    """Draw accuracy in the true cell and within one cell of it, beside chance.
+def plot_correspondence_accuracy(
+    protocols: Mapping[str, Mapping[str, tuple[float, float]]],
+) -> Picture:
+    """Plot how many regions are matched with their place, beside chance.
 
     Args:
-        results: one a protocol.
+        protocols: for each protocol, by what counts as a hit, the share in [0, 1] and that of
+            chance.
 
     Returns:
         The picture.
@@ -147,14 +146,10 @@ def draw_correspondence(results: Sequence[CorrespondenceResult]) -> Picture:
     with drawing(4.2, 2.6) as picture:
         axes = picture.figure.subplots()
         ticks: dict[int, str] = {}
-        for place, result in enumerate(results):
-            pairs = (
-                (result.accuracy, result.chance_accuracy, "true cell"),
-                (result.accuracy_within_one, result.chance_accuracy_within_one, "within one"),
-            )
-            for offset, (share, chance, name) in enumerate(pairs):
+        for place, (protocol, shares) in enumerate(protocols.items()):
+            for offset, (hit, (share, chance)) in enumerate(shares.items()):
                 position = 3 * place + offset
-                ticks[position] = f"{result.protocol}\n{name}"
+                ticks[position] = f"{protocol}\n{hit}"
                 axes.bar(position, 100 * share, color=COLORS[0])
                 axes.hlines(100 * chance, position - 0.45, position + 0.45, color=COLORS[1])
         axes.set(ylabel="accuracy (%)", ylim=(0, 100), title="Correspondence")
@@ -164,25 +159,22 @@ def draw_correspondence(results: Sequence[CorrespondenceResult]) -> Picture:
     return picture
 
 
-def draw_attention_entropy(heads: Sequence[AttentionEntropy]) -> Picture:
-    """Draw the entropy of every head over the blocks.
+def plot_attention_entropy(
+    entropies: Mapping[int, Sequence[float]], largest: Mapping[int, float]
+) -> Picture:
+    """Plot the entropy of every head over the blocks.
 
     Args:
-        heads: one record a head.
+        entropies: of the heads of each block, in bits.
+        largest: the largest possible entropy of each block, in bits.
 
     Returns:
         The picture.
     """
     with drawing(4.2, 2.6) as picture:
         axes = picture.figure.subplots()
-        largest = {head.layer: head.largest for head in heads}
-        axes.plot(
-            [head.layer for head in heads],
-            [head.entropy for head in heads],
-            "o",
-            alpha=0.7,
-            label="head",
-        )
+        heads = [(block, entropy) for block, row in entropies.items() for entropy in row]
+        axes.plot(*zip(*heads, strict=True), "o", alpha=0.7, label="head")
         axes.plot(
             list(largest), list(largest.values()), "_", markersize=14, label="largest possible"
         )
@@ -193,14 +185,14 @@ def draw_attention_entropy(heads: Sequence[AttentionEntropy]) -> Picture:
     return picture
 
 
-def draw_confusion(
-    predicted: Tensor, labels: Tensor, class_names: Sequence[str], title: str
+def plot_confusion(
+    predicted: Sequence[int], labels: Sequence[int], class_names: Sequence[str], title: str
 ) -> Picture:
-    """Draw the share of each class's images that is taken for each class.
+    """Plot the share of each class's images that is taken for each class.
 
     Args:
-        predicted: (M,) int64 classes.
-        labels: (M,) int64 true classes.
+        predicted: M classes.
+        labels: M true classes.
         class_names: name of each class; written beside the axes for up to 40 classes.
         title: of the figure.
 
@@ -210,9 +202,7 @@ def draw_confusion(
     from sklearn.metrics import confusion_matrix
 
     classes = range(len(class_names))
-    shares = 100 * confusion_matrix(
-        labels.numpy(), predicted.numpy(), labels=classes, normalize="true"
-    )
+    shares = 100 * confusion_matrix(labels, predicted, labels=classes, normalize="true")
     named = len(class_names) <= _NAMED_CLASSES
     side = min(6.3, 2.8 + 0.2 * len(class_names)) if named else 5.0
     with drawing(side, 0.85 * side) as picture:

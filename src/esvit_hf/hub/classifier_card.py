@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from esvit_hf.common.files import public_name
+from esvit_hf.data.loading import HUB_NAME
 from esvit_hf.hub.cards import CardFacts, write_card
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
 
@@ -32,7 +33,7 @@ def write_classifier_card(
         folder: of the classifier.
         config: its configuration.
         accuracies: what it reached in percent, by the metric's name.
-        source: Hub name or folder of the network that it started from.
+        source: Hub name or folder of the network that it started from, or words for another one.
         task: how it was trained, such as `linear probe`.
         dataset: Hub name or folder of the images.
         split: images that were classified.
@@ -60,7 +61,7 @@ def write_classifier_card(
         training={"start": f"`{network}`", task: protocol},
         command=line,
         command_remark="Trained and measured with:",
-        base_model=None if Path(source).exists() else source,
+        base_model=source if HUB_NAME.fullmatch(source) and not Path(source).exists() else None,
         classes=config.num_labels or 0,
     )
     write_card(folder, facts)

@@ -3,7 +3,7 @@
 from accelerate import Accelerator
 
 from esvit_hf.data.sources import ImageSource
-from esvit_hf.evaluation.knn import knn_accuracy
+from esvit_hf.evaluation.classifiers.nearest_neighbors import knn_accuracy
 from esvit_hf.features.extraction import extract_features, shared_labels
 from esvit_hf.pretraining.distillation import DistillationNetwork
 from esvit_hf.pretraining.ema import set_teacher_mode

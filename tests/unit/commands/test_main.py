@@ -383,11 +383,23 @@ def test_features(dark_and_bright: Path, call: Call, tmp_path: Path) -> None:
     model, data, rows = tmp_path / "model", dark_and_bright, tmp_path / "rows.safetensors"
     save_small_model(model)
     code, output, _ = call(
+        *("evaluate", model, data, "--tasks", "knn,linear", "--knn.k", "[3]"),
+        *("--linear.blocks", "[2]", "--linear.epochs", "20", "--num_workers", "0"),
+        *("--features_folder", tmp_path / "features"),
+    )
+    assert code == 0
+    tasks = last_line(output)["tasks"]
+    assert tasks["knn"]["accuracies"] == [
+        {"k": 3, "temperature": 0.07, "top1": 100.0, "top5": 100.0}
+    ]
+    assert tasks["linear"]["top1"] == 100.0
+    code, output, _ = call(
         "features", model, data, "--output", rows, "--split", "test", "--num_workers", "0"
     )
     assert code == 0
     assert last_line(output) == {"output": str(rows), "images": 6, "dimension": 16, "labels": True}
     assert load_file(rows)["features"].shape == (6, 16)
+    assert "safetensors" in refused(call("features", model, data, "--output", "features.npy"))
 
 
 def test_export(call: Call, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, top_k_accuracy_score
 
-from esvit_hf.evaluation import load_metric
+from esvit_hf.evaluation.metrics import load_metric
 from esvit_hf.evaluation.scoring import score
 
 

@@ -120,5 +120,5 @@ def test_broken_images_are_named(backbone: RegionBackbone) -> None:
 def test_a_processor_without_a_size(backbone: RegionBackbone, tmp_path: Path) -> None:
     processor = EsvitImageProcessor()
     processor.crop_size = processor.size = None
-    with pytest.raises(ValueError, match="names no size of its output.*leave out --augment"):
+    with pytest.raises(ValueError, match="names no size of its output.*leave out --linear.augment"):
         augmented(backbone, source(2), processor)

@@ -12,7 +12,12 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from esvit_hf.data.sources import ImageSource
-from esvit_hf.evaluation.splits import check_images_per_class, load_splits, overlapping_images
+from esvit_hf.evaluation.splits import (
+    check_images_per_class,
+    held_out,
+    load_splits,
+    overlapping_images,
+)
 
 
 def write(folder: Path, split: str, labels: list[Any], feature: Any, *, seed: int = 0) -> None:
@@ -104,3 +109,14 @@ def test_images_in_both_splits_are_found(kinds: tuple[str, str], tmp_path: Path)
     test = source(tmp_path / "test", [700, 299, 701, 3], kinds[1])
     assert overlapping_images(train, test) == [1, 3]
     assert overlapping_images(test, test) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.9])
+def test_the_held_out_part_is_stratified(fraction: float) -> None:
+    labels = torch.tensor([0] * 100 + [1] * 40 + [2] * 7 + [3] + [5] * 2)[torch.randperm(150)]
+    mask = held_out(labels, fraction, seed=0)
+    for label, count in zip(*np.unique(labels.numpy(), return_counts=True), strict=True):
+        held = int(mask[labels == label].sum())
+        assert abs(held - fraction * count) <= 1
+        assert held < count
+    assert not torch.equal(mask, held_out(labels, fraction, seed=1))

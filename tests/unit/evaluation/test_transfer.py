@@ -10,7 +10,7 @@ from PIL import Image
 from tests.support.paths import ROOT
 
 from esvit_hf.data.loading import load_dataset_split, local_split_names
-from esvit_hf.evaluation import METRICS
+from esvit_hf.evaluation.metrics import METRICS
 from esvit_hf.evaluation.multi_label import read_multi_labels
 from esvit_hf.evaluation.transfer_datasets import METRIC_LABELS, TRANSFER_DATASETS
 from esvit_hf.evaluation.transfer_report import (

@@ -28,10 +28,10 @@ from esvit_hf.zoo.entry_cards import entry_facts, released_table, write_cards
 every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 ENTRY = find_entry("esvit_swin_tiny_w7_vr")
 ON_OTHER_DATA = Measurement(
-    "k-NN", "user/birds", "test", "top1", 61.25, "k = 20", "esvit knn a user/birds --k 20"
+    "k-NN", "user/birds", "test", "top1", 61.25, "k = 20", "esvit evaluate a user/birds"
 )
 ON_IMAGENET = Measurement(
-    "k-NN", "ILSVRC/imagenet-1k", "validation", "top1", 75.625, "k = 10", "esvit knn a b --k 10"
+    "k-NN", "ILSVRC/imagenet-1k", "validation", "top1", 75.625, "k = 10", "esvit evaluate a b"
 )
 
 
@@ -286,7 +286,7 @@ def test_a_card_follows_the_measurements_and_figures(folder: Path) -> None:
     assert (folder / "README.md").read_bytes() == first
     text = first.decode()
     assert "| k-NN | user/birds, test | top1 | 61.25 | k = 20 |" in text
-    assert "esvit knn a user/birds --k 20" in text and "![training.png](training.png)" in text
+    assert "esvit evaluate a user/birds" in text and "![training.png](training.png)" in text
     data: Any = ModelCard(text).data
     assert [result.metric_value for result in data.eval_results] == [78.0, 75.7, 61.25]
     assert [result.source_url is None for result in data.eval_results] == [False, False, True]

@@ -16,7 +16,7 @@ RECORD = Measurement(
     "top1",
     74.05,
     "k = 20, T = 0.07",
-    "esvit knn outputs/demo data",
+    "esvit evaluate outputs/demo data",
 )
 
 

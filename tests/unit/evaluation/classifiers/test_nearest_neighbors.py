@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from esvit_hf.evaluation.knn import knn_accuracy, knn_predictions
+from esvit_hf.evaluation.classifiers.nearest_neighbors import knn_accuracy, knn_predictions
 
 
 def data(

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,11 +9,10 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from esvit_hf.evaluation.linear_probe import (
+from esvit_hf.evaluation.classifiers.linear_probe import (
     LinearProbeResult,
     _Schedule,
     _Training,
-    held_out,
     linear_probe,
 )
 
@@ -191,17 +189,6 @@ def test_a_rate_that_diverges_loses() -> None:
 def test_a_best_rate_at_the_edge_is_reported() -> None:
     with pytest.warns(UserWarning, match=r"0\.01, is at the edge"):
         linear_probe(*digits(), learning_rates=(1e-6, 0.01), epochs=2)
-
-
-@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.9])
-def test_the_held_out_part_is_stratified(fraction: float) -> None:
-    labels = torch.tensor([0] * 100 + [1] * 40 + [2] * 7 + [3] + [5] * 2)[torch.randperm(150)]
-    mask = held_out(labels, fraction, seed=0)
-    for label, count in zip(*np.unique(labels.numpy(), return_counts=True), strict=True):
-        held = int(mask[labels == label].sum())
-        assert abs(held - fraction * count) <= 1
-        assert held < count
-    assert not torch.equal(mask, held_out(labels, fraction, seed=1))
 
 
 GOOD: dict[str, Any] = {

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import trange
 
-from esvit_hf.evaluation import RANKED_CLASSES, load_metric
-from esvit_hf.evaluation.splits import check_classes
+from esvit_hf.evaluation.linear import LEARNING_RATES
+from esvit_hf.evaluation.metrics import RANKED_CLASSES, load_metric
+from esvit_hf.evaluation.splits import check_classes, held_out
 from esvit_hf.features.extraction import check_matrices
 
-__all__ = ["LEARNING_RATES", "LinearProbeResult", "held_out", "linear_probe"]
+__all__ = ["LinearProbeResult", "linear_probe"]
 
-LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 MOMENTUM = 0.9
 WEIGHT_STD = 0.01
 REFERENCE_BATCH = 256
@@ -136,58 +136,93 @@ def linear_probe(
     )
     validated = held_out(train_labels.cpu(), validation_fraction, seed).to(device)
     schedule = _Schedule(epochs, batch_size, seed, int(labels.max()) + 1)
-
     compared = _Training(columns, rates, schedule, device)
     final = _Training(columns, rates, schedule, device)
-    history: dict[tuple[int, float], list[float]] = {setting: [] for setting in compared.settings()}
-    rows, kept_labels = features[~validated], labels[~validated]
-    for epoch in trange(
-        epochs, desc="linear probe", unit="epoch", leave=False, disable=not progress
-    ):
-        if augmented is not None:
-            changed = augmented(epoch).to(device, torch.float32)
-            final.run_epoch(changed, labels)
-            rows = changed[~validated]
-        compared.run_epoch(rows, kept_labels)
-        for setting, share in compared.accuracies(features[validated], labels[validated]).items():
-            history[setting].append(share)
-    finite = compared.finite()
-    chosen_blocks, chosen_rate = max(
-        history, key=lambda setting: (history[setting][-1], finite[setting])
+    kept = features[~validated]
+
+    def epoch_features(epoch: int) -> Tensor:
+        if augmented is None:
+            return kept
+        changed = augmented(epoch).to(device, torch.float32)
+        final.run_epoch(changed, labels)
+        return changed[~validated]
+
+    history = _compare(
+        compared,
+        epoch_features,
+        labels[~validated],
+        features[validated],
+        labels[validated],
+        progress=progress,
     )
+    count, rate = _best(history, compared.finite(), rates)
+    if augmented is None:
+        final = _Training({count: columns[count]}, [rate], schedule, device)
+        for _ in trange(
+            epochs, desc="linear probe, chosen", unit="epoch", leave=False, disable=not progress
+        ):
+            final.run_epoch(features, labels)
+    ranked = final.ranked_classes(test_features.to(device, torch.float32), count, rate)
+    weight, bias = final.parameters(count, rate)
+    return LinearProbeResult(
+        *_accuracies(ranked, test_labels), count, rate, history, ranked, weight, bias
+    )
+
+
+def _compare(
+    compared: "_Training",
+    epoch_features: Callable[[int], Tensor],
+    labels: Tensor,
+    validation_features: Tensor,
+    validation_labels: Tensor,
+    *,
+    progress: bool,
+) -> dict[tuple[int, float], list[float]]:
+    """Train on the features of each epoch; top-1 on the validation images after each."""
+    history: dict[tuple[int, float], list[float]] = {setting: [] for setting in compared.settings()}
+    for epoch in trange(
+        compared.schedule.epochs,
+        desc="linear probe",
+        unit="epoch",
+        leave=False,
+        disable=not progress,
+    ):
+        compared.run_epoch(epoch_features(epoch), labels)
+        for setting, share in compared.accuracies(validation_features, validation_labels).items():
+            history[setting].append(share)
+    return history
+
+
+def _best(
+    history: Mapping[tuple[int, float], Sequence[float]],
+    finite: Mapping[tuple[int, float], bool],
+    rates: Sequence[float],
+) -> tuple[int, float]:
+    """Number of blocks and rate of the highest held-out accuracy."""
+    count, rate = max(history, key=lambda setting: (history[setting][-1], finite[setting]))
     if not any(finite.values()):
         raise ValueError(
             f"every learning rate of {rates} diverged: try smaller ones, or check the scale of the "
             f"features"
         )
-    if len(rates) > 1 and chosen_rate in (rates[0], rates[-1]):
+    if len(rates) > 1 and rate in (rates[0], rates[-1]):
         warnings.warn(
-            f"the best learning rate, {chosen_rate}, is at the edge of those tried: widen "
-            f"learning_rates",
-            stacklevel=2,
+            f"the best learning rate, {rate}, is at the edge of those tried: widen learning_rates",
+            stacklevel=3,
         )
-    if augmented is None:
-        final = _Training({chosen_blocks: columns[chosen_blocks]}, [chosen_rate], schedule, device)
-        for _ in trange(
-            epochs, desc="linear probe, chosen", unit="epoch", leave=False, disable=not progress
-        ):
-            final.run_epoch(features, labels)
-    ranked = final.ranked_classes(
-        test_features.to(device, torch.float32), chosen_blocks, chosen_rate
-    )
-    references = test_labels.cpu().numpy()
+    return count, rate
+
+
+def _accuracies(ranked: Tensor, labels: Tensor) -> tuple[float, float, float]:
+    """Top-1, top-5 and mean per class of ranked classes (M, 5)."""
+    references = labels.cpu().numpy()
     top_k, per_class = load_metric("top_k_accuracy"), load_metric("mean_per_class_accuracy")
     top1, top5 = (
         top_k.compute(predictions=ranked.numpy(), references=references, k=k)["top_k_accuracy"]
         for k in (1, RANKED_CLASSES)
     )
-    mean = per_class.compute(predictions=ranked[:, 0].numpy(), references=references)[
-        "mean_per_class_accuracy"
-    ]
-    weight, bias = final.parameters(chosen_blocks, chosen_rate)
-    return LinearProbeResult(
-        top1, top5, mean, chosen_blocks, chosen_rate, history, ranked, weight, bias
-    )
+    mean = per_class.compute(predictions=ranked[:, 0].numpy(), references=references)
+    return top1, top5, mean["mean_per_class_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -340,38 +375,6 @@ def _columns(
             f"one number from 1 to {len(widths)}"
         )
     return {count: sum(widths[-count:]) for count in counts}
-
-
-def held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Draw a share of every class to validate on; each class keeps at least one image for training.
-
-    Args:
-        labels: (N,) integer classes on the CPU.
-        fraction: the share, between 0 and 1.
-        seed: of the draw.
-
-    Returns:
-        (N,) true for images to validate on.
-
-    Raises:
-        ValueError: no class is large enough to give an image.
-    """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = order[labels[order].argsort(stable=True)]
-    grouped = labels[order]
-    # Evenly spaced picks from the classes laid end to end give each class its share, up to one
-    # image.
-    picks = ((torch.arange(len(labels) + 1, dtype=torch.float64) * fraction).floor().diff()) > 0
-    picks[0] = False
-    picks[1:] &= grouped[1:] == grouped[:-1]
-    mask = torch.zeros(len(labels), dtype=torch.bool)
-    mask[order[picks]] = True
-    if not mask.any():
-        raise ValueError(
-            f"validation_fraction {fraction} of {len(labels)} training images leaves none to "
-            f"choose a setting by: raise it or use more images"
-        )
-    return mask
 
 
 def _check(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> None:

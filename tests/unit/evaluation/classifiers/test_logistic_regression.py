@@ -11,8 +11,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from esvit_hf.evaluation import logistic
-from esvit_hf.evaluation.logistic import STRENGTHS, _Problem, logistic_probe
+from esvit_hf.evaluation.classifiers import logistic_regression
+from esvit_hf.evaluation.classifiers.logistic_regression import STRENGTHS, _Problem, logistic_probe
 from esvit_hf.evaluation.scoring import score
 
 
@@ -125,7 +125,7 @@ def test_the_search_halves_the_spacing_around_the_best(monkeypatch: pytest.Monke
         return fit(self, strength)
 
     monkeypatch.setattr(_Problem, "fit", recorded)
-    monkeypatch.setattr(logistic, "score", lambda *_: -abs(np.log10(tried[-1]) - 1.3))
+    monkeypatch.setattr(logistic_regression, "score", lambda *_: -abs(np.log10(tried[-1]) - 1.3))
     result = logistic_probe(train[:60], train_labels[:60], test)
     assert sorted(result.validation) == list(result.validation)
     exponents = np.log10(list(result.validation))
@@ -211,7 +211,7 @@ def test_same_seed_same_result() -> None:
 
 
 def test_too_few_iterations_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logistic, "MAX_ITERATIONS", 2)
+    monkeypatch.setattr(logistic_regression, "MAX_ITERATIONS", 2)
     with pytest.warns(UserWarning, match="did not converge in 2 iterations"):
         logistic_probe(*digits()[:3], strengths=(1.0,))
 

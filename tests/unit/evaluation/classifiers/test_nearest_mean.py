@@ -9,7 +9,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import normalize
 
-from esvit_hf.evaluation.few_shot import _draw, few_shot_accuracy
+from esvit_hf.evaluation.classifiers.nearest_mean import _sample_images, few_shot_accuracy
 
 
 @pytest.mark.filterwarnings("ignore:self.within_class_std_dev_")
@@ -58,7 +58,10 @@ def test_classes_need_not_be_numbered_without_gaps() -> None:
 def test_a_draw_takes_different_images_of_the_right_class() -> None:
     labels = torch.tensor([2, 0, 5] * 4 + [5] * 3)
     classes = labels.unique()
-    draws = [_draw(labels, classes, 4, torch.Generator().manual_seed(seed)) for seed in range(30)]
+    draws = [
+        _sample_images(labels, classes, 4, torch.Generator().manual_seed(seed))
+        for seed in range(30)
+    ]
     for draw in draws:
         assert (labels[draw] == classes[:, None]).all()
         assert all(len(row.unique()) == 4 for row in draw)
@@ -73,6 +76,7 @@ GOOD: dict[str, Any] = {
     "test": torch.eye(6),
     "test_labels": torch.arange(6) % 2,
     "shots": (1, 3),
+    "draws": 2,
 }
 
 
