@@ -43,6 +43,8 @@ def _top_level(paths: Iterable[Path]) -> set[str]:
     return {module.split(".")[0] for module in modules} - {""}
 
 
+# What pyproject.toml requires to build the package.
+BUILD = {"setuptools"}
 REQUIRED = declared("options", "install_requires")
 OPTIONAL = declared("options.extras_require", "plots", "tracking", "onnx", "demo")
 DEVELOPMENT = declared("options.extras_require", "dev")
@@ -57,5 +59,5 @@ def test_the_package_declares_what_it_imports() -> None:
 
 def test_development_declares_what_tests_and_measurements_import() -> None:
     used = imported("tests", "benchmarks", "studies", "examples")
-    assert used - REQUIRED - OPTIONAL - DEVELOPMENT == set()
+    assert used - REQUIRED - OPTIONAL - DEVELOPMENT - BUILD == set()
     assert DEVELOPMENT - used - set(NOT_IMPORTED) == set()

@@ -18,8 +18,6 @@ BELOW: dict[str, set[str]] = {
     "backbones": {"common", "models"},
     "data": {"common"},
     "hub": {"common"},
-    "reference": {"common", "hub", "models"},
-    "zoo": {"common", "hub", "reference"},
     "export": {"common", "models"},
     "features": {"backbones", "common", "data", "models"},
     "regions": {"backbones", "common", "data", "features", "models"},
@@ -27,6 +25,9 @@ BELOW: dict[str, set[str]] = {
         *("backbones", "common", "data", "features", "figures", "hub", "models", "regions"),
     },
     "pretraining": {"backbones", "common", "data", "evaluation", "features", "hub", "models"},
+    # Whose names the heads in the authors' files get.
+    "reference": {"common", "hub", "models", "pretraining"},
+    "zoo": {"common", "hub", "reference"},
     "page": {"common", "data", "features", "figures", "regions"},
 }
 """By room, the rooms that it may import. `commands` and the package itself bind all of them."""

@@ -1,6 +1,7 @@
 """Pretrained weights of any vision network as a backbone."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -14,7 +15,7 @@ __all__ = ["load_backbone"]
 
 
 def load_backbone(
-    name_or_path: str,
+    name_or_path: str | Path,
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -36,6 +37,7 @@ def load_backbone(
             backbone, or weights that do not cover the network (which would silently evaluate random
             features).
     """
+    name_or_path = str(name_or_path)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config, unknown = AutoConfig.from_pretrained(

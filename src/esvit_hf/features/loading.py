@@ -29,7 +29,7 @@ def load_network(source: ModelSource) -> tuple[RegionBackbone, Callable[..., Any
         ValueError: one of them cannot be loaded; the message names the remedy.
     """
     trust = source.trust_remote_code
-    backbone = load_backbone(str(source.model), revision=source.revision, trust_remote_code=trust)
+    backbone = load_backbone(source.model, revision=source.revision, trust_remote_code=trust)
     processor = load_image_processor(
         str(source.processor or source.model),
         # A revision is one of the model's.

@@ -416,7 +416,7 @@ def test_export(call: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "esvit pretrain, evaluate, transfer"),
+        ([], "name what to do: esvit pretrain, "),
         (["pretrian"], "esvit has no command 'pretrian': did you mean pretrain?"),
         (["zoo", "biuld", "x"], "esvit zoo has no command 'biuld': did you mean build?"),
         (["linear-probe"], "esvit has no command 'linear-probe': esvit --help lists them"),
