@@ -1,7 +1,5 @@
 """The page from a model's name, as the command line opens it."""
 
-import importlib.resources
-import os
 from pathlib import Path
 
 from esvit_hf.data.sources import load_image_source
@@ -13,6 +11,7 @@ __all__ = ["show_page"]
 def show_page(
     model: str,
     *,
+    compare: str | None = None,
     dataset: str | None = None,
     split: str = "train",
     config_name: str | None = None,
@@ -25,14 +24,16 @@ def show_page(
     trust_remote_code: bool = False,
     features_folder: Path | None = None,
 ) -> None:
-    """Open a page to play with a vision model: similar regions, attention and nearest images of a
-    clicked point.
+    """Open a page to play with a vision model: similar regions, matches, attention and nearest
+    images, on the photographs themselves.
 
-    Images of the data set, or of Fashion-MNIST without one, are offered as examples; others can be
-    uploaded. Ctrl-C stops the page.
+    A dozen photographs come with the page, images of the data set are offered beside them, others
+    can be uploaded. Ctrl-C stops the page.
 
     Args:
         model: Hub name or folder of any vision model that AutoModel loads.
+        compare: Hub name or folder of a second model to show beside the first. The first one with
+            random weights is always offered.
         dataset: images to search for neighbors: Hub name, folder of parquet files or images, or a
             parquet file.
         split: which images of the data set, for example train, test or train[:1000].
@@ -49,17 +50,16 @@ def show_page(
             given.
 
     Raises:
-        ValueError: the model, the data or a setting does not work, or gradio is not installed; the
+        ValueError: the model, the data or a setting does not work, or starlette is missing; the
             message names the remedy.
     """
-    # Read by gradio when it is imported.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        from esvit_hf.page.app import build_page, serve_page
         from esvit_hf.page.explorer import Explorer
+        from esvit_hf.page.network import page_networks
+        from esvit_hf.page.server import serve_page
     except ImportError as error:
         raise ValueError(
-            f"the page needs gradio and matplotlib ({error}): pip install 'esvit-hf[demo]'"
+            f"the page needs starlette and uvicorn ({error}): pip install 'esvit-hf[demo]'"
         ) from error
     if not 1 <= port <= 65535:
         raise ValueError(f"--port is {port}: choose one from 1 to 65535, for example 7860")
@@ -72,14 +72,16 @@ def show_page(
             image_column=image_column,
             label_column=label_column,
         )
-    store = FeatureStore(
-        features_folder or default_features_folder(),
-        model,
-        processor=processor,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
-    shipped = importlib.resources.files(__package__) / "examples.parquet"
-    explorer = Explorer(store, source or load_image_source(str(shipped)), source)
-    print(f"the page is at http://{host}:{port}; Ctrl-C stops it", flush=True)
-    serve_page(build_page(explorer, Path(model).name), host=host, port=port)
+    folder = features_folder or default_features_folder()
+    stores = [
+        FeatureStore(
+            folder,
+            model,
+            processor=processor,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    ]
+    if compare is not None:
+        stores.append(FeatureStore(folder, compare, trust_remote_code=trust_remote_code))
+    serve_page(Explorer(page_networks(stores), source), host=host, port=port)

@@ -155,8 +155,8 @@ class Explorer:
             picture: an encoded image.
 
         Returns:
-            `name`, `cosine` and `picture`, an address with the data in it, from the most similar
-            on.
+            `name` of the class, empty without labels, `place` in the data set, `cosine`, and
+            `picture`, an address with the data in it, from the most similar on.
 
         Raises:
             ValueError: there is no data set or no such network, or the picture does not work.
@@ -170,10 +170,10 @@ class Explorer:
         answers = []
         for neighbor in found:
             content, media_type = encode_picture(neighbor.image, _NEIGHBOR_SIDE)
-            place = f"image {neighbor.index}"
             answers.append(
                 {
-                    "name": f"{neighbor.class_name}, {place}" if neighbor.class_name else place,
+                    "name": neighbor.class_name or "",
+                    "place": f"image {neighbor.index}",
                     "cosine": neighbor.cosine,
                     "picture": f"data:{media_type};base64,{base64.b64encode(content).decode()}",
                 }

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -15,7 +17,7 @@ from esvit_hf.features.store import FeatureStore
 from esvit_hf.regions.attention import query_attention
 from esvit_hf.regions.whole_images import ImageRegions, WholeImages
 
-__all__ = ["PageNetwork"]
+__all__ = ["PageNetwork", "page_networks"]
 
 _SEED = 0
 _GRAY = Image.new("RGB", (64, 64), "gray")
@@ -138,3 +140,16 @@ class PageNetwork:
     @functools.cached_property
     def _whole_images(self) -> WholeImages:
         return WholeImages(self.backbone, self._store.processor)
+
+
+def page_networks(stores: Sequence[FeatureStore]) -> list[PageNetwork]:
+    """List the networks that a page offers: the first, the same with random weights, the others.
+
+    Args:
+        stores: the models, at least one.
+
+    Returns:
+        The networks, named after the models' folders.
+    """
+    first, *others = [PageNetwork(Path(store.model).name, store) for store in stores]
+    return [first, PageNetwork("untrained weights", stores[0], untrained=True), *others]

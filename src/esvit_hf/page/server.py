@@ -119,9 +119,7 @@ class _Answers:
         place = _number(request, "x", float), _number(request, "y", float)
         picture = await _body(request)
         return JSONResponse(
-            await run_in_threadpool(
-                self.explorer.attention, network, rows, picture, place, block
-            )
+            await run_in_threadpool(self.explorer.attention, network, rows, picture, place, block)
         )
 
     async def neighbors(self, request: Request) -> Response:

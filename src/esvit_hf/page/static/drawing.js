@@ -4,8 +4,7 @@ import { enlarge } from "./regions.js";
 
 // Pixels along the longer side of a layer; the browser enlarges the rest.
 const LAYER_SIDE = 360;
-// Dark to light for values, the same order for every kind of color vision, and in gray: matplotlib's
-// inferno at ten places.
+// Dark to light, the same order for every kind of color vision and in gray: inferno at ten places.
 const HEAT = [
   [0, 0, 4], [27, 12, 65], [74, 12, 107], [120, 28, 109], [165, 44, 96],
   [207, 68, 70], [237, 105, 37], [251, 155, 6], [247, 209, 61], [252, 255, 164],

@@ -53,7 +53,7 @@ export function featureAt(regions, x, y) {
   return feature;
 }
 
-/** The two cells whose centers enclose a place, and how far it lies from the first to the second. */
+/** The two cells whose centers enclose a place, and how far it is on the way between them. */
 function neighborsOf(share, count) {
   const position = Math.min(Math.max(share * count - 0.5, 0), count - 1);
   const first = Math.min(Math.floor(position), Math.max(count - 2, 0));
