@@ -115,16 +115,19 @@ def pictures(browser: Chrome) -> list[WebElement]:
     return browser.find_elements(By.CSS_SELECTOR, ".picture")
 
 
-def move_to(browser: Chrome, number: int, x: float, y: float) -> ActionChains:
+def move_to(browser: Chrome, number: int, x: float, y: float) -> None:
     """Move the pointer to a place of a picture, in shares of its sides, and wait for the answer."""
     picture = pictures(browser)[number]
     browser.execute_script("arguments[0].scrollIntoView({block: 'nearest'})", picture)
     width, height = picture.rect["width"], picture.rect["height"]
     offset = round((x - 0.5) * width), round((y - 0.5) * height)
-    chain = ActionChains(browser).move_to_element_with_offset(picture, *offset)
-    chain.perform()
+    ActionChains(browser).move_to_element_with_offset(picture, *offset).perform()
     next_frame(browser)
-    return chain
+
+
+def click(browser: Chrome) -> None:
+    ActionChains(browser).click().perform()
+    next_frame(browser)
 
 
 def next_frame(browser: Chrome) -> None:
@@ -248,12 +251,12 @@ def test_numbers_are_those_of_the_package(open_page: OpenPage) -> None:
 
 def test_a_click_holds_the_point_until_the_next(open_page: OpenPage) -> None:
     browser = open_page(LAPTOP)
-    move_to(browser, 0, 0.4, 0.5).click().perform()
+    move_to(browser, 0, 0.4, 0.5)
+    click(browser)
     held = mark_at(browser, ".point.held")
     move_to(browser, 0, 0.8, 0.2)
     assert mark_at(browser, ".point.held") == held
-    ActionChains(browser).click().perform()
-    next_frame(browser)
+    click(browser)
     assert mark_at(browser, ".point:not(.held)") == pytest.approx((0.8, 0.2), abs=0.01)
     move_to(browser, 0, 0.3, 0.3)
     assert mark_at(browser, ".point") == pytest.approx((0.3, 0.3), abs=0.01)
