@@ -163,7 +163,7 @@ function drawRegionColors(pair, own) {
     const { rows, columns } = pair.regions[side];
     drawColors(layer, state.pictures[side].ratio, pair.colors[side], rows, columns, blend());
   });
-  return "One color space for both state.pictures.";
+  return "One color space for both pictures.";
 }
 
 function drawAttention(pair, own) {
