@@ -3,7 +3,7 @@
 import { enlarge } from "./regions.js";
 
 // Pixels along the longer side of a layer; the browser enlarges the rest.
-const LAYER_SIDE = 360;
+const LAYER_SIDE = 320;
 // Dark to light, the same order for every kind of color vision and in gray: inferno at ten places.
 const HEAT = [
   [0, 0, 4], [27, 12, 65], [74, 12, 107], [120, 28, 109], [165, 44, 96],
@@ -11,30 +11,33 @@ const HEAT = [
 ];
 const HEAT_STEPS = 256;
 const HEAT_COVER = 0.8;
-const HEAT_TABLE = heatTable();
 /** Half of the width, in units of the values, over which the edge of a segment fades. */
 const EDGE = 0.02;
 const EDGE_COLOR = [255, 176, 0];
 const VEIL_COLOR = [16, 18, 24];
 const VEIL = 0.74;
 
-function heatTable() {
-  const table = new Uint8ClampedArray(3 * HEAT_STEPS);
+/** The color of each step as one number: a pixel of a canvas. */
+function heatTable(blend) {
+  const bytes = new Uint8ClampedArray(4 * HEAT_STEPS);
   for (let step = 0; step < HEAT_STEPS; step++) {
     const position = (step / (HEAT_STEPS - 1)) * (HEAT.length - 1);
     const first = Math.min(Math.floor(position), HEAT.length - 2);
     for (let k = 0; k < 3; k++) {
-      const mixed = HEAT[first][k] + (position - first) * (HEAT[first + 1][k] - HEAT[first][k]);
-      table[3 * step + k] = Math.round(mixed);
+      const way = HEAT[first + 1][k] - HEAT[first][k];
+      bytes[4 * step + k] = HEAT[first][k] + (position - first) * way;
     }
+    // The dark end covers less, so that the photograph stays legible where nothing glows.
+    const cover = HEAT_COVER + (1 - HEAT_COVER) * Math.min((2 * step) / HEAT_STEPS, 1);
+    bytes[4 * step + 3] = 255 * blend * cover;
   }
-  return table;
+  return new Uint32Array(bytes.buffer);
 }
 
 /** Give a layer the proportions of its picture, and return its pixels. */
 function pixelsOf(canvas, ratio) {
-  const width = Math.round(ratio >= 1 ? LAYER_SIDE : LAYER_SIDE * ratio);
-  const height = Math.round(ratio >= 1 ? LAYER_SIDE / ratio : LAYER_SIDE);
+  const width = Math.max(1, Math.round(LAYER_SIDE * Math.min(ratio, 1)));
+  const height = Math.max(1, Math.round(LAYER_SIDE / Math.max(ratio, 1)));
   if (canvas.width !== width || canvas.height !== height) {
     canvas.width = width;
     canvas.height = height;
@@ -55,14 +58,10 @@ export function clear(canvas) {
 export function drawHeat(canvas, ratio, values, rows, columns, blend) {
   const pixels = pixelsOf(canvas, ratio);
   const field = enlarge(values, rows, columns, pixels.width, pixels.height);
-  for (let i = 0, at = 0; i < field.length; i++, at += 4) {
-    const step = Math.round(Math.min(Math.max(field[i], 0), 1) * (HEAT_STEPS - 1));
-    pixels.data[at] = HEAT_TABLE[3 * step];
-    pixels.data[at + 1] = HEAT_TABLE[3 * step + 1];
-    pixels.data[at + 2] = HEAT_TABLE[3 * step + 2];
-    // The dark end covers less, so that the photograph stays legible where nothing glows.
-    const cover = HEAT_COVER + (1 - HEAT_COVER) * Math.min((2 * step) / HEAT_STEPS, 1);
-    pixels.data[at + 3] = 255 * blend * cover;
+  const table = heatTable(blend);
+  const colors = new Uint32Array(pixels.data.buffer);
+  for (let i = 0; i < field.length; i++) {
+    colors[i] = table[Math.round(Math.min(Math.max(field[i], 0), 1) * (HEAT_STEPS - 1))];
   }
   show(canvas, pixels);
 }
