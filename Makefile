@@ -4,16 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-DEMO_INSTALLED := $(VENV)/.installed-demo
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[dev,onnx,plots,tracking]"
-	touch $@
-
-# Apart from the rest, because gradio holds Pillow and others back.
-$(DEMO_INSTALLED): $(INSTALLED)
-	$(BIN)/pip install --quiet --editable ".[demo]"
+	$(BIN)/pip install --quiet --editable ".[demo,dev,onnx,plots,tracking]"
 	touch $@
 
 demo: $(INSTALLED)
@@ -23,7 +17,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-test-browser: $(DEMO_INSTALLED)
+test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest -m browser
 
 test-gpu: $(INSTALLED)
@@ -59,7 +53,7 @@ chaos: $(INSTALLED)
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	sed -n 's/^ *\([A-Za-z0-9_-]*\)\(\[.*\]\)\{0,1\}>=\([0-9.]*\)$$/\1==\3/p' setup.cfg > .venv-oldest/oldest.txt
-	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/oldest.txt --editable ".[dev,onnx,plots,tracking]"
+	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/oldest.txt --editable ".[demo,dev,onnx,plots,tracking]"
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 audit: $(INSTALLED)

@@ -1,5 +1,5 @@
-"""A Space that shows a model: set its variable ESVIT_MODEL, and ESVIT_DATASET for nearest
-images.
+"""A Space that shows a model: set its variable ESVIT_MODEL, ESVIT_COMPARE for a second model, and
+ESVIT_DATASET for nearest images.
 """
 
 import os
@@ -18,6 +18,7 @@ def main() -> None:
         )
     show_page(
         model,
+        compare=os.environ.get("ESVIT_COMPARE") or None,
         dataset=os.environ.get("ESVIT_DATASET") or None,
         split=os.environ.get("ESVIT_SPLIT", "train"),
         host="0.0.0.0",

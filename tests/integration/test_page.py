@@ -1,86 +1,63 @@
-"""The page of `esvit demo` in headless Chromium: clicks, uploads, the keyboard, a phone, and what
-must not happen.
+"""The page of `esvit demo` in headless Chromium: answers on the pictures, the keyboard, a phone,
+and what must not happen.
 
 Needs chromium, chromedriver and the extra `demo`: make test-browser.
 """
 
-import functools
-import json
-import os
-import shutil
+import base64
+import io
 import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from selenium import webdriver
 from selenium.webdriver import ActionChains, Chrome, Keys
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.wait import WebDriverWait
-from tests.support.paths import FASHION_MNIST
+from tests.support.browser import PATIENCE, requested, resize, running_browser, wait
+from tests.support.page import save_small_network
+from tests.support.paths import FASHION_MNIST, ROOT
 
-from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
+from esvit_hf.backbones.loading import load_backbone
+from esvit_hf.features.extraction import load_image_processor
+from esvit_hf.page.pictures import PHOTOGRAPHS
+from esvit_hf.regions.similarity import region_colors, similarity_map
+from esvit_hf.regions.whole_images import ImageRegions, WholeImages
 
 pytestmark = pytest.mark.browser
 
-PATIENCE = 60
-DESKTOP, PHONE = (1200, 900), (390, 844)
-CHROMIUM = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-)
+TRAINED = ROOT / "examples" / "checkpoints" / "esvit_swin_tiny_imagenet"
+LAPTOP, PHONE, NARROW = (1280, 720), (390, 844), (320, 640)
+DARK = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
 
-Found = TypeVar("Found")
+OpenPage = Callable[..., Chrome]
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page of a small network, served by the command as a user starts it."""
+    """The page of a trained network, served by the command as a user starts it."""
     folder = tmp_path_factory.mktemp("page")
-    torch.manual_seed(0)
-    config = EsvitSwinConfig(
-        image_size=32, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4
-    )
-    EsvitSwinModel(config).save_pretrained(folder / "model")
-    processor = EsvitImageProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    )
-    processor.save_pretrained(folder / "model")
+    save_small_network(folder / "other")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     dataset = FASHION_MNIST
-    words = [
-        "demo",
-        folder / "model",
-        "--dataset",
-        dataset,
-        "--split",
-        "test[:200]",
-        "--port",
-        port,
-    ]
+    words = ["demo", TRAINED, "--compare", folder / "other", "--port", port]
+    words += ["--dataset", dataset, "--split", "test[:200]"]
     words += ["--features_folder", folder / "features"]
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(folder / "uploads")}
     with (folder / "output.txt").open("w") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", "esvit_hf.commands.main", *map(str, words)],
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env=environment,
         )
         try:
             wait_for_server(server, port, folder / "output.txt")
@@ -100,323 +77,470 @@ def wait_for_server(server: subprocess.Popen[bytes], port: int, output: Path) ->
     raise AssertionError(f"the page does not open: {output.read_text()}")
 
 
-def program(*names: str) -> str:
-    found = next((path for path in map(shutil.which, names) if path), None)
-    assert found is not None, (
-        f"{names[0]} is not installed: apt-get install chromium chromium-driver"
-    )
-    return found
-
-
 @pytest.fixture
-def open_page(address: str, tmp_path: Path) -> Iterator[Callable[[tuple[int, int]], Chrome]]:
-    """Open the page in a fresh browser; afterwards nothing may have gone wrong or out of this
-    machine.
-    """
-    options = webdriver.ChromeOptions()
-    for argument in (*CHROMIUM.split(), f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(argument)
-    options.binary_location = program("chromium", "chromium-browser", "google-chrome")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(program("chromedriver")))
+def open_page(address: str, tmp_path: Path) -> Iterator[OpenPage]:
+    """Open the page with two photographs chosen."""
+    with running_browser(tmp_path / "profile") as browser:
 
-    def opened(size: tuple[int, int]) -> Chrome:
-        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        browser.get(address)
-        wait(browser, lambda: picture(browser, "map-2"))
-        return browser
+        def opened(
+            size: tuple[int, int], first: str = "Pavilion", second: str = "Colosseum"
+        ) -> Chrome:
+            resize(browser, size)
+            browser.get(address)
+            wait(browser, lambda: answer(browser))
+            choose(browser, 0, first)
+            choose(browser, 1, second)
+            return browser
 
-    try:
         yield opened
-        assert not browser.get_log("browser")
-        messages = (
-            json.loads(entry["message"])["message"] for entry in browser.get_log("performance")
-        )
-        requested = [
-            m["params"]["request"]["url"]
-            for m in messages
-            if m["method"] == "Network.requestWillBeSent"
-        ]
-        assert any(url.startswith(address) for url in requested)
-        # The browser's own first page, and images that the page holds itself.
-        own = (f"{address}/", "chrome://", "data:", "blob:")
-        assert [url for url in requested if not url.startswith(own)] == []
-    finally:
-        browser.quit()
 
 
-def wait(browser: Chrome, condition: Callable[[], Found]) -> Found:
-    return WebDriverWait(browser, PATIENCE, poll_frequency=0.1).until(lambda _: condition())
+def choose(browser: Chrome, side: int, title: str) -> None:
+    strip = browser.find_elements(By.CSS_SELECTOR, ".strip")[side]
+    tile = strip.find_element(By.CSS_SELECTOR, f"button[title='{title}']")
+    browser.execute_script("arguments[0].click()", tile)
+    wait_for_picture(browser, side, title)
 
 
-def picture(browser: Chrome, name: str) -> str:
-    """Address of a picture, which is made of its content; empty while there is none."""
-    images = browser.find_elements(By.CSS_SELECTOR, f"#{name} img")
-    return (images[0].get_attribute("src") or "") if images else ""
+def wait_for_picture(browser: Chrome, side: int, title: str) -> None:
+    def is_there() -> bool:
+        image = pictures(browser)[side].find_element(By.TAG_NAME, "img")
+        busy = browser.find_elements(By.CSS_SELECTOR, ".picture.busy")
+        return image.get_attribute("alt") == title and not busy
+
+    wait(browser, is_there)
 
 
-def wait_for_change(browser: Chrome, name: str, before: str) -> str:
-    return wait(
-        browser, lambda: picture(browser, name) not in ("", before) and picture(browser, name)
+def pictures(browser: Chrome) -> list[WebElement]:
+    return browser.find_elements(By.CSS_SELECTOR, ".picture")
+
+
+def move_to(browser: Chrome, number: int, x: float, y: float) -> None:
+    """Move the pointer to a place of a picture, in shares of its sides, and wait for the answer."""
+    picture = pictures(browser)[number]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'nearest'})", picture)
+    width, height = picture.rect["width"], picture.rect["height"]
+    offset = round((x - 0.5) * width), round((y - 0.5) * height)
+    ActionChains(browser).move_to_element_with_offset(picture, *offset).perform()
+    next_frame(browser)
+
+
+def click(browser: Chrome) -> None:
+    ActionChains(browser).click().perform()
+    next_frame(browser)
+
+
+def next_frame(browser: Chrome) -> None:
+    browser.execute_async_script(
+        "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))"
     )
 
 
-def point(browser: Chrome) -> tuple[int, int]:
-    x, y = (
-        int(browser.find_element(By.CSS_SELECTOR, f"#{name} input").get_attribute("value"))
-        for name in "xy"
+def show(browser: Chrome, view: str) -> None:
+    browser.execute_script(f"document.querySelector('input[value={view}]').click()")
+    next_frame(browser)
+
+
+def set_value(browser: Chrome, name: str, value: object) -> None:
+    browser.execute_script(
+        "const [field, value] = arguments; field.value = value;"
+        "for (const kind of ['input', 'change']) field.dispatchEvent(new Event(kind))",
+        browser.find_element(By.ID, name),
+        value,
     )
-    return x, y
+    next_frame(browser)
 
 
-def largest_point(browser: Chrome) -> tuple[int, int]:
-    x, y = (
-        int(browser.find_element(By.CSS_SELECTOR, f"#{name} input").get_attribute("max"))
-        for name in "xy"
+def answer(browser: Chrome, network: int = 0) -> str:
+    answers = browser.find_elements(By.CSS_SELECTOR, ".answer")
+    return answers[network].text if network < len(answers) else ""
+
+
+def pixels(browser: Chrome, selector: str, number: int = 0) -> np.ndarray:
+    """(height, width, 4) of a canvas."""
+    address = browser.execute_script(
+        "return document.querySelectorAll(arguments[0])[arguments[1]].toDataURL()", selector, number
     )
-    return x, y
+    content = base64.b64decode(address.split(",")[1])
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGBA"))
 
 
-def click_share(browser: Chrome, across: float, down: float) -> None:
-    """Click the first image at a share of its width and height."""
-    image = browser.find_element(By.CSS_SELECTOR, "#picture-1 img")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", image)
-    wait(browser, lambda: browser.execute_script("return arguments[0].naturalWidth > 0", image))
-    width, height = image.rect["width"], image.rect["height"]
-    offset = round((across - 0.5) * width), round((down - 0.5) * height)
-    ActionChains(browser).move_to_element_with_offset(image, *offset).click().perform()
+def mark_at(browser: Chrome, selector: str) -> tuple[float, float]:
+    """Place of a mark as shares of its picture's sides."""
+    mark = browser.find_element(By.CSS_SELECTOR, selector)
+    left, top = (float(mark.value_of_css_property(side)[:-2]) for side in ("left", "top"))
+    box = mark.find_element(By.XPATH, "..").rect
+    return left / box["width"], top / box["height"]
 
 
-def upload(browser: Chrome, number: int, path: Path) -> None:
-    browser.find_elements(By.CSS_SELECTOR, "input[type=file]")[number - 1].send_keys(str(path))
+def test_a_moving_pointer_is_answered_without_the_server(open_page: OpenPage) -> None:
+    browser = open_page(LAPTOP)
+    requested(browser)
+    seen, said = [], set()
+    for x, y in ((0.4, 0.5), (0.8, 0.3), (0.2, 0.9)):
+        move_to(browser, 0, x, y)
+        assert mark_at(browser, ".point") == pytest.approx((x, y), abs=0.01)
+        seen.append([pixels(browser, ".layer", side) for side in (0, 1)])
+        said.add(answer(browser))
+    for earlier, later in zip(seen, seen[1:], strict=False):
+        for before, after in zip(earlier, later, strict=True):
+            assert (before != after).any()
+    assert len(said) == 3
+    assert requested(browser) == []
 
 
-def open_tab(browser: Chrome, name: str) -> WebElement:
-    (tab,) = (
-        tab
-        for tab in browser.find_elements(By.CSS_SELECTOR, "button[role=tab]")
-        if tab.text == name
+def test_either_picture_can_be_asked(open_page: OpenPage) -> None:
+    browser = open_page(LAPTOP)
+    move_to(browser, 0, 0.4, 0.5)
+    assert "in picture 2" in answer(browser)
+    move_to(browser, 1, 0.4, 0.5)
+    assert "in picture 1" in answer(browser)
+    marks = [picture.find_elements(By.CSS_SELECTOR, ".point") for picture in pictures(browser)]
+    assert [len(found) for found in marks] == [0, 1]
+
+
+def python_regions(name: str, detail: int) -> ImageRegions:
+    whole_images = WholeImages(
+        load_backbone(str(TRAINED)).eval(), load_image_processor(str(TRAINED))
     )
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", tab)
-    tab.click()
-    return tab
+    image = Image.open(PHOTOGRAPHS / f"{name}.jpg").convert("RGB")
+    return whole_images.regions(image, detail=detail)
 
 
-def text_of(browser: Chrome, selector: str) -> str:
-    return " ".join(element.text for element in browser.find_elements(By.CSS_SELECTOR, selector))
+def test_numbers_are_those_of_the_package(open_page: OpenPage) -> None:
+    """Cosines at a region's center, pairs and colors, computed by the page and by the package."""
+    browser = open_page(LAPTOP)
+    found: dict[str, Any] = browser.execute_async_script(
+        """
+        const done = arguments[0];
+        const [{ regionsOf }, math] = await Promise.all(
+          [import("./static/state.js"), import("./static/regions.js")]
+        );
+        const [first, second] = [0, 1].map((side) => regionsOf(0, side));
+        const feature = math.featureAt(first, 9.5 / first.columns, 7.5 / first.rows);
+        done({
+          grid: [second.rows, second.columns],
+          cosines: [...math.cosines(second, feature)],
+          mean: math.meanCosine(first, second),
+          matches: math.mutualMatches(first, second),
+          colors: math.regionColors([first, second]).map((colors) => [...colors]),
+        });
+        """
+    )
+    first, second = python_regions("pavilion", 5), python_regions("colosseum", 5)
+    assert tuple(found["grid"]) == second.grid
+    expected = similarity_map(first, first.center(7, 9), second)
+    cosines = torch.tensor(found["cosines"]).view(second.grid)
+    torch.testing.assert_close(cosines, expected, atol=0.01, rtol=0)
+    rows = [
+        torch.nn.functional.normalize(regions.features.flatten(0, 1), dim=1)
+        for regions in (first, second)
+    ]
+    similarity = rows[0] @ rows[1].T
+    assert found["mean"] == pytest.approx(float(similarity.mean()), abs=0.003)
+    best = similarity.argmax(dim=1)
+    mutual = similarity.argmax(dim=0)[best] == torch.arange(len(best))
+    assert len(found["matches"]) == pytest.approx(int(mutual.sum()), rel=0.1)
+    assert found["matches"][0]["cosine"] == pytest.approx(float(similarity.max()), abs=0.01)
+    own = torch.cat([torch.tensor(colors).view(-1, 3) for colors in found["colors"]])
+    package = torch.cat([colors.view(-1, 3) for colors in region_colors([first, second])])
+    for component in range(3):
+        pair = torch.stack([own[:, component], package[:, component]])
+        assert abs(float(torch.corrcoef(pair)[0, 1])) > 0.97
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE])
-def test_a_click_changes_the_pictures(
-    size: tuple[int, int], open_page: Callable[..., Chrome]
+def test_a_click_holds_the_point_until_the_next(open_page: OpenPage) -> None:
+    browser = open_page(LAPTOP)
+    move_to(browser, 0, 0.4, 0.5)
+    click(browser)
+    held = mark_at(browser, ".point.held")
+    move_to(browser, 0, 0.8, 0.2)
+    assert mark_at(browser, ".point.held") == held
+    click(browser)
+    assert mark_at(browser, ".point:not(.held)") == pytest.approx((0.8, 0.2), abs=0.01)
+    move_to(browser, 0, 0.3, 0.3)
+    assert mark_at(browser, ".point") == pytest.approx((0.3, 0.3), abs=0.01)
+
+
+def test_the_threshold_segments(open_page: OpenPage) -> None:
+    browser = open_page(LAPTOP)
+    show(browser, "segment")
+    move_to(browser, 0, 0.4, 0.5)
+    kept = []
+    for threshold in (0.2, 0.4, 0.6):
+        set_value(browser, "threshold", threshold)
+        kept.append([(pixels(browser, ".layer", side)[..., 3] == 0).mean() for side in (0, 1)])
+        assert f"{100 * kept[-1][0]:.0f}"[0] in answer(browser)
+    for side in (0, 1):
+        shares = [share[side] for share in kept]
+        assert 0.9 > shares[0] > shares[1] > shares[2]
+    assert kept[2][0] > 0
+
+
+@pytest.mark.parametrize("view", ["similarity", "segment", "matches"])
+def test_nothing_similar_is_said(view: str, open_page: OpenPage) -> None:
+    browser = open_page(LAPTOP, "Dahlia", "Blue flowers")
+    show(browser, view)
+    if view == "matches":
+        set_value(browser, "threshold", 1)
+    move_to(browser, 0, 0.5, 0.4)
+    assert "othing similar" in answer(browser)
+    assert pictures(browser)[1].find_element(By.CSS_SELECTOR, ".note").text == "Nothing similar"
+    assert browser.find_elements(By.CSS_SELECTOR, ".match") == []
+
+
+def test_matches_are_lines_between_the_pictures(open_page: OpenPage) -> None:
+    browser = open_page(LAPTOP)
+    show(browser, "matches")
+    ActionChains(browser).move_to_element(browser.find_element(By.ID, "hint")).perform()
+    next_frame(browser)
+    drawn = pixels(browser, "#lines")[..., 3] > 0
+    gap = drawn.shape[1] // 2
+    assert drawn[:, gap - 4 : gap + 4].any(axis=1).sum() > 20
+    pairs = answer(browser)
+    move_to(browser, 0, 0.4, 0.5)
+    fewer = pixels(browser, "#lines")[..., 3] > 0
+    assert 0 < fewer.sum() < drawn.sum()
+    assert answer(browser) != pairs
+
+
+def test_colors_are_blended_over_the_photograph(open_page: OpenPage) -> None:
+    browser = open_page(LAPTOP)
+    show(browser, "colors")
+    for blend, opacity in ((0, 0), (0.5, 128), (1, 255)):
+        set_value(browser, "blend", blend)
+        layer = pixels(browser, ".layer", 1)
+        assert np.abs(layer[..., 3].astype(int) - opacity).max() <= 1
+    assert layer[..., :3].std(axis=(0, 1)).min() > 20
+
+
+def test_attention_by_block_and_head(open_page: OpenPage) -> None:
+    browser = open_page(LAPTOP)
+    show(browser, "attention")
+    move_to(browser, 0, 0.4, 0.5)
+    wait(browser, lambda: "% of the attention" in answer(browser))
+    mean = pixels(browser, ".layer", 0)
+    assert not pixels(browser, ".layer", 1)[..., 3].any()
+    heads = browser.find_elements(By.CSS_SELECTOR, "#head option")
+    assert [option.text for option in heads] == ["mean", *"123456"]
+    set_value(browser, "head", 2)
+    assert (pixels(browser, ".layer", 0) != mean).any()
+    set_value(browser, "block", 0)
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#head option")) == 4
+
+
+def test_networks_side_by_side(open_page: OpenPage) -> None:
+    browser = open_page(LAPTOP)
+    names = [option.text for option in browser.find_elements(By.CSS_SELECTOR, "#compare option")]
+    assert names == ["nothing", "untrained weights", "other"]
+    for number, name in ((1, "untrained weights"), (2, "other")):
+        set_value(browser, "compare", number)
+        wait(browser, lambda: answer(browser, 1))
+        shown = [label.text for label in browser.find_elements(By.CSS_SELECTOR, ".name")]
+        assert shown == ["esvit_swin_tiny_imagenet", name]
+        move_to(browser, 0, 0.4, 0.5)
+        assert answer(browser, 0) != answer(browser, 1)
+        assert len(browser.find_elements(By.CSS_SELECTOR, ".point")) == 2
+    set_value(browser, "compare", "")
+    assert len(pictures(browser)) == 2
+
+
+def test_finer_regions(open_page: OpenPage) -> None:
+    browser = open_page(LAPTOP)
+    move_to(browser, 0, 0.4, 0.5)
+    coarse = pixels(browser, ".layer", 1)
+    set_value(browser, "rows", 21)
+    wait(browser, lambda: not browser.find_elements(By.CSS_SELECTOR, ".picture.busy"))
+    next_frame(browser)
+    assert (pixels(browser, ".layer", 1) != coarse).any()
+
+
+def test_nearest_images_have_names(open_page: OpenPage) -> None:
+    browser = open_page(LAPTOP)
+    choose(browser, 0, "Trouser")
+    show(browser, "nearest")
+    found = wait(browser, lambda: browser.find_elements(By.CSS_SELECTOR, ".found figcaption"))
+    assert len(found) == 12
+    assert found[0].text.startswith("Trouser\nimage ")
+    assert found[0].text.endswith(", 1.00")
+    assert not pictures(browser)[1].is_displayed()
+    show(browser, "similarity")
+    assert pictures(browser)[1].is_displayed()
+    assert browser.find_elements(By.CSS_SELECTOR, ".found") == []
+
+
+@pytest.mark.parametrize("networks", [1, 2])
+@pytest.mark.parametrize("size", [LAPTOP, PHONE, NARROW])
+def test_pictures_and_answer_share_the_first_screen(
+    size: tuple[int, int], networks: int, open_page: OpenPage
 ) -> None:
     browser = open_page(size)
-    assert point(browser) == (14, 14)
-    assert largest_point(browser) == (27, 27)
-    before = {name: picture(browser, name) for name in ("picture-1", "map-1", "map-2")}
-    click_share(browser, 0.125, 0.875)
-    for name, old in before.items():
-        wait_for_change(browser, name, old)
-    x, y = point(browser)
-    assert (x, y) in {(3, 24), (3, 23), (3, 25), (4, 24), (4, 23)}
-    assert f"Point ({x}, {y}) of image 1" in text_of(browser, "[role=status]")
-    assert not text_of(browser, "[role=alert]")
+    if networks == 2:
+        set_value(browser, "compare", 1)
+        wait(browser, lambda: answer(browser, 1))
+    browser.execute_script("window.scrollTo(0, 0)")
+    boxes = [picture.rect for picture in pictures(browser)]
+    side_by_side = size == LAPTOP or networks == 2
+    assert (boxes[0]["x"] < boxes[1]["x"]) == side_by_side
+    assert (boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]) != side_by_side
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
+    texts = [line.rect for line in browser.find_elements(By.CSS_SELECTOR, ".words")]
+    if size != NARROW:
+        for box in (*boxes, *texts):
+            assert box["y"] + box["height"] <= size[1]
+    for box in boxes:
+        assert box["width"] > 0.4 * size[0] / (2 if networks == 2 else 1)
 
 
-def test_every_tab_shows_its_picture(open_page: Callable[..., Chrome]) -> None:
-    browser = open_page(DESKTOP)
-    names = {
-        "Best pairs": "pairs",
-        "Attention": "attention",
-        "Region colors": "colors-2",
-        "Nearest images": "neighbors",
-    }
-    for tab, name in names.items():
-        open_tab(browser, tab)
-        image = wait(
-            browser, functools.partial(browser.find_elements, By.CSS_SELECTOR, f"#{name} img")
-        )[0]
-        wait(
-            browser,
-            functools.partial(
-                browser.execute_script, "return arguments[0].naturalWidth > 100", image
-            ),
+def test_a_finger_moves_the_point(open_page: OpenPage) -> None:
+    browser = open_page(PHONE)
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    for number, x in ((0, 0.3), (1, 0.6)):
+        box = browser.execute_script(
+            "return arguments[0].getBoundingClientRect()", pictures(browser)[number]
         )
-        assert image.get_attribute("alt")
+        place = {"x": box["x"] + x * box["width"], "y": box["y"] + 0.5 * box["height"]}
+        for kind, points in (("touchStart", [place]), ("touchEnd", [])):
+            browser.execute_cdp_cmd(
+                "Input.dispatchTouchEvent", {"type": kind, "touchPoints": points}
+            )
+        wait(browser, lambda: f"in picture {2 - number}" in answer(browser))  # noqa: B023
+        assert mark_at(browser, ".point") == pytest.approx((x, 0.5), abs=0.02)
 
 
-def test_block_and_head(open_page: Callable[..., Chrome]) -> None:
-    browser = open_page(DESKTOP)
-    open_tab(browser, "Attention")
-    mean = wait(browser, lambda: picture(browser, "attention"))
-    head, block = (
-        browser.find_element(By.CSS_SELECTOR, f"#{name} input") for name in ("head", "layer")
+def background(browser: Chrome) -> int:
+    color = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    return int(color.removeprefix("rgb(").split(",")[0])
+
+
+def test_light_and_dark(open_page: OpenPage) -> None:
+    browser = open_page(LAPTOP)
+    assert background(browser) > 200
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", DARK)
+    browser.refresh()
+    wait(browser, lambda: answer(browser))
+    assert background(browser) < 60
+    button = browser.find_element(By.ID, "theme")
+    assert button.get_attribute("aria-pressed") == "true"
+    button.click()
+    assert background(browser) > 200
+    browser.refresh()
+    wait(browser, lambda: answer(browser))
+    assert background(browser) > 200
+
+
+def test_the_keyboard_is_enough(open_page: OpenPage) -> None:
+    """Tab reaches everything; arrows move the point by regions, Enter holds it, letters and arrows
+    work the controls.
+    """
+    browser = open_page(LAPTOP)
+    labels: list[str] = []
+    for _ in range(80):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        focused = browser.switch_to.active_element
+        if focused.tag_name == "body":
+            break
+        label = focused.accessible_name
+        assert label, focused.get_attribute("outerHTML")
+        labels.append(label)
+        if label.startswith("Picture 2, Colosseum"):
+            focused.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_DOWN)
+            next_frame(browser)
+            x, y = mark_at(browser, ".point")
+            # From the center of 15 x 27 regions to the center of the next.
+            assert (x, y) == (pytest.approx(14.5 / 27, abs=0.01), pytest.approx(8.5 / 15, abs=0.01))
+            assert "in picture 1" in answer(browser)
+            wait(
+                browser,
+                lambda: (
+                    browser.find_element(By.ID, "spoken").get_attribute("textContent")
+                    == answer(browser)
+                ),
+            )
+            focused.send_keys(Keys.ENTER)
+            next_frame(browser)
+            assert browser.find_elements(By.CSS_SELECTOR, ".point.held")
+            focused.send_keys(Keys.ESCAPE)
+            next_frame(browser)
+            assert not browser.find_elements(By.CSS_SELECTOR, ".point.held")
+        if label == "Threshold":
+            before = answer(browser)
+            focused.send_keys(Keys.END)
+            next_frame(browser)
+            assert answer(browser) != before
+    expected = (
+        "Compare with",
+        "Regions",
+        "Dark colors",
+        "Similarity",
+        "Blend",
+        "Picture 1, Pavilion",
+        "Upload picture 1",
+        "Picture 1: Osprey",
+        "Upload picture 2",
+        "Picture 2: Trouser",
     )
-    choose(browser, head, "2")
-    second = wait_for_change(browser, "attention", mean)
-    choose(browser, block, "1")
-    wait_for_change(browser, "attention", second)
-    wait(browser, lambda: head.get_attribute("value") == "mean of all heads")
-    head.click()
-    # The first block has one head.
-    assert len(browser.find_elements(By.CSS_SELECTOR, "[role=option]")) == 2
+    for name in expected:
+        assert any(label.startswith(name) for label in labels), (name, labels)
 
 
-def choose(browser: Chrome, field: WebElement, text: str) -> None:
-    """Choose the first label with a text from a list, by the keyboard alone."""
-    field.send_keys(Keys.CONTROL, "a")
-    field.send_keys(text)
-    wait(browser, lambda: text in text_of(browser, "[role=option].active"))
-    field.send_keys(Keys.ENTER)
+def upload(browser: Chrome, side: int, path: Path) -> None:
+    browser.find_elements(By.CSS_SELECTOR, "input[type=file]")[side].send_keys(str(path))
 
 
-def test_an_upload_has_its_own_coordinates(
-    open_page: Callable[..., Chrome], tmp_path: Path
-) -> None:
-    browser = open_page(DESKTOP)
-    pixels = np.random.default_rng(0).integers(0, 256, (500, 1500, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    before = picture(browser, "picture-1"), picture(browser, "map-2")
-    upload(browser, 1, tmp_path / "wide.png")
-    shown = wait_for_change(browser, "picture-1", before[0])
-    wait_for_change(browser, "map-2", before[1])
-    wait(browser, lambda: largest_point(browser) == (1499, 499))
-    click_share(browser, 0.9, 0.2)
-    wait_for_change(browser, "picture-1", shown)
-    x, y = point(browser)
-    # A pixel of the screen is three of the image.
-    assert abs(x - 1350) <= 5
-    assert abs(y - 100) <= 5
+def message(browser: Chrome) -> str:
+    return browser.find_element(By.CSS_SELECTOR, "[role=alert]").text
 
 
-def test_finer_regions(open_page: Callable[..., Chrome]) -> None:
-    browser = open_page(DESKTOP)
-    before = picture(browser, "picture-1"), picture(browser, "map-1")
-    browser.find_element(By.CSS_SELECTOR, "#detail input[value='2x finer']").click()
-    wait_for_change(browser, "picture-1", before[0])
-    wait_for_change(browser, "map-1", before[1])
-    assert point(browser) == (14, 14)
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_an_upload_takes_its_place(kind: str, open_page: OpenPage, tmp_path: Path) -> None:
+    browser = open_page(LAPTOP)
+    noise = np.random.default_rng(0).integers(0, 256, (500, 1500, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"wide.{kind}")
+    upload(browser, 0, tmp_path / f"wide.{kind}")
+    wait_for_picture(browser, 0, "Your picture")
+    box = pictures(browser)[0].rect
+    assert box["width"] / box["height"] == pytest.approx(3, abs=0.03)
+    move_to(browser, 0, 0.9, 0.2)
+    assert answer(browser)
+    assert message(browser) == ""
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("kind", "expected"),
     [
         ("text", "cannot be read as an image"),
         ("truncated", "cannot be read as an image"),
         ("pixels", "6000 x 5000 pixels: choose one of at most 25 million"),
         ("tiny", "8 x 200 pixels: both sides need at least 16"),
+        ("bytes", "The file has 11.0 MB: choose one of at most 10 MB."),
     ],
 )
-def test_refused_uploads(
-    kind: str, message: str, open_page: Callable[..., Chrome], tmp_path: Path
-) -> None:
-    browser = open_page(DESKTOP)
-    path, before = tmp_path / "upload.png", picture(browser, "picture-2")
+def test_refused_uploads(kind: str, expected: str, open_page: OpenPage, tmp_path: Path) -> None:
+    browser = open_page(LAPTOP)
+    path = tmp_path / "upload.png"
     if kind == "text":
         path.write_text("no image")
+    elif kind == "bytes":
+        path.write_bytes(bytes(11 * 2**20))
     else:
         size = {"truncated": (300, 300), "pixels": (6000, 5000), "tiny": (8, 200)}[kind]
         Image.new("RGB", size, "orange").save(path)
     if kind == "truncated":
         path.write_bytes(path.read_bytes()[:120])
-    upload(browser, 2, path)
-    alert = wait(browser, lambda: text_of(browser, "#message [role=alert]"))
-    assert message in alert
-    assert "upload.png" not in alert
-    assert picture(browser, "picture-2") == before
-    Image.new("RGB", (40, 40), "orange").save(tmp_path / "intact.png")
-    upload(browser, 2, tmp_path / "intact.png")
-    wait_for_change(browser, "picture-2", before)
-    wait(browser, lambda: not text_of(browser, "#message [role=alert]"))
+    upload(browser, 1, path)
+    wait(browser, lambda: expected in message(browser))
+    assert "upload.png" not in message(browser)
+    wait_for_picture(browser, 1, "Colosseum")
+    choose(browser, 1, "Cat")
+    assert message(browser) == ""
 
 
-def test_an_upload_of_too_many_bytes(open_page: Callable[..., Chrome], tmp_path: Path) -> None:
-    browser = open_page(DESKTOP)
-    (tmp_path / "large.png").write_bytes(bytes(11 * 2**20))
-    upload(browser, 1, tmp_path / "large.png")
-    wait(browser, lambda: "exceed the maximum allowed size of 10" in text_of(browser, "body"))
-
-
-@pytest.mark.parametrize("size", [PHONE, (320, 640), DESKTOP])
-def test_nothing_overflows(size: tuple[int, int], open_page: Callable[..., Chrome]) -> None:
-    browser = open_page(size)
-    for name in ("Similar regions", "Best pairs", "Attention", "Region colors", "Nearest images"):
-        open_tab(browser, name)
-        time.sleep(0.3)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0], (
-            name
-        )
-    assert browser.find_element(By.CSS_SELECTOR, "#picture-1 img").rect["width"] > 0.6 * min(
-        size[0], 400
-    )
-
-
-def test_the_keyboard_is_enough(open_page: Callable[..., Chrome]) -> None:
-    """From the top, Tab reaches everything; arrows move the point, Enter and letters choose an
-    example and a tab.
-    """
-    browser = open_page(DESKTOP)
-    reached: list[str] = []
-    moved = chosen = False
-    for _ in range(40):
-        ActionChains(browser).send_keys(Keys.TAB).perform()
-        focused = browser.switch_to.active_element
-        if focused.tag_name == "body":
-            # A list that closes takes the focus along for one step.
-            continue
-        label = focused.accessible_name
-        assert label, focused.get_attribute("outerHTML")
-        reached.append(label)
-        if label.startswith("range slider for Point x") and not moved:
-            before = picture(browser, "picture-1")
-            focused.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
-            wait_for_change(browser, "picture-1", before)
-            wait(browser, lambda: "Point (16, 14)" in text_of(browser, "[role=status]"))
-            moved = True
-        if label == "Example for image 2" and not chosen:
-            before = picture(browser, "map-2")
-            choose(browser, focused, "boot")
-            wait_for_change(browser, "map-2", before)
-            chosen = True
-        if label in ("Best pairs", "Attention"):
-            focused.send_keys(Keys.ENTER)
-    assert moved, reached
-    assert chosen, reached
-    names = (
-        "Upload image 1",
-        "Upload image 2",
-        "Example for image 1",
-        "number input for Point y",
-        "Similar regions",
-    )
-    for name in names:
-        assert any(label.startswith(name) for label in reached), (name, reached)
-
-
-def status(url: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
-    data = None if body is None else json.dumps(body).encode()
-    try:
-        with urlopen(
-            Request(url, data=data, headers={"Content-Type": "application/json"})
-        ) as answer:
-            return answer.status, answer.read().decode()
-    except HTTPError as error:
-        return error.code, error.read().decode()
-
-
-def test_files_of_this_machine_stay_private(address: str, tmp_path: Path) -> None:
-    secret = tmp_path / "secret.png"
-    Image.new("RGB", (40, 40), "red").save(secret)
-    for path in (secret, "model/config.json", "output.txt", "/etc/hostname"):
-        assert status(f"{address}/gradio_api/file={path}")[0] == 403
-    dependencies = json.loads(status(f"{address}/config")[1])["dependencies"]
-    (event, *_) = (event for event in dependencies if event["targets"][0][1] == "upload")
-    session = uuid.uuid4().hex
-    file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
-    data = [file, *([None] * (len(event["inputs"]) - 1))]
-    body = {"data": data, "fn_index": event["id"], "session_hash": session}
-    assert status(f"{address}/gradio_api/queue/join", body)[0] == 200
-    answer = status(f"{address}/gradio_api/queue/data?session_hash={session}")[1]
-    assert '"process_completed"' in answer
-    assert '"success":false' in answer
+def test_a_server_that_stopped_is_named(open_page: OpenPage) -> None:
+    browser = open_page(LAPTOP)
+    browser.execute_script("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))")
+    strip = browser.find_elements(By.CSS_SELECTOR, ".strip")[0]
+    strip.find_element(By.CSS_SELECTOR, "button[title='Cat']").click()
+    wait(browser, lambda: "The server does not answer" in message(browser))
+    move_to(browser, 0, 0.4, 0.5)
+    assert "in picture 2" in answer(browser)

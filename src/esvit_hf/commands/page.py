@@ -1,7 +1,5 @@
 """The page from a model's name, as the command line opens it."""
 
-import importlib.resources
-import os
 from pathlib import Path
 
 from esvit_hf.common.arguments import flat_arguments
@@ -14,6 +12,7 @@ __all__ = ["show_page"]
 def show_page(
     model: ModelSource,
     *,
+    compare: str | Path | None = None,
     dataset: str | Path | None = None,
     split: str = "train",
     config_name: str | None = None,
@@ -23,43 +22,44 @@ def show_page(
     port: int = 7860,
     cache: FeatureCache,
 ) -> None:
-    """Open a page to play with a vision model: similar regions, attention and nearest images of a
-    clicked point.
+    """Open a page to play with a vision model: similar regions, matches, attention and nearest
+    images, on the photographs themselves.
 
-    Images of the data set, or of Fashion-MNIST without one, are offered as examples; others can be
-    uploaded. Ctrl-C stops the page.
+    A dozen photographs come with the page, images of the data set are offered beside them, others
+    can be uploaded. Ctrl-C stops the page.
 
     Args:
+        compare: Hub name or folder of a second model to show beside the first. The first one with
+            random weights is always offered.
         dataset: images to search for neighbors: Hub name, folder of parquet files or images, or a
             parquet file.
         host: address to listen at; 0.0.0.0 opens the page to other machines.
         port: port to listen at.
 
     Raises:
-        ValueError: the model, the data or a setting does not work, or gradio is not installed; the
+        ValueError: the model, the data or a setting does not work, or starlette is missing; the
             message names the remedy.
     """
     from accelerate import Accelerator
 
-    from esvit_hf.data.sources import load_image_source
     from esvit_hf.features.loading import load_images, open_store
 
-    # Read by gradio when it is imported.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        from esvit_hf.page.app import build_page, serve_page
         from esvit_hf.page.explorer import Explorer
+        from esvit_hf.page.network import page_networks
+        from esvit_hf.page.server import serve_page
     except ImportError as error:
         raise ValueError(
-            f"the page needs gradio and matplotlib ({error}): pip install 'esvit-hf[demo]'"
+            f"the page needs starlette and uvicorn ({error}): pip install 'esvit-hf[demo]'"
         ) from error
     if not 1 <= port <= 65535:
         raise ValueError(f"--port is {port}: choose one from 1 to 65535, for example 7860")
     source = None
     if dataset is not None:
         source = load_images(DataSplit(dataset, config_name, image_column, label_column, split))
-    store = open_store(model, Batches(), cache, Accelerator())
-    shipped = importlib.resources.files("esvit_hf.page") / "examples.parquet"
-    explorer = Explorer(store, source or load_image_source(str(shipped)), source)
-    print(f"the page is at http://{host}:{port}; Ctrl-C stops it", flush=True)
-    serve_page(build_page(explorer, Path(model.model).name), host=host, port=port)
+    accelerator = Accelerator()
+    stores = [open_store(model, Batches(), cache, accelerator)]
+    if compare is not None:
+        second = ModelSource(compare, trust_remote_code=model.trust_remote_code)
+        stores.append(open_store(second, Batches(), cache, accelerator))
+    serve_page(Explorer(page_networks(stores), source), host=host, port=port)

@@ -2,13 +2,16 @@
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["digest_file", "flush_to_disk", "public_name", "write_aside"]
+__all__ = ["HUB_NAME", "digest_file", "flush_to_disk", "public_name", "write_aside"]
 
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+"""What the name of a repository on the Hub looks like."""
 _CHUNK_BYTES = 1 << 20
 
 

@@ -13,13 +13,13 @@ from datasets.exceptions import DatasetsError
 from PIL import Image
 
 from esvit_hf.common.errors import one_line
+from esvit_hf.common.files import HUB_NAME
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def load_dataset_split(name_or_path: str, *, split: str, config_name: str | None = None) -> Dataset:

@@ -27,8 +27,7 @@ from PIL import Image
 from pyarrow.lib import ArrowException
 
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import write_aside
-from esvit_hf.data.loading import HUB_NAME
+from esvit_hf.common.files import HUB_NAME, write_aside
 
 TAR_CHUNK_IMAGES = 128
 OPEN_SHARDS = 16

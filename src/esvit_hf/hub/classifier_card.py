@@ -6,8 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from esvit_hf.common.files import public_name
-from esvit_hf.data.loading import HUB_NAME
+from esvit_hf.common.files import HUB_NAME, public_name
 from esvit_hf.hub.cards import CardFacts, write_card
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
 

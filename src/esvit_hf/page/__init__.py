@@ -1,3 +1,3 @@
-"""A page to play with a model: matches, attention, similar regions and nearest images of a clicked
-point.
+"""A page to play with a model: the regions that resemble the one under the pointer, on the
+photographs themselves.
 """

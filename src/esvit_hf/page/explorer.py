@@ -1,269 +1,206 @@
-"""What the page shows about images and points, without the page: a model, examples and a data set
-in, pictures out.
-"""
+"""What the page answers, without the page: pictures in, numbers for the browser out."""
 
-from dataclasses import dataclass
+import base64
+import functools
+import json
+import threading
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.data.sources import ImageSource
-from esvit_hf.features.extraction import Features
-from esvit_hf.features.neighbors import class_name, nearest_images, view_feature
-from esvit_hf.features.store import FeatureStore
-from esvit_hf.figures.correspondence import plot_region_pairs
-from esvit_hf.figures.look import Picture
-from esvit_hf.figures.regions import plot_colors, plot_map, plot_neighbors
-from esvit_hf.regions.attention import query_attention
-from esvit_hf.regions.correspondence import find_region_pairs
-from esvit_hf.regions.similarity import RegionMatch, region_colors, similar_regions, similarity_map
-from esvit_hf.regions.whole_images import ImageRegions, WholeImages
+from esvit_hf.features.neighbors import class_name
+from esvit_hf.page.network import PageNetwork
+from esvit_hf.page.packing import pack_maps, pack_regions
+from esvit_hf.page.pictures import (
+    MAX_UPLOAD_MEGABYTES,
+    PHOTOGRAPHS,
+    encode_picture,
+    read_upload,
+)
 
-__all__ = ["Explorer", "View"]
+__all__ = ["Explorer"]
 
-MATCHES = 3
-NEIGHBORS = 9
-EXAMPLES, EXAMPLES_OF_A_CLASS = 20, 2
+NEIGHBORS = 12
+SAMPLES, SAMPLES_OF_A_CLASS = 12, 2
+ROWS = (7, 14, 21, 28)
+"""Regions along the shorter side that are offered; a network takes the next it can give."""
 
-
-@dataclass(frozen=True)
-class View:
-    """An image as the network sees it.
-
-    Attributes:
-        image: RGB.
-        regions: features of its regions.
-        detail: how finely it was divided into regions.
-    """
-
-    image: Image.Image
-    regions: ImageRegions
-    detail: int
+DEFAULT_ROWS = 14
+_NEIGHBOR_SIDE = 160
+_KEPT_ANSWERS = 64
 
 
 class Explorer:
-    """A model and the data to explore it with.
+    """Networks and pictures to explore them with. Calls from several threads wait for each other.
 
     Args:
-        store: the model, its image processor, and the features that are kept of data sets.
-        examples: images to choose from.
+        networks: those to choose from; the first is shown first.
         dataset: images to search for neighbors; none are searched without it.
 
-    Attributes:
-        examples: label and place of each example that is offered.
-        heads: number of heads in each block with attention; empty where the network reports none.
-
     Raises:
-        ValueError: the model or a data set does not work; the message names the remedy.
+        ValueError: the first network or the data set does not work; the message names the remedy.
     """
 
-    def __init__(
-        self, store: FeatureStore, examples: ImageSource, dataset: ImageSource | None = None
-    ):
-        self.backbone = store.backbone
-        self._processor = store.processor
-        self._whole_images = WholeImages(self.backbone, self._processor)
-        self._example_source = examples
-        self.examples = _choose_examples(examples)
-        self.heads = self._count_heads()
+    def __init__(self, networks: Sequence[PageNetwork], dataset: ImageSource | None = None):
+        self.networks = list(networks)
         self.dataset = dataset
-        self._features: Features | None = None if dataset is None else store.features(dataset)
+        self._lock = threading.Lock()
+        self._samples = [] if dataset is None else _choose_samples(dataset)
+        self._sizes = self._choose_sizes()
+        if dataset is not None:
+            self.networks[0].neighbors(Image.new("RGB", (64, 64)), dataset, 1)
+        self.regions = functools.lru_cache(_KEPT_ANSWERS)(self._regions)
 
-    def view(self, image: Image.Image, detail: int) -> View:
-        """Compute the regions of an image.
-
-        Args:
-            image: RGB.
-            detail: 1 for the network's own input size, n for n times as many regions along each
-                side.
+    def setup(self) -> dict[str, Any]:
+        """Describe what the page offers.
 
         Returns:
-            The view.
+            Networks, numbers of regions, pictures of the gallery, and limits, as JSON knows them.
+        """
+        photographs = json.loads((PHOTOGRAPHS / "index.json").read_text())
+        pictures = [
+            {"title": title, "credit": None, "address": f"samples/{place}"}
+            for title, place in self._samples
+        ] + [
+            {
+                "title": photograph["title"],
+                "credit": photograph["credit"],
+                "address": f"photographs/{photograph['file']}",
+            }
+            for photograph in photographs
+        ]
+        return {
+            "networks": [
+                {"name": network.name, "untrained": network.untrained} for network in self.networks
+            ],
+            "rows": self._sizes,
+            "default_rows": next(
+                (rows for rows in self._sizes if rows >= DEFAULT_ROWS), self._sizes[-1]
+            ),
+            "pictures": pictures,
+            "has_dataset": self.dataset is not None,
+            "max_megabytes": MAX_UPLOAD_MEGABYTES,
+        }
+
+    def sample(self, place: int) -> tuple[bytes, str]:
+        """Read an image of the data set that the gallery shows.
+
+        Args:
+            place: its place in the data set.
+
+        Returns:
+            The file, and its media type.
 
         Raises:
-            ValueError: the network takes no image of this shape.
+            ValueError: the gallery does not show it, or it cannot be decoded.
         """
-        return View(image, self._whole_images.regions(image, detail=detail), detail)
-
-    def example(self, label: str) -> Image.Image:
-        """Read one of `examples` by its label.
-
-        Raises:
-            ValueError: there is no such example, or it cannot be decoded.
-        """
-        places = dict(self.examples)
-        if label not in places:
-            raise ValueError(f"There is no example {label!r}: choose one of the list.")
-        (image,) = self._example_source.read([places[label]])
+        if self.dataset is None or place not in [shown for _, shown in self._samples]:
+            raise ValueError("There is no such picture: choose one of the gallery.")
+        (image,) = self.dataset.read([place])
         if isinstance(image, BrokenImage):
-            raise ValueError(
-                f"The example {label!r} cannot be read ({image.reason}): choose another one."
-            )
-        return image
+            raise ValueError(f"This picture cannot be read ({image.reason}): choose another one.")
+        return encode_picture(image)
 
-    def similarity(
-        self, first: View, second: View, point: tuple[int, int]
-    ) -> tuple[Image.Image, Image.Image, list[RegionMatch]]:
-        """Compare the region at a point of the first image with all regions of both.
+    def _regions(self, network: int, rows: int, picture: bytes) -> dict[str, Any]:
+        """Compute the features of a picture's regions.
 
         Args:
-            first: view with the point.
-            second: view to compare with.
-            point: (x, y) in pixels of the first image.
+            network: number of the network.
+            rows: regions along the shorter side, at least; one of those offered.
+            picture: an encoded image.
 
         Returns:
-            A heat map for each image, on one scale, and the most similar regions of the second.
+            As `pack_regions`, with `heads`, the number of heads of each block with attention.
 
         Raises:
-            ValueError: the point lies outside the first image.
+            ValueError: there is no such network or size, or the picture does not work.
         """
-        own, other = (
-            similarity_map(first.regions, point, view.regions) for view in (first, second)
-        )
-        matches = similar_regions(other, second.regions, MATCHES)
-        limits = min(float(own.min()), float(other.min())), 1.0
-        label = "cosine similarity"
-        places = [match.point for match in matches]
-        return (
-            rendered(plot_map(first.image, own, label=label, limits=limits, point=_middle(point))),
-            rendered(plot_map(second.image, other, label=label, limits=limits, numbered=places)),
-            matches,
-        )
-
-    def pairs(self, first: View, second: View) -> Image.Image:
-        """Join the regions of two images that look most alike by lines.
-
-        Args:
-            first: one view.
-            second: another view.
-
-        Returns:
-            The images with lines.
-        """
-        inputs = [
-            self._whole_images.pixel_values(view.image, detail=view.detail)
-            for view in (first, second)
-        ]
-        shown = [
-            self._whole_images.resized(view.image, detail=view.detail) for view in (first, second)
-        ]
-        pairs = find_region_pairs(self.backbone, inputs[0], inputs[1])
-        rows = pairs.first.tolist(), pairs.second.tolist(), pairs.similarity.tolist()
-        return rendered(plot_region_pairs(shown[0], shown[1], *rows))
+        image = read_upload(picture)
+        with self._lock:
+            chosen = self._network(network, rows)
+            return {**pack_regions(chosen.regions(image, rows)), "heads": chosen.heads}
 
     def attention(
-        self, view: View, point: tuple[int, int], layer: int, head: int | None
-    ) -> Image.Image:
-        """Show where the region at a point looks.
+        self, network: int, rows: int, picture: bytes, place: tuple[float, float], block: int
+    ) -> dict[str, Any]:
+        """Compute where the region at a place looks.
 
         Args:
-            view: view with the point.
-            point: (x, y) in pixels of its image.
-            layer: number of the block, from 0.
-            head: number of the head, from 0; the mean of all heads if None.
+            network: number of the network.
+            rows: as for `regions`.
+            picture: an encoded image.
+            place: (x, y) as shares of width and height, in [0, 1).
+            block: number of the block, from 0.
 
         Returns:
-            A heat map.
+            As `pack_maps`, a map for each head.
 
         Raises:
-            ValueError: the network has no such block or head, or the point lies outside the image.
+            ValueError: as `regions`, or there is no such place or block.
         """
-        pixel_values = self._whole_images.pixel_values(view.image, detail=view.detail)
-        height, width = pixel_values.shape[-2:]
-        x, y = _middle(point)
-        place = x * width / view.image.width, y * height / view.image.height
-        maps = query_attention(self.backbone, pixel_values, place, layer).maps
-        if head is not None and not 0 <= head < len(maps):
-            raise ValueError(f"Block {layer + 1} has {len(maps)} heads: choose one of them.")
-        values = maps.mean(dim=0) if head is None else maps[head]
-        return rendered(
-            plot_map(
-                view.image, 100 * values, label="attention to a region (%)", point=_middle(point)
-            )
-        )
+        image = read_upload(picture)
+        with self._lock:
+            chosen = self._network(network, rows)
+            return pack_maps(chosen.attention(image, rows, place, block))
 
-    def colors(self, first: View, second: View) -> tuple[Image.Image, Image.Image]:
-        """Show the principal components of the regions of both images in the same colors.
+    def neighbors(self, network: int, picture: bytes) -> list[dict[str, Any]]:
+        """Find the images of the data set that resemble a picture.
 
         Args:
-            first: one view.
-            second: another view.
+            network: number of the network.
+            picture: an encoded image.
 
         Returns:
-            A picture for each.
-        """
-        colors = region_colors([first.regions, second.regions])
-        pictures = [
-            rendered(plot_colors(view.image, values))
-            for view, values in zip((first, second), colors, strict=True)
-        ]
-        return pictures[0], pictures[1]
-
-    def neighbors(self, view: View) -> Image.Image:
-        """Show the nearest images of the data set.
-
-        Args:
-            view: view of the image to look for.
-
-        Returns:
-            The images, with class and cosine similarity.
+            `name` of the class, empty without labels, `place` in the data set, `cosine`, and
+            `picture`, an address with the data in it, from the most similar on.
 
         Raises:
-            ValueError: there is no data set.
+            ValueError: there is no data set or no such network, or the picture does not work.
         """
-        if self.dataset is None or self._features is None:
+        if self.dataset is None:
             raise ValueError("There is no data set to search: start the page with --dataset.")
-        query = view_feature(self.backbone, self._processor, view.image)
-        neighbors = nearest_images(query, self.dataset, self._features, NEIGHBORS)
-        return rendered(
-            plot_neighbors(
-                view.image,
-                [found.image for found in neighbors],
-                [found.label for found in neighbors],
-                [found.cosine for found in neighbors],
+        image = read_upload(picture)
+        with self._lock:
+            chosen = self._network(network, self._sizes[0])
+            found = chosen.neighbors(image, self.dataset, NEIGHBORS)
+        answers = []
+        for neighbor in found:
+            content, media_type = encode_picture(neighbor.image, _NEIGHBOR_SIDE)
+            answers.append(
+                {
+                    "name": neighbor.class_name or "",
+                    "place": f"image {neighbor.index}",
+                    "cosine": neighbor.cosine,
+                    "picture": f"data:{media_type};base64,{base64.b64encode(content).decode()}",
+                }
             )
-        )
+        return answers
 
-    def _count_heads(self) -> list[int]:
-        gray = self._whole_images.pixel_values(Image.new("RGB", (64, 64), "gray"))
-        try:
-            with torch.no_grad():
-                maps = self.backbone.attention_maps(gray)
-        except ValueError:
-            # Networks without attention, such as ResNet: the page then says so in place of the
-            # maps.
-            return []
-        return [probabilities.shape[1] for probabilities, _ in maps]
+    def _network(self, network: int, rows: int) -> PageNetwork:
+        if not 0 <= network < len(self.networks):
+            raise ValueError(f"There is no network {network}: choose one of the list.")
+        if rows not in self._sizes:
+            raise ValueError(f"There is no choice of {rows} regions: choose one of the list.")
+        return self.networks[network]
 
-
-def rendered(picture: Picture) -> Image.Image:
-    """Turn a figure into an image."""
-    canvas = FigureCanvasAgg(picture.figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    def _choose_sizes(self) -> list[int]:
+        first = self.networks[0]
+        return sorted({first.own_rows * first.detail(rows) for rows in ROWS})
 
 
-def _middle(point: tuple[int, int]) -> tuple[float, float]:
-    """Middle of a pixel."""
-    return point[0] + 0.5, point[1] + 0.5
-
-
-def _choose_examples(source: ImageSource) -> list[tuple[str, int]]:
-    """Labels and places of a few images: two of each of the first classes, so that there are alike
+def _choose_samples(source: ImageSource) -> list[tuple[str, int]]:
+    """Titles and places of a few images: two of each of the first classes, so that there are alike
     and unlike ones.
     """
     if source.labels is None:
-        places = np.unique(np.linspace(0, len(source) - 1, EXAMPLES).astype(np.int64))
+        places = np.unique(np.linspace(0, len(source) - 1, SAMPLES).astype(np.int64))
     else:
-        classes = np.unique(source.labels)[: EXAMPLES // EXAMPLES_OF_A_CLASS]
+        classes = np.unique(source.labels)[: SAMPLES // SAMPLES_OF_A_CLASS]
         places = np.concatenate(
-            [np.flatnonzero(source.labels == label)[:EXAMPLES_OF_A_CLASS] for label in classes]
+            [np.flatnonzero(source.labels == label)[:SAMPLES_OF_A_CLASS] for label in classes]
         )
-    names = [class_name(source, place) or f"image {place}" for place in places.tolist()]
-    return [
-        (f"{number}. {name}", place)
-        for number, (name, place) in enumerate(zip(names, places.tolist(), strict=True), start=1)
-    ]
+    return [(class_name(source, place) or f"image {place}", place) for place in places.tolist()]

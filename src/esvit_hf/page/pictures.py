@@ -1,19 +1,22 @@
-"""Images that visitors choose: read safely, shown at a useful size, clicked in their own pixels."""
+"""Pictures that visitors choose: uploads read safely, pictures encoded as browsers show them."""
 
+import io
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from esvit_hf.data.decoding import UndecodableImageError, finish_image, open_image
-from esvit_hf.figures.look import COLORS
 
 __all__ = [
     "MAX_UPLOAD_MEGABYTES",
     "MAX_UPLOAD_PIXELS",
-    "marked_picture",
-    "point_of_click",
+    "PHOTOGRAPHS",
+    "encode_picture",
     "read_upload",
 ]
+
+PHOTOGRAPHS = Path(__file__).parent / "photographs"
+"""The photographs that come with the page, with an index and their licenses."""
 
 MAX_UPLOAD_MEGABYTES = 10
 MAX_UPLOAD_PIXELS = 25_000_000
@@ -22,32 +25,32 @@ MAX_UPLOAD_PIXELS = 25_000_000
 SMALLEST_SIDE = 16
 """Images with a shorter side, in pixels, show nothing."""
 
-DISPLAY_SIDE = (384, 1024)
-"""Smallest and largest longer side of a displayed picture, in pixels."""
+LARGEST_PICTURE = 1024
+"""Longer side of an encoded picture, in pixels, at most."""
 
-OUTLINE_COLORS = ("white", COLORS[1])
+_LARGEST_LOSSLESS = 256
+_JPEG_QUALITY = 92
 
 
-def read_upload(path: str | Path) -> Image.Image:
+def read_upload(content: bytes) -> Image.Image:
     """Read an uploaded file.
 
     Args:
-        path: where the upload was put; never a name that a visitor typed.
+        content: the bytes that a visitor sent.
 
     Returns:
         The image, upright, in mode RGB.
 
     Raises:
-        ValueError: too many bytes or pixels, too small, or no image; the message is for visitors
-            and names no path.
+        ValueError: too many bytes or pixels, too small, or no image; the message is for visitors.
     """
-    size = Path(path).stat().st_size
-    if size > MAX_UPLOAD_MEGABYTES * 2**20:
+    if len(content) > MAX_UPLOAD_MEGABYTES * 2**20:
         raise ValueError(
-            f"The file has {size / 2**20:.1f} MB: choose one of at most {MAX_UPLOAD_MEGABYTES} MB."
+            f"The file has {len(content) / 2**20:.1f} MB: choose one of at most "
+            f"{MAX_UPLOAD_MEGABYTES} MB."
         )
     try:
-        opened = open_image(Path(path).read_bytes())
+        opened = open_image(content)
         width, height = opened.size
         if width * height > MAX_UPLOAD_PIXELS:
             raise ValueError(
@@ -67,75 +70,21 @@ def read_upload(path: str | Path) -> Image.Image:
         ) from error
 
 
-def display_size(image_size: tuple[int, int]) -> tuple[int, int]:
-    """Choose the size of a displayed picture: small images grow by a whole factor, large ones
-    shrink.
-
-    Args:
-        image_size: (width, height) of the image in pixels.
-
-    Returns:
-        (width, height) of the picture.
-    """
-    longer = max(image_size)
-    smallest, largest = DISPLAY_SIDE
-    if longer < smallest:
-        factor: float = -(-smallest // longer)
-    else:
-        factor = min(1.0, largest / longer)
-    width, height = (max(1, round(side * factor)) for side in image_size)
-    return width, height
-
-
-def point_of_click(click: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
-    """Turn a click on the displayed picture into a pixel of the image.
-
-    Args:
-        click: (x, y) in pixels of the picture, from the left, from the top.
-        image_size: (width, height) of the image.
-
-    Returns:
-        (x, y) of the pixel under the click, inside the image.
-    """
-    x, y = (
-        min(max(int((place + 0.5) * side / shown), 0), side - 1)
-        for place, side, shown in zip(click, image_size, display_size(image_size), strict=True)
-    )
-    return x, y
-
-
-def marked_picture(
-    image: Image.Image, point: tuple[int, int] | None = None, grid: tuple[int, int] | None = None
-) -> Image.Image:
-    """Draw an image as the page displays it, with a cross at a point and a frame around its region.
+def encode_picture(image: Image.Image, largest: int = LARGEST_PICTURE) -> tuple[bytes, str]:
+    """Encode an image for a browser: without loss if it is small, as JPEG otherwise.
 
     Args:
         image: RGB.
-        point: (x, y) in pixels of the image; no mark without it.
-        grid: (h, w) rows and columns of regions; no frame without it.
+        largest: longer side of the picture in pixels, at most.
 
     Returns:
-        Picture of `display_size`.
+        The file, and its media type.
     """
-    size = display_size(image.size)
-    grows = size[0] > image.width
-    picture = image.resize(size, Image.Resampling.NEAREST if grows else Image.Resampling.BICUBIC)
-    if point is None:
-        return picture
-    draw = ImageDraw.Draw(picture)
-    x, y = (
-        (place + 0.5) * shown / side
-        for place, shown, side in zip(point, size, image.size, strict=True)
-    )
-    thickness = max(2, max(size) // 160)
-    arm = max(size) // 30
-    for color, width in zip(OUTLINE_COLORS, (thickness + 4, thickness), strict=True):
-        draw.line((x - arm, y, x + arm, y), fill=color, width=width)
-        draw.line((x, y - arm, x, y + arm), fill=color, width=width)
-        if grid is not None:
-            rows, columns = grid
-            row, column = point[1] * rows // image.height, point[0] * columns // image.width
-            left, right = (edge * size[0] / columns for edge in (column, column + 1))
-            top, bottom = (edge * size[1] / rows for edge in (row, row + 1))
-            draw.rectangle((left, top, right - 1, bottom - 1), outline=color, width=width)
-    return picture
+    picture = image.copy()
+    picture.thumbnail((largest, largest))
+    file = io.BytesIO()
+    if max(picture.size) <= _LARGEST_LOSSLESS:
+        picture.save(file, "PNG")
+        return file.getvalue(), "image/png"
+    picture.save(file, "JPEG", quality=_JPEG_QUALITY)
+    return file.getvalue(), "image/jpeg"

@@ -1,0 +1,73 @@
+"""Headless Chromium on a page of this machine; afterwards nothing may have gone wrong or out."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from selenium import webdriver
+from selenium.webdriver import Chrome
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.wait import WebDriverWait
+
+PATIENCE = 60
+CHROMIUM = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+)
+# Chromium reports an answer of 400, which is how the server refuses.
+_REFUSED = "status of 400"
+
+Found = TypeVar("Found")
+
+
+@contextmanager
+def running_browser(profile: Path) -> Iterator[Chrome]:
+    """Start a browser; it must log no fault and ask nothing of other machines."""
+    options = webdriver.ChromeOptions()
+    for argument in (*CHROMIUM.split(), f"--user-data-dir={profile}"):
+        options.add_argument(argument)
+    options.binary_location = _program("chromium", "chromium-browser", "google-chrome")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(_program("chromedriver")))
+    try:
+        yield browser
+        faults = [entry["message"] for entry in browser.get_log("browser")]
+        assert [fault for fault in faults if _REFUSED not in fault] == []
+        # The browser's own first page, and pictures that the page holds itself.
+        own = ("http://127.0.0.1:", "chrome://", "data:", "blob:")
+        assert [url for url in requested(browser) if not url.startswith(own)] == []
+    finally:
+        browser.quit()
+
+
+def requested(browser: Chrome) -> list[str]:
+    """Addresses that were asked for since the last call."""
+    messages = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
+    return [
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    ]
+
+
+def resize(browser: Chrome, size: tuple[int, int]) -> None:
+    """Give the page a size in pixels, as on a screen of that size."""
+    metrics: dict[str, Any] = {"width": size[0], "height": size[1]}
+    metrics |= {"deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def wait(browser: Chrome, condition: Callable[[], Found]) -> Found:
+    """Wait until a condition holds, and return what it gave."""
+    return WebDriverWait(browser, PATIENCE, poll_frequency=0.05).until(lambda _: condition())
+
+
+def _program(*names: str) -> str:
+    found = next((path for path in map(shutil.which, names) if path), None)
+    assert found is not None, (
+        f"{names[0]} is not installed: apt-get install chromium chromium-driver"
+    )
+    return found
