@@ -28,7 +28,7 @@ BELOW: dict[str, set[str]] = {
     # Whose names the heads in the authors' files get.
     "reference": {"common", "hub", "models", "pretraining"},
     "zoo": {"common", "hub", "reference"},
-    "page": {"common", "data", "features", "figures", "regions"},
+    "page": {"backbones", "common", "data", "features", "figures", "regions"},
 }
 """By room, the rooms that it may import. `commands` and the package itself bind all of them."""
 

@@ -9,7 +9,6 @@ from esvit_hf.common.markdown import format_table
 from esvit_hf.hub.cards import CardFacts, ReportedAccuracies, make_card, replace_section
 from esvit_hf.hub.training_data import IMAGENET_1K
 from esvit_hf.reference.architectures import RESNET_50, SWIN_TINY_W7
-from esvit_hf.reference.from_reference import REFERENCE_HEADS
 from esvit_hf.zoo.entries import AUTHORS_COMMIT, AUTHORS_REPOSITORY, ENTRIES, Release, ZooEntry
 
 __all__ = ["entry_facts", "released_table", "write_cards"]
@@ -90,6 +89,9 @@ def _training_rows(entry: ZooEntry) -> dict[str, Any]:
         "images of a step": training.batch,
         "epochs": training.epochs,
     }
+    # It needs PyTorch, which the list of commands does without.
+    from esvit_hf.reference.from_reference import REFERENCE_HEADS
+
     view, region = REFERENCE_HEADS
     losses = [view]
     if training.region_start_epoch is not None:
