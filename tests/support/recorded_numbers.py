@@ -223,17 +223,17 @@ def convert_words(checkpoint: Path, folder: Path, fields: list[str]) -> list[str
         "convert",
         str(checkpoint),
         str(folder),
-        "--with-heads",
-        *(["--set", *fields] if fields else []),
+        "--with_heads",
+        *(f"--config.{field}" for field in fields),
     ]
 
 
 def convert_back_words(folder: Path, checkpoint: Path) -> list[str]:
-    return ["convert", str(folder), str(checkpoint), "--with-heads", "--to-reference"]
+    return ["convert", str(folder), str(checkpoint), "--with_heads", "--to_reference"]
 
 
 def push_words(folder: Path, repo_id: str, *, dry_run: bool) -> list[str]:
-    return ["push", str(folder), repo_id, *(["--dry-run"] if dry_run else [])]
+    return ["push", str(folder), repo_id, *(["--dry_run"] if dry_run else [])]
 
 
 def knn_numbers(printed: dict[str, Any]) -> Any:

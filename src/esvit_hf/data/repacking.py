@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 from datasets import Features, Value
 from datasets import Image as ImageFeature
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from esvit_hf.common.files import write_aside
 from esvit_hf.data.decoding import UndecodableImageError, open_image

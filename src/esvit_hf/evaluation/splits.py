@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from esvit_hf.common.errors import one_line
 from esvit_hf.data.sources import ImageSource, load_image_source

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from esvit_hf.common.accelerator_state import own_accelerator_state
 from esvit_hf.common.arguments import flat_arguments

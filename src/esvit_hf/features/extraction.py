@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
 from esvit_hf.backbones.adapter import RegionBackbone

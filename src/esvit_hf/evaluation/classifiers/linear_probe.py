@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import trange
+from tqdm.auto import trange
 
 from esvit_hf.evaluation.linear import LEARNING_RATES
 from esvit_hf.evaluation.metrics import RANKED_CLASSES, load_metric

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from esvit_hf.evaluation.scoring import score
 from esvit_hf.evaluation.splits import held_out

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from esvit_hf.evaluation.metrics import load_metric
 from esvit_hf.evaluation.splits import check_classes, check_images_per_class
