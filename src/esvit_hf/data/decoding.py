@@ -20,6 +20,8 @@ ORIENTATION_TAG = 0x0112
 SIDEWAYS_ORIENTATIONS = frozenset({5, 6, 7, 8})
 # Pillow finds an orientation in these entries alone; to ask for it in every image is slow.
 ORIENTATION_SOURCES = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+# Pillow recognizes these, but has no decoder of its own for them.
+UNDECODABLE_FORMATS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
 MAX_PIXELS = 89_478_485
 """Images with more pixels than this (Pillow's own limit) are refused before they are decoded."""
 
@@ -178,6 +180,14 @@ def _open(value: object) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(value), formats=_readable_formats())
     return _image_from_array(np.asarray(value))
+
+
+@functools.cache
+def image_endings() -> frozenset[str]:
+    """Give the endings of the files that can be decoded, in lower case and with their dot."""
+    formats = {*_readable_formats(), "MPO"} - UNDECODABLE_FORMATS
+    endings = Image.registered_extensions()
+    return frozenset(ending for ending, name in endings.items() if name in formats)
 
 
 @functools.cache

@@ -5,20 +5,25 @@ a one-line error.
 import glob
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, get_dataset_split_names, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    ReadInstruction,
+    concatenate_datasets,
+    get_dataset_split_names,
+    load_dataset,
+    load_from_disk,
+)
 from datasets.exceptions import DatasetsError
-from PIL import Image
 
 from esvit_hf.common.errors import one_line
+from esvit_hf.data.image_folder import SPLIT_FOLDERS, ImageFolder, list_image_folder
 
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -72,8 +77,9 @@ def local_split_names(path: Path) -> list[str]:
         return list(json.loads((path / "dataset_dict.json").read_text())["splits"])
     if path.is_file() or (path / "state.json").is_file():
         return ["train"]
-    if not _is_described(path):
-        return [name for name, root in _split_roots(path).items() if _has_image(root)]
+    folder = list_image_folder(path)
+    if not _is_described(folder):
+        return list(folder.splits()) if folder.images else []
     try:
         return list(get_dataset_split_names(str(path)))
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
@@ -100,75 +106,66 @@ def _load_parquet_file(path: Path, split: str) -> Dataset:
 def _load_folder(path: Path, split: str, config_name: str | None) -> Dataset:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _load_saved(path, split)
-    if _is_described(path):
+    folder = list_image_folder(path)
+    if _is_described(folder):
         return _load(str(path), str(path), split, config_name)
-    roots = _split_roots(path)
-    if not any(_has_image(root) for root in roots.values()):
+    if not folder.images:
         raise ValueError(
             f"{path} holds no parquet file and no image; check the path, or the endings of the "
             f"files"
         )
-    # The patterns are given, because datasets would take words such as "train" in the names of
-    # files for splits.
-    data_files = {
-        name: f"{glob.escape(str(root))}/**" for name, root in roots.items() if _has_image(root)
-    }
-    has_classes = not any(next(_images_in(root), None) for root in roots.values())
-    return _load(
-        "imagefolder", str(path), split, None, data_files=data_files, drop_labels=not has_classes
-    )
+    return _take_slices(path, split, list(folder.splits()), folder.read)
 
 
-def _is_described(path: Path) -> bool:
+def _is_described(folder: ImageFolder) -> bool:
     """Tell whether datasets finds the splits by itself: a README may map files to splits and
     configurations.
     """
-    return next(path.glob("**/*.parquet"), None) is not None or any(path.glob("metadata.*"))
+    starts = ("", *folder.splits().values())
+    described = {f"{start}{name}" for start in starts for name in METADATA_FILES}
+    return any(path in described or path.endswith(".parquet") for path, _ in folder.others)
 
 
 def _load_saved(path: Path, split: str) -> Dataset:
     loaded = load_from_disk(str(path))
-    if isinstance(loaded, DatasetDict):
-        if split not in loaded:
-            raise ValueError(
-                f"{path} has no split '{split}'; set --split to one of: {', '.join(loaded)}"
-            )
-        return loaded[split]
-    if split != "train":
-        raise ValueError(f"{path} is one data set without a split '{split}'; set --split train")
-    return loaded
+    rows = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
+    return _take_slices(path, split, list(rows), lambda names: {name: rows[name] for name in names})
 
 
-def _split_roots(path: Path) -> dict[str, Path]:
-    """Map split names to folders: those named after splits if the folder holds nothing else, else
-    the folder itself.
+def _take_slices(
+    path: Path,
+    split: str,
+    available: Sequence[str],
+    read: Callable[[Sequence[str]], dict[str, Dataset]],
+) -> Dataset:
+    """Read splits and take the parts that are asked for, as `datasets` does for its own.
+
+    Args:
+        path: place of the data, for messages.
+        split: name of a split, or slices such as `train[:10%]+test`.
+        available: names of the splits that there are.
+        read: from names of splits to their rows.
+
+    Raises:
+        ValueError: there is no such split or slice.
     """
-    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    folders = [entry for entry in entries if entry.is_dir()]
-    roots = {
-        name: folder
-        for name, words in SPLIT_FOLDERS.items()
-        for folder in sorted(folders)
-        if folder.name.lower() in words
-    }
-    is_split = bool(roots) and len(roots) == len(folders) and not any(map(_is_image, entries))
-    return roots if is_split else {"train": path}
-
-
-def _is_image(path: Path) -> bool:
-    return (
-        path.suffix.lower() in Image.registered_extensions()
-        and path.is_file()
-        and not path.name.startswith(".")
-    )
-
-
-def _images_in(folder: Path) -> Iterator[Path]:
-    return (entry for entry in folder.iterdir() if _is_image(entry))
-
-
-def _has_image(folder: Path) -> bool:
-    return any(_is_image(entry) for entry in folder.glob("**/*"))
+    asked = list(dict.fromkeys(re.split(r"[\[+]", part)[0] for part in split.split("+")))
+    missing = [name for name in asked if name not in available]
+    if missing:
+        raise ValueError(
+            f"{path} has no split '{missing[0]}'; set --split to one of: {', '.join(available)}"
+        )
+    rows = read(asked)
+    lengths = {name: len(part) for name, part in rows.items()}
+    try:
+        slices = ReadInstruction.from_spec(split).to_absolute(lengths)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: the split '{split}' cannot be read ({one_line(error)}); set --split to one "
+            f"of {', '.join(available)}, or to a slice such as {asked[0]}[:10%]"
+        ) from error
+    parts = [rows[part.splitname].select(range(part.from_, part.to)) for part in slices]
+    return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
 
 def _load(
@@ -178,13 +175,9 @@ def _load(
     config_name: str | None,
     *,
     data_files: dict[str, str] | None = None,
-    drop_labels: bool | None = None,
 ) -> Dataset:
-    options = {} if drop_labels is None else {"drop_labels": drop_labels}
     try:
-        return load_dataset(
-            builder, name=config_name, split=split, data_files=data_files, **options
-        )
+        return load_dataset(builder, name=config_name, split=split, data_files=data_files)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{place} cannot be loaded ({one_line(error)}); check the path or name, --split and "

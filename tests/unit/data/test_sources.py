@@ -90,7 +90,6 @@ def test_flat_image_folder_has_no_labels_and_names_are_no_splits(tmp_path: Path)
     # "train" and "test" as words of file names are a trap: datasets would make splits of them.
     for value, name in enumerate(["apple.png", "bullet_train.png", "crash_test.png", "dog.PNG"]):
         write_image(tmp_path / name, value)
-    (tmp_path / "notes.txt").write_text("no image")
     source = load_image_source(str(tmp_path))
     assert source.labels is None
     assert sorted(red_values(source, [0, 1, 2, 3])) == [0, 1, 2, 3]
@@ -116,7 +115,7 @@ def test_image_folder_with_split_folders(tmp_path: Path) -> None:
     assert (len(train), len(validation)) == (3, 1)
     assert train.class_names == ["cat", "dog"]
     assert red_values(validation, [0]) == [3]
-    with pytest.raises(ValueError, match=r"Unknown split .*test.*--split"):
+    with pytest.raises(ValueError, match="no split 'test'; set --split to one of: train, valid"):
         load_image_source(str(tmp_path), split="test")
 
 
@@ -127,8 +126,19 @@ def test_folder_of_save_to_disk(tmp_path: Path) -> None:
     assert len(load_image_source(str(tmp_path / "two"), split="test")) == 2
     with pytest.raises(ValueError, match="set --split to one of: train, test"):
         load_image_source(str(tmp_path / "two"), split="dev")
-    with pytest.raises(ValueError, match="set --split train"):
+    with pytest.raises(ValueError, match="no split 'test'; set --split to one of: train"):
         load_image_source(str(tmp_path / "one"), split="test")
+
+
+def test_slices_of_save_to_disk(tmp_path: Path) -> None:
+    labeled().save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=labeled(4), test=labeled(2)).save_to_disk(tmp_path / "two")
+    assert red_values(load_image_source(str(tmp_path / "one"), split="train[50%:]"), [0, 2]) == [
+        3,
+        5,
+    ]
+    mixed = load_image_source(str(tmp_path / "two"), split="test[:1]+train[3:]")
+    assert red_values(mixed, [0, 1]) == [0, 3]
 
 
 def test_shipped_fashion_mnist() -> None:
