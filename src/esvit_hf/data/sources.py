@@ -4,7 +4,6 @@ behind one class.
 
 import functools
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,14 +13,12 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from esvit_hf.data.decoding import BrokenImage, UndecodableImageError, decode_image
+from esvit_hf.data.labels import Labels, find_label_column, read_labels
 from esvit_hf.data.loading import load_dataset_split
 from esvit_hf.data.sampling import EpochSampler
 
 USUAL_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
-USUAL_LABEL_COLUMNS = ("label", "labels")
 FINGERPRINT_IMAGES = 64
-LIST_TYPES = ("List", "LargeList")
-LABEL_TYPES = re.compile(r"u?int\d+|bool|(large_)?string")
 
 
 class ImageSource:
@@ -41,8 +38,7 @@ class ImageSource:
     Attributes:
         image_column: name of the column with the images.
         label_column: name of the column with the labels, None without labels.
-        labels: (images,) int64 class indices, None without labels.
-        class_names: name of each class, None where the data does not name them.
+        classes: classes of the images, None without labels.
 
     Raises:
         ValueError: the data set is empty or streams, or a column is missing, ambiguous or of
@@ -66,15 +62,24 @@ class ImageSource:
             raise ValueError(f"{name} has no rows; choose another --split or data set")
         self._name = name
         self.image_column = find_image_column(dataset.features, image_column, name)
-        self.label_column = _find_label_column(dataset.features, label_column, name)
-        self.labels: np.ndarray | None = None
-        self.class_names: list[str] | None = None
+        self.label_column = find_label_column(dataset.features, label_column, name)
+        self.classes: Labels | None = None
         if self.label_column is not None:
-            self.labels, self.class_names = _read_labels(dataset, self.label_column, name)
+            self.classes = read_labels(dataset, self.label_column, name)
         self._images = dataset.select_columns([self.image_column]).with_format("arrow")
 
     def __len__(self) -> int:
         return len(self._images)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """(images,) int64 class numbers, None without labels."""
+        return None if self.classes is None else self.classes.numbers
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Name of each class, None without labels."""
+        return None if self.classes is None else self.classes.names
 
     @property
     def description(self) -> str:
@@ -82,7 +87,7 @@ class ImageSource:
         if self.labels is None:
             labels = "no labels"
         else:
-            labels = f"labels '{self.label_column}' with {int(self.labels.max()) + 1} classes"
+            labels = f"labels '{self.label_column}' with {len(np.unique(self.labels))} classes"
         return f"{self._name}: {len(self)} images in column '{self.image_column}', {labels}"
 
     def describe(self, index: int) -> str:
@@ -263,49 +268,3 @@ def find_image_column(features: Features, requested: str | None, name: str) -> s
         f"{name} has no column that is known to hold images; set --image_column to one of: "
         f"{columns}"
     )
-
-
-def _find_label_column(features: Features, requested: str | None, name: str) -> str | None:
-    if requested is not None:
-        if requested not in features:
-            raise ValueError(
-                f"{name} has no column '{requested}'; set --label_column to one of: "
-                f"{', '.join(features)}"
-            )
-        return requested
-    # Among several class columns (coarse, fine, ...) only a usual name decides; pretraining needs
-    # no labels.
-    typed = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    usual = [column for column in USUAL_LABEL_COLUMNS if column in features]
-    found = usual or typed
-    return found[0] if len(found) == 1 else None
-
-
-def _read_labels(
-    dataset: Dataset, column: str, name: str
-) -> tuple[np.ndarray | None, list[str] | None]:
-    """Read the labels as int64, and the class names if the data has them."""
-    feature = dataset.features[column]
-    kind = feature.dtype if isinstance(feature, (ClassLabel, Value)) else type(feature).__name__
-    if not LABEL_TYPES.fullmatch(kind):
-        found = (
-            "several labels an image, not one" if kind in LIST_TYPES else f"{kind}, no class labels"
-        )
-        raise ValueError(
-            f"column '{column}' of {name} holds {found}; set --label_column to a column of "
-            f"integers or strings"
-        )
-    values = dataset.select_columns([column]).with_format("arrow")[:].column(0)
-    if values.null_count:
-        raise ValueError(
-            f"{values.null_count} of the {len(values)} labels in column '{column}' of {name} are "
-            f"missing; drop those rows or set --label_column to another column"
-        )
-    if kind.endswith("string"):
-        names, labels = np.unique(np.array(values.to_pylist(), dtype=np.str_), return_inverse=True)
-        return labels.astype(np.int64), names.tolist()
-    labels = values.to_numpy().astype(np.int64)
-    if (labels == -1).all():
-        # The Hub's convention for a test split whose labels are kept secret.
-        return None, None
-    return labels, list(feature.names) if isinstance(feature, ClassLabel) else None

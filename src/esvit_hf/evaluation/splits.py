@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from esvit_hf.data.labels import names_in_common
 from esvit_hf.data.sources import ImageSource, load_image_source
 from esvit_hf.features.extraction import shared_labels
 
@@ -35,7 +36,7 @@ class LabeledSplits:
         test: images to test on.
         train_labels: (N,) int64 classes.
         test_labels: (M,) int64 classes in the numbering of `train_labels`.
-        class_names: name of each class, its number where the data has no names.
+        class_names: name of each class, its value where the data has no names.
     """
 
     train: ImageSource
@@ -81,11 +82,8 @@ def load_splits(
         for split in (train_split, test_split)
     )
     train_labels, test_labels = shared_labels(train, test)
-    names = list(train.class_names or ())
-    if train.class_names is not None:
-        names += [name for name in test.class_names or () if name not in train.class_names]
-    count = 1 + max(int(train_labels.max()), int(test_labels.max()))
-    names += map(str, range(len(names), count))
+    assert train.classes is not None and test.classes is not None
+    names = list(dict.fromkeys(train.classes.names + names_in_common(train.classes, test.classes)))
     check_classes(train_labels, test_labels, names)
     return LabeledSplits(train, test, train_labels, test_labels, names)
 
@@ -105,7 +103,8 @@ def check_classes(
     """
 
     def name(label: Tensor) -> str:
-        return str(int(label)) if class_names is None else repr(class_names[int(label)])
+        known = dict(enumerate(class_names or ()))
+        return repr(known[int(label)]) if int(label) in known else str(int(label))
 
     known = train_labels.unique()
     if len(known) < 2:

@@ -7,8 +7,9 @@ from pathlib import Path
 from datasets import Dataset
 from torch import Tensor
 
+from esvit_hf.data.labels import USUAL_LABEL_COLUMNS
 from esvit_hf.data.loading import load_dataset_split, local_split_names
-from esvit_hf.data.sources import USUAL_LABEL_COLUMNS, ImageSource
+from esvit_hf.data.sources import ImageSource
 from esvit_hf.evaluation.multi_label import read_multi_labels
 from esvit_hf.evaluation.splits import check_classes
 from esvit_hf.evaluation.transfer_datasets import TransferDataset

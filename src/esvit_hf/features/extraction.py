@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
 from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
+from esvit_hf.data.labels import names_in_common
 from esvit_hf.data.sources import ImageSource
 
 __all__ = [
@@ -164,8 +165,7 @@ def load_image_processor(
 def shared_labels(train: ImageSource, test: ImageSource) -> tuple[Tensor, Tensor]:
     """Labels of two sources in one numbering.
 
-    Classes are matched by name where both sources name them, because each may number only the
-    classes that it holds.
+    Classes are matched by name, because each source may number only the classes that it holds.
 
     Args:
         train: images whose numbering is kept.
@@ -183,15 +183,11 @@ def shared_labels(train: ImageSource, test: ImageSource) -> tuple[Tensor, Tensor
             raise ValueError(
                 f"{source.description}: name the column with the labels (--label_column)"
             )
-    train_labels, test_labels = (torch.from_numpy(source.labels).long() for source in (train, test))
-    if (
-        train.class_names is None
-        or test.class_names is None
-        or train.class_names == test.class_names
-    ):
-        return train_labels, test_labels
-    numbers = {name: number for number, name in enumerate(train.class_names)}
-    renumbered = [numbers.setdefault(name, len(numbers)) for name in test.class_names]
+    assert train.classes is not None and test.classes is not None
+    numbers = {name: number for number, name in enumerate(train.classes.names)}
+    names = names_in_common(train.classes, test.classes)
+    renumbered = [numbers.setdefault(name, len(numbers)) for name in names]
+    train_labels, test_labels = map(torch.from_numpy, (train.classes.numbers, test.classes.numbers))
     return train_labels, torch.tensor(renumbered)[test_labels]
 
 

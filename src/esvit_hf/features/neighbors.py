@@ -25,7 +25,7 @@ class Neighbor:
         index: its place in the data set.
         image: RGB.
         cosine: similarity of the view features, in [-1, 1].
-        class_name: name or number of its class, None without labels.
+        class_name: name or value of its class, None without labels.
     """
 
     index: int
@@ -91,9 +91,8 @@ def class_name(source: ImageSource, index: int) -> str | None:
         index: place of the image.
 
     Returns:
-        Its name, or its number where the data names no classes; None without labels.
+        Its name, or its value where the data names no classes; None without labels.
     """
-    if source.labels is None:
+    if source.classes is None:
         return None
-    label = int(source.labels[index])
-    return str(label) if source.class_names is None else source.class_names[label]
+    return source.classes.names[source.classes.numbers[index]]

@@ -215,10 +215,12 @@ def test_text_labels_become_sorted_classes() -> None:
     assert source.class_names == ["ape", "dog"]
 
 
-def test_integer_labels_have_no_names() -> None:
-    source = ImageSource(with_images(2, fine=[3, 5]), label_column="fine")
+def test_the_description_counts_the_classes_that_there_are() -> None:
+    source = ImageSource(with_images(3, fine=[2480498, 5, 5]), label_column="fine")
     assert source.labels is not None
-    assert (source.labels.tolist(), source.class_names) == ([3, 5], None)
+    assert source.labels.tolist() == [1, 0, 0]
+    assert source.class_names == ["5", "2480498"]
+    assert "labels 'fine' with 2 classes" in source.description
 
 
 def test_kept_secret_labels_are_no_labels() -> None:

@@ -39,9 +39,11 @@ def test_labels_may_be_strings(tmp_path: Path) -> None:
 
 
 def test_numbers_are_their_own_names(tmp_path: Path) -> None:
-    write(tmp_path, "train", [2, 0, 1], Value("int64"))
-    write(tmp_path, "test", [1, 2], Value("int64"), seed=1)
-    assert load(tmp_path).class_names == ["0", "1", "2"]
+    write(tmp_path, "train", [2024, 1999, 2**40], Value("int64"))
+    write(tmp_path, "test", [1999, 2024, 2**40], Value("int64"), seed=1)
+    splits = load(tmp_path)
+    assert splits.class_names == ["1999", "2024", str(2**40)]
+    assert (splits.train_labels.tolist(), splits.test_labels.tolist()) == ([1, 0, 2], [0, 1, 2])
 
 
 def test_one_class(tmp_path: Path) -> None:

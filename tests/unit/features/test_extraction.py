@@ -157,7 +157,9 @@ def test_labels_are_matched_by_class_name() -> None:
     )
     assert (train.tolist(), test.tolist()) == ([0, 1, 2], [2, 3, 0])
     train, test = shared_labels(named([4, 5], None), named([5, 6], None))
-    assert (train.tolist(), test.tolist()) == ([4, 5], [5, 6])
+    assert (train.tolist(), test.tolist()) == ([0, 1], [1, 2])
+    train, test = shared_labels(named([0, 1], ["cat", "dog"]), named([1, 0], None))
+    assert (train.tolist(), test.tolist()) == ([0, 1], [1, 0])
 
 
 def test_labels_are_needed() -> None:
