@@ -60,6 +60,31 @@ def load_dataset_split(name_or_path: str, *, split: str, config_name: str | None
     )
 
 
+def split_names(name_or_path: str, config_name: str | None = None) -> list[str]:
+    """Name the splits of a data set.
+
+    Args:
+        name_or_path: as for :func:`load_dataset_split`.
+        config_name: configuration of a data set that has several.
+
+    Returns:
+        The names that :func:`load_dataset_split` knows.
+
+    Raises:
+        ValueError: the data cannot be found or read.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return local_split_names(path)
+    try:
+        return list(get_dataset_split_names(name_or_path, config_name))
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name_or_path} cannot be found or read ({one_line(error)}); check the path or name, "
+            f"and --config_name"
+        ) from error
+
+
 def local_split_names(path: Path) -> list[str]:
     """Name the splits of a data set on disk.
 

@@ -2,6 +2,7 @@
 behind one class.
 """
 
+import copy
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ class ImageSource:
         name: what to call the data in messages.
 
     Attributes:
+        name: what to call the data in messages.
         image_column: name of the column with the images.
         label_column: name of the column with the labels, None without labels.
         classes: classes of the images, None without labels.
@@ -60,7 +62,7 @@ class ImageSource:
             )
         if len(dataset) == 0:
             raise ValueError(f"{name} has no rows; choose another --split or data set")
-        self._name = name
+        self.name = name
         self.image_column = find_image_column(dataset.features, image_column, name)
         self.label_column = find_label_column(dataset.features, label_column, name)
         self.classes: Labels | None = None
@@ -88,7 +90,7 @@ class ImageSource:
             labels = "no labels"
         else:
             labels = f"labels '{self.label_column}' with {len(np.unique(self.labels))} classes"
-        return f"{self._name}: {len(self)} images in column '{self.image_column}', {labels}"
+        return f"{self.name}: {len(self)} images in column '{self.image_column}', {labels}"
 
     def describe(self, index: int) -> str:
         """Name an image in messages."""
@@ -136,6 +138,25 @@ class ImageSource:
             ValueError: a value is out of range, or one step needs more images than there are.
         """
         return EpochSampler(len(self), batch_size_per_process, seed, **place)
+
+    def take(self, indices: Sequence[int], name: str) -> "ImageSource":
+        """Choose some of the images, with the same numbering of the classes.
+
+        Args:
+            indices: places of the images, each in [0, len).
+            name: what to call them in messages.
+
+        Returns:
+            The images in this order.
+        """
+        part = copy.copy(self)
+        part.__dict__.pop("fingerprint", None)
+        part.name = name
+        part._images = self._images.select(indices)
+        if self.classes is not None:
+            numbers = self.classes.numbers[np.asarray(indices)]
+            part.classes = self.classes._replace(numbers=numbers)
+        return part
 
     def read_encoded(self, indices: Sequence[int]) -> list[object]:
         """Fetch images as they are stored.

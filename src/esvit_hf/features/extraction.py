@@ -181,7 +181,8 @@ def shared_labels(train: ImageSource, test: ImageSource) -> tuple[Tensor, Tensor
     for source in (train, test):
         if source.labels is None:
             raise ValueError(
-                f"{source.description}: name the column with the labels (--label_column)"
+                f"{source.description}: name the column with the labels (--label_column), or give "
+                f"each class a folder"
             )
     assert train.classes is not None and test.classes is not None
     numbers = {name: number for number, name in enumerate(train.classes.names)}
