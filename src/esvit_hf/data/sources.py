@@ -6,7 +6,6 @@ import copy
 import functools
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
@@ -14,12 +13,12 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from esvit_hf.data.decoding import BrokenImage, UndecodableImageError, decode_image
+from esvit_hf.data.fingerprints import fingerprint_rows
 from esvit_hf.data.labels import Labels, find_label_column, read_labels
 from esvit_hf.data.loading import load_dataset_split
 from esvit_hf.data.sampling import EpochSampler
 
 USUAL_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
-FINGERPRINT_IMAGES = 64
 
 
 class ImageSource:
@@ -98,19 +97,10 @@ class ImageSource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal digest of the number of images, the labels and evenly spaced encoded images.
-
-        It does not depend on where the data lies or how it was loaded.
-        """
-        digest = hashlib.sha256(str(len(self)).encode())
+        """Hexadecimal digest that changes with any image, label or order of them."""
+        digest = hashlib.sha256(fingerprint_rows(self._images))
         if self.labels is not None:
             digest.update(self.labels.tobytes())
-        chosen = np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_IMAGES).astype(np.int64))
-        for value in self.read_encoded(chosen.tolist()):
-            if isinstance(value, str):
-                path = Path(value)
-                value = path.read_bytes() if path.is_file() else b"missing"
-            digest.update(value if isinstance(value, bytes) else repr(value).encode())
         return digest.hexdigest()[:16]
 
     def sampler(

@@ -281,17 +281,6 @@ def test_the_order_of_images_is_by_index() -> None:
     assert sampler.order_settings == {"images in the data": 6, "seed": 7}
 
 
-def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
-    for name in ("here", "there"):
-        (tmp_path / name).mkdir()
-        labeled().to_parquet(tmp_path / name / "train.parquet")
-    one = load_image_source(str(tmp_path / "here")).fingerprint
-    assert one == load_image_source(str(tmp_path / "there")).fingerprint
-    assert one == ImageSource(labeled()).fingerprint
-    assert one != ImageSource(labeled().select([1, 0, 2, 3, 4, 5])).fingerprint
-    assert one != ImageSource(labeled(7)).fingerprint
-
-
 @pytest.mark.parametrize(
     ("dataset", "options", "message"),
     [
