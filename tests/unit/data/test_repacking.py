@@ -13,7 +13,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from esvit_hf.data import load_image_source, open_stream, repacking
+from esvit_hf.data import ImageSource, open_stream, repacking
+from esvit_hf.data.loading import load_dataset_split
 from esvit_hf.data.packs import TsvPack
 from esvit_hf.data.repacking import repack
 
@@ -53,15 +54,11 @@ def tsv_line(key: str, label: str, image: bytes) -> bytes:
 
 def contents(output: Path) -> dict[int, int | str]:
     """Label of each image, by its red value."""
-    source = load_image_source(str(output))
-    assert source.labels is not None
-    labels = source.labels.tolist()
-    names = source.class_names
-    red = [image.getpixel((0, 0))[0] for image in source.read(range(len(source)))]
+    rows = load_dataset_split(str(output), split="train")
+    images = ImageSource(rows).read(range(len(rows)))
+    red = [image.getpixel((0, 0))[0] for image in images]
     assert len(red) == len(set(red))
-    return {
-        value: names[label] if names else label for value, label in zip(red, labels, strict=True)
-    }
+    return dict(zip(red, rows["label"][:], strict=True))
 
 
 def test_zip_with_its_map(tmp_path: Path) -> None:
