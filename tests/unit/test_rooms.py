@@ -10,7 +10,7 @@ import esvit_hf
 ROOT = Path(esvit_hf.__file__).parent
 MAY_IMPORT = {
     "common": set(),
-    "data": {"common"},
+    "data": {"common", "models"},
     "features": {"backbones", "common", "data", "models"},
     "regions": {"backbones", "common", "data", "features", "models"},
 }
