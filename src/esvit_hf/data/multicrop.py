@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -170,6 +171,8 @@ class MultiCropDataset(Dataset[CropBatch]):
         views: what to crop; the teacher's views come first in a batch.
         seed: from 0 on.
         max_broken_fraction: largest share of broken images among those a worker has read.
+        reduce_jpegs: decode JPEGs at a half, a quarter or an eighth of their size where every crop
+            is still to be made smaller than that.
 
     Raises:
         ValueError: a setting is out of range, or no view is for the teacher.
@@ -181,6 +184,7 @@ class MultiCropDataset(Dataset[CropBatch]):
         views: Sequence[ViewSpec],
         seed: int,
         max_broken_fraction: float = 0.01,
+        reduce_jpegs: bool = True,
     ) -> None:
         if seed < 0:
             raise ValueError(f"seed is {seed}; set it to 0 or more")
@@ -192,6 +196,7 @@ class MultiCropDataset(Dataset[CropBatch]):
         self.views = expand_views(views)
         self.seed = seed
         self.max_broken_fraction = max_broken_fraction
+        self.reduce_jpegs = reduce_jpegs
         self._num_read = 0
         self._num_broken = 0
         self._last_broken: tuple[int, str] | None = None
@@ -264,12 +269,14 @@ class MultiCropDataset(Dataset[CropBatch]):
         samples = [view.sample(generator, width, height) for view in self.views]
         crops = [sample.crop for sample in samples]
         reduction = 1
-        if image.format == "JPEG":
+        # An image of the caller may be decoded already, and must not lose its pixels.
+        if self.reduce_jpegs and image.format == "JPEG" and not isinstance(value, Image.Image):
             reduction = jpeg_reduction(
                 [crop.box for crop in crops], [view.size for view in self.views]
             )
-        if reduction > 1:
-            image.draft(None, (image.width // reduction, image.height // reduction))
+        size = image.width // reduction, image.height // reduction
+        if reduction > 1 and image.draft(None, size) is None:
+            reduction = 1
         image = finish_image(image, keep_grayscale=True)
         if reduction > 1:
             crops = [

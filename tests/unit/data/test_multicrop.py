@@ -294,6 +294,51 @@ def test_large_jpegs_are_reduced_while_decoding_and_the_crops_stay_in_place() ->
         assert difference.mean() < 2
 
 
+class PillowImages:
+    """A source that hands out one Pillow image, again and again."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+
+    def __len__(self) -> int:
+        return 1
+
+    def read_encoded(self, indices: Sequence[int]) -> list[object]:
+        return [self.image for _ in indices]
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_pillow_images_of_the_caller_are_cropped_as_they_are(loaded: bool) -> None:
+    data = encode(Image.fromarray(noise(0, 640, 480)), "JPEG", quality=95)
+    image = Image.open(io.BytesIO(data))
+    if loaded:
+        image.load()
+    views = [ViewSpec(count=2, size=32, scale=(0.9, 1.0), teacher=True)]
+    pixels = source_of([encode(Image.open(io.BytesIO(data)))])
+    for epoch in range(3):
+        one = MultiCropDataset(PillowImages(image), views, seed=0).__getitems__([(epoch, 0)])
+        other = MultiCropDataset(pixels, views, seed=0).__getitems__([(epoch, 0)])
+        assert torch.equal(one.buffer, other.buffer)
+    assert image.size == (640, 480)
+
+
+def test_reduced_decoding_can_be_turned_off() -> None:
+    data = encode(Image.fromarray(noise(0, 640, 480)), "JPEG", quality=95)
+    views = [ViewSpec(count=2, size=32, scale=(0.9, 1.0), teacher=True)]
+    reduced, whole, pixels = (
+        MultiCropDataset(source_of([content]), views, seed=0, reduce_jpegs=reduce)
+        .__getitems__([(0, 0)])
+        .buffer
+        for content, reduce in (
+            (data, True),
+            (data, False),
+            (encode(Image.open(io.BytesIO(data))), True),
+        )
+    )
+    assert torch.equal(whole, pixels)
+    assert not torch.equal(reduced, pixels)
+
+
 def test_all_tensors_of_a_batch_share_one_memory() -> None:
     batch = MultiCropDataset(source_of(colorful(3)), VIEWS, seed=0).__getitems__(
         [(0, 0), (0, 1), (0, 2)]
