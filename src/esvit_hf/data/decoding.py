@@ -2,11 +2,11 @@
 wrong with it.
 """
 
+import contextlib
 import functools
 import io
 import os
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from esvit_hf.models.image_processing_esvit import convert_image, read_orientati
 SIDEWAYS_ORIENTATIONS = frozenset({5, 6, 7, 8})
 # Pillow recognizes these, but has no decoder of its own for them.
 UNDECODABLE_FORMATS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
-MAX_PIXELS = 89_478_485
-"""Images with more pixels than this (Pillow's own limit) are refused before they are decoded."""
+MAX_IMAGE_PIXELS = 89_478_485
+"""Images with more pixels are refused before they are decoded, unless another limit is given."""
 
 _BROKEN_SHOWN = 5
 
@@ -32,10 +32,12 @@ class BrokenImage:
     Attributes:
         index: place of the image in its source.
         reason: what is wrong with it, in one line.
+        name: what to call it in messages, with its path if it has one.
     """
 
     index: int
     reason: str
+    name: str
 
 
 def refuse_broken_images(broken: Sequence[BrokenImage], total: int) -> None:
@@ -50,7 +52,7 @@ def refuse_broken_images(broken: Sequence[BrokenImage], total: int) -> None:
     """
     if not broken:
         return
-    shown = "; ".join(f"image {image.index}: {image.reason}" for image in broken[:_BROKEN_SHOWN])
+    shown = "; ".join(f"{image.name}: {image.reason}" for image in broken[:_BROKEN_SHOWN])
     rest = f"; and {len(broken) - _BROKEN_SHOWN} more" if len(broken) > _BROKEN_SHOWN else ""
     raise ValueError(
         f"{len(broken)} of {total} images cannot be decoded, and a measurement must not skip any "
@@ -62,7 +64,9 @@ class UndecodableImageError(ValueError):
     """An image is missing, truncated, too large, or in a form that cannot become RGB."""
 
 
-def decode_image(value: object, *, keep_grayscale: bool = False) -> Image.Image:
+def decode_image(
+    value: object, *, keep_grayscale: bool = False, max_image_pixels: int = MAX_IMAGE_PIXELS
+) -> Image.Image:
     """Decode one image and bring it to 8-bit RGB.
 
     What becomes of each mode is said at
@@ -72,38 +76,41 @@ def decode_image(value: object, *, keep_grayscale: bool = False) -> Image.Image:
         value: encoded bytes, a path, a ``{"bytes", "path"}`` dictionary, a Pillow image, or an
             array or nested list of shape (height, width) or (height, width, 1, 3 or 4).
         keep_grayscale: leave a grayscale image in mode ``L`` (one channel; R = G = B).
+        max_image_pixels: images with more pixels are refused.
 
     Returns:
         Pillow image in mode ``RGB``, or ``L`` where allowed.
 
     Raises:
-        UndecodableImageError: the value is no image, is truncated, or has more than ``MAX_PIXELS``
-            pixels.
+        UndecodableImageError: the value is no image, is truncated, or has too many pixels.
     """
-    return finish_image(open_image(value), keep_grayscale=keep_grayscale)
+    image = open_image(value, max_image_pixels=max_image_pixels)
+    return finish_image(image, keep_grayscale=keep_grayscale)
 
 
-def open_image(value: object) -> Image.Image:
+def open_image(value: object, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """Open an image without decoding its pixels: the size, the mode and the EXIF data are known
     afterwards.
 
     Args:
         value: as for :func:`decode_image`.
+        max_image_pixels: images with more pixels are refused.
 
     Returns:
         Pillow image as stored, for :func:`upright_size` and :func:`finish_image`.
 
     Raises:
-        UndecodableImageError: the value is no image or has more than ``MAX_PIXELS`` pixels.
+        UndecodableImageError: the value is no image or has too many pixels.
     """
     try:
         image = _open(value)
         width, height = image.size
         if width * height == 0:
             raise UndecodableImageError(f"an image of {width} x {height} has no pixels")
-        if width * height > MAX_PIXELS:
+        if width * height > max_image_pixels:
             raise UndecodableImageError(
-                f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}"
+                f"{width} x {height} pixels are more than the limit of {max_image_pixels} "
+                f"(max_image_pixels)"
             )
         return image
     except UndecodableImageError:
@@ -165,11 +172,20 @@ def _open(value: object) -> Image.Image:
     if isinstance(value, (str, os.PathLike)):
         value = Path(value).read_bytes()
     if isinstance(value, (bytes, bytearray, memoryview)):
-        with warnings.catch_warnings():
-            # Pillow warns where the caller refuses.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _without_limit_of_pillow():
             return Image.open(io.BytesIO(value), formats=_readable_formats())
     return _image_from_array(np.asarray(value))
+
+
+@contextlib.contextmanager
+def _without_limit_of_pillow() -> Iterator[None]:
+    """Let Pillow open images of any size: the caller refuses them."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 @functools.cache

@@ -12,7 +12,12 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from esvit_hf.data.decoding import BrokenImage, UndecodableImageError, decode_image
+from esvit_hf.data.decoding import (
+    MAX_IMAGE_PIXELS,
+    BrokenImage,
+    UndecodableImageError,
+    decode_image,
+)
 from esvit_hf.data.fingerprints import fingerprint_rows
 from esvit_hf.data.labels import Labels, find_label_column, read_labels
 from esvit_hf.data.loading import load_dataset_split
@@ -34,6 +39,7 @@ class ImageSource:
         label_column: column with the labels; found by its type (``datasets.ClassLabel``) or its
             name if None.
         name: what to call the data in messages.
+        max_image_pixels: images with more pixels count as broken.
 
     Attributes:
         name: what to call the data in messages.
@@ -53,6 +59,7 @@ class ImageSource:
         image_column: str | None = None,
         label_column: str | None = None,
         name: str = "in-memory data set",
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
         if not isinstance(dataset, Dataset):
             kind = type(dataset).__name__
@@ -62,6 +69,7 @@ class ImageSource:
         if len(dataset) == 0:
             raise ValueError(f"{name} has no rows; choose another --split or data set")
         self.name = name
+        self.max_image_pixels = max_image_pixels
         self.image_column = find_image_column(dataset.features, image_column, name)
         self.label_column = find_label_column(dataset.features, label_column, name)
         self.classes: Labels | None = None
@@ -92,8 +100,10 @@ class ImageSource:
         return f"{self.name}: {len(self)} images in column '{self.image_column}', {labels}"
 
     def describe(self, index: int) -> str:
-        """Name an image in messages."""
-        return f"image {index}"
+        """Name an image in messages: its place, and its path if the data knows it."""
+        row = self._images[[int(index)]].column(0).to_pylist()[0]
+        path = row.get("path") if isinstance(row, dict) else row
+        return f"image {index} ({path})" if path and isinstance(path, str) else f"image {index}"
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -184,9 +194,9 @@ class ImageSource:
         images: list[Image.Image | BrokenImage] = []
         for index, value in zip(indices, self.read_encoded(indices), strict=True):
             try:
-                images.append(decode_image(value))
+                images.append(decode_image(value, max_image_pixels=self.max_image_pixels))
             except UndecodableImageError as error:
-                images.append(BrokenImage(int(index), str(error)))
+                images.append(BrokenImage(int(index), str(error), self.describe(index)))
         return images
 
 
@@ -197,6 +207,7 @@ def load_image_source(
     config_name: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> ImageSource:
     """Open a data set of images.
 
@@ -208,6 +219,7 @@ def load_image_source(
         config_name: configuration of a data set that has several.
         image_column: column with the images, where its type and name leave a doubt.
         label_column: column with the labels, where its type and name leave a doubt.
+        max_image_pixels: images with more pixels count as broken.
 
     Returns:
         The source.
@@ -222,6 +234,7 @@ def load_image_source(
         image_column=image_column,
         label_column=label_column,
         name=f"{name_or_path} (split {split})",
+        max_image_pixels=max_image_pixels,
     )
 
 

@@ -50,6 +50,10 @@ class RandomCrops:
         """(images,) int64 class indices, None without labels."""
         return self.source.labels
 
+    def describe(self, index: int) -> str:
+        """Name an image in messages."""
+        return self.source.describe(index)
+
     def read(self, indices: Sequence[int]) -> list[Image.Image | BrokenImage]:
         """Fetch, decode and crop images.
 

@@ -72,6 +72,9 @@ class ReadableImages(Protocol):
     def read(self, indices: Sequence[int]) -> list[Image.Image | BrokenImage]:
         """Fetch images by index, in mode RGB."""
 
+    def describe(self, index: int) -> str:
+        """Name an image in messages."""
+
 
 def extract_features(
     backbone: RegionBackbone,
@@ -127,8 +130,9 @@ def extract_features(
     faulty = (~torch.isfinite(values).all(dim=1)).nonzero()[:, 0]
     if len(faulty):
         raise ValueError(
-            f"features of {len(faulty)} of {len(source)} images are not finite, the first is image "
-            f"{int(faulty[0])}: check the weights, and try mixed precision 'no' or 'bf16'"
+            f"features of {len(faulty)} of {len(source)} images are not finite, the first is "
+            f"{source.describe(int(faulty[0]))}: check the weights, and try mixed precision 'no' "
+            f"or 'bf16'"
         )
     labels = None if source.labels is None else torch.from_numpy(source.labels).long()
     return Features(values, labels, block_widths)
@@ -261,9 +265,10 @@ class _PreprocessedImages(Dataset[_Batch]):
             ]
         except ValueError as error:
             # An exception would reach the main process wrapped in the worker's traceback.
+            first, last = (self.source.describe(indices[place]) for place in (0, -1))
             problem = (
-                f"the image processor cannot batch images {indices[0]} to {indices[-1]} "
-                f"({one_line(error)}): use one that crops or resizes to a fixed size"
+                f"the image processor cannot batch {first} to {last} ({one_line(error)}): use one "
+                f"that crops or resizes to a fixed size"
             )
             return _Batch(None, numbers, broken, problem)
         return _Batch(pixels, numbers, broken)

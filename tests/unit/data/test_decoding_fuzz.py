@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from esvit_hf.data import MultiCropDataset, TooManyBrokenImagesError, ViewSpec
-from esvit_hf.data.decoding import MAX_PIXELS, UndecodableImageError, decode_image
+from esvit_hf.data.decoding import MAX_IMAGE_PIXELS, UndecodableImageError, decode_image
 
 # What Pillow says about files that it can read in part.
 pytestmark = pytest.mark.filterwarnings(
@@ -87,7 +87,7 @@ def check(data: bytes) -> None:
     try:
         image = decode_image(data)
         assert image.mode == "RGB"
-        assert image.width * image.height <= MAX_PIXELS
+        assert image.width * image.height <= MAX_IMAGE_PIXELS
         reason = None
     except UndecodableImageError as error:
         reason = str(error)

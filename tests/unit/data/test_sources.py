@@ -178,7 +178,25 @@ def test_an_image_file_that_vanished_is_broken(tmp_path: Path) -> None:
     (tmp_path / "0.png").unlink()
     broken = [image for image in source.read([0, 1]) if isinstance(image, BrokenImage)]
     assert len(broken) == 1
-    assert "0.png" in broken[0].reason
+    assert broken[0].name == f"image 0 ({tmp_path / '0.png'})"
+
+
+def test_images_are_named_by_what_the_data_knows(tmp_path: Path) -> None:
+    write_image(tmp_path / "cat" / "1.png", 1)
+    features = Features({"image": ImageFeature()})
+    named = Dataset.from_dict({"image": [{"bytes": png(1), "path": "a.png"}]}, features=features)
+    assert load_image_source(str(tmp_path)).describe(0) == f"image 0 ({tmp_path / 'cat/1.png'})"
+    assert ImageSource(named).describe(0) == "image 0 (a.png)"
+    assert ImageSource(labeled()).describe(3) == "image 3"
+    assert ImageSource(with_images(1)).describe(0) == "image 0"
+
+
+def test_the_limit_of_pixels_is_a_setting(tmp_path: Path) -> None:
+    write_image(tmp_path / "1.png", 1)
+    assert isinstance(load_image_source(str(tmp_path)).read([0])[0], Image.Image)
+    (broken,) = load_image_source(str(tmp_path), max_image_pixels=11).read([0])
+    assert isinstance(broken, BrokenImage)
+    assert "4 x 3 pixels are more than the limit of 11" in broken.reason
 
 
 def test_null_image_is_broken() -> None:
