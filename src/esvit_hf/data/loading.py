@@ -20,6 +20,7 @@ from datasets import (
 from datasets.exceptions import DatasetsError
 
 from esvit_hf.common.errors import one_line
+from esvit_hf.common.files import expand_home
 from esvit_hf.data.image_folder import SPLIT_FOLDERS, ImageFolder, list_image_folder
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -43,7 +44,7 @@ def load_dataset_split(name_or_path: str, *, split: str, config_name: str | None
         ValueError: the data cannot be found or read, or lacks the split; the message names the
             remedy.
     """
-    path = Path(name_or_path).expanduser()
+    path = Path(expand_home(name_or_path))
     if path.is_file():
         return _load_parquet_file(path, split)
     if path.is_dir():
@@ -73,7 +74,7 @@ def split_names(name_or_path: str, config_name: str | None = None) -> list[str]:
     Raises:
         ValueError: the data cannot be found or read.
     """
-    path = Path(name_or_path).expanduser()
+    path = Path(expand_home(name_or_path))
     if path.exists():
         return local_split_names(path)
     try:

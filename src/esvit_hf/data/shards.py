@@ -27,7 +27,7 @@ from PIL import Image
 from pyarrow.lib import ArrowException
 
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import write_aside
+from esvit_hf.common.files import expand_home, write_aside
 from esvit_hf.data.loading import HUB_NAME
 
 TAR_CHUNK_IMAGES = 128
@@ -163,7 +163,8 @@ def find_shards(
     Raises:
         ValueError: there are none, or they are of another kind; the message names the remedy.
     """
-    path = Path(name_or_path).expanduser()
+    name_or_path = expand_home(name_or_path)
+    path = Path(name_or_path)
     if (
         "://" in name_or_path
         or "*" in name_or_path
@@ -209,7 +210,7 @@ def open_index(
         ValueError: there are no shards, they cannot be read, or hold no image.
     """
     if name_or_path.endswith(".json"):
-        index = _read_index(name_or_path)
+        index = _read_index(expand_home(name_or_path))
     else:
         urls = find_shards(name_or_path, split=split, config_name=config_name)
         if _is_tar(urls[0]):
@@ -251,6 +252,7 @@ def write_index(
         split: which part of the data.
         config_name: configuration of a data set that has several.
     """
+    output = expand_home(output)
     if output.suffix != ".json":
         raise ValueError(f"output {output} must end with .json")
     urls = find_shards(dataset, split=split, config_name=config_name)

@@ -25,7 +25,7 @@ from torch import Tensor
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import digest_file
+from esvit_hf.common.files import digest_file, expand_home
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.features.extraction import Features, extract_features, load_image_processor
 
@@ -82,8 +82,8 @@ class FeatureStore:
         num_workers: int = 2,
         accelerator: Accelerator | None = None,
     ) -> None:
-        self.folder = folder.expanduser()
-        self.model = model
+        self.folder = expand_home(folder)
+        self.model = expand_home(model)
         self.accelerator = accelerator or Accelerator()
         self._processor = processor
         self._revision = revision

@@ -193,6 +193,13 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert contents(output) == {i: i % 3 for i in range(25)}
 
 
+def test_packs_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pack = write_zip(tmp_path, 3)
+    assert repack(Path("~") / pack.name, Path("~/out"))["images"] == 3
+    assert len(contents(tmp_path / "out")) == 3
+
+
 def test_what_cannot_be_packed_is_refused_in_one_line(tmp_path: Path) -> None:
     pack = write_zip(tmp_path, 4)
     repack(pack, tmp_path / "out")

@@ -248,6 +248,15 @@ def test_a_changed_shard_is_noticed(tmp_path: Path) -> None:
         source.read_encoded([0])
 
 
+def test_shards_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_tar(tmp_path / "a0.tar", 0, 2)
+    write_tar(tmp_path / "a1.tar", 2, 3)
+    write_index("~/a{0..1}.tar", Path("~/index.json"))
+    assert len(stream("~/index.json")) == 5
+    assert find_shards("~/a*.tar") == [str(tmp_path / "a0.tar"), str(tmp_path / "a1.tar")]
+
+
 def test_wrong_places_are_one_line_with_a_remedy(tmp_path: Path) -> None:
     for name in ("pictures", "both", "empty"):
         (tmp_path / name).mkdir()

@@ -361,6 +361,12 @@ def test_wrong_places_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         assert place in str(error.value)
 
 
+def test_paths_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_image(tmp_path / "photos" / "1.png", 1)
+    assert len(load_image_source("~/photos")) == 1
+
+
 def test_unknown_hub_name_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(

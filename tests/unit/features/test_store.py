@@ -231,6 +231,16 @@ def test_a_model_in_the_cache_of_the_hub_is_known_by_its_commit(
     assert store(tmp_path / "features", "someone/network").model_revision == commit
 
 
+def test_models_and_features_below_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_model(tmp_path / "model")
+    assert store(Path("~/kept"), "~/model").features(source()).values.shape == (7, 16)
+    assert len(list((tmp_path / "kept").glob("*.json"))) == 1
+    assert load_image_processor("~/model") is not None
+
+
 def test_bad_folders_and_models(model: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="features cannot be kept in .*file.*name another folder"):
