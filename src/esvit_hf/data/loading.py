@@ -23,6 +23,8 @@ from esvit_hf.common.errors import one_line
 from esvit_hf.common.files import expand_home
 from esvit_hf.data.image_folder import SPLIT_FOLDERS, ImageFolder, list_image_folder
 
+ARCHIVES = {".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"}
+UNPACK = "unpack it and give the folder of its files (pretraining can stream .tar files)"
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -44,14 +46,12 @@ def load_dataset_split(name_or_path: str, *, split: str, config_name: str | None
         ValueError: the data cannot be found or read, or lacks the split; the message names the
             remedy.
     """
-    path = Path(expand_home(name_or_path))
-    if path.is_file():
-        return _load_parquet_file(path, split)
-    if path.is_dir():
-        return _load_folder(path, split, config_name)
-    if not HUB_NAME.fullmatch(name_or_path):
-        raise ValueError(
-            f"{name_or_path} does not exist; give a folder, a parquet file, or a name on the Hub"
+    path = _find_on_disk(name_or_path)
+    if path is not None:
+        return (
+            _load_folder(path, split, config_name)
+            if path.is_dir()
+            else _load_parquet_file(path, split)
         )
     return _load(
         name_or_path,
@@ -74,8 +74,8 @@ def split_names(name_or_path: str, config_name: str | None = None) -> list[str]:
     Raises:
         ValueError: the data cannot be found or read.
     """
-    path = Path(expand_home(name_or_path))
-    if path.exists():
+    path = _find_on_disk(name_or_path)
+    if path is not None:
         return local_split_names(path)
     try:
         return list(get_dataset_split_names(name_or_path, config_name))
@@ -114,7 +114,30 @@ def local_split_names(path: Path) -> list[str]:
         ) from error
 
 
+def _find_on_disk(name_or_path: str) -> Path | None:
+    """Return the path of data on disk, None for a name on the Hub.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    path = Path(expand_home(name_or_path))
+    if path.exists():
+        return path
+    if "://" in name_or_path:
+        raise ValueError(
+            f"{name_or_path} is an address, which pretraining can read while it streams; for "
+            f"everything else get the data and give its folder"
+        )
+    if not HUB_NAME.fullmatch(name_or_path):
+        raise ValueError(
+            f"{name_or_path} does not exist; give a folder, a parquet file, or a name on the Hub"
+        )
+    return None
+
+
 def _load_parquet_file(path: Path, split: str) -> Dataset:
+    if path.suffix in ARCHIVES:
+        raise ValueError(f"{path} is an archive: {UNPACK}")
     if path.suffix != ".parquet":
         raise ValueError(f"{path} is a file but no parquet file; give a .parquet file or a folder")
     asked = split.split("[")[0]
@@ -135,6 +158,9 @@ def _load_folder(path: Path, split: str, config_name: str | None) -> Dataset:
     folder = list_image_folder(path)
     if _is_described(folder):
         return _load(str(path), str(path), split, config_name)
+    archives = [other for other, reason in folder.others if reason in ARCHIVES]
+    if not folder.images and archives:
+        raise ValueError(f"{path} holds no image, but archives such as {archives[0]}: {UNPACK}")
     if not folder.images:
         raise ValueError(
             f"{path} holds no parquet file and no image; check the path, or the endings of the "

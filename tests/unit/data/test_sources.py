@@ -353,7 +353,15 @@ def test_wrong_places_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         str(tmp_path / "text"): "holds no parquet file and no image",
         str(tmp_path / "text" / "a.txt"): "no parquet file",
         str(tmp_path / "bad"): "cannot be loaded",
+        str(tmp_path / "photos.tar"): "is an archive: unpack it",
+        str(tmp_path / "photos.tar.gz"): "is an archive: unpack it",
+        str(tmp_path / "photos.zip"): "is an archive: unpack it",
+        str(tmp_path / "packed"): "no image, but archives such as (0|1).tar: unpack it",
+        "https://host/photos.parquet": "is an address, which pretraining can read while it streams",
     }
+    for name in ("photos.tar", "photos.tar.gz", "photos.zip", "packed/0.tar", "packed/1.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
     for place, message in cases.items():
         with pytest.raises(ValueError, match=message) as error:
             load_image_source(place)
