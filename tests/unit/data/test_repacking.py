@@ -239,8 +239,37 @@ def test_what_cannot_be_packed_is_refused_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists() or not list((tmp_path / "a").glob("*.parquet"))
 
 
-def test_an_index_beyond_the_file_is_a_broken_row(tmp_path: Path) -> None:
-    (tmp_path / "a.tsv").write_bytes(tsv_line("a", "0", png(0)))
-    (tmp_path / "a.lineidx").write_text("0\n5000\n")
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("0 5000", "does not belong to .*a.tsv, which has {size} bytes: remove it"),
+        ("0", "does not belong"),
+        ("", "does not belong"),
+        ("{second} 0", "does not belong"),
+        ("0 0", "does not belong"),
+        ("-5 {second}", "does not belong"),
+        ("0 99999999999999999999", "must hold a number a line"),
+        ("0 1.5", "must hold a number a line"),
+        ("zero", "must hold a number a line"),
+    ],
+)
+def test_a_damaged_index_is_one_line(tmp_path: Path, index: str, message: str) -> None:
+    lines = [tsv_line(f"k{number}", str(number), png(number)) for number in range(2)]
+    (tmp_path / "a.tsv").write_bytes(b"".join(lines))
+    known = {"second": len(lines[0]), "size": sum(map(len, lines))}
+    (tmp_path / "a.lineidx").write_text(index.format(**known))
+    with pytest.raises(ValueError, match=message.format(**known)) as error:
+        repack(tmp_path / "a.tsv", tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_index_into_the_middle_of_a_line_is_a_broken_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [tsv_line(f"k{number}", str(number), png(number)) for number in range(2)]
+    (tmp_path / "a.tsv").write_bytes(b"".join(lines) + b"\n")
+    (tmp_path / "a.lineidx").write_text(f"0 {len(lines[0]) + 2}")
     assert repack(tmp_path / "a.tsv", tmp_path / "out")["left_out"] == 1
+    assert "no line starts at byte" in capsys.readouterr().out
     assert TsvPack([tmp_path / "a.tsv"]).describe(1) == f"line 2 of {tmp_path / 'a.tsv'}"

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import tarfile
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from esvit_hf.data import ImageSource, StreamSource, open_stream
+from esvit_hf.data.shard_files import TAR_CHUNK_IMAGES
 from esvit_hf.data.shards import (
-    TAR_CHUNK_IMAGES,
     ShardIndex,
     UnreadableShardError,
     find_shards,
@@ -298,3 +299,64 @@ def test_wrong_places_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         assert "\n" not in str(error.value), place
     with pytest.raises(ValueError, match=r"output .* must end with .json"):
         write_index(str(tmp_path / "both" / "a.tar"), tmp_path / "index")
+
+
+def number(value: str) -> str:
+    return f'{{"shards": [{{"url": "a.parquet", "chunks": [[0, {value}]]}}]}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (number("1" + "0" * 30), "int"),
+        (number("9" * 5000), "digits"),
+        (number(str(2**62)), "more than 1099511627776 images"),
+        (number("1e999"), "infinity|convert|range"),
+        (number("NaN"), "NaN"),
+        (number('"x"'), "x"),
+        (number("[1]"), "sequence|list"),
+        ('{"shards": ' + "[" * 100_000, "recursion|depth"),
+        ('{"shards": [{"url": "/etc/passwd", "chunks": [[0, 1]]}]}', "/etc/passwd is neither"),
+        ('{"shards": {"url": "a.tar"}}', "indices"),
+        ("[]", "indices"),
+        ("\x00", "Expecting value"),
+    ],
+)
+def test_hostile_indexes_are_one_line(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ValueError, match="is not a readable index of shards") as error:
+        open_index(str(tmp_path / "index.json"))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 700
+    assert re.search(reason, str(error.value))
+
+
+@pytest.mark.parametrize("chunk", [[99, 10], [2**62, 10], [0, 2**39]])
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_an_index_of_another_shard_is_one_line(tmp_path: Path, kind: str, chunk: list[int]) -> None:
+    write_parquet(tmp_path, [10])
+    write_tar(tmp_path / "a.tar", 0, 10)
+    url = "train-00000-of-00001.parquet" if kind == "parquet" else "a.tar"
+    text = json.dumps({"shards": [{"url": url, "chunks": [chunk]}]})
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ValueError, match=f"{url} (cannot be read|has 10 images)") as error:
+        stream(tmp_path / "index.json").read_encoded([0])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("nowhere://host/a.parquet", "cannot be read .*nowhere"),
+        ("nowhere://host/*.parquet", "cannot be listed .*nowhere"),
+        ("http://[bad/*.parquet", "cannot be listed"),
+        ("http://[bad/a.parquet", "cannot be read"),
+        ("http://host:port/*.parquet", "cannot be listed"),
+        ("file:///nowhere/a.parquet", "cannot be read"),
+        ("file:///nowhere/*.parquet", "no file matches"),
+    ],
+)
+def test_addresses_of_no_form_are_one_line(address: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        open_index(address)
+    assert "\n" not in str(error.value)
