@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from esvit_hf.data import decode_image
-from esvit_hf.data.decoding import UndecodableImageError, open_image, upright_size
+from esvit_hf.data.decoding import UndecodableImageError, decode_image, open_image, upright_size
 
 RAMP = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
 COLORS = np.stack([RAMP, RAMP[::-1], 255 - RAMP], axis=2)

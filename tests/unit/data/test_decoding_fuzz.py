@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from esvit_hf.data import MultiCropDataset, TooManyBrokenImagesError, ViewSpec
 from esvit_hf.data.decoding import MAX_IMAGE_PIXELS, UndecodableImageError, decode_image
+from esvit_hf.data.multicrop import MultiCropDataset, TooManyBrokenImagesError
+from esvit_hf.data.views import ViewSpec
 
 # What Pillow says about files that it can read in part.
 pytestmark = pytest.mark.filterwarnings(

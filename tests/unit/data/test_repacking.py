@@ -13,10 +13,12 @@ import datasets
 import pytest
 from PIL import Image
 
-from esvit_hf.data import ImageSource, open_stream, repacking
+from esvit_hf.data import repacking
 from esvit_hf.data.loading import load_dataset_split
 from esvit_hf.data.packs import TsvPack
 from esvit_hf.data.repacking import repack
+from esvit_hf.data.sources import ImageSource
+from esvit_hf.data.streaming import open_stream
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor
 
 import esvit_hf
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
-from esvit_hf.data import decode_image
+from esvit_hf.data.decoding import decode_image
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
