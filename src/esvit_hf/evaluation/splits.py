@@ -23,9 +23,9 @@ __all__ = [
     "LabeledSplits",
     "check_classes",
     "check_images_per_class",
-    "hold_out",
     "load_splits",
     "overlapping_images",
+    "split_off_test",
 ]
 
 _ROWS_AT_ONCE = 256
@@ -81,8 +81,8 @@ def load_splits(
         Both, with labels in one numbering.
 
     Raises:
-        ValueError: as `load_image_source`, `shared_labels`, `hold_out` and `check_classes`, or both
-            `test_split` and `test_fraction` are given.
+        ValueError: as `load_image_source`, `shared_labels`, `split_off_test` and `check_classes`,
+            or both `test_split` and `test_fraction` are given.
     """
     if test_split is not None and test_fraction is not None:
         raise ValueError(
@@ -115,7 +115,7 @@ def load_splits(
         assert test_split is not None
         test = load(test_split)
     else:
-        train, test = hold_out(train, test_fraction, seed)
+        train, test = split_off_test(train, test_fraction, seed)
     train_labels, test_labels = shared_labels(train, test)
     assert train.classes is not None and test.classes is not None
     names = list(dict.fromkeys(train.classes.names + names_in_common(train.classes, test.classes)))
@@ -132,7 +132,9 @@ def load_splits(
     return LabeledSplits(train, test, train_labels, test_labels, names, test_name)
 
 
-def hold_out(source: ImageSource, fraction: float, seed: int) -> tuple[ImageSource, ImageSource]:
+def split_off_test(
+    source: ImageSource, fraction: float, seed: int
+) -> tuple[ImageSource, ImageSource]:
     """Divide images at random into a part to learn from and a part to test on.
 
     Every class gives its share, rounded, to the test part: at least one image if it has two, and

@@ -100,8 +100,7 @@ class Explorer:
         (image,) = self._example_source.read([places[label]])
         if isinstance(image, BrokenImage):
             raise ValueError(
-                f"The example {label!r}, {image.name}, cannot be read ({image.reason}): choose "
-                f"another one."
+                f"The example {label!r} cannot be read ({image.reason}): choose another one."
             )
         return image
 

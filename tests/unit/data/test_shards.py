@@ -15,7 +15,6 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from esvit_hf.data import ImageSource, StreamSource, open_stream
 from esvit_hf.data.shard_files import TAR_CHUNK_IMAGES
 from esvit_hf.data.shards import (
     ShardIndex,
@@ -24,6 +23,8 @@ from esvit_hf.data.shards import (
     open_index,
     write_index,
 )
+from esvit_hf.data.sources import ImageSource
+from esvit_hf.data.streaming import StreamSource, open_stream
 
 
 @pytest.fixture(autouse=True)
