@@ -166,7 +166,7 @@ def _load_folder(path: Path, split: str, config_name: str | None) -> Dataset:
             f"{path} holds no parquet file and no image; check the path, or the endings of the "
             f"files"
         )
-    return _take_slices(path, split, list(folder.splits()), folder.read)
+    return take_slices(path, split, list(folder.splits()), folder.read)
 
 
 def _is_described(folder: ImageFolder) -> bool:
@@ -181,11 +181,11 @@ def _is_described(folder: ImageFolder) -> bool:
 def _load_saved(path: Path, split: str) -> Dataset:
     loaded = load_from_disk(str(path))
     rows = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
-    return _take_slices(path, split, list(rows), lambda names: {name: rows[name] for name in names})
+    return take_slices(path, split, list(rows), lambda names: {name: rows[name] for name in names})
 
 
-def _take_slices(
-    path: Path,
+def take_slices(
+    place: str | Path,
     split: str,
     available: Sequence[str],
     read: Callable[[Sequence[str]], dict[str, Dataset]],
@@ -193,19 +193,22 @@ def _take_slices(
     """Read splits and take the parts that are asked for, as `datasets` does for its own.
 
     Args:
-        path: place of the data, for messages.
+        place: path or name of the data, for messages.
         split: name of a split, or slices such as `train[:10%]+test`.
         available: names of the splits that there are.
         read: from names of splits to their rows.
 
+    Returns:
+        The rows.
+
     Raises:
         ValueError: there is no such split or slice.
     """
-    asked = list(dict.fromkeys(re.split(r"[\[+]", part)[0] for part in split.split("+")))
+    asked = list(dict.fromkeys(part.split("[")[0].strip() for part in split.split("+")))
     missing = [name for name in asked if name not in available]
     if missing:
         raise ValueError(
-            f"{path} has no split '{missing[0]}'; set --split to one of: {', '.join(available)}"
+            f"{place} has no split '{missing[0]}'; set --split to one of: {', '.join(available)}"
         )
     rows = read(asked)
     lengths = {name: len(part) for name, part in rows.items()}
@@ -213,7 +216,7 @@ def _take_slices(
         slices = ReadInstruction.from_spec(split).to_absolute(lengths)
     except ValueError as error:
         raise ValueError(
-            f"{path}: the split '{split}' cannot be read ({one_line(error)}); set --split to one "
+            f"{place}: the split '{split}' cannot be read ({one_line(error)}); set --split to one "
             f"of {', '.join(available)}, or to a slice such as {asked[0]}[:10%]"
         ) from error
     parts = [rows[part.splitname].select(range(part.from_, part.to)) for part in slices]

@@ -189,7 +189,7 @@ def test_images_are_in_the_order_of_their_paths(tmp_path: Path) -> None:
     [
         ("train[:1]", ["train/cat/1.jpg"]),
         ("train[50%:]", ["train/dog/2.jpg"]),
-        ("validation+train[1:]", ["val/cat/3.jpg", "train/dog/2.jpg"]),
+        ("validation + train[1:]", ["val/cat/3.jpg", "train/dog/2.jpg"]),
     ],
 )
 def test_slices_of_splits(tmp_path: Path, split: str, images: list[str]) -> None:
