@@ -25,6 +25,7 @@ __all__ = [
     "check_images_per_class",
     "load_splits",
     "overlapping_images",
+    "shared_class_names",
     "split_off_test",
 ]
 
@@ -117,8 +118,7 @@ def load_splits(
     else:
         train, test = split_off_test(train, test_fraction, seed)
     train_labels, test_labels = shared_labels(train, test)
-    assert train.classes is not None and test.classes is not None
-    names = list(dict.fromkeys(train.classes.names + names_in_common(train.classes, test.classes)))
+    names = shared_class_names(train, test)
     check_classes(train_labels, test_labels, names)
     untested = sorted(set(train_labels.unique().tolist()) - set(test_labels.unique().tolist()))
     if untested:
@@ -182,6 +182,21 @@ def split_off_test(
 def _find_test_split(dataset: str, config_name: str | None) -> str | None:
     names = split_names(dataset, config_name)
     return next((name for name in ("test", "validation") if name in names), None)
+
+
+def shared_class_names(train: ImageSource, test: ImageSource) -> list[str]:
+    """Name the classes of two sources in the numbering of `shared_labels`.
+
+    Args:
+        train: images with labels.
+        test: images with labels.
+
+    Returns:
+        Name of each class, those of `train` first.
+    """
+    assert train.classes is not None and test.classes is not None
+    known = train.classes.names + names_in_common(train.classes, test.classes)
+    return list(dict.fromkeys(known))
 
 
 def check_classes(
