@@ -102,7 +102,7 @@ def load_splits(
             stacklevel=2,
         )
 
-    def load(split: str) -> ImageSource:
+    def read_split(split: str) -> ImageSource:
         return load_image_source(
             dataset,
             split=split,
@@ -111,10 +111,10 @@ def load_splits(
             label_column=label_column,
         )
 
-    train = load(train_split)
+    train = read_split(train_split)
     if test_fraction is None:
         assert test_split is not None
-        test = load(test_split)
+        test = read_split(test_split)
     else:
         train, test = split_off_test(train, test_fraction, seed)
     train_labels, test_labels = shared_labels(train, test)
