@@ -133,7 +133,7 @@ def main(
         for split in (train_split, test_split)
     )
     train_labels, test_labels = shared_labels(train, test)
-    names = train.class_names or [str(number) for number in range(int(train_labels.max()) + 1)]
+    names = list(train.class_names or ())
     if int(test_labels.max()) >= len(names):
         raise ValueError(
             f"{test.description}: it has classes that the training images lack; choose other splits"

@@ -16,7 +16,7 @@ BELOW: dict[str, set[str]] = {
     "models": set(),
     "registration": {"models"},
     "backbones": {"common", "models"},
-    "data": {"common"},
+    "data": {"common", "models"},
     "hub": {"common"},
     "export": {"common", "models"},
     "features": {"backbones", "common", "data", "models"},

@@ -7,12 +7,22 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["HUB_NAME", "digest_file", "flush_to_disk", "public_name", "write_aside"]
+__all__ = [
+    "HUB_NAME",
+    "digest_file",
+    "expand_home",
+    "flush_to_disk",
+    "public_name",
+    "write_aside",
+]
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 """What the name of a repository on the Hub looks like."""
 _CHUNK_BYTES = 1 << 20
+
+Place = TypeVar("Place", str, Path)
 
 
 def digest_file(path: Path) -> str:
@@ -39,6 +49,26 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def expand_home(place: Place) -> Place:
+    """Replace `~` at the start of a path by the home folder, as the shell does.
+
+    Args:
+        place: path, pattern, address or Hub name, of which only paths start with `~`.
+
+    Returns:
+        The same, of the same type.
+
+    Raises:
+        ValueError: it names a user that there is not.
+    """
+    if not str(place).startswith("~"):
+        return place
+    try:
+        return type(place)(Path(place).expanduser())
+    except RuntimeError as error:
+        raise ValueError(f"{place} names no home folder: give the path without ~") from error
 
 
 @contextmanager

@@ -5,21 +5,27 @@ a one-line error.
 import glob
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, get_dataset_split_names, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    ReadInstruction,
+    concatenate_datasets,
+    get_dataset_split_names,
+    load_dataset,
+    load_from_disk,
+)
 from datasets.exceptions import DatasetsError
-from PIL import Image
 
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import HUB_NAME
+from esvit_hf.common.files import HUB_NAME, expand_home
+from esvit_hf.data.image_folder import SPLIT_FOLDERS, ImageFolder, list_image_folder
 
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
+ARCHIVES = {".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"}
+UNPACK = "unpack it and give the folder of its files (pretraining can stream .tar files)"
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def load_dataset_split(name_or_path: str, *, split: str, config_name: str | None = None) -> Dataset:
@@ -38,14 +44,12 @@ def load_dataset_split(name_or_path: str, *, split: str, config_name: str | None
         ValueError: the data cannot be found or read, or lacks the split; the message names the
             remedy.
     """
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return _load_parquet_file(path, split)
-    if path.is_dir():
-        return _load_folder(path, split, config_name)
-    if not HUB_NAME.fullmatch(name_or_path):
-        raise ValueError(
-            f"{name_or_path} does not exist; give a folder, a parquet file, or a name on the Hub"
+    path = _find_on_disk(name_or_path)
+    if path is not None:
+        return (
+            _load_folder(path, split, config_name)
+            if path.is_dir()
+            else _load_parquet_file(path, split)
         )
     return _load(
         name_or_path,
@@ -53,6 +57,31 @@ def load_dataset_split(name_or_path: str, *, split: str, config_name: str | None
         split,
         config_name,
     )
+
+
+def split_names(name_or_path: str, config_name: str | None = None) -> list[str]:
+    """Name the splits of a data set.
+
+    Args:
+        name_or_path: as for :func:`load_dataset_split`.
+        config_name: configuration of a data set that has several.
+
+    Returns:
+        The names that :func:`load_dataset_split` knows.
+
+    Raises:
+        ValueError: the data cannot be found or read.
+    """
+    path = _find_on_disk(name_or_path)
+    if path is not None:
+        return local_split_names(path)
+    try:
+        return list(get_dataset_split_names(name_or_path, config_name))
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name_or_path} cannot be found or read ({one_line(error)}); check the path or name, "
+            f"and --config_name"
+        ) from error
 
 
 def local_split_names(path: Path) -> list[str]:
@@ -72,8 +101,9 @@ def local_split_names(path: Path) -> list[str]:
         return list(json.loads((path / "dataset_dict.json").read_text())["splits"])
     if path.is_file() or (path / "state.json").is_file():
         return ["train"]
-    if not _is_described(path):
-        return [name for name, root in _split_roots(path).items() if _has_image(root)]
+    folder = list_image_folder(path)
+    if not _is_described(folder):
+        return list(folder.splits()) if folder.images else []
     try:
         return list(get_dataset_split_names(str(path)))
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
@@ -82,7 +112,30 @@ def local_split_names(path: Path) -> list[str]:
         ) from error
 
 
+def _find_on_disk(name_or_path: str) -> Path | None:
+    """Return the path of data on disk, None for a name on the Hub.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    path = Path(expand_home(name_or_path))
+    if path.exists():
+        return path
+    if "://" in name_or_path:
+        raise ValueError(
+            f"{name_or_path} is an address, which pretraining can read while it streams; for "
+            f"everything else get the data and give its folder"
+        )
+    if not HUB_NAME.fullmatch(name_or_path):
+        raise ValueError(
+            f"{name_or_path} does not exist; give a folder, a parquet file, or a name on the Hub"
+        )
+    return None
+
+
 def _load_parquet_file(path: Path, split: str) -> Dataset:
+    if path.suffix in ARCHIVES:
+        raise ValueError(f"{path} is an archive: {UNPACK}")
     if path.suffix != ".parquet":
         raise ValueError(f"{path} is a file but no parquet file; give a .parquet file or a folder")
     asked = split.split("[")[0]
@@ -100,75 +153,72 @@ def _load_parquet_file(path: Path, split: str) -> Dataset:
 def _load_folder(path: Path, split: str, config_name: str | None) -> Dataset:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _load_saved(path, split)
-    if _is_described(path):
+    folder = list_image_folder(path)
+    if _is_described(folder):
         return _load(str(path), str(path), split, config_name)
-    roots = _split_roots(path)
-    if not any(_has_image(root) for root in roots.values()):
+    archives = [other for other, reason in folder.others if reason in ARCHIVES]
+    if not folder.images and archives:
+        raise ValueError(f"{path} holds no image, but archives such as {archives[0]}: {UNPACK}")
+    if not folder.images:
         raise ValueError(
             f"{path} holds no parquet file and no image; check the path, or the endings of the "
             f"files"
         )
-    # The patterns are given, because datasets would take words such as "train" in the names of
-    # files for splits.
-    data_files = {
-        name: f"{glob.escape(str(root))}/**" for name, root in roots.items() if _has_image(root)
-    }
-    has_classes = not any(next(_images_in(root), None) for root in roots.values())
-    return _load(
-        "imagefolder", str(path), split, None, data_files=data_files, drop_labels=not has_classes
-    )
+    return take_slices(path, split, list(folder.splits()), folder.read)
 
 
-def _is_described(path: Path) -> bool:
+def _is_described(folder: ImageFolder) -> bool:
     """Tell whether datasets finds the splits by itself: a README may map files to splits and
     configurations.
     """
-    return next(path.glob("**/*.parquet"), None) is not None or any(path.glob("metadata.*"))
+    starts = ("", *folder.splits().values())
+    described = {f"{start}{name}" for start in starts for name in METADATA_FILES}
+    return any(path in described or path.endswith(".parquet") for path, _ in folder.others)
 
 
 def _load_saved(path: Path, split: str) -> Dataset:
     loaded = load_from_disk(str(path))
-    if isinstance(loaded, DatasetDict):
-        if split not in loaded:
-            raise ValueError(
-                f"{path} has no split '{split}'; set --split to one of: {', '.join(loaded)}"
-            )
-        return loaded[split]
-    if split != "train":
-        raise ValueError(f"{path} is one data set without a split '{split}'; set --split train")
-    return loaded
+    rows = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
+    return take_slices(path, split, list(rows), lambda names: {name: rows[name] for name in names})
 
 
-def _split_roots(path: Path) -> dict[str, Path]:
-    """Map split names to folders: those named after splits if the folder holds nothing else, else
-    the folder itself.
+def take_slices(
+    place: str | Path,
+    split: str,
+    available: Sequence[str],
+    read: Callable[[Sequence[str]], dict[str, Dataset]],
+) -> Dataset:
+    """Read splits and take the parts that are asked for, as `datasets` does for its own.
+
+    Args:
+        place: path or name of the data, for messages.
+        split: name of a split, or slices such as `train[:10%]+test`.
+        available: names of the splits that there are.
+        read: from names of splits to their rows.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ValueError: there is no such split or slice.
     """
-    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    folders = [entry for entry in entries if entry.is_dir()]
-    roots = {
-        name: folder
-        for name, words in SPLIT_FOLDERS.items()
-        for folder in sorted(folders)
-        if folder.name.lower() in words
-    }
-    is_split = bool(roots) and len(roots) == len(folders) and not any(map(_is_image, entries))
-    return roots if is_split else {"train": path}
-
-
-def _is_image(path: Path) -> bool:
-    return (
-        path.suffix.lower() in Image.registered_extensions()
-        and path.is_file()
-        and not path.name.startswith(".")
-    )
-
-
-def _images_in(folder: Path) -> Iterator[Path]:
-    return (entry for entry in folder.iterdir() if _is_image(entry))
-
-
-def _has_image(folder: Path) -> bool:
-    return any(_is_image(entry) for entry in folder.glob("**/*"))
+    asked = list(dict.fromkeys(part.split("[")[0].strip() for part in split.split("+")))
+    missing = [name for name in asked if name not in available]
+    if missing:
+        raise ValueError(
+            f"{place} has no split '{missing[0]}'; set --split to one of: {', '.join(available)}"
+        )
+    rows = read(asked)
+    lengths = {name: len(part) for name, part in rows.items()}
+    try:
+        slices = ReadInstruction.from_spec(split).to_absolute(lengths)
+    except ValueError as error:
+        raise ValueError(
+            f"{place}: the split '{split}' cannot be read ({one_line(error)}); set --split to one "
+            f"of {', '.join(available)}, or to a slice such as {asked[0]}[:10%]"
+        ) from error
+    parts = [rows[part.splitname].select(range(part.from_, part.to)) for part in slices]
+    return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
 
 def _load(
@@ -178,13 +228,9 @@ def _load(
     config_name: str | None,
     *,
     data_files: dict[str, str] | None = None,
-    drop_labels: bool | None = None,
 ) -> Dataset:
-    options = {} if drop_labels is None else {"drop_labels": drop_labels}
     try:
-        return load_dataset(
-            builder, name=config_name, split=split, data_files=data_files, **options
-        )
+        return load_dataset(builder, name=config_name, split=split, data_files=data_files)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{place} cannot be loaded ({one_line(error)}); check the path or name, --split and "

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -20,7 +21,13 @@ from esvit_hf.data.color import (
     pack_color_samples,
 )
 from esvit_hf.data.cropping import Crop, cut_crops, jpeg_reduction, reduce_box
-from esvit_hf.data.decoding import UndecodableImageError, finish_image, open_image, upright_size
+from esvit_hf.data.decoding import (
+    MAX_IMAGE_PIXELS,
+    UndecodableImageError,
+    finish_image,
+    open_image,
+    upright_size,
+)
 from esvit_hf.data.views import ViewSpec, expand_views
 
 REPLACEMENT_ATTEMPTS = 20
@@ -169,7 +176,11 @@ class MultiCropDataset(Dataset[CropBatch]):
         source: the images.
         views: what to crop; the teacher's views come first in a batch.
         seed: from 0 on.
-        max_broken_fraction: largest share of broken images among those a worker has read.
+        max_broken_fraction: largest share of broken images among those a worker has read; unless it
+            is 0, one is always allowed.
+        reduce_jpegs: decode JPEGs at a half, a quarter or an eighth of their size where every crop
+            is still to be made smaller than that.
+        max_image_pixels: images with more pixels count as broken.
 
     Raises:
         ValueError: a setting is out of range, or no view is for the teacher.
@@ -181,6 +192,8 @@ class MultiCropDataset(Dataset[CropBatch]):
         views: Sequence[ViewSpec],
         seed: int,
         max_broken_fraction: float = 0.01,
+        reduce_jpegs: bool = True,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
         if seed < 0:
             raise ValueError(f"seed is {seed}; set it to 0 or more")
@@ -192,9 +205,10 @@ class MultiCropDataset(Dataset[CropBatch]):
         self.views = expand_views(views)
         self.seed = seed
         self.max_broken_fraction = max_broken_fraction
+        self.reduce_jpegs = reduce_jpegs
+        self.max_image_pixels = max_image_pixels
         self._num_read = 0
-        self._num_broken = 0
-        self._last_broken: tuple[int, str] | None = None
+        self._broken: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -249,8 +263,8 @@ class MultiCropDataset(Dataset[CropBatch]):
             except UndecodableImageError as error:
                 broken.append((chosen, str(error)))
         raise TooManyBrokenImagesError(
-            f"{REPLACEMENT_ATTEMPTS} images in a row cannot be decoded, the last one at index "
-            f"{chosen} ({broken[-1][1]}); check the data and --image_column"
+            f"{REPLACEMENT_ATTEMPTS} images in a row cannot be decoded, the last one is "
+            f"{self._describe(chosen)}: {broken[-1][1]}; check the data and --image_column"
         )
 
     def _crop(
@@ -259,17 +273,19 @@ class MultiCropDataset(Dataset[CropBatch]):
         """Write all crops of one image; return their color operations and whether the image is
         grayscale.
         """
-        image = open_image(value)
+        image = open_image(value, max_image_pixels=self.max_image_pixels)
         width, height = upright_size(image)
         samples = [view.sample(generator, width, height) for view in self.views]
         crops = [sample.crop for sample in samples]
         reduction = 1
-        if image.format == "JPEG":
+        # An image of the caller may be decoded already, and must not lose its pixels.
+        if self.reduce_jpegs and image.format == "JPEG" and not isinstance(value, Image.Image):
             reduction = jpeg_reduction(
                 [crop.box for crop in crops], [view.size for view in self.views]
             )
-        if reduction > 1:
-            image.draft(None, (image.width // reduction, image.height // reduction))
+        size = image.width // reduction, image.height // reduction
+        if reduction > 1 and image.draft(None, size) is None:
+            reduction = 1
         image = finish_image(image, keep_grayscale=True)
         if reduction > 1:
             crops = [
@@ -278,21 +294,27 @@ class MultiCropDataset(Dataset[CropBatch]):
         cut_crops(image, crops, outputs)
         return [sample.color for sample in samples], image.mode == "L"
 
+    def _describe(self, index: int) -> str:
+        """Name an image in messages, as the source does if it can."""
+        name: str = getattr(self.source, "describe", "image {}".format)(index)
+        return name
+
     def _judge(self, num_images: int, broken: list[tuple[int, str]]) -> None:
         self._num_read += num_images + len(broken)
-        self._num_broken += len(broken)
-        self._last_broken = broken[-1] if broken else self._last_broken
-        enough = self._num_read >= min(MIN_JUDGED_IMAGES, len(self))
-        if (
-            self._last_broken
-            and enough
-            and self._num_broken > self.max_broken_fraction * self._num_read
-        ):
-            index, reason = self._last_broken
+        self._broken |= dict(broken)
+        # Later epochs read the same images again.
+        num_images_read = min(self._num_read, len(self))
+        allowed = self.max_broken_fraction * num_images_read
+        if self.max_broken_fraction > 0:
+            # One file must not end a run on few images.
+            allowed = max(1, allowed)
+        if num_images_read >= min(MIN_JUDGED_IMAGES, len(self)) and len(self._broken) > allowed:
+            index, reason = list(self._broken.items())[-1]
             raise TooManyBrokenImagesError(
-                f"{self._num_broken} of {self._num_read} images cannot be decoded, more than the "
-                f"allowed share of {self.max_broken_fraction}, the last one at index {index} "
-                f"({reason}); repair the data or raise max_broken_fraction"
+                f"{len(self._broken)} of {num_images_read} images cannot be decoded, more than the "
+                f"allowed share of {self.max_broken_fraction}, the last one is "
+                f"{self._describe(index)}: {reason}; repair the data or raise "
+                f"max_broken_fraction"
             )
 
 

@@ -4,6 +4,7 @@ base64.
 
 import base64
 import binascii
+import itertools
 import json
 import zipfile
 import zlib
@@ -14,8 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from esvit_hf.common.errors import one_line
+
 MAX_ENCODED_BYTES = 2**28
 """Rows that claim more than this are refused unread; no photograph is so large."""
+_CHECKED_BYTES = 1024
 
 
 class BrokenRowError(ValueError):
@@ -131,7 +135,7 @@ class TsvPack:
         files: the .tsv files.
 
     Raises:
-        ValueError: a .lineidx file cannot be read.
+        ValueError: a .lineidx file cannot be read, or belongs to another file.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -172,14 +176,17 @@ class _Lines:
         self.path = path
         self._file = path.open("rb")
         self._starts = (
-            self._find_lines() if index is None or not index.is_file() else _read_starts(index)
+            self._find_lines() if index is None or not index.is_file() else self._read_starts(index)
         )
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def read(self, number: int) -> bytes:
-        self._file.seek(int(self._starts[number]))
+        start = int(self._starts[number])
+        self._file.seek(max(0, start - 1))
+        if start and self._file.read(1) != b"\n":
+            raise BrokenRowError(f"no line starts at byte {start}: remove the .lineidx file")
         line = self._file.readline(2 * MAX_ENCODED_BYTES)
         if not line.endswith(b"\n") and self._file.tell() < self.path.stat().st_size:
             raise BrokenRowError(f"the line is longer than {2 * MAX_ENCODED_BYTES} bytes")
@@ -193,15 +200,26 @@ class _Lines:
             first += len(line)
         return np.asarray(starts)
 
-
-def _read_starts(index: Path) -> np.ndarray:
-    try:
-        starts = np.array(index.read_text().split(), dtype=np.int64)
-    except ValueError as error:
-        raise ValueError(
-            f"{index} must hold a number a line ({error}): remove it, it is made up for"
-        ) from error
-    return starts
+    def _read_starts(self, index: Path) -> np.ndarray:
+        size = self.path.stat().st_size
+        try:
+            starts = np.array(list(map(int, index.read_text().split())), dtype=np.int64)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(
+                f"{index} must hold a number a line ({one_line(error)}): remove it, it is made up "
+                f"for"
+            ) from error
+        places = [-1, *starts.tolist(), size]
+        is_ascending = all(one < other for one, other in itertools.pairwise(places))
+        # The last line must reach the end of the file, but for empty lines.
+        self._file.seek(int(starts[-1]) if is_ascending and len(starts) else 0)
+        self._file.readline()
+        if not is_ascending or self._file.read(_CHECKED_BYTES).strip():
+            raise ValueError(
+                f"{index} does not belong to {self.path}, which has {size} bytes: remove it, it is "
+                f"made up for"
+            )
+        return starts
 
 
 def _decode(text: bytes) -> str:

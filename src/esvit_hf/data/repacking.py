@@ -13,7 +13,7 @@ from datasets import Features, Value
 from datasets import Image as ImageFeature
 from tqdm.auto import tqdm
 
-from esvit_hf.common.files import write_aside
+from esvit_hf.common.files import expand_home, write_aside
 from esvit_hf.data.decoding import UndecodableImageError, open_image
 from esvit_hf.data.packs import BrokenRowError, Pack, open_pack
 
@@ -45,6 +45,7 @@ def repack(
         ValueError: the pack cannot be read, holds no images, or the folder holds shards of another
             kind.
     """
+    source, output = expand_home(source), expand_home(output)
     if shard_size < 1:
         raise ValueError(f"shard_size is {shard_size}; set it to 1 or more")
     pack = open_pack(source)

@@ -1,40 +1,36 @@
-"""Shards of encoded images, parquet or tar, on disk or remote: where they are, their index, reading
-a part of one.
-"""
+"""Shards of encoded images, parquet or tar, on disk or remote: where they are, and their index."""
 
 import functools
-import io
 import json
 import re
-import tarfile
-import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 import numpy as np
-import pyarrow.parquet
-from datasets import Features, Value, config, load_dataset_builder
+from datasets import Features, Value, load_dataset_builder
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetsError
-from datasets.utils.file_utils import xopen
 from PIL import Image
-from pyarrow.lib import ArrowException
 
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import HUB_NAME, write_aside
+from esvit_hf.common.files import HUB_NAME, expand_home, write_aside
+from esvit_hf.data.shard_files import (
+    READING_ERRORS,
+    index_tar,
+    is_parquet,
+    is_tar,
+    open_shard,
+    read_footer,
+    read_row_group,
+    read_samples,
+)
 
-TAR_CHUNK_IMAGES = 128
 OPEN_SHARDS = 16
-KNOWN_FOOTERS = 256
-# What a file system reads ahead is read for nothing, as each chunk is read at once.
-READ_AHEAD_BYTES = 2**16
-NOT_THERE = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
+MOST_IMAGES = 2**40
 NUMBER_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -114,21 +110,19 @@ class ShardIndex:
             int(self.sizes[chunk]),
         )
         try:
-            if _is_parquet(url):
-                values = _read_row_group(url, start, column)
+            if is_parquet(url):
+                values = read_row_group(url, start, column)
             else:
                 is_last = (
                     chunk + 1 == len(self.sizes) or self.shards[chunk + 1] != self.shards[chunk]
                 )
-                samples = _read_samples(
-                    url, start, None if is_last else int(self.starts[chunk + 1])
-                )
+                samples = read_samples(url, start, None if is_last else int(self.starts[chunk + 1]))
                 names = column.split(";")
                 values = [
                     next((sample[name] for name in names if name in sample), None)
                     for sample in samples
                 ]
-        except (OSError, ArrowException, tarfile.TarError) as error:
+        except READING_ERRORS as error:
             raise UnreadableShardError(
                 f"{url} cannot be read ({one_line(error)}): repair it, or leave it out"
             ) from error
@@ -162,7 +156,8 @@ def find_shards(
     Raises:
         ValueError: there are none, or they are of another kind; the message names the remedy.
     """
-    path = Path(name_or_path).expanduser()
+    name_or_path = expand_home(name_or_path)
+    path = Path(name_or_path)
     if (
         "://" in name_or_path
         or "*" in name_or_path
@@ -178,13 +173,13 @@ def find_shards(
         )
     if not urls:
         raise ValueError(f"no file matches {name_or_path}; check the pattern")
-    other = next((url for url in urls if not _is_parquet(url) and not _is_tar(url)), None)
+    other = next((url for url in urls if not is_parquet(url) and not is_tar(url)), None)
     if other is not None:
         raise ValueError(
             f"{name_or_path} has files such as {other}; streaming takes .parquet or uncompressed "
             f".tar files: set streaming to false, or write shards with esvit repack"
         )
-    if len({_is_parquet(url) for url in urls}) > 1:
+    if len({is_parquet(url) for url in urls}) > 1:
         raise ValueError(
             f"{name_or_path} has both parquet and tar files; give a pattern that matches one kind"
         )
@@ -208,10 +203,10 @@ def open_index(
         ValueError: there are no shards, they cannot be read, or hold no image.
     """
     if name_or_path.endswith(".json"):
-        index = _read_index(name_or_path)
+        index = _read_index(expand_home(name_or_path))
     else:
         urls = find_shards(name_or_path, split=split, config_name=config_name)
-        if _is_tar(urls[0]):
+        if is_tar(urls[0]):
             raise ValueError(
                 f"{name_or_path} has tar shards, which do not say how many images they hold: run "
                 f"'esvit index {name_or_path} index.json' once and set dataset to the file it "
@@ -233,7 +228,7 @@ def index_shards(urls: Sequence[str]) -> list[list[tuple[int, int]]]:
         ValueError: a shard cannot be read.
     """
     # What this process knows of an earlier data set may be out of date.
-    _footer.cache_clear()
+    read_footer.cache_clear()
     with ThreadPoolExecutor(OPEN_SHARDS) as pool:
         return list(pool.map(_index_shard, urls))
 
@@ -250,6 +245,7 @@ def write_index(
         split: which part of the data.
         config_name: configuration of a data set that has several.
     """
+    output = expand_home(output)
     if output.suffix != ".json":
         raise ValueError(f"output {output} must end with .json")
     urls = find_shards(dataset, split=split, config_name=config_name)
@@ -277,15 +273,15 @@ def shard_features(index: ShardIndex) -> Features:
     """
     url = index.urls[index.shards[0]]
     try:
-        if _is_parquet(url):
-            return Features.from_arrow_schema(_footer(url).schema.to_arrow_schema())
+        if is_parquet(url):
+            return Features.from_arrow_schema(read_footer(url).schema.to_arrow_schema())
         end = (
             int(index.starts[1])
             if len(index.starts) > 1 and index.shards[1] == index.shards[0]
             else None
         )
-        sample = next(_read_samples(url, int(index.starts[0]), end))
-    except (OSError, ArrowException, tarfile.TarError, StopIteration) as error:
+        sample = next(read_samples(url, int(index.starts[0]), end))
+    except (*READING_ERRORS, StopIteration) as error:
         raise UnreadableShardError(
             f"{url} cannot be read ({one_line(error)}): repair it, or leave it out"
         ) from error
@@ -296,14 +292,6 @@ def shard_features(index: ShardIndex) -> Features:
             for name in sample
         }
     )
-
-
-def _is_parquet(url: str) -> bool:
-    return url.split("?")[0].endswith(".parquet")
-
-
-def _is_tar(url: str) -> bool:
-    return url.split("?")[0].endswith(".tar")
 
 
 def _expand_range(pattern: str) -> list[str]:
@@ -320,10 +308,15 @@ def _expand_range(pattern: str) -> list[str]:
 def _expand_star(pattern: str) -> list[str]:
     if "*" not in pattern:
         return [pattern]
-    files, path = fsspec.core.url_to_fs(pattern)
-    return sorted(
-        files.unstrip_protocol(found) if "://" in pattern else found for found in files.glob(path)
-    )
+    try:
+        files, path = fsspec.core.url_to_fs(pattern)
+        found = files.glob(path)
+    # File systems raise nearly anything: ImportError, ValueError, errors of their own libraries.
+    except Exception as error:
+        raise ValueError(
+            f"{pattern} cannot be listed ({one_line(error)}): check the address"
+        ) from error
+    return sorted(files.unstrip_protocol(name) if "://" in pattern else name for name in found)
 
 
 def _shards_of_split(name_or_path: str, split: str, config_name: str | None) -> list[str]:
@@ -343,118 +336,18 @@ def _shards_of_split(name_or_path: str, split: str, config_name: str | None) -> 
     return by_split[split]
 
 
-def _open(url: str, read_ahead: int = READ_AHEAD_BYTES) -> IO[bytes]:
-    """Open a shard for reading at any place; lost connections are retried."""
-    if "://" not in url:
-        return Path(url).open("rb")
-    for _ in range(config.STREAMING_OPEN_MAX_RETRIES):
-        try:
-            file: IO[bytes] = xopen(url, "rb", block_size=read_ahead)
-            return file
-        except FileNotFoundError as error:
-            # To a web server's file system, every failure to ask for the size of a file is a
-            # missing file.
-            status = getattr(error.__cause__, "status", HTTPStatus.SERVICE_UNAVAILABLE)
-            if error.__cause__ is None or status in NOT_THERE:
-                raise
-            warnings.warn(
-                f"{url} cannot be reached ({error.__cause__}), trying again", stacklevel=2
-            )
-            time.sleep(config.STREAMING_OPEN_RETRY_INTERVAL)
-    raise ConnectionError(
-        f"it cannot be reached after {config.STREAMING_OPEN_MAX_RETRIES} attempts"
-    )
-
-
-@functools.lru_cache(maxsize=KNOWN_FOOTERS)
-def _footer(url: str) -> pyarrow.parquet.FileMetaData:
-    with _open(url) as file:
-        return pyarrow.parquet.read_metadata(file)
-
-
 def _index_shard(url: str) -> list[tuple[int, int]]:
     try:
-        if _is_parquet(url):
-            footer = _footer(url)
+        if is_parquet(url):
+            footer = read_footer(url)
             return [
                 (group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)
             ]
-        return _index_tar(url)
-    except (OSError, ArrowException, tarfile.TarError) as error:
+        return index_tar(url)
+    except READING_ERRORS as error:
         raise UnreadableShardError(
             f"{url} cannot be read ({one_line(error)}): repair it, or leave it out"
         ) from error
-
-
-def _index_tar(url: str) -> list[tuple[int, int]]:
-    starts, count, current = [], 0, None
-    with _open(url, read_ahead=2**22) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-        for member in _members(archive):
-            key, _ = _sample_field(member.name)
-            if key != current:
-                if count % TAR_CHUNK_IMAGES == 0:
-                    starts.append(member.offset)
-                current, count = key, count + 1
-    sizes = [
-        min(TAR_CHUNK_IMAGES, count - TAR_CHUNK_IMAGES * chunk) for chunk in range(len(starts))
-    ]
-    return list(zip(starts, sizes, strict=True))
-
-
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The files of a tar archive that belong to samples; unlike the archive's own list, they are
-    not kept.
-    """
-    while (member := archive.next()) is not None:
-        archive.members = []  # type: ignore[attr-defined]
-        if member.isfile() and _sample_field(member.name)[1]:
-            yield member
-    # The archive takes a damaged header for its end.
-    file = archive.fileobj
-    assert file is not None
-    file.seek(archive.offset)
-    if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        raise tarfile.ReadError(f"damaged header at byte {archive.offset}")
-
-
-def _sample_field(name: str) -> tuple[str, str]:
-    """Split a name at the first dot after its folders, as webdataset does: key of the sample,
-    field.
-    """
-    folder, slash, file = name.rpartition("/")
-    stem, _, field = file.partition(".")
-    return f"{folder}{slash}{stem}", field if stem else ""
-
-
-def _read_row_group(url: str, group: int, column: str) -> list[Any]:
-    footer = _footer(url)
-    paths = [footer.schema.column(number).path for number in range(footer.num_columns)]
-    # Of an image column only the bytes are read.
-    leaf = f"{column}.bytes" if f"{column}.bytes" in paths else column
-    with _open(url) as file:
-        table = pyarrow.parquet.ParquetFile(file, metadata=footer).read_row_group(
-            group, columns=[leaf], use_threads=False
-        )
-    values = table.column(0).to_pylist()
-    return [value["bytes"] if isinstance(value, dict) else value for value in values]
-
-
-def _read_samples(url: str, start: int, end: int | None) -> Iterator[dict[str, bytes]]:
-    with _open(url) as file:
-        file.seek(start)
-        data = file.read() if end is None else file.read(end - start)
-    current, sample = None, dict[str, bytes]()
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-        for member in _members(archive):
-            key, field = _sample_field(member.name)
-            if key != current and sample:
-                yield sample
-                sample = {}
-            content = archive.extractfile(member)
-            assert content is not None
-            current, sample[field] = key, content.read()
-    if sample:
-        yield sample
 
 
 def _relative(url: str, folder: Path) -> str:
@@ -466,18 +359,34 @@ def _relative(url: str, folder: Path) -> str:
 
 def _read_index(url: str) -> ShardIndex:
     try:
-        with _open(url) as file:
+        with open_shard(url) as file:
             shards = json.load(file)["shards"]
         urls = [str(shard["url"]) for shard in shards]
         index = ShardIndex.of(urls, [shard["chunks"] for shard in shards])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (
+        ArithmeticError,
+        ImportError,
+        LookupError,
+        OSError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ValueError(
             f"{url} is not a readable index of shards ({one_line(error)}): write it with esvit "
             f"index"
         ) from error
+    fault = None
+    other = [address for address in urls if not is_parquet(address) and not is_tar(address)]
     if (index.sizes < 0).any() or (index.starts < 0).any():
+        fault = "negative numbers"
+    elif sum(index.sizes.tolist()) > MOST_IMAGES:
+        fault = f"more than {MOST_IMAGES} images"
+    elif other:
+        fault = f"{other[0]} is neither .parquet nor .tar"
+    if fault is not None:
         raise ValueError(
-            f"{url} is not a readable index of shards (negative numbers): write it with esvit index"
+            f"{url} is not a readable index of shards ({fault}): write it with esvit index"
         )
     folder = url.rpartition("/")[0]
     joined = [

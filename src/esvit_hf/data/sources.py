@@ -2,26 +2,28 @@
 behind one class.
 """
 
+import copy
 import functools
 import hashlib
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from esvit_hf.data.decoding import BrokenImage, UndecodableImageError, decode_image
+from esvit_hf.data.decoding import (
+    MAX_IMAGE_PIXELS,
+    BrokenImage,
+    UndecodableImageError,
+    decode_image,
+)
+from esvit_hf.data.fingerprints import fingerprint_rows
+from esvit_hf.data.labels import Labels, find_label_column, read_labels
 from esvit_hf.data.loading import load_dataset_split
 from esvit_hf.data.sampling import EpochSampler
 
 USUAL_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
-USUAL_LABEL_COLUMNS = ("label", "labels")
-FINGERPRINT_IMAGES = 64
-LIST_TYPES = ("List", "LargeList")
-LABEL_TYPES = re.compile(r"u?int\d+|bool|(large_)?string")
 
 
 class ImageSource:
@@ -37,12 +39,13 @@ class ImageSource:
         label_column: column with the labels; found by its type (``datasets.ClassLabel``) or its
             name if None.
         name: what to call the data in messages.
+        max_image_pixels: images with more pixels count as broken.
 
     Attributes:
+        name: what to call the data in messages.
         image_column: name of the column with the images.
         label_column: name of the column with the labels, None without labels.
-        labels: (images,) int64 class indices, None without labels.
-        class_names: name of each class, None where the data does not name them.
+        classes: classes of the images, None without labels.
 
     Raises:
         ValueError: the data set is empty or streams, or a column is missing, ambiguous or of
@@ -56,6 +59,7 @@ class ImageSource:
         image_column: str | None = None,
         label_column: str | None = None,
         name: str = "in-memory data set",
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
         if not isinstance(dataset, Dataset):
             kind = type(dataset).__name__
@@ -64,17 +68,27 @@ class ImageSource:
             )
         if len(dataset) == 0:
             raise ValueError(f"{name} has no rows; choose another --split or data set")
-        self._name = name
+        self.name = name
+        self.max_image_pixels = max_image_pixels
         self.image_column = find_image_column(dataset.features, image_column, name)
-        self.label_column = _find_label_column(dataset.features, label_column, name)
-        self.labels: np.ndarray | None = None
-        self.class_names: list[str] | None = None
+        self.label_column = find_label_column(dataset.features, label_column, name)
+        self.classes: Labels | None = None
         if self.label_column is not None:
-            self.labels, self.class_names = _read_labels(dataset, self.label_column, name)
+            self.classes = read_labels(dataset, self.label_column, name)
         self._images = dataset.select_columns([self.image_column]).with_format("arrow")
 
     def __len__(self) -> int:
         return len(self._images)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """(images,) int64 class numbers, None without labels."""
+        return None if self.classes is None else self.classes.numbers
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Name of each class, None without labels."""
+        return None if self.classes is None else self.classes.names
 
     @property
     def description(self) -> str:
@@ -82,28 +96,21 @@ class ImageSource:
         if self.labels is None:
             labels = "no labels"
         else:
-            labels = f"labels '{self.label_column}' with {int(self.labels.max()) + 1} classes"
-        return f"{self._name}: {len(self)} images in column '{self.image_column}', {labels}"
+            labels = f"labels '{self.label_column}' with {len(np.unique(self.labels))} classes"
+        return f"{self.name}: {len(self)} images in column '{self.image_column}', {labels}"
 
     def describe(self, index: int) -> str:
-        """Name an image in messages."""
-        return f"image {index}"
+        """Name an image in messages: its place, and its path if the data knows it."""
+        row = self._images[[int(index)]].column(0).to_pylist()[0]
+        path = row.get("path") if isinstance(row, dict) else row
+        return f"image {index} ({path})" if path and isinstance(path, str) else f"image {index}"
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal digest of the number of images, the labels and evenly spaced encoded images.
-
-        It does not depend on where the data lies or how it was loaded.
-        """
-        digest = hashlib.sha256(str(len(self)).encode())
+        """Hexadecimal digest that changes with any image, label or order of them."""
+        digest = hashlib.sha256(fingerprint_rows(self._images))
         if self.labels is not None:
             digest.update(self.labels.tobytes())
-        chosen = np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_IMAGES).astype(np.int64))
-        for value in self.read_encoded(chosen.tolist()):
-            if isinstance(value, str):
-                path = Path(value)
-                value = path.read_bytes() if path.is_file() else b"missing"
-            digest.update(value if isinstance(value, bytes) else repr(value).encode())
         return digest.hexdigest()[:16]
 
     def sampler(
@@ -131,6 +138,25 @@ class ImageSource:
             ValueError: a value is out of range, or one step needs more images than there are.
         """
         return EpochSampler(len(self), batch_size_per_process, seed, **place)
+
+    def take(self, indices: Sequence[int], name: str) -> "ImageSource":
+        """Choose some of the images, with the same numbering of the classes.
+
+        Args:
+            indices: places of the images, each in [0, len).
+            name: what to call them in messages.
+
+        Returns:
+            The images in this order.
+        """
+        part = copy.copy(self)
+        part.__dict__.pop("fingerprint", None)
+        part.name = name
+        part._images = self._images.select(indices)
+        if self.classes is not None:
+            numbers = self.classes.numbers[np.asarray(indices)]
+            part.classes = self.classes._replace(numbers=numbers)
+        return part
 
     def read_encoded(self, indices: Sequence[int]) -> list[object]:
         """Fetch images as they are stored.
@@ -168,9 +194,9 @@ class ImageSource:
         images: list[Image.Image | BrokenImage] = []
         for index, value in zip(indices, self.read_encoded(indices), strict=True):
             try:
-                images.append(decode_image(value))
+                images.append(decode_image(value, max_image_pixels=self.max_image_pixels))
             except UndecodableImageError as error:
-                images.append(BrokenImage(int(index), str(error)))
+                images.append(BrokenImage(int(index), str(error), self.describe(index)))
         return images
 
 
@@ -181,6 +207,7 @@ def load_image_source(
     config_name: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> ImageSource:
     """Open a data set of images.
 
@@ -192,6 +219,7 @@ def load_image_source(
         config_name: configuration of a data set that has several.
         image_column: column with the images, where its type and name leave a doubt.
         label_column: column with the labels, where its type and name leave a doubt.
+        max_image_pixels: images with more pixels count as broken.
 
     Returns:
         The source.
@@ -206,6 +234,7 @@ def load_image_source(
         image_column=image_column,
         label_column=label_column,
         name=f"{name_or_path} (split {split})",
+        max_image_pixels=max_image_pixels,
     )
 
 
@@ -263,49 +292,3 @@ def find_image_column(features: Features, requested: str | None, name: str) -> s
         f"{name} has no column that is known to hold images; set --image_column to one of: "
         f"{columns}"
     )
-
-
-def _find_label_column(features: Features, requested: str | None, name: str) -> str | None:
-    if requested is not None:
-        if requested not in features:
-            raise ValueError(
-                f"{name} has no column '{requested}'; set --label_column to one of: "
-                f"{', '.join(features)}"
-            )
-        return requested
-    # Among several class columns (coarse, fine, ...) only a usual name decides; pretraining needs
-    # no labels.
-    typed = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    usual = [column for column in USUAL_LABEL_COLUMNS if column in features]
-    found = usual or typed
-    return found[0] if len(found) == 1 else None
-
-
-def _read_labels(
-    dataset: Dataset, column: str, name: str
-) -> tuple[np.ndarray | None, list[str] | None]:
-    """Read the labels as int64, and the class names if the data has them."""
-    feature = dataset.features[column]
-    kind = feature.dtype if isinstance(feature, (ClassLabel, Value)) else type(feature).__name__
-    if not LABEL_TYPES.fullmatch(kind):
-        found = (
-            "several labels an image, not one" if kind in LIST_TYPES else f"{kind}, no class labels"
-        )
-        raise ValueError(
-            f"column '{column}' of {name} holds {found}; set --label_column to a column of "
-            f"integers or strings"
-        )
-    values = dataset.select_columns([column]).with_format("arrow")[:].column(0)
-    if values.null_count:
-        raise ValueError(
-            f"{values.null_count} of the {len(values)} labels in column '{column}' of {name} are "
-            f"missing; drop those rows or set --label_column to another column"
-        )
-    if kind.endswith("string"):
-        names, labels = np.unique(np.array(values.to_pylist(), dtype=np.str_), return_inverse=True)
-        return labels.astype(np.int64), names.tolist()
-    labels = values.to_numpy().astype(np.int64)
-    if (labels == -1).all():
-        # The Hub's convention for a test split whose labels are kept secret.
-        return None, None
-    return labels, list(feature.names) if isinstance(feature, ClassLabel) else None

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
 from esvit_hf.backbones.adapter import RegionBackbone
-from esvit_hf.data.cropping import sample_crop
+from esvit_hf.data.cropping import cut_crops, sample_crop
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.features.extraction import extract_features
@@ -24,7 +25,8 @@ FLIP_PROBABILITY = 0.5
 
 
 class RandomCrops:
-    """Images of a source, each cropped at random, resized and mirrored with probability one half.
+    """Images of a source, each cropped at random, resized (bilinear, as the paper's linear probe
+    does) and mirrored with probability one half.
 
     A crop depends on seed, epoch and the image's index alone.
 
@@ -48,6 +50,10 @@ class RandomCrops:
         """(images,) int64 class indices, None without labels."""
         return self.source.labels
 
+    def describe(self, index: int) -> str:
+        """Name an image in messages."""
+        return self.source.describe(index)
+
     def read(self, indices: Sequence[int]) -> list[Image.Image | BrokenImage]:
         """Fetch, decode and crop images.
 
@@ -65,13 +71,13 @@ class RandomCrops:
 
     def _crop(self, image: Image.Image, index: int) -> Image.Image:
         generator = random.Random(f"{self.seed} {self.epoch} {index}")
-        (top, left, height, width), mirrored = sample_crop(
+        crop = sample_crop(
             generator, *image.size, scale=CROP_SCALE, flip_probability=FLIP_PROBABILITY
         )
-        crop = image.crop((left, top, left + width, top + height)).resize(
-            self.size, Image.Resampling.BICUBIC
-        )
-        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else crop
+        width, height = self.size
+        pixels = torch.empty(3, height, width, dtype=torch.uint8)
+        cut_crops(image, [crop], [pixels], interpolation="bilinear")
+        return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 class AugmentedFeatures:

@@ -3,17 +3,20 @@ computed.
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets
+from datasets import Dataset, DatasetDict
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from esvit_hf.common.errors import one_line
+from esvit_hf.data.labels import names_in_common
+from esvit_hf.data.loading import split_names, take_slices
 from esvit_hf.data.sources import ImageSource, load_image_source
 from esvit_hf.features.extraction import shared_labels
 
@@ -25,12 +28,15 @@ __all__ = [
     "held_out",
     "load_splits",
     "overlapping_images",
+    "shared_class_names",
+    "split_off_test",
 ]
 
 IN_MEMORY_DATA = "in-memory data"
 """What messages and reports call rows without a name."""
 
 _ROWS_AT_ONCE = 256
+DEFAULT_TEST_FRACTION = 0.2
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class LabeledSplits:
         test: images to test on.
         train_labels: (N,) int64 classes.
         test_labels: (M,) int64 classes in the numbering of `train_labels`.
-        class_names: name of each class, its number where the data has no names.
+        class_names: name of each class, its value where the data has no names.
+        test_name: what reports call the test images: the name of a split, or a share of one.
     """
 
     train: ImageSource
@@ -50,13 +57,16 @@ class LabeledSplits:
     train_labels: Tensor
     test_labels: Tensor
     class_names: list[str]
+    test_name: str
 
 
 def load_splits(
     dataset: str | Dataset | DatasetDict,
     *,
-    train_split: str,
-    test_split: str,
+    train_split: str = "train",
+    test_split: str | None = None,
+    test_fraction: float | None = None,
+    seed: int = 0,
     config_name: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -67,7 +77,10 @@ def load_splits(
         dataset: Hub name, folder of parquet files or images, a parquet file, or rows in memory; a
             single `Dataset` is the split "train".
         train_split: images to learn from, for example train or train[:10%].
-        test_split: images to test on.
+        test_split: images to test on; if neither this nor `test_fraction` is given, the split
+            `test`, else `validation`, else a fifth of the training images.
+        test_fraction: share of every class of `train_split` to test on instead of a split.
+        seed: of the choice of these images.
         config_name: configuration of the data set, if it has several.
         image_column: column with the images; found by its type if None.
         label_column: column with the labels, integers or strings; found by its type if None.
@@ -76,46 +89,138 @@ def load_splits(
         Both, with labels in one numbering.
 
     Raises:
-        ValueError: as `load_image_source`, `shared_labels` and `check_classes`.
+        ValueError: as `load_image_source`, `shared_labels`, `split_off_test` and `check_classes`,
+            or both `test_split` and `test_fraction` are given.
     """
-    columns = {"image_column": image_column, "label_column": label_column}
-    train, test = (
-        load_image_source(dataset, split=split, config_name=config_name, **columns)
-        if isinstance(dataset, str)
-        else ImageSource(
+    if test_split is not None and test_fraction is not None:
+        raise ValueError(
+            f"test_split is {test_split} and test_fraction {test_fraction}: give one of them"
+        )
+    name = dataset if isinstance(dataset, str) else IN_MEMORY_DATA
+    is_default = test_split is None and test_fraction is None
+    if is_default:
+        test_split = _find_test_split(dataset, config_name)
+    if test_split is None and test_fraction is None:
+        test_fraction = DEFAULT_TEST_FRACTION
+    test_name = test_split or f"{test_fraction:.4g} of {train_split}"
+    if is_default and test_split != "test":
+        warnings.warn(
+            f"{name} has no split 'test', so the test images are {test_name}: choose others with "
+            f"--test_split or --test_fraction",
+            stacklevel=2,
+        )
+    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
+
+    def read_split(split: str) -> ImageSource:
+        if isinstance(dataset, str):
+            return load_image_source(dataset, split=split, config_name=config_name, **columns)
+        return ImageSource(
             _rows_of(dataset, split), name=f"{IN_MEMORY_DATA} (split {split})", **columns
         )
-        for split in (train_split, test_split)
-    )
+
+    train = read_split(train_split)
+    if test_fraction is None:
+        assert test_split is not None
+        test = read_split(test_split)
+    else:
+        train, test = split_off_test(train, test_fraction, seed)
     train_labels, test_labels = shared_labels(train, test)
-    names = list(train.class_names or ())
-    if train.class_names is not None:
-        names += [name for name in test.class_names or () if name not in train.class_names]
-    count = 1 + max(int(train_labels.max()), int(test_labels.max()))
-    names += map(str, range(len(names), count))
+    names = shared_class_names(train, test)
     check_classes(train_labels, test_labels, names)
-    return LabeledSplits(train, test, train_labels, test_labels, names)
+    untested = sorted(set(train_labels.unique().tolist()) - set(test_labels.unique().tolist()))
+    if untested:
+        warnings.warn(
+            f"{len(untested)} of {len(train_labels.unique())} classes have no image in "
+            f"{test_name}, for example {names[untested[0]]!r}: the accuracy says nothing about "
+            f"them. Slices of class folders hold few classes: --test_fraction 0.2 holds out a "
+            f"share of each class",
+            stacklevel=2,
+        )
+    return LabeledSplits(train, test, train_labels, test_labels, names, test_name)
 
 
-def _rows_of(dataset: Dataset | DatasetDict, split: str) -> Dataset:
-    """Rows of a split, which may be a slice or a sum of several."""
+def split_off_test(
+    source: ImageSource, fraction: float, seed: int
+) -> tuple[ImageSource, ImageSource]:
+    """Divide images at random into a part to learn from and a part to test on.
+
+    Every class gives its share, rounded, to the test part: at least one image if it has two, and
+    never all.
+
+    Args:
+        source: images with labels.
+        fraction: share of the test part, between 0 and 1.
+        seed: of the choice.
+
+    Returns:
+        Training part and test part, in the order of the source.
+
+    Raises:
+        ValueError: the fraction is out of range, there are no labels, or no class has two images.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"test_fraction is {fraction}: give a number between 0 and 1")
+    if source.labels is None:
+        raise ValueError(
+            f"{source.description}: test_fraction takes a share of each class; name the column "
+            f"with the labels (--label_column), or give each class a folder"
+        )
+    order = np.random.default_rng(seed).permutation(len(source))
+    order = order[np.argsort(source.labels[order], kind="stable")]
+    classes, starts, counts = np.unique(source.labels[order], return_index=True, return_counts=True)
+    shares = np.minimum(np.maximum(np.rint(fraction * counts).astype(np.int64), 1), counts - 1)
+    chosen = np.concatenate(
+        [order[start : start + share] for start, share in zip(starts, shares, strict=True)]
+    )
+    if not len(chosen):
+        raise ValueError(
+            f"each of the {len(classes)} classes has one image, which leaves none to test on: add "
+            f"images, or name a test split"
+        )
+    is_test = np.zeros(len(source), dtype=bool)
+    is_test[chosen] = True
+    train, test = (
+        source.take(np.flatnonzero(mask).tolist(), f"{source.name}, images to {use}")
+        for mask, use in ((~is_test, "learn from"), (is_test, "test on"))
+    )
+    return train, test
+
+
+def _find_test_split(dataset: str | Dataset | DatasetDict, config_name: str | None) -> str | None:
+    names = split_names(dataset, config_name) if isinstance(dataset, str) else _rows_in(dataset)
+    return next((name for name in ("test", "validation") if name in names), None)
+
+
+def shared_class_names(train: ImageSource, test: ImageSource) -> list[str]:
+    """Name the classes of two sources in the numbering of `shared_labels`.
+
+    Args:
+        train: images with labels.
+        test: images with labels.
+
+    Returns:
+        Name of each class, those of `train` first.
+    """
+    assert train.classes is not None and test.classes is not None
+    known = train.classes.names + names_in_common(train.classes, test.classes)
+    return list(dict.fromkeys(known))
+
+
+def _rows_in(dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
+    """Rows of each split of data in memory."""
     if not isinstance(dataset, Dataset | DatasetDict):
         raise ValueError(
             f"dataset is of type {type(dataset).__name__}: give a name, a path, a datasets.Dataset "
             f"or a datasets.DatasetDict"
         )
-    parts = {"train": dataset} if isinstance(dataset, Dataset) else dict(dataset)
-    try:
-        chosen = ReadInstruction.from_spec(split).to_absolute(
-            {str(name): len(rows) for name, rows in parts.items()}
-        )
-    except (ValueError, AssertionError) as error:
-        raise ValueError(
-            f"{IN_MEMORY_DATA} has no split {split!r} ({one_line(error)}): set train_split and "
-            f"test_split to one of {', '.join(map(str, parts))}, or to a slice such as train[:80%]"
-        ) from error
-    return concatenate_datasets(
-        [parts[part.splitname].select(range(part.from_, part.to)) for part in chosen]
+    return {"train": dataset} if isinstance(dataset, Dataset) else dict(dataset)
+
+
+def _rows_of(dataset: Dataset | DatasetDict, split: str) -> Dataset:
+    """Rows of a split, which may be a slice or a sum of several."""
+    rows = _rows_in(dataset)
+    return take_slices(
+        IN_MEMORY_DATA, split, list(rows), lambda names: {name: rows[name] for name in names}
     )
 
 
@@ -134,7 +239,8 @@ def check_classes(
     """
 
     def name(label: Tensor) -> str:
-        return str(int(label)) if class_names is None else repr(class_names[int(label)])
+        known = dict(enumerate(class_names or ()))
+        return repr(known[int(label)]) if int(label) in known else str(int(label))
 
     known = train_labels.unique()
     if len(known) < 2:
@@ -147,8 +253,8 @@ def check_classes(
     if len(absent):
         raise ValueError(
             f"{len(absent)} test classes have no training image, for example class "
-            f"{name(absent[0])}: use a training split that holds every class, or drop those test "
-            f"images"
+            f"{name(absent[0])}: use a training split that holds every class, hold out a share of "
+            f"each with --test_fraction 0.2, or drop those test images"
         )
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from datasets import Dataset
 from torch import Tensor
 
+from esvit_hf.data.labels import USUAL_LABEL_COLUMNS
 from esvit_hf.data.loading import load_dataset_split, local_split_names
-from esvit_hf.data.sources import USUAL_LABEL_COLUMNS, ImageSource
+from esvit_hf.data.sources import ImageSource
 from esvit_hf.evaluation.multi_label import read_multi_labels
-from esvit_hf.evaluation.splits import check_classes
+from esvit_hf.evaluation.splits import check_classes, shared_class_names
 from esvit_hf.evaluation.transfer_datasets import TransferDataset
 from esvit_hf.features.extraction import shared_labels
 
@@ -122,7 +123,8 @@ def _single_label(
     labels = {}
     for name in sources:
         labels["train"], labels[name] = shared_labels(sources["train"], sources[name])
-        check_classes(labels["train"], labels[name], sources["train"].class_names)
+        names = shared_class_names(sources["train"], sources[name])
+        check_classes(labels["train"], labels[name], names)
     return sources, labels
 
 

@@ -17,7 +17,9 @@ from transformers import AutoImageProcessor
 
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
+from esvit_hf.common.files import expand_home
 from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
+from esvit_hf.data.labels import names_in_common
 from esvit_hf.data.sources import ImageSource
 
 __all__ = [
@@ -70,6 +72,9 @@ class ReadableImages(Protocol):
 
     def read(self, indices: Sequence[int]) -> list[Image.Image | BrokenImage]:
         """Fetch images by index, in mode RGB."""
+
+    def describe(self, index: int) -> str:
+        """Name an image in messages."""
 
 
 def extract_features(
@@ -126,8 +131,9 @@ def extract_features(
     faulty = (~torch.isfinite(values).all(dim=1)).nonzero()[:, 0]
     if len(faulty):
         raise ValueError(
-            f"features of {len(faulty)} of {len(source)} images are not finite, the first is image "
-            f"{int(faulty[0])}: check the weights, and try mixed precision 'no' or 'bf16'"
+            f"features of {len(faulty)} of {len(source)} images are not finite, the first is "
+            f"{source.describe(int(faulty[0]))}: check the weights, and try mixed precision 'no' "
+            f"or 'bf16'"
         )
     labels = None if source.labels is None else torch.from_numpy(source.labels).long()
     return Features(values, labels, block_widths)
@@ -151,7 +157,7 @@ def load_image_processor(
     """
     try:
         processor: Callable[..., Any] = AutoImageProcessor.from_pretrained(
-            name_or_path, revision=revision, trust_remote_code=trust_remote_code
+            expand_home(name_or_path), revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -164,8 +170,7 @@ def load_image_processor(
 def shared_labels(train: ImageSource, test: ImageSource) -> tuple[Tensor, Tensor]:
     """Labels of two sources in one numbering.
 
-    Classes are matched by name where both sources name them, because each may number only the
-    classes that it holds.
+    Classes are matched by name, because each source may number only the classes that it holds.
 
     Args:
         train: images whose numbering is kept.
@@ -181,17 +186,14 @@ def shared_labels(train: ImageSource, test: ImageSource) -> tuple[Tensor, Tensor
     for source in (train, test):
         if source.labels is None:
             raise ValueError(
-                f"{source.description}: name the column with the labels (--label_column)"
+                f"{source.description}: name the column with the labels (--label_column), or give "
+                f"each class a folder"
             )
-    train_labels, test_labels = (torch.from_numpy(source.labels).long() for source in (train, test))
-    if (
-        train.class_names is None
-        or test.class_names is None
-        or train.class_names == test.class_names
-    ):
-        return train_labels, test_labels
-    numbers = {name: number for number, name in enumerate(train.class_names)}
-    renumbered = [numbers.setdefault(name, len(numbers)) for name in test.class_names]
+    assert train.classes is not None and test.classes is not None
+    numbers = {name: number for number, name in enumerate(train.classes.names)}
+    names = names_in_common(train.classes, test.classes)
+    renumbered = [numbers.setdefault(name, len(numbers)) for name in names]
+    train_labels, test_labels = map(torch.from_numpy, (train.classes.numbers, test.classes.numbers))
     return train_labels, torch.tensor(renumbered)[test_labels]
 
 
@@ -264,9 +266,10 @@ class _PreprocessedImages(Dataset[_Batch]):
             ]
         except ValueError as error:
             # An exception would reach the main process wrapped in the worker's traceback.
+            first, last = (self.source.describe(indices[place]) for place in (0, -1))
             problem = (
-                f"the image processor cannot batch images {indices[0]} to {indices[-1]} "
-                f"({one_line(error)}): use one that crops or resizes to a fixed size"
+                f"the image processor cannot batch {first} to {last} ({one_line(error)}): use one "
+                f"that crops or resizes to a fixed size"
             )
             return _Batch(None, numbers, broken, problem)
         return _Batch(pixels, numbers, broken)

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.features.extraction import Features
 from esvit_hf.features.input_format import apply_processor
@@ -23,20 +24,22 @@ class Neighbor:
 
     Attributes:
         index: its place in the data set.
+        name: what to call it: its place, with its path if it has one.
         image: RGB.
         cosine: similarity of the view features, in [-1, 1].
-        class_name: name or number of its class, None without labels.
+        class_name: name or value of its class, None without labels.
     """
 
     index: int
+    name: str
     image: Image.Image
     cosine: float
     class_name: str | None
 
     @property
     def label(self) -> str:
-        """What to write beside it: its class, or its place without labels."""
-        return self.class_name or f"image {self.index}"
+        """What to write beside it: its class, or its name without labels."""
+        return self.class_name or self.name
 
 
 @torch.no_grad()
@@ -72,14 +75,19 @@ def nearest_images(
         Neighbors from the most similar on.
 
     Raises:
-        ValueError: the features do not fit the query, or are not finite.
+        ValueError: the features do not fit the query, or are not finite, or an image can no longer
+            be decoded.
     """
     cosines, indices = nearest_neighbors(features.values, query[None], min(count, len(source)))
     places = indices[0].tolist()
     neighbors = []
     for place, cosine, image in zip(places, cosines[0].tolist(), source.read(places), strict=True):
-        assert isinstance(image, Image.Image), "features exist only for images that can be decoded"
-        neighbors.append(Neighbor(place, image, cosine, class_name(source, place)))
+        if isinstance(image, BrokenImage):
+            raise ValueError(
+                f"{image.name} can no longer be decoded ({image.reason}): repair it or remove it"
+            )
+        name, label = source.describe(place), class_name(source, place)
+        neighbors.append(Neighbor(place, name, image, cosine, label))
     return neighbors
 
 
@@ -91,9 +99,8 @@ def class_name(source: ImageSource, index: int) -> str | None:
         index: place of the image.
 
     Returns:
-        Its name, or its number where the data names no classes; None without labels.
+        Its name, or its value where the data names no classes; None without labels.
     """
-    if source.labels is None:
+    if source.classes is None:
         return None
-    label = int(source.labels[index])
-    return str(label) if source.class_names is None else source.class_names[label]
+    return source.classes.names[source.classes.numbers[index]]

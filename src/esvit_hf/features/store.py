@@ -4,6 +4,7 @@ every task.
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import tempfile
@@ -24,7 +25,7 @@ from torch import Tensor
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import digest_file
+from esvit_hf.common.files import digest_file, expand_home
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.features.extraction import Features, extract_features, load_image_processor
 
@@ -32,6 +33,7 @@ __all__ = ["FeatureStore", "default_features_folder"]
 
 # To be raised when the same network, images and transform no longer give the same features.
 _FORMAT = 1
+_SOFTWARE = ("esvit-hf", "numpy", "pillow", "torch", "transformers")
 _NETWORK_FILES = ("config.json", "model*.safetensors", "pytorch_model*.bin", "*.py")
 
 
@@ -47,11 +49,11 @@ class FeatureStore:
     """Features of one model, computed when they are first asked for and read from disk afterwards.
 
     An entry belongs to the weights (commit on the Hub, or digest of the files of a folder), the
-    data (its fingerprint), the transform (configuration of the image processor) and the mixed
-    precision, not to names or places. It is one safetensors file, named after its content, and one
-    JSON file that says what it is; both appear under their names only when they are complete. An
-    entry that is damaged, or says that it is something else, is named in a warning and computed
-    again. Several processes, of one run or of many, may share a folder.
+    data (its fingerprint), the transform (configuration of the image processor), the mixed
+    precision and the versions of what computes, not to names. It is one safetensors file, named
+    after its content, and one JSON file that says what it is; both appear under their names only
+    when they are complete. An entry that is damaged, or says that it is something else, is named
+    in a warning and computed again. Several processes, of one run or of many, may share a folder.
 
     Args:
         folder: where entries are kept; made if it is missing. Features of a loaded network, which
@@ -81,8 +83,8 @@ class FeatureStore:
         num_workers: int = 2,
         accelerator: Accelerator | None = None,
     ) -> None:
-        self.folder = folder.expanduser()
-        self.model = model
+        self.folder = expand_home(folder)
+        self.model = expand_home(model) if isinstance(model, str) else model
         self.accelerator = accelerator or Accelerator()
         self._processor = processor
         self._revision = revision
@@ -225,7 +227,8 @@ class FeatureStore:
             source: the images.
 
         Returns:
-            Weights, data, transform and number format, as JSON knows them.
+            Weights, data, transform, number format and the versions of what computes, as JSON
+            knows them.
 
         Raises:
             ValueError: there is no model, or it has no image processor.
@@ -237,6 +240,7 @@ class FeatureStore:
             "images": len(source),
             "transform": json.loads(self.processor.to_json_string()),  # type: ignore[attr-defined]
             "mixed_precision": self.accelerator.mixed_precision,
+            "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
         }
 
 

@@ -268,10 +268,10 @@ def measure_correspondence(
 ) -> CorrespondenceResult:
     """Measure how often the most similar region of another view is the same place of the image.
 
-    The protocol "mirror" is the paper's: the second view is the mirrored, color-jittered, gray copy
-    of the first, and of each image the 10 most similar pairs are scored. In "crops" the views are
-    two random crops of known geometry, the second mirrored in half of the cases, and every region
-    of the first counts whose center the second view shows.
+    The protocol "mirror" is the paper's: the second view is the mirrored gray copy of the first,
+    color-jittered with probability 0.8, and of each image the 10 most similar pairs are scored. In
+    "crops" the views are two random crops of known geometry, the second mirrored in half of the
+    cases, and every region of the first counts whose center the second view shows.
 
     The numbers do not depend on the number of processes.
 

@@ -72,9 +72,9 @@ def make_view_pairs(
     Args:
         images: B images in mode RGB.
         indices: their places in the data set.
-        protocol: "mirror" for the image as the processor prepares it and its mirrored,
-            color-jittered gray copy (the paper's); "crops" for two random crops, the second
-            mirrored in half of the cases.
+        protocol: "mirror" for the image as the processor prepares it and its mirrored gray copy,
+            color-jittered with probability 0.8 (the paper's); "crops" for two random crops, the
+            second mirrored in half of the cases.
         processor: image processor of the network.
         input_format: what the processor does to size and colors.
         seed: of all draws.
@@ -92,9 +92,7 @@ def make_view_pairs(
 
 
 def _mirror(first: Tensor, generators: Sequence[random.Random]) -> ViewPairs:
-    colors = ViewSpec(
-        count=1, size=1, scale=(1, 1), blur_probability=0, jitter_probability=1, gray_probability=1
-    )
+    colors = ViewSpec(count=1, size=1, scale=(1, 1), blur_probability=0, gray_probability=1)
     parameters = pack_color_samples([colors.sample_color(generator) for generator in generators])
     second = augment(first.flip(-1), parameters, mean=_NO_SHIFT, std=_NO_SCALE)
     scale, offset = (

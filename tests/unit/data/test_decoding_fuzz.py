@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from esvit_hf.data.decoding import MAX_PIXELS, UndecodableImageError, decode_image
+from esvit_hf.data.decoding import MAX_IMAGE_PIXELS, UndecodableImageError, decode_image
 from esvit_hf.data.multicrop import MultiCropDataset, TooManyBrokenImagesError
 from esvit_hf.data.views import ViewSpec
 
@@ -88,7 +88,7 @@ def check(data: bytes) -> None:
     try:
         image = decode_image(data)
         assert image.mode == "RGB"
-        assert image.width * image.height <= MAX_PIXELS
+        assert image.width * image.height <= MAX_IMAGE_PIXELS
         reason = None
     except UndecodableImageError as error:
         reason = str(error)

@@ -5,6 +5,7 @@ broken images.
 import functools
 import io
 import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -222,7 +223,7 @@ def test_broken_images_are_replaced_and_reported() -> None:
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_too_many_broken_images_stop_with_one_line(num_workers: int) -> None:
     values = colorful(10)
-    values[3] = b"damaged"
+    values[3] = values[4] = b"damaged"
     loader = make_multicrop_loader(
         MultiCropDataset(source_of(values), VIEWS, seed=0, max_broken_fraction=0.05),
         EpochSampler(10, 5, seed=0, total_steps=2),
@@ -235,10 +236,45 @@ def test_too_many_broken_images_stop_with_one_line(num_workers: int) -> None:
         # Left to the garbage collector, which closes the pipes first, this would wait five seconds
         # for the worker.
         iterator._shutdown_workers()
-    assert str(error.value) == (
-        "1 of 11 images cannot be decoded, more than the allowed share of 0.05, the last one at "
-        "index 3 (the bytes are in no image format that Pillow knows); repair the data or raise "
-        "max_broken_fraction"
+    assert re.fullmatch(
+        r"2 of 10 images cannot be decoded, more than the allowed share of 0\.05, the last one is "
+        r"image [34]: the bytes are in no image format that Pillow knows; repair the data or raise "
+        r"max_broken_fraction",
+        str(error.value),
+    )
+
+
+def test_one_broken_file_does_not_end_a_run_on_few_images() -> None:
+    values = colorful(10)
+    values[3] = b"damaged"
+    dataset = MultiCropDataset(source_of(values), VIEWS, seed=0)
+    for epoch in range(200):
+        assert dataset.__getitems__([(epoch, index) for index in range(10)]).num_images == 10
+    values[5] = b"damaged"
+    dataset.source = source_of(values)
+    with pytest.raises(TooManyBrokenImagesError, match="2 of 10 images"):
+        dataset.__getitems__([(200, index) for index in range(10)])
+
+
+def test_broken_files_are_named_by_their_path(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"damaged")
+    source = ImageSource(Dataset.from_dict({"image": [str(tmp_path / "broken.png")] * 3}))
+    dataset = MultiCropDataset(source, VIEWS, seed=0)
+    with pytest.raises(TooManyBrokenImagesError, match=r"image \d \(.*/broken\.png\): the bytes"):
+        dataset.__getitems__([(0, 0)])
+
+
+def test_images_with_too_many_pixels_are_broken() -> None:
+    source = source_of(colorful(2))
+    small = MultiCropDataset(source, VIEWS, seed=0, max_image_pixels=24 * 20 - 1)
+    with pytest.raises(
+        TooManyBrokenImagesError, match="24 x 20 pixels are more than the limit of 479"
+    ):
+        small.__getitems__([(0, 0)])
+    assert (
+        not MultiCropDataset(source, VIEWS, seed=0, max_image_pixels=480)
+        .__getitems__([(0, 0)])
+        .broken
     )
 
 
@@ -247,7 +283,7 @@ def test_the_share_is_judged_even_if_the_last_batch_is_fine() -> None:
     values[0] = b"damaged"
     dataset = MultiCropDataset(source_of(values), VIEWS, seed=0, max_broken_fraction=0.0)
     dataset.__getitems__([(0, index) for index in range(5)])
-    with pytest.raises(TooManyBrokenImagesError, match="index 0"):
+    with pytest.raises(TooManyBrokenImagesError, match="image 0: "):
         dataset.__getitems__([(0, index) for index in range(5, 10)])
 
 
@@ -290,6 +326,51 @@ def test_large_jpegs_are_reduced_while_decoding_and_the_crops_stay_in_place() ->
         # A box is rounded to a pixel of the reduced image: up to four of the full one.
         assert difference.max() <= 12
         assert difference.mean() < 2
+
+
+class PillowImages:
+    """A source that hands out one Pillow image, again and again."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+
+    def __len__(self) -> int:
+        return 1
+
+    def read_encoded(self, indices: Sequence[int]) -> list[object]:
+        return [self.image for _ in indices]
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_pillow_images_of_the_caller_are_cropped_as_they_are(loaded: bool) -> None:
+    data = encode(Image.fromarray(noise(0, 640, 480)), "JPEG", quality=95)
+    image = Image.open(io.BytesIO(data))
+    if loaded:
+        image.load()
+    views = [ViewSpec(count=2, size=32, scale=(0.9, 1.0), teacher=True)]
+    pixels = source_of([encode(Image.open(io.BytesIO(data)))])
+    for epoch in range(3):
+        one = MultiCropDataset(PillowImages(image), views, seed=0).__getitems__([(epoch, 0)])
+        other = MultiCropDataset(pixels, views, seed=0).__getitems__([(epoch, 0)])
+        assert torch.equal(one.buffer, other.buffer)
+    assert image.size == (640, 480)
+
+
+def test_reduced_decoding_can_be_turned_off() -> None:
+    data = encode(Image.fromarray(noise(0, 640, 480)), "JPEG", quality=95)
+    views = [ViewSpec(count=2, size=32, scale=(0.9, 1.0), teacher=True)]
+    reduced, whole, pixels = (
+        MultiCropDataset(source_of([content]), views, seed=0, reduce_jpegs=reduce)
+        .__getitems__([(0, 0)])
+        .buffer
+        for content, reduce in (
+            (data, True),
+            (data, False),
+            (encode(Image.open(io.BytesIO(data))), True),
+        )
+    )
+    assert torch.equal(whole, pixels)
+    assert not torch.equal(reduced, pixels)
 
 
 def test_all_tensors_of_a_batch_share_one_memory() -> None:

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from esvit_hf.data import repacking
+from esvit_hf.data.loading import load_dataset_split
 from esvit_hf.data.packs import TsvPack
 from esvit_hf.data.repacking import repack
-from esvit_hf.data.sources import load_image_source
+from esvit_hf.data.sources import ImageSource
 from esvit_hf.data.streaming import open_stream
 
 
@@ -55,15 +56,11 @@ def tsv_line(key: str, label: str, image: bytes) -> bytes:
 
 def contents(output: Path) -> dict[int, int | str]:
     """Label of each image, by its red value."""
-    source = load_image_source(str(output))
-    assert source.labels is not None
-    labels = source.labels.tolist()
-    names = source.class_names
-    red = [image.getpixel((0, 0))[0] for image in source.read(range(len(source)))]
+    rows = load_dataset_split(str(output), split="train")
+    images = ImageSource(rows).read(range(len(rows)))
+    red = [image.getpixel((0, 0))[0] for image in images]
     assert len(red) == len(set(red))
-    return {
-        value: names[label] if names else label for value, label in zip(red, labels, strict=True)
-    }
+    return dict(zip(red, rows["label"][:], strict=True))
 
 
 def test_zip_with_its_map(tmp_path: Path) -> None:
@@ -198,6 +195,13 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert contents(output) == {i: i % 3 for i in range(25)}
 
 
+def test_packs_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pack = write_zip(tmp_path, 3)
+    assert repack(Path("~") / pack.name, Path("~/out"))["images"] == 3
+    assert len(contents(tmp_path / "out")) == 3
+
+
 def test_what_cannot_be_packed_is_refused_in_one_line(tmp_path: Path) -> None:
     pack = write_zip(tmp_path, 4)
     repack(pack, tmp_path / "out")
@@ -237,8 +241,37 @@ def test_what_cannot_be_packed_is_refused_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists() or not list((tmp_path / "a").glob("*.parquet"))
 
 
-def test_an_index_beyond_the_file_is_a_broken_row(tmp_path: Path) -> None:
-    (tmp_path / "a.tsv").write_bytes(tsv_line("a", "0", png(0)))
-    (tmp_path / "a.lineidx").write_text("0\n5000\n")
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("0 5000", "does not belong to .*a.tsv, which has {size} bytes: remove it"),
+        ("0", "does not belong"),
+        ("", "does not belong"),
+        ("{second} 0", "does not belong"),
+        ("0 0", "does not belong"),
+        ("-5 {second}", "does not belong"),
+        ("0 99999999999999999999", "must hold a number a line"),
+        ("0 1.5", "must hold a number a line"),
+        ("zero", "must hold a number a line"),
+    ],
+)
+def test_a_damaged_index_is_one_line(tmp_path: Path, index: str, message: str) -> None:
+    lines = [tsv_line(f"k{number}", str(number), png(number)) for number in range(2)]
+    (tmp_path / "a.tsv").write_bytes(b"".join(lines))
+    known = {"second": len(lines[0]), "size": sum(map(len, lines))}
+    (tmp_path / "a.lineidx").write_text(index.format(**known))
+    with pytest.raises(ValueError, match=message.format(**known)) as error:
+        repack(tmp_path / "a.tsv", tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_index_into_the_middle_of_a_line_is_a_broken_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [tsv_line(f"k{number}", str(number), png(number)) for number in range(2)]
+    (tmp_path / "a.tsv").write_bytes(b"".join(lines) + b"\n")
+    (tmp_path / "a.lineidx").write_text(f"0 {len(lines[0]) + 2}")
     assert repack(tmp_path / "a.tsv", tmp_path / "out")["left_out"] == 1
+    assert "no line starts at byte" in capsys.readouterr().out
     assert TsvPack([tmp_path / "a.tsv"]).describe(1) == f"line 2 of {tmp_path / 'a.tsv'}"

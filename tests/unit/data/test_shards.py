@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import tarfile
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from esvit_hf.data.shard_files import TAR_CHUNK_IMAGES
 from esvit_hf.data.shards import (
-    TAR_CHUNK_IMAGES,
     ShardIndex,
     UnreadableShardError,
     find_shards,
@@ -249,6 +250,15 @@ def test_a_changed_shard_is_noticed(tmp_path: Path) -> None:
         source.read_encoded([0])
 
 
+def test_shards_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_tar(tmp_path / "a0.tar", 0, 2)
+    write_tar(tmp_path / "a1.tar", 2, 3)
+    write_index("~/a{0..1}.tar", Path("~/index.json"))
+    assert len(stream("~/index.json")) == 5
+    assert find_shards("~/a*.tar") == [str(tmp_path / "a0.tar"), str(tmp_path / "a1.tar")]
+
+
 def test_wrong_places_are_one_line_with_a_remedy(tmp_path: Path) -> None:
     for name in ("pictures", "both", "empty"):
         (tmp_path / name).mkdir()
@@ -290,3 +300,64 @@ def test_wrong_places_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         assert "\n" not in str(error.value), place
     with pytest.raises(ValueError, match=r"output .* must end with .json"):
         write_index(str(tmp_path / "both" / "a.tar"), tmp_path / "index")
+
+
+def number(value: str) -> str:
+    return f'{{"shards": [{{"url": "a.parquet", "chunks": [[0, {value}]]}}]}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (number("1" + "0" * 30), "int"),
+        (number("9" * 5000), "digits"),
+        (number(str(2**62)), "more than 1099511627776 images"),
+        (number("1e999"), "infinity|convert|range"),
+        (number("NaN"), "NaN"),
+        (number('"x"'), "x"),
+        (number("[1]"), "sequence|list"),
+        ('{"shards": ' + "[" * 100_000, "recursion|depth"),
+        ('{"shards": [{"url": "/etc/passwd", "chunks": [[0, 1]]}]}', "/etc/passwd is neither"),
+        ('{"shards": {"url": "a.tar"}}', "indices"),
+        ("[]", "indices"),
+        ("\x00", "Expecting value"),
+    ],
+)
+def test_hostile_indexes_are_one_line(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ValueError, match="is not a readable index of shards") as error:
+        open_index(str(tmp_path / "index.json"))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 700
+    assert re.search(reason, str(error.value))
+
+
+@pytest.mark.parametrize("chunk", [[99, 10], [2**62, 10], [0, 2**39]])
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_an_index_of_another_shard_is_one_line(tmp_path: Path, kind: str, chunk: list[int]) -> None:
+    write_parquet(tmp_path, [10])
+    write_tar(tmp_path / "a.tar", 0, 10)
+    url = "train-00000-of-00001.parquet" if kind == "parquet" else "a.tar"
+    text = json.dumps({"shards": [{"url": url, "chunks": [chunk]}]})
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ValueError, match=f"{url} (cannot be read|has 10 images)") as error:
+        stream(tmp_path / "index.json").read_encoded([0])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("nowhere://host/a.parquet", "cannot be read .*nowhere"),
+        ("nowhere://host/*.parquet", "cannot be listed .*nowhere"),
+        ("http://[bad/*.parquet", "cannot be listed"),
+        ("http://[bad/a.parquet", "cannot be read"),
+        ("http://host:port/*.parquet", "cannot be listed"),
+        ("file:///nowhere/a.parquet", "cannot be read"),
+        ("file:///nowhere/*.parquet", "no file matches"),
+    ],
+)
+def test_addresses_of_no_form_are_one_line(address: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        open_index(address)
+    assert "\n" not in str(error.value)

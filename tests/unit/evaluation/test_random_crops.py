@@ -2,6 +2,7 @@
 torchvision's.
 """
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torchvision.transforms import v2
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.data.cropping import sample_crop
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.evaluation.random_crops import AugmentedFeatures, RandomCrops
@@ -60,7 +62,7 @@ def test_places_and_mirroring_are_those_of_torchvision() -> None:
     torch.manual_seed(0)
     reference = v2.Compose(
         [
-            v2.RandomResizedCrop(16, scale=(0.08, 1), interpolation=v2.InterpolationMode.BICUBIC),
+            v2.RandomResizedCrop(16, scale=(0.08, 1), interpolation=v2.InterpolationMode.BILINEAR),
             v2.RandomHorizontalFlip(),
         ]
     )
@@ -75,6 +77,25 @@ def test_places_and_mirroring_are_those_of_torchvision() -> None:
         lambda batch: np.sign(batch[:, 8, -1, 0] - batch[:, 8, 0, 0]),
     ):
         assert ks_2samp(measure(ours), measure(theirs)).pvalue > 0.01
+
+
+def test_pixels_are_those_of_a_bilinear_resize() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    photo = PILImage.fromarray(noise).resize((240, 180), PILImage.Resampling.BICUBIC)
+    images = ImageSource(Dataset.from_dict({"image": [photo] * 12}))
+    found = RandomCrops(images, (40, 24), seed=0, epoch=0).read(range(12))
+    for index, crop in enumerate(found):
+        assert crop.size == (40, 24)
+        generator = random.Random(f"0 0 {index}")
+        (top, left, height, width), mirrored = sample_crop(
+            generator, 240, 180, scale=(0.08, 1), flip_probability=0.5
+        )
+        expected = v2.functional.resized_crop(
+            photo, top, left, height, width, [24, 40], v2.InterpolationMode.BILINEAR
+        )
+        expected = v2.functional.hflip(expected) if mirrored else expected
+        difference = np.abs(np.asarray(crop).astype(int) - np.asarray(expected))
+        assert difference.max() <= 1
 
 
 @pytest.fixture(scope="module")

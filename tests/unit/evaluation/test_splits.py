@@ -2,6 +2,7 @@
 hold.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,11 @@ def test_labels_may_be_strings(tmp_path: Path) -> None:
 
 
 def test_numbers_are_their_own_names(tmp_path: Path) -> None:
-    write(tmp_path, "train", [2, 0, 1], Value("int64"))
-    write(tmp_path, "test", [1, 2], Value("int64"), seed=1)
-    assert load(tmp_path).class_names == ["0", "1", "2"]
+    write(tmp_path, "train", [2024, 1999, 2**40], Value("int64"))
+    write(tmp_path, "test", [1999, 2024, 2**40], Value("int64"), seed=1)
+    splits = load(tmp_path)
+    assert splits.class_names == ["1999", "2024", str(2**40)]
+    assert (splits.train_labels.tolist(), splits.test_labels.tolist()) == ([1, 0, 2], [0, 1, 2])
 
 
 def test_one_class(tmp_path: Path) -> None:
@@ -66,6 +69,110 @@ def test_a_class_absent_from_train(tmp_path: Path) -> None:
         match="2 test classes have no training image, for example class 'ant'.*drop those",
     ):
         load(tmp_path)
+
+
+def test_a_class_absent_from_test(tmp_path: Path) -> None:
+    write(tmp_path, "train", ["owl", "bee", "cat"], Value("string"))
+    write(tmp_path, "test", ["owl"], Value("string"))
+    message = "2 of 3 classes have no image in test, for example 'bee'.*--test_fraction 0.2"
+    with pytest.warns(UserWarning, match=message):
+        load(tmp_path)
+
+
+def test_slices_of_sorted_classes(tmp_path: Path) -> None:
+    write(tmp_path, "train", ["bee"] * 4 + ["cat"] * 4 + ["owl"] * 4, Value("string"))
+    with pytest.warns(UserWarning, match="2 of 3 classes have no image in train.80%:., for exam"):
+        load_splits(str(tmp_path), train_split="train[:80%]", test_split="train[80%:]")
+    with pytest.raises(ValueError, match="class 'owl': .*--test_fraction 0.2"):
+        load_splits(str(tmp_path), train_split="train[:6]", test_split="train[6:]")
+
+
+def pixels(source: ImageSource) -> list[bytes]:
+    return [np.asarray(image).tobytes() for image in source.read(range(len(source)))]
+
+
+def test_a_fraction_of_each_class_is_held_out(tmp_path: Path) -> None:
+    labels = [1999] * 10 + [5] * 3 + [7] * 21 + [8, 9, 9]
+    write(tmp_path, "train", labels, Value("int64"))
+    with pytest.warns(UserWarning, match="1 of 5 classes have no image in 0.2 of train.*'8'"):
+        splits = load_splits(str(tmp_path), test_fraction=0.2)
+    names = np.array(splits.class_names)
+    assert dict(zip(*np.unique(names[splits.test_labels], return_counts=True), strict=True)) == {
+        "1999": 2,
+        "5": 1,
+        "7": 4,
+        "9": 1,
+    }
+    # Images and labels stay together, in the order of the data, and no image is lost or doubled.
+    rows = load_splits(str(tmp_path), train_split="train", test_split="train")
+    known = dict(zip(pixels(rows.train), rows.train_labels.tolist(), strict=True))
+    assert [known[image] for image in pixels(splits.train)] == splits.train_labels.tolist()
+    assert [known[image] for image in pixels(splits.test)] == splits.test_labels.tolist()
+    assert sorted(pixels(splits.train) + pixels(splits.test)) == sorted(known)
+    assert splits.test.labels is not None
+    assert splits.test.labels.tolist() == splits.test_labels.tolist()
+    assert splits.test.fingerprint != splits.train.fingerprint != rows.train.fingerprint
+
+
+def test_the_held_out_images_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    write(tmp_path, "train", [0, 1] * 20, Value("int64"))
+    one, same, other = (
+        pixels(load_splits(str(tmp_path), test_fraction=0.25, seed=seed).test) for seed in (0, 0, 1)
+    )
+    assert one == same
+    assert set(one) != set(other)
+
+
+def fill(folder: Path, *names: str) -> str:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        PILImage.new("RGB", (4, 4), (number, 0, 0)).save(folder / name)
+    return str(folder)
+
+
+CLASSES = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("names", "test_name", "images"),
+    [
+        (CLASSES, "0.2 of train", 4),
+        ([f"{split}/{name}" for split in ("train", "val") for name in CLASSES], "validation", 20),
+    ],
+)
+def test_defaults_work_for_folders_without_a_test_split(
+    tmp_path: Path, names: list[str], test_name: str, images: int
+) -> None:
+    with pytest.warns(UserWarning, match=f"no split 'test', so the test images are {test_name}"):
+        splits = load_splits(fill(tmp_path, *names))
+    assert (splits.test_name, len(splits.test)) == (test_name, images)
+
+
+def test_the_test_split_is_taken_where_there_is_one(tmp_path: Path) -> None:
+    folder = fill(tmp_path, *(f"{split}/{name}" for split in ("train", "test") for name in CLASSES))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_splits(folder).test_name == "test"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"test_fraction": 0.2, "test_split": "test"}, "test_split is test and test_fraction 0.2"),
+        ({"test_fraction": 1.0}, "test_fraction is 1.0: give a number between 0 and 1"),
+        ({"test_fraction": 0.0}, "test_fraction is 0.0"),
+    ],
+)
+def test_fractions_that_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_splits(fill(tmp_path, *CLASSES), **options)
+
+
+def test_a_fraction_needs_labels_and_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no labels: test_fraction takes a share of each class"):
+        load_splits(fill(tmp_path / "flat", "1.png", "2.png"), test_fraction=0.5)
+    with pytest.raises(ValueError, match="each of the 2 classes has one image"):
+        load_splits(fill(tmp_path / "few", "cat/1.png", "dog/1.png"), test_fraction=0.5)
 
 
 def test_several_labels_an_image(tmp_path: Path) -> None:

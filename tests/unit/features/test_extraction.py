@@ -1,6 +1,7 @@
 """Feature extraction: placement, workers, precision, broken images, shared label numbers."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,13 @@ def test_many_broken_images_are_counted(backbone: RegionBackbone) -> None:
         extract_features(backbone, source(8, broken=tuple(range(8))), PROCESSOR, batch_size=2)
 
 
+def test_broken_files_are_named_by_their_path(backbone: RegionBackbone, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"damaged")
+    files = ImageSource(Dataset.from_dict({"image": [str(tmp_path / "broken.png")]}))
+    with pytest.raises(ValueError, match=r"^1 of 1 images .*image 0 \(.*/broken\.png\): the bytes"):
+        extract_features(backbone, files, PROCESSOR)
+
+
 def test_features_that_are_not_finite() -> None:
     torch.manual_seed(0)
     model = ViTModel(
@@ -129,7 +137,7 @@ def test_features_that_are_not_finite() -> None:
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_processor_that_keeps_sizes(backbone: RegionBackbone, num_workers: int) -> None:
     keeps_sizes = EsvitImageProcessor(do_resize=False, do_center_crop=False)
-    with pytest.raises(ValueError, match="cannot batch images 0 to 1.*fixed size") as caught:
+    with pytest.raises(ValueError, match="cannot batch image 0 to image 1 .*fixed size") as caught:
         extract_features(backbone, source(4), keeps_sizes, batch_size=2, num_workers=num_workers)
     assert "\n" not in str(caught.value)
 
@@ -157,7 +165,9 @@ def test_labels_are_matched_by_class_name() -> None:
     )
     assert (train.tolist(), test.tolist()) == ([0, 1, 2], [2, 3, 0])
     train, test = shared_labels(named([4, 5], None), named([5, 6], None))
-    assert (train.tolist(), test.tolist()) == ([4, 5], [5, 6])
+    assert (train.tolist(), test.tolist()) == ([0, 1], [1, 2])
+    train, test = shared_labels(named([0, 1], ["cat", "dog"]), named([1, 0], None))
+    assert (train.tolist(), test.tolist()) == ([0, 1], [1, 0])
 
 
 def test_labels_are_needed() -> None:

@@ -105,8 +105,19 @@ def test_class_names() -> None:
 
 def test_what_stands_beside_a_neighbor() -> None:
     image = Image.new("RGB", (8, 8))
-    assert Neighbor(7, image, 0.5, "cat").label == "cat"
-    assert Neighbor(7, image, 0.5, None).label == "image 7"
+    assert Neighbor(7, "image 7 (x.png)", image, 0.5, "cat").label == "cat"
+    assert Neighbor(7, "image 7 (x.png)", image, 0.5, None).label == "image 7 (x.png)"
+
+
+def test_a_file_that_broke_meanwhile_is_named(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    images = load_image_source(str(tmp_path))
+    features = ImageFeatures(torch.eye(3), None, (3,))
+    assert nearest_images(torch.eye(3)[1], images, features, 1)[0].name.endswith("/1.png)")
+    (tmp_path / "1.png").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"image 1 \(.*/1\.png\) can no longer be decoded \(the b"):
+        nearest_images(torch.eye(3)[1], images, features, 1)
 
 
 def test_command(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 not.
 """
 
+import importlib.metadata
 import json
 import warnings
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from PIL import Image as PILImage
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.backbones.loading import load_backbone
-from esvit_hf.data.sources import ImageSource
+from esvit_hf.data.sources import ImageSource, load_image_source
 from esvit_hf.features.extraction import extract_features, load_image_processor
 from esvit_hf.features.store import FeatureStore, default_features_folder
 
@@ -230,6 +231,16 @@ def test_a_model_in_the_cache_of_the_hub_is_known_by_its_commit(
     assert store(tmp_path / "features", "someone/network").model_revision == commit
 
 
+def test_models_and_features_below_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_model(tmp_path / "model")
+    assert store(Path("~/kept"), "~/model").features(source()).values.shape == (7, 16)
+    assert len(list((tmp_path / "kept").glob("*.json"))) == 1
+    assert load_image_processor("~/model") is not None
+
+
 def test_bad_folders_and_models(model: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="features cannot be kept in .*file.*name another folder"):
@@ -243,3 +254,32 @@ def test_the_default_folder_is_the_cache_of_the_user(monkeypatch: pytest.MonkeyP
     assert default_features_folder() == Path("/caches/esvit_hf/features")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_features_folder() == Path.home() / ".cache" / "esvit_hf" / "features"
+
+
+@pytest.mark.usefixtures("no_warning")
+def test_another_version_of_what_computes_makes_a_new_entry(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(tmp_path, model).features(source())
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0.0" if name == "pillow" else version(name)
+    )
+    other = store(tmp_path, model)
+    other.features(source())
+    assert loads_network(other)
+
+
+@pytest.mark.usefixtures("no_warning")
+def test_a_replaced_file_is_noticed(model: str, tmp_path: Path) -> None:
+    for number in range(200):
+        path = tmp_path / "data" / "ab"[number % 2] / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PILImage.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    store(tmp_path / "kept", model).features(load_image_source(str(tmp_path / "data")))
+    PILImage.new("RGB", (8, 8), (0, 255, 0)).save(tmp_path / "data" / "a" / "002.png")
+    again = store(tmp_path / "kept", model)
+    images = load_image_source(str(tmp_path / "data"))
+    kept = again.features(images).values
+    assert loads_network(again)
+    assert torch.equal(kept, extract_features(again.backbone, images, again.processor).values)

@@ -2,7 +2,9 @@
 classes.
 """
 
+import io
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from transformers import AutoImageProcessor
 
 import esvit_hf
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
+from esvit_hf.data.decoding import decode_image
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -103,6 +106,92 @@ def test_other_modes_become_rgb():
     invisible = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
     white = processed(EsvitImageProcessor(), Image.new("RGB", (40, 40), "white"))
     assert torch.equal(processed(EsvitImageProcessor(), invisible), white)
+
+
+RAMP = np.arange(24).reshape(4, 6)
+COLORS = np.stack([RAMP * 10, RAMP[::-1] * 10, 255 - RAMP * 10], axis=2).astype(np.uint8)
+
+
+def opened(image: Image.Image, image_format: str, **options) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return Image.open(buffer)
+
+
+def rotated(kind: int, count: int, value: bytes) -> Image.Image:
+    """An image with an EXIF orientation of any type: 2 is text, 3 a short number."""
+    entry = struct.pack("<HHHI", 1, 0x0112, kind, count) + value.ljust(4, b"\0") + bytes(4)
+    return opened(Image.fromarray(COLORS), "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0" + entry)
+
+
+def four_bands(extra: int | None) -> Image.Image:
+    """A TIFF file of four bands, whose fourth is of the kind `extra` or of none."""
+    bands = np.dstack([COLORS, np.full_like(COLORS[..., 0], 51)]).astype(np.uint8)
+    content = opened(Image.fromarray(bands), "TIFF").fp.getvalue()
+    tag = struct.pack("<HHI", 338, 3, 1)
+    # A tag of another number is no ExtraSamples; 65000 is nobody's.
+    changed = struct.pack("<HHI", 338 if extra is not None else 65000, 3, 1)
+    assert content.count(tag + struct.pack("<I", 2)) == 1
+    return Image.open(
+        io.BytesIO(
+            content.replace(tag + struct.pack("<I", 2), changed + struct.pack("<I", extra or 0))
+        )
+    )
+
+
+def gray(values: object, kind: type = np.uint8) -> np.ndarray:
+    return np.asarray(values, dtype=kind)
+
+
+FULL, TWELVE = gray(RAMP * 2000, np.uint16), gray(RAMP * 170, np.uint16)
+IMAGES = {
+    "L": (Image.fromarray(gray(RAMP)), gray(RAMP)),
+    "1": (Image.fromarray(RAMP > 9), gray(RAMP > 9) * 255),
+    "palette": (opened(Image.fromarray(COLORS).quantize(24), "PNG"), COLORS),
+    "16 bits, PNG": (opened(Image.fromarray(FULL), "PNG"), np.rint(FULL / 257)),
+    "16 bits, TIFF": (opened(Image.fromarray(FULL), "TIFF"), np.rint(FULL / 257)),
+    "12 bits in 16": (opened(Image.fromarray(TWELVE), "PNG"), np.rint(TWELVE / 4095 * 255)),
+    "8 bits in 16": (opened(Image.fromarray(gray(RAMP, np.uint16)), "TIFF"), gray(RAMP)),
+    "32 bits": (
+        opened(Image.fromarray(gray(RAMP * 9999, np.int32)), "TIFF"),
+        np.rint(RAMP / 23 * 255),
+    ),
+    "float, 0..1": (opened(Image.fromarray(gray(RAMP / 24, np.float32)), "TIFF"), RAMP / 24 * 255),
+    "float, 0..255": (opened(Image.fromarray(gray(RAMP, np.float32)), "TIFF"), RAMP),
+    "float, beyond": (
+        opened(Image.fromarray(gray(RAMP - 3.0, np.float32)), "TIFF"),
+        RAMP / 23 * 255,
+    ),
+    "turned": (rotated(3, 1, b"\x06"), np.rot90(COLORS, -1)),
+    "orientation of no kind": (rotated(2, 2, b"6\0"), COLORS),
+    "orientation of no number": (rotated(3, 1, b"\x4d"), COLORS),
+    "transparent": (
+        opened(Image.fromarray(np.dstack([COLORS, gray(RAMP * 0)])), "PNG"),
+        np.full_like(COLORS, 255),
+    ),
+    "infrared": (four_bands(None), COLORS),
+    "unspecified band": (four_bands(0), COLORS),
+    "TIFF with transparency": (four_bands(2), 255 - (255.0 - COLORS) * 0.2),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_training_and_evaluation_see_the_same(name: str) -> None:
+    image, expected = IMAGES[name]
+    plain = EsvitImageProcessor(do_resize=False, do_center_crop=False, do_normalize=False)
+    seen = (processed(plain, image).permute(1, 2, 0) * 255).round().numpy()
+    np.testing.assert_array_equal(seen, np.asarray(decode_image(image)))
+    expected = np.broadcast_to(expected.T, (3, *expected.T.shape[-2:])).T
+    tolerance = 0 if expected.dtype != np.float64 else 1
+    assert np.abs(seen - expected).max() <= tolerance
+    # What was turned upright once is not turned again.
+    np.testing.assert_array_equal(np.asarray(decode_image(decode_image(image))), seen)
+
+
+def test_pixels_that_are_not_finite_are_refused() -> None:
+    image = Image.fromarray(np.array([[0.0, np.nan]], dtype=np.float32))
+    with pytest.raises(ValueError, match="not all finite"):
+        processed(EsvitImageProcessor(), image)
 
 
 def test_batches_of_several_sizes():

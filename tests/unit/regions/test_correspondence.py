@@ -274,6 +274,23 @@ def test_views_depend_on_seed_and_index_alone() -> None:
         assert not torch.equal(alone.second, other.second)
 
 
+def test_four_of_five_mirrored_copies_are_jittered() -> None:
+    image = PILImage.fromarray(np.random.default_rng(0).integers(60, 190, (8, 8, 3), np.uint8))
+    views = processor(8)
+    pairs = make_view_pairs(
+        [image] * 500,
+        range(500),
+        protocol="mirror",
+        processor=views,
+        input_format=read_input_format(views),
+        seed=0,
+    )
+    plain = np.asarray(image.convert("L").transpose(PILImage.Transpose.FLIP_LEFT_RIGHT))
+    away = (pairs.second[:, 0] - torch.from_numpy(plain.copy())).abs().amax(dim=(1, 2))
+    assert float((away > 2).float().mean()) == pytest.approx(0.8, abs=0.05)
+    assert float((away < 1).float().mean()) == pytest.approx(0.2, abs=0.05)
+
+
 def test_mirrored_copies_are_gray_and_mirrored() -> None:
     ramp = np.arange(0, 240, 6, dtype=np.uint8)
     images = [PILImage.fromarray(np.tile(ramp[None, :, None], (40, 1, 3)))]
