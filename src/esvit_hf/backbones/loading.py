@@ -7,6 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
+from esvit_hf.acceleration.linear import use_fast_linear
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
 
@@ -29,7 +30,8 @@ def load_backbone(
         config_fields: fields of the network's configuration to override.
 
     Returns:
-        The backbone in evaluation mode, in the data type of the saved weights.
+        The backbone in evaluation mode, in the data type of the saved weights, with fast linear
+        layers (`use_fast_linear`).
 
     Raises:
         ValueError: nothing loadable there, an unknown configuration field, a network that is no
@@ -72,4 +74,5 @@ def load_backbone(
             f"tensors are missing, for example {missing[0]!r}; load them as the architecture they "
             f"were saved from"
         )
+    use_fast_linear(backbone)
     return backbone.eval()

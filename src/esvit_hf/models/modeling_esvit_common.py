@@ -23,8 +23,6 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .modeling_esvit_linear import EsvitLinear
-
 # Auto classes that load a saved network, and how its class for each is called behind the name of
 # the family.
 _AUTO_CLASSES = {
@@ -215,9 +213,9 @@ class MultilayerPerceptron(nn.Module):
 
     def __init__(self, channels: int, hidden_channels: int, activation: str) -> None:
         super().__init__()
-        self.expand = EsvitLinear(channels, hidden_channels)
+        self.expand = nn.Linear(channels, hidden_channels)
         self.activation = QuickGelu() if activation == "quick_gelu" else ACT2FN[activation]
-        self.contract = EsvitLinear(hidden_channels, channels)
+        self.contract = nn.Linear(hidden_channels, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map every token on its own.

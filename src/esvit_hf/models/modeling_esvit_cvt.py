@@ -28,7 +28,6 @@ from .modeling_esvit_common import (
     fused_attention_is_slow,
     stochastic_depth_rates,
 )
-from .modeling_esvit_linear import EsvitLinear
 from .modeling_esvit_windows import WindowPlan, relative_position_index, window_attention_layout
 
 
@@ -79,8 +78,8 @@ class EsvitCvtAttention(nn.Module):
             channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False
         )
         self.batch_norm = nn.BatchNorm2d(channels)
-        self.qkv = EsvitLinear(channels, 3 * channels, bias=config.qkv_bias[stage])
-        self.projection = EsvitLinear(channels, channels)
+        self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias[stage])
+        self.projection = nn.Linear(channels, channels)
         self.relative = config.relative_position_bias
         if self.relative:
             self.relative_position_bias_table = nn.Parameter(

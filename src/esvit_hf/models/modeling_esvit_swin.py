@@ -25,7 +25,6 @@ from .modeling_esvit_common import (
     softmax_type,
     stochastic_depth_rates,
 )
-from .modeling_esvit_linear import EsvitLinear
 from .modeling_esvit_windows import (
     WindowPlan,
     plan_windows,
@@ -57,8 +56,8 @@ class EsvitSwinAttention(nn.Module):
         self.window = window
         self.shift = shift
         self.scaling = self.head_channels**-0.5
-        self.qkv = EsvitLinear(channels, 3 * channels, bias=config.qkv_bias)
-        self.projection = EsvitLinear(channels, channels)
+        self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias)
+        self.projection = nn.Linear(channels, channels)
         self.relative_position_bias_table = nn.Parameter(
             torch.empty((2 * window - 1) ** 2, num_heads)
         )
@@ -224,7 +223,7 @@ class EsvitSwinDownsample(nn.Module):
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * channels, eps=eps)
-        self.reduction = EsvitLinear(4 * channels, 2 * channels, bias=False)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Halve the grid, rounding up: an odd side is padded with zeros.

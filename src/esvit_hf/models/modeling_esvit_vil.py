@@ -30,7 +30,6 @@ from .modeling_esvit_common import (
     fused_attention_is_slow,
     stochastic_depth_rates,
 )
-from .modeling_esvit_linear import EsvitLinear
 
 # A chunk and the 8 around it, row by row; the chunk itself is in the middle.
 _NEIGHBORHOOD = 9
@@ -315,9 +314,9 @@ class EsvitVilSparseAttention(EsvitVilAttention):
         window, channels = config.window_size, config.hidden_sizes[stage]
         super().__init__(config, stage, (4 * window - 1) ** 2, chunk_position_index(window))
         self.window = window
-        self.query = EsvitLinear(channels, channels, bias=config.qkv_bias)
-        self.key_value = EsvitLinear(channels, 2 * channels, bias=config.qkv_bias)
-        self.projection = EsvitLinear(channels, channels)
+        self.query = nn.Linear(channels, channels, bias=config.qkv_bias)
+        self.key_value = nn.Linear(channels, 2 * channels, bias=config.qkv_bias)
+        self.projection = nn.Linear(channels, channels)
 
     def build_position_index(self) -> Tensor:
         """Compute the content of `relative_position_index`: (w^2 * 9 w^2,)."""
@@ -438,8 +437,8 @@ class EsvitVilFullAttention(EsvitVilAttention):
             config, stage, (2 * grid[0] - 1) * (2 * grid[1] - 1), grid_position_index(grid)
         )
         self.grid = grid
-        self.qkv = EsvitLinear(channels, 3 * channels, bias=config.qkv_bias)
-        self.projection = EsvitLinear(channels, channels)
+        self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias)
+        self.projection = nn.Linear(channels, channels)
 
     def build_position_index(self) -> Tensor:
         """Compute the content of `relative_position_index`: (N^2,) for the grid at `image_size`."""

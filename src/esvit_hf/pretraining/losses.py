@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esvit_hf.models.modeling_esvit_linear import multiply_transposed
+from esvit_hf.acceleration.linear import multiply_transposed
 
 BLOCK_ELEMENTS = 2**25
 """Logits held at once, in elements: 128 MiB of float32."""

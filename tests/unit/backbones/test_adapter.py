@@ -419,6 +419,14 @@ class TestLoadBackbone:
         assert all(parameter.requires_grad for parameter in backbone.parameters())
         torch.testing.assert_close(backbone(pixels).pooled, saved(pixels).last_hidden_state[:, 0])
 
+    def test_linear_layers_are_fast(self, tmp_path: Path) -> None:
+        esvit_swin().save_pretrained(tmp_path)
+        backbone = load_backbone(str(tmp_path))
+        operators = torch.utils.flop_counter.FlopCounterMode(display=False)
+        with operators, torch.no_grad():
+            backbone(torch.randn(1, 3, 32, 32))
+        assert torch.ops.mkldnn._linear_pointwise in operators.get_flop_counts()["Global"]
+
     def test_configuration_fields(self, tmp_path: Path) -> None:
         esvit_swin().save_pretrained(tmp_path)
         assert load_backbone(str(tmp_path), drop_path_rate=0.25).model.config.drop_path_rate == 0.25
