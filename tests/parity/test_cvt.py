@@ -538,6 +538,7 @@ def test_layer_norm_computes_in_float32():
 def test_compiles_into_one_graph():
     model = small_model(depths=[1, 1, 1], relative_position_bias=True, drop_path_rate=0.0)
     pixels = images(2, 3, 32, 48)
+    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(
         compiled(pixels).pooler_output, model(pixels).pooler_output, atol=1e-5, rtol=0

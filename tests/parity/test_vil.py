@@ -512,6 +512,7 @@ def test_compiles_into_one_graph():
         depths=[1, 1, 1], sparse_training_mode="random_neighbor", drop_path_rate=0.0
     )
     pixels = images(2, 3, 32, 48)
+    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(
         compiled(pixels).pooler_output, model(pixels).pooler_output, atol=1e-5, rtol=0

@@ -6,11 +6,13 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -35,17 +37,20 @@ _CPU_BLOCK_TOKENS = 4096
 """Tokens that a perceptron maps at once on CPU where nothing is kept for a backward pass."""
 
 
-@dataclass(frozen=True)
-class StageOutput:
+class StageOutput(NamedTuple):
     """Tokens that a stage, or the patch embedding in front of the stages, hands on.
+
+    A tuple, because tools that hook into modules look for tensors in tuples.
 
     Attributes:
         tokens: (B, N, C) spatial tokens, row-major, before any downsampling and not normalized.
         grid: (h, w) with h * w = N.
+        global_tokens: (B, G, C), not normalized, of networks that have some.
     """
 
     tokens: Tensor
     grid: tuple[int, int]
+    global_tokens: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,52 @@ class AttentionLayout:
     allowed: Tensor
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers are there and what is done to it is computed at once: it is not
+    traced, compiled, exported, fake, without memory, wrapped or under a function transform.
+
+    Args:
+        tensor: Any tensor.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and type(tensor) in (Tensor, nn.Parameter)
+        and tensor.device.type != "meta"
+    )
+
+
+Built = TypeVar("Built")
+
+
+def constant(build: Callable[..., Built], *sizes: Any, like: Tensor) -> Built:
+    """Build what depends on sizes alone, such as indices, and keep it for the next call.
+
+    It is kept for plain tensors only: what is built while another tensor is traced or faked is part
+    of that graph and useless outside.
+
+    Args:
+        build: Function of the sizes and of a device.
+        *sizes: Hashable arguments of the function.
+        like: Tensor that the result is used with.
+
+    Returns:
+        What the function builds on the device of the tensor; shared, so not to be changed.
+    """
+    if is_plain(like):
+        return cast("Built", _kept(build, *sizes, like.device))
+    return build(*sizes, like.device)
+
+
+@lru_cache(maxsize=256)
+def _kept(build: Callable[..., Any], *arguments: Any) -> Any:
+    # Tensors first built under inference_mode would be refused by a later training step.
+    with torch.inference_mode(False), torch.no_grad():
+        return build(*arguments)
+
+
 def softmax_type(scores_like: Tensor, keys: int) -> torch.dtype:
     """Type in which the softmax over a number of keys is fast, for scores on the device and in the
     type of a tensor.
@@ -86,8 +137,11 @@ def softmax_type(scores_like: Tensor, keys: int) -> torch.dtype:
 
 def fused_attention_is_slow(query: Tensor, bias: Tensor | None) -> bool:
     """Whether plain matrix products are faster than `scaled_dot_product_attention` with its
-    gradients.
+    derivatives, or the only way to have them.
     """
+    # The fused kernels have no derivative in forward mode.
+    if forward_ad._current_level >= 0:
+        return True
     # On CPU the fused kernel has no gradient for the bias, and its backward pass is several times
     # slower in 16 bits.
     return query.device.type == "cpu" and (

@@ -24,6 +24,7 @@ from .modeling_esvit_common import (
     MultilayerPerceptron,
     StageOutput,
     StochasticDepth,
+    constant,
     eager_attention,
     fused_attention_is_slow,
     stochastic_depth_rates,
@@ -64,8 +65,6 @@ class EsvitCvtAttention(nn.Module):
         stage: Index of the stage.
     """
 
-    relative_position_index: Tensor
-
     def __init__(self, config: EsvitCvtConfig, stage: int) -> None:
         super().__init__()
         channels, kernel = config.hidden_sizes[stage], config.qkv_kernel_sizes[stage]
@@ -85,9 +84,14 @@ class EsvitCvtAttention(nn.Module):
             self.relative_position_bias_table = nn.Parameter(
                 torch.empty((2 * self.window - 1) ** 2, self.num_heads)
             )
-            self.register_buffer(
-                "relative_position_index", relative_position_index(self.window), persistent=False
-            )
+
+    def position_index(self) -> Tensor:
+        """Row of the bias table for every pair of tokens in a window of the configured size:
+        (w^4,).
+        """
+        return constant(
+            relative_position_index, self.window, like=self.relative_position_bias_table
+        )
 
     def relative_position_bias(self, window: int) -> Tensor:
         """Gather the bias table for the tokens of a window.
@@ -101,9 +105,7 @@ class EsvitCvtAttention(nn.Module):
         Returns:
             (heads, w^2, w^2).
         """
-        index = self.relative_position_index.view(*[self.window] * 4)[
-            :window, :window, :window, :window
-        ]
+        index = self.position_index().view(*[self.window] * 4)[:window, :window, :window, :window]
         bias = F.embedding(index.flatten(), self.relative_position_bias_table)
         return bias.view(window**2, window**2, self.num_heads).permute(2, 0, 1)
 
@@ -330,8 +332,6 @@ class EsvitCvtPreTrainedModel(EsvitPreTrainedModel):
             init.trunc_normal_(
                 module.relative_position_bias_table, std=self.config.initializer_range
             )
-            # from_pretrained leaves buffers that are not saved uninitialized.
-            init.copy_(module.relative_position_index, relative_position_index(module.window))
 
 
 class EsvitCvtModel(EsvitBaseModel, EsvitCvtPreTrainedModel):

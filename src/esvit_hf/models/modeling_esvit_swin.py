@@ -21,6 +21,7 @@ from .modeling_esvit_common import (
     MultilayerPerceptron,
     StageOutput,
     StochasticDepth,
+    constant,
     fused_attention_is_slow,
     softmax_type,
     stochastic_depth_rates,
@@ -44,8 +45,6 @@ class EsvitSwinAttention(nn.Module):
         shift: Tokens by which the map is rolled before it is cut into windows; 0 for none.
     """
 
-    relative_position_index: Tensor
-
     def __init__(
         self, config: EsvitSwinConfig, channels: int, num_heads: int, window: int, shift: int
     ) -> None:
@@ -61,10 +60,12 @@ class EsvitSwinAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(
             torch.empty((2 * window - 1) ** 2, num_heads)
         )
-        self.register_buffer(
-            "relative_position_index", relative_position_index(window), persistent=False
+
+    def position_index(self) -> Tensor:
+        """Row of the bias table for every pair of tokens in a window: (w^4,)."""
+        return constant(
+            relative_position_index, self.window, like=self.relative_position_bias_table
         )
-        self._cached_bias: tuple[Tensor, Tensor] | None = None
 
     def relative_position_bias(self, dtype: torch.dtype) -> Tensor:
         """Gather the bias table for the tokens of a window.
@@ -75,20 +76,7 @@ class EsvitSwinAttention(nn.Module):
         Returns:
             (1, heads, w^2, w^2).
         """
-        table = self.relative_position_bias_table
-        trains = torch.is_grad_enabled() and table.requires_grad
-        plain = isinstance(table, nn.Parameter) and table.device.type == "cpu"
-        if trains or not plain or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return self._gather_bias(dtype)
-        # Compared by value, not by version: writing through `.data` leaves the version as it is.
-        cached = self._cached_bias
-        if cached is None or cached[1].dtype != dtype or not torch.equal(cached[0], table):
-            with torch.inference_mode(False), torch.no_grad():
-                cached = self._cached_bias = (table.detach().clone(), self._gather_bias(dtype))
-        return cached[1]
-
-    def _gather_bias(self, dtype: torch.dtype) -> Tensor:
-        bias = F.embedding(self.relative_position_index, self.relative_position_bias_table)
+        bias = F.embedding(self.position_index(), self.relative_position_bias_table)
         bias = bias.view(1, self.window**2, self.window**2, self.num_heads).permute(0, 3, 1, 2)
         return bias.to(dtype).contiguous()
 
@@ -346,8 +334,6 @@ class EsvitSwinPreTrainedModel(EsvitPreTrainedModel):
             init.trunc_normal_(
                 module.relative_position_bias_table, std=self.config.initializer_range
             )
-            # from_pretrained leaves buffers that are not saved uninitialized.
-            init.copy_(module.relative_position_index, relative_position_index(module.window))
         elif isinstance(module, EsvitSwinEmbeddings) and module.position_embeddings is not None:
             init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
 

@@ -1,8 +1,6 @@
 """Vision Longformer (ViL) as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv 2103.15358)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,6 +23,7 @@ from .modeling_esvit_common import (
     MultilayerPerceptron,
     StageOutput,
     StochasticDepth,
+    constant,
     eager_attention,
     full_attention_layout,
     fused_attention_is_slow,
@@ -34,17 +33,6 @@ from .modeling_esvit_common import (
 # A chunk and the 8 around it, row by row; the chunk itself is in the middle.
 _NEIGHBORHOOD = 9
 _OWN_CHUNK = _NEIGHBORHOOD // 2
-
-
-@dataclass(frozen=True)
-class EsvitVilStageOutput(StageOutput):
-    """Tokens of a stage and its global tokens.
-
-    Attributes:
-        global_tokens: (B, G, C), not normalized; G may be 0.
-    """
-
-    global_tokens: Tensor
 
 
 class ChunkTables(NamedTuple):
@@ -67,13 +55,25 @@ class ChunkTables(NamedTuple):
     places: Tensor
 
 
-def _build_chunk_tables(
+def chunk_tables(
     grid: tuple[int, int],
     window: int,
     num_global_tokens: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> ChunkTables:
+    """Say where the tokens of a grid lie when it is cut into chunks.
+
+    Args:
+        grid: (h, w) of the tokens, any size; chunks at the right and the bottom may stick out.
+        window: Side of a chunk in tokens.
+        num_global_tokens: G, tokens in front of the grid.
+        dtype: Type of the mask.
+        device: Device of the tables.
+
+    Returns:
+        The tables.
+    """
     height, width = grid
     rows, columns = -(-height // window), -(-width // window)
     neighbors = torch.arange(-1, 2, device=device)[None, :, None] * window
@@ -100,44 +100,6 @@ def _build_chunk_tables(
         mask=F.pad(mask, (num_global_tokens, 0)),
         places=places.flatten(),
     )
-
-
-@lru_cache(maxsize=128)
-def _cached_chunk_tables(
-    grid: tuple[int, int],
-    window: int,
-    num_global_tokens: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> ChunkTables:
-    # Tables first built under inference_mode would be refused by a later training step.
-    with torch.inference_mode(False):
-        return _build_chunk_tables(grid, window, num_global_tokens, dtype, device)
-
-
-def chunk_tables(
-    grid: tuple[int, int],
-    window: int,
-    num_global_tokens: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> ChunkTables:
-    """Look up where the tokens of a grid lie when it is cut into chunks.
-
-    Args:
-        grid: (h, w) of the tokens, any size; chunks at the right and the bottom may stick out.
-        window: Side of a chunk in tokens.
-        num_global_tokens: G, tokens in front of the grid.
-        dtype: Type of the mask.
-        device: Device of the tables.
-
-    Returns:
-        The tables, shared between calls: not to be changed.
-    """
-    # While tracing, a cached tensor would leak from or into the graph.
-    if torch.compiler.is_compiling():
-        return _build_chunk_tables(grid, window, num_global_tokens, dtype, device)
-    return _cached_chunk_tables(grid, window, num_global_tokens, dtype, device)
 
 
 def chunk_position_index(window: int, device: torch.device | None = None) -> Tensor:
@@ -184,14 +146,9 @@ class EsvitVilAttention(nn.Module):
         config: Configuration of the network.
         stage: Index of the stage.
         table_rows: Rows of the table of relative position biases.
-        position_index: int64 row of the table for every query and key of the grid.
     """
 
-    relative_position_index: Tensor
-
-    def __init__(
-        self, config: EsvitVilConfig, stage: int, table_rows: int, position_index: Tensor
-    ) -> None:
+    def __init__(self, config: EsvitVilConfig, stage: int, table_rows: int) -> None:
         super().__init__()
         self.config = config
         self.num_heads = config.num_heads[stage]
@@ -200,7 +157,6 @@ class EsvitVilAttention(nn.Module):
         if not self.relative:
             return
         self.relative_position_bias_table = nn.Parameter(torch.empty(table_rows, self.num_heads))
-        self.register_buffer("relative_position_index", position_index, persistent=False)
         if self.num_global_tokens:
             # First row: global queries and keys of the grid. Second row: queries of the grid and
             # global keys.
@@ -211,8 +167,8 @@ class EsvitVilAttention(nn.Module):
                 torch.empty(self.num_heads, self.num_global_tokens, self.num_global_tokens)
             )
 
-    def build_position_index(self) -> Tensor:
-        """Compute the content of `relative_position_index`."""
+    def position_index(self) -> Tensor:
+        """Row of the bias table for every query and key of the grid."""
         raise NotImplementedError
 
     def layout(self, grid: tuple[int, int], stride: tuple[int, int]) -> AttentionLayout:
@@ -231,12 +187,12 @@ class EsvitVilAttention(nn.Module):
         """Read the bias table.
 
         Args:
-            queries: Number of queries that `relative_position_index` is made for.
+            queries: Number of queries that `position_index` is made for.
 
         Returns:
             (heads, queries, keys).
         """
-        bias = F.embedding(self.relative_position_index, self.relative_position_bias_table)
+        bias = F.embedding(self.position_index(), self.relative_position_bias_table)
         return bias.view(queries, -1, self.num_heads).permute(2, 0, 1)
 
     def with_global_keys(self, bias: Tensor) -> Tensor:
@@ -312,15 +268,15 @@ class EsvitVilSparseAttention(EsvitVilAttention):
 
     def __init__(self, config: EsvitVilConfig, stage: int) -> None:
         window, channels = config.window_size, config.hidden_sizes[stage]
-        super().__init__(config, stage, (4 * window - 1) ** 2, chunk_position_index(window))
+        super().__init__(config, stage, (4 * window - 1) ** 2)
         self.window = window
         self.query = nn.Linear(channels, channels, bias=config.qkv_bias)
         self.key_value = nn.Linear(channels, 2 * channels, bias=config.qkv_bias)
         self.projection = nn.Linear(channels, channels)
 
-    def build_position_index(self) -> Tensor:
-        """Compute the content of `relative_position_index`: (w^2 * 9 w^2,)."""
-        return chunk_position_index(self.window)
+    def position_index(self) -> Tensor:
+        """Row of the bias table for every query and key of a chunk: (w^2 * 9 w^2,)."""
+        return constant(chunk_position_index, self.window, like=self.relative_position_bias_table)
 
     def layout(self, grid: tuple[int, int], stride: tuple[int, int]) -> AttentionLayout:
         """Say which tokens the probabilities belong to, chunk by chunk (see the base class)."""
@@ -384,7 +340,7 @@ class EsvitVilSparseAttention(EsvitVilAttention):
             .permute(2, 0, 3, 1, 4)
             .contiguous()
         )
-        tables = chunk_tables(grid, self.window, num_global, query.dtype, query.device)
+        tables = constant(chunk_tables, grid, self.window, num_global, query.dtype, like=query)
         keys, mask = tables.keys, tables.mask
         if (columns := self._draw_keys(query.device)) is not None:
             keys, mask = keys.index_select(1, columns), mask.index_select(2, columns)
@@ -433,16 +389,14 @@ class EsvitVilFullAttention(EsvitVilAttention):
 
     def __init__(self, config: EsvitVilConfig, stage: int) -> None:
         grid, channels = config.stage_grids[stage], config.hidden_sizes[stage]
-        super().__init__(
-            config, stage, (2 * grid[0] - 1) * (2 * grid[1] - 1), grid_position_index(grid)
-        )
+        super().__init__(config, stage, (2 * grid[0] - 1) * (2 * grid[1] - 1))
         self.grid = grid
         self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias)
         self.projection = nn.Linear(channels, channels)
 
-    def build_position_index(self) -> Tensor:
-        """Compute the content of `relative_position_index`: (N^2,) for the grid at `image_size`."""
-        return grid_position_index(self.grid)
+    def position_index(self) -> Tensor:
+        """Row of the bias table for every pair of tokens of the grid at `image_size`: (N^2,)."""
+        return constant(grid_position_index, self.grid, like=self.relative_position_bias_table)
 
     def layout(self, grid: tuple[int, int], stride: tuple[int, int]) -> AttentionLayout:
         """Say which tokens the probabilities belong to (see the base class)."""
@@ -479,7 +433,7 @@ class EsvitVilFullAttention(EsvitVilAttention):
             mode="bicubic",
             align_corners=False,
         )
-        index = grid_position_index(grid, table.device)
+        index = constant(grid_position_index, grid, like=table)
         return table.flatten(2)[0].index_select(1, index).view(-1, tokens, tokens)
 
     def _score_bias(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -651,7 +605,7 @@ class EsvitVilStage(nn.Module):
 
     def forward(
         self, features: Tensor, output_attentions: bool = False
-    ) -> tuple[EsvitVilStageOutput, EsvitVilStageOutput]:
+    ) -> tuple[StageOutput, StageOutput]:
         """Embed the patches and run the blocks.
 
         Args:
@@ -667,11 +621,9 @@ class EsvitVilStage(nn.Module):
             tokens, _ = block(tokens, grid, output_attentions)
         return embedded, self._split(tokens, grid)
 
-    def _split(self, tokens: Tensor, grid: tuple[int, int]) -> EsvitVilStageOutput:
+    def _split(self, tokens: Tensor, grid: tuple[int, int]) -> StageOutput:
         count = self.num_global_tokens
-        return EsvitVilStageOutput(
-            tokens=tokens[:, count:], grid=grid, global_tokens=tokens[:, :count]
-        )
+        return StageOutput(tokens[:, count:], grid, tokens[:, :count] if count else None)
 
 
 class EsvitVilPreTrainedModel(EsvitPreTrainedModel):
@@ -686,9 +638,6 @@ class EsvitVilPreTrainedModel(EsvitPreTrainedModel):
         if isinstance(module, EsvitVilAttention | EsvitVilEmbeddings):
             for parameter in module.parameters(recurse=False):
                 init.trunc_normal_(parameter, std=self.config.initializer_range)
-        if isinstance(module, EsvitVilAttention) and module.relative:
-            # from_pretrained leaves buffers that are not saved uninitialized.
-            init.copy_(module.relative_position_index, module.build_position_index())
 
 
 class EsvitVilModel(EsvitBaseModel, EsvitVilPreTrainedModel):
@@ -719,9 +668,7 @@ class EsvitVilModel(EsvitBaseModel, EsvitVilPreTrainedModel):
     def forward_stages(
         self, pixel_values: Tensor, *, output_attentions: bool = False
     ) -> list[StageOutput]:
-        """Run the network without its last norm (see the base class); every output is an
-        `EsvitVilStageOutput`.
-        """
+        """Run the network without its last norm (see the base class)."""
         stride = self.config.total_stride
         self._check_images(pixel_values, (stride, stride))
         outputs: list[StageOutput] = []
@@ -754,12 +701,11 @@ class EsvitVilModel(EsvitBaseModel, EsvitVilPreTrainedModel):
         """
         output_attentions = bool(kwargs.get("output_attentions", self.config.output_attentions))
         last = self.forward_stages(pixel_values, output_attentions=output_attentions)[-1]
-        assert isinstance(last, EsvitVilStageOutput)
         regions = self.norm(last.tokens)
         view = (
-            self.norm(last.global_tokens)[:, 0]
-            if self.config.num_global_tokens[-1]
-            else regions.mean(dim=1)
+            regions.mean(dim=1)
+            if last.global_tokens is None
+            else self.norm(last.global_tokens)[:, 0]
         )
         return BaseModelOutputWithPooling(last_hidden_state=regions, pooler_output=view)
 

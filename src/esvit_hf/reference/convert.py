@@ -285,6 +285,22 @@ def model_from_checkpoint(
     return model.eval()
 
 
+def position_indices(model: PreTrainedModel) -> State:
+    """Compute the indices of relative positions, which the reference keeps in its checkpoints.
+
+    Args:
+        model: Network of this package, or any other.
+
+    Returns:
+        By name of the attention layer, with `relative_position_index` behind it, (N,) int64.
+    """
+    return {
+        f"{name}.relative_position_index": module.position_index()
+        for name, module in model.named_modules()
+        if hasattr(module, "relative_position_bias_table")
+    }
+
+
 def _load(model: PreTrainedModel, state: State, recomputed: State) -> None:
     expected = model.state_dict()
     if missing := [name for name in expected if name not in state]:
@@ -301,8 +317,8 @@ def _load(model: PreTrainedModel, state: State, recomputed: State) -> None:
                 f"{name} is {tuple(tensor.shape)} in the checkpoint and "
                 f"{tuple(expected[name].shape)} in the network: correct the configuration fields."
             )
-    buffers = dict(model.named_buffers())
+    indices = position_indices(model)
     for name, tensor in recomputed.items():
-        if name not in buffers or not torch.equal(buffers[name].flatten(), tensor.flatten()):
+        if name not in indices or not torch.equal(indices[name], tensor.flatten()):
             raise ValueError(f"{name} in the checkpoint differs from what the network computes.")
     model.load_state_dict(state)
