@@ -149,6 +149,29 @@ def fused_attention_is_slow(query: Tensor, bias: Tensor | None) -> bool:
     )
 
 
+def attention_probabilities(
+    query: Tensor, key: Tensor, attention_mask: Tensor | None, scaling: float
+) -> Tensor:
+    """Softmax of the scaled and biased scores.
+
+    Args:
+        query: (B, A, queries, d).
+        key: (B, A, keys, d).
+        attention_mask: Added to the scaled scores; broadcasts to (B, A, queries, keys).
+        scaling: Factor of the scores.
+
+    Returns:
+        (B, A, queries, keys), of the type of the query.
+    """
+    scores = (query @ key.transpose(-1, -2)).to(softmax_type(query, key.shape[-2]))
+    scores = (
+        scores * scaling
+        if attention_mask is None
+        else torch.add(attention_mask, scores, alpha=scaling)
+    )
+    return scores.softmax(dim=-1).to(query.dtype)
+
+
 def eager_attention(
     module: nn.Module,
     query: Tensor,
@@ -173,13 +196,7 @@ def eager_attention(
     Returns:
         (B, queries, A, d) and (B, A, queries, keys) probabilities.
     """
-    scores = (query @ key.transpose(-1, -2)).to(softmax_type(query, key.shape[-2]))
-    scores = (
-        scores * scaling
-        if attention_mask is None
-        else torch.add(attention_mask, scores, alpha=scaling)
-    )
-    probabilities = scores.softmax(dim=-1).to(value.dtype)
+    probabilities = attention_probabilities(query, key, attention_mask, scaling)
     return (probabilities @ value).transpose(1, 2), probabilities
 
 

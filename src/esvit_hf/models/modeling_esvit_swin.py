@@ -143,11 +143,11 @@ class EsvitSwinAttention(nn.Module):
         query, key, value = (part.transpose(2, 3) for part in qkv.unbind(3))
         scores = query.flatten(0, 2) @ key.flatten(0, 2).transpose(1, 2)
         scores = scores.to(bias.dtype).view(*query.shape[:-1], -1)
-        probabilities = torch.add(bias, scores, alpha=self.scaling).softmax(dim=-1)
-        mixed = probabilities.to(value.dtype).flatten(0, 2) @ value.flatten(0, 2)
-        return mixed.view(query.shape).transpose(2, 3), probabilities.flatten(
-            0, 1
-        ) if output_attentions else None
+        # The values are mixed by what is returned, so that it has a gradient.
+        probabilities = torch.add(bias, scores, alpha=self.scaling).softmax(dim=-1).flatten(0, 1)
+        mixed = probabilities.to(value.dtype).flatten(0, 1) @ value.flatten(0, 2)
+        mixed = mixed.view(query.shape).transpose(2, 3)
+        return mixed, probabilities if output_attentions else None
 
 
 class EsvitSwinBlock(GradientCheckpointingLayer):

@@ -23,6 +23,7 @@ from .modeling_esvit_common import (
     MultilayerPerceptron,
     StageOutput,
     StochasticDepth,
+    attention_probabilities,
     constant,
     eager_attention,
     full_attention_layout,
@@ -227,7 +228,7 @@ class EsvitVilAttention(nn.Module):
         key: Tensor,
         value: Tensor,
         bias: Tensor | None,
-        output_attentions: bool,
+        output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Mix the values by the softmax of the scaled and biased scores.
 
@@ -314,6 +315,19 @@ class EsvitVilSparseAttention(EsvitVilAttention):
             mask = mask.expand(self.num_heads, *mask.shape)
         return mask.reshape(1, self.num_heads * chunks, *mask.shape[-2:])
 
+    def _attend_visibly(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Attend as `attend` with heads * chunks for A; the probabilities are (B * chunks, heads,
+        queries, keys).
+        """
+        probabilities = attention_probabilities(query, key, bias, query.shape[-1] ** -0.5)
+        probabilities = probabilities.unflatten(1, (self.num_heads, -1)).transpose(1, 2)
+        probabilities = probabilities.flatten(0, 1)
+        # The values are mixed by what is returned, so that it has a gradient.
+        by_head = probabilities.unflatten(0, (query.shape[0], -1)).transpose(1, 2)
+        return by_head.flatten(1, 2) @ value, probabilities
+
     def forward(
         self, tokens: Tensor, grid: tuple[int, int], output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
@@ -355,9 +369,8 @@ class EsvitVilSparseAttention(EsvitVilAttention):
             .unbind(0)
         )
         bias = self._score_bias(mask, columns)
-        mixed, probabilities = self.attend(
-            chunk_query, chunk_key, chunk_value, bias, output_attentions
-        )
+        attend = self._attend_visibly if output_attentions else self.attend
+        mixed, probabilities = attend(chunk_query, chunk_key, chunk_value, bias)
         mixed = mixed.reshape(batch, heads, chunks * self.window**2, -1).index_select(
             2, tables.places
         )
@@ -366,12 +379,8 @@ class EsvitVilSparseAttention(EsvitVilAttention):
             if self.relative:
                 global_bias = self.global_query_bias(length - num_global).to(query.dtype)[None]
             key, value = key_value.unbind(0)
-            global_mixed, _ = self.attend(query[:, :, :num_global], key, value, global_bias, False)
+            global_mixed, _ = self.attend(query[:, :, :num_global], key, value, global_bias)
             mixed = torch.cat([global_mixed, mixed], dim=2)
-        if probabilities is not None:
-            probabilities = (
-                probabilities.unflatten(1, (heads, chunks)).transpose(1, 2).flatten(0, 1)
-            )
         return self.projection(
             mixed.transpose(1, 2).reshape(batch, length, channels)
         ), probabilities

@@ -75,6 +75,19 @@ def test_attentions_of_every_block_are_distributions(network):
         torch.testing.assert_close(probabilities.sum(dim=-1), torch.ones(probabilities.shape[:-1]))
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("shape", [(32, 32), (36, 44)])
+def test_attentions_and_hidden_states_have_gradients(network, implementation, shape):
+    model = build(network.classifier, network.config(num_labels=3))
+    model.set_attn_implementation(implementation)
+    output = model(images(2, 3, *shape), output_attentions=True, output_hidden_states=True)
+    seen = [*output.attentions, *output.hidden_states]
+    for tensor in seen:
+        tensor.retain_grad()
+    output.logits[:, 0].sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.any() for tensor in seen)
+
+
 @pytest.mark.parametrize("shape", [(32, 32), (40, 52)])
 def test_eager_equals_sdpa(network, shape):
     model = build(network.model, network.config())
