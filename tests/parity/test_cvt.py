@@ -350,7 +350,9 @@ def test_attention_is_a_loop_over_windows_and_heads(
 
 
 def test_deep_stem_is_the_convolutions_one_after_the_other():
-    stem = small_model(deep_stem=True).stages[0].embeddings
+    model = small_model(deep_stem=True)
+    stem = model.stages[0].embeddings
+    assert model.get_input_embeddings() is stem.convolutions[0]
     pixels = images(2, 3, 33, 50)
     layers = []
     for convolution, norm, stride in zip(stem.convolutions, stem.norms, (2, 1, 2), strict=True):

@@ -387,10 +387,25 @@ class EsvitPreTrainedModel(PreTrainedModel):
 class EsvitBaseModel(EsvitPreTrainedModel):
     """The contract of every EsViT network: pixels in, normalized regions and the view feature out.
 
-    A network implements `forward_stages` and `region_grid` and owns the last norm as `norm`.
+    A network implements `forward_stages`, `region_grid` and `attention_layouts` and owns the last
+    norm as `norm`.
     """
 
     norm: nn.Module
+    # Where the convolution is that turns pixels into channels.
+    _first_convolution = "stages.0.embeddings.projection"
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the convolution that turns pixels into channels (see transformers)."""
+        return self.get_submodule(self._first_convolution)
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the convolution that turns pixels into channels.
+
+        Args:
+            value: Module that takes (B, channels, H, W) images.
+        """
+        self.set_submodule(self._first_convolution, value)
 
     def forward_stages(
         self, pixel_values: Tensor, *, output_attentions: bool = False

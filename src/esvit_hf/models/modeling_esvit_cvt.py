@@ -354,6 +354,8 @@ class EsvitCvtModel(EsvitBaseModel, EsvitCvtPreTrainedModel):
         self.stages = nn.ModuleList(
             EsvitCvtStage(config, stage, rates[stage]) for stage in range(len(config.depths))
         )
+        if config.deep_stem:
+            self._first_convolution = "stages.0.embeddings.convolutions.0"
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 

@@ -349,6 +349,7 @@ class EsvitSwinModel(EsvitBaseModel, EsvitSwinPreTrainedModel):
         "hidden_states": OutputRecorder(EsvitSwinBlock, index=0),
         "attentions": OutputRecorder(EsvitSwinBlock, index=1),
     }
+    _first_convolution = "embeddings.projection"
 
     def __init__(self, config: EsvitSwinConfig) -> None:
         super().__init__(config)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.support.networks import SIZE, build, features, gradients, images
+from torch import nn
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -153,6 +154,30 @@ def test_gradient_checkpointing_changes_nothing_but_memory(network):
     pixels = images(2, 3, SIZE, SIZE)
     torch.testing.assert_close(gradients(checkpointed, pixels), gradients(plain, pixels))
     torch.testing.assert_close(dict(checkpointed.named_buffers()), dict(plain.named_buffers()))
+
+
+@pytest.mark.parametrize("kind", ["model", "classifier", "backbone"])
+def test_input_embeddings_are_the_first_convolution(network, kind):
+    model = build(getattr(network, kind), network.config())
+    found = model.get_input_embeddings()
+    assert isinstance(found, nn.Conv2d)
+    assert found.in_channels == 3
+    model.set_input_embeddings(replacement := copy.deepcopy(found))
+    assert model.get_input_embeddings() is replacement
+
+
+def test_adapters_train_behind_frozen_weights_with_reentrant_checkpointing(network):
+    model = build(network.classifier, network.config(num_labels=3)).train().requires_grad_(False)
+    trained = [
+        parameter.requires_grad_()
+        for name, parameter in model.named_parameters()
+        if name.endswith("attention.projection.weight")
+    ]
+    assert len(trained) == 3
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model(images(2, 3, SIZE, SIZE), labels=torch.tensor([0, 2])).loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in trained)
 
 
 def test_stochastic_depth_acts_in_training_alone(network):
