@@ -514,6 +514,9 @@ class EsvitForImageClassification(EsvitPreTrainedModel):
     """
 
     network_class: ClassVar[type[EsvitBaseModel]]
+    # The loss is the mean over the images of a call. Because of **kwargs, Trainer would take it as
+    # divided by the number of images of all accumulated calls on all devices.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
