@@ -591,7 +591,7 @@ def test_exports_with_a_dynamic_batch():
         ({"image_size": (0, 224)}, r"image_size=\(0, 224\) is not a size"),
         ({"num_channels": 0}, r"num_channels=0 must be at least 1"),
         ({"window_sizes": [7, 7, 7]}, r"did you mean 'window_size'"),
-        ({"embed_dim": 64}, r"no field 'embed_dim': give `hidden_sizes`"),
+        ({"embed_dim": 64}, r"no field 'embed_dim': here it is 'hidden_sizes'"),
     ],
 )
 def test_wrong_configurations_name_the_field(fields, message):

@@ -556,7 +556,7 @@ def test_exports_with_a_dynamic_batch():
         ({"window_size": 0}, r"window_size=0 must be at least 1"),
         ({"depths": [2, 1]}, r"hidden_sizes=\[8, 16, 24\] has 3 entries; the network has 2 stages"),
         ({"window_sizes": 7}, r"did you mean 'window_size'"),
-        ({"embed_dim": 96}, r"no field 'embed_dim': give `hidden_sizes`"),
+        ({"embed_dim": 96}, r"no field 'embed_dim': here it is 'hidden_sizes'"),
         (
             {"hidden_sizes": [9, 16, 24], "num_heads": [3, 2, 3], "position_embedding": "absolute"},
             r"=9 must be even",
