@@ -33,6 +33,9 @@ _AUTO_CLASSES = {
     "AutoBackbone": "Backbone",
 }
 
+# What a network has beside its base model: another class may leave it out.
+_HEADS = ("classifier", "stage_norms")
+
 _CPU_BLOCK_TOKENS = 4096
 """Tokens that a perceptron maps at once on CPU where nothing is kept for a backward pass."""
 
@@ -324,6 +327,36 @@ class EsvitPreTrainedModel(PreTrainedModel):
         """
         super().__init_subclass__(**kwargs)
         cls._auto_class = None
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load what was saved (see transformers), completely.
+
+        Args:
+            *args: As in transformers.
+            output_loading_info: Whether what was missing and left over is returned, too.
+            **kwargs: As in transformers.
+
+        Returns:
+            The network in evaluation mode and, if asked for, the report.
+
+        Raises:
+            ValueError: If tensors are left over that are not of a head, such as blocks that the
+                configuration does not have.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, report = loaded
+        left = sorted(
+            name
+            for name in report["unexpected_keys"]
+            if name.removeprefix(f"{cls.base_model_prefix}.").split(".")[0] not in _HEADS
+        )
+        if left:
+            raise ValueError(
+                f"{len(left)} tensors have no place in this {cls.__name__}, for example "
+                f"{left[0]!r}: load them with the configuration that they were saved with."
+            )
+        return (model, report) if output_loading_info else model
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any

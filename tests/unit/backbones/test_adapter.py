@@ -33,6 +33,7 @@ from transformers import (
     TimmWrapperConfig,
     TimmWrapperModel,
     ViTConfig,
+    ViTForImageClassification,
     ViTMAEConfig,
     ViTMAEModel,
     ViTModel,
@@ -441,6 +442,12 @@ class TestLoadBackbone:
         save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(ValueError, match=r"1 tensors are missing.*layers\.1\.mlp\.fc1\.weight"):
             load_backbone(str(tmp_path))
+
+    def test_weights_of_more_layers(self, tmp_path: Path) -> None:
+        ViTForImageClassification(ViTConfig(**VIT)).save_pretrained(tmp_path)
+        load_backbone(str(tmp_path))
+        with pytest.raises(ValueError, match=r"ViTModel has no place for 16 of the tensors"):
+            load_backbone(str(tmp_path), num_hidden_layers=2)
 
     @pytest.mark.parametrize("content", [None, "{}", '{"model_type": "bert"}'])
     def test_nothing_to_load(self, tmp_path: Path, content: str | None) -> None:

@@ -260,6 +260,24 @@ def test_auto_classes_find_the_network(network, tmp_path):
     torch.testing.assert_close(last.flatten(2).transpose(1, 2), features(model, pixels)[:, :-1])
 
 
+@pytest.mark.parametrize("kind", ["model", "classifier", "backbone"])
+def test_heads_may_be_left_over_and_nothing_else(network, kind, tmp_path):
+    config = network.config(num_labels=3, out_features=["stem", "stage2"])
+    saved = build(getattr(network, kind), config)
+    saved.save_pretrained(tmp_path / "whole")
+    for other in (network.model, network.classifier, network.backbone):
+        other.from_pretrained(tmp_path / "whole")
+        with pytest.raises(ValueError, match=r"have no place in this .*stages\.0\.blocks\.1"):
+            other.from_pretrained(tmp_path / "whole", depths=[1, 1])
+    with pytest.raises(ValueError, match="tensors have no place"):
+        AutoModel.from_pretrained(tmp_path / "whole", depths=[1, 1])
+    saved.save_pretrained(
+        tmp_path / "more", state_dict=saved.state_dict() | {"stages.0.scale": torch.ones(1)}
+    )
+    with pytest.raises(ValueError, match=r"1 tensors have no place.*'stages\.0\.scale'"):
+        type(saved).from_pretrained(tmp_path / "more")
+
+
 @pytest.mark.parametrize("half", [0, 1])
 def test_missing_weights_start_as_in_a_new_network(network, half, tmp_path):
     model = build(network.model, network.config())
