@@ -43,9 +43,9 @@ _PRESETS: dict[str, dict[str, Any]] = {
 class EsvitSwinConfig(EsvitConfig):
     """Shape of a Swin network as EsViT trains it (arXiv 2106.09785, section 3.1).
 
-    The window of every stage is fixed by `image_size`: a stage whose token grid at that size is no
-    larger than `window_size` uses one window as large as its grid and never shifts. Inputs of other
-    sizes keep these windows.
+    The window of every stage is fixed by `image_size`: a stage whose token grid at that size,
+    rounded down, is no larger than `window_size` uses windows as large as that grid and never
+    shifts. Inputs of other sizes keep these windows.
 
     Args:
         image_size: Input size in pixels that fixes the windows, one number or (height, width).
@@ -120,6 +120,11 @@ class EsvitSwinConfig(EsvitConfig):
                     f"image_size={self.image_size} is not divisible by "
                     f"patch_size={self.patch_size}: a {axis} of {works} pixels works."
                 )
+            if pixels < (smallest := size * 2 ** (len(self.depths) - 1)):
+                raise ValueError(
+                    f"image_size={self.image_size} leaves the last of {len(self.depths)} stages no "
+                    f"token: give a {axis} of at least {smallest} pixels."
+                )
 
     @property
     def stage_channels(self) -> list[int]:
@@ -128,7 +133,10 @@ class EsvitSwinConfig(EsvitConfig):
 
     @property
     def stage_grids(self) -> list[tuple[int, int]]:
-        """Token grid (height, width) of each stage for inputs of `image_size`."""
+        """Token grid (height, width) of each stage for inputs of `image_size`, rounded down.
+
+        These decide about the windows. The maps themselves are rounded up where a side is odd.
+        """
         image, patch = (
             as_pair(self.image_size, "image_size"),
             as_pair(self.patch_size, "patch_size"),
@@ -137,7 +145,7 @@ class EsvitSwinConfig(EsvitConfig):
         grids = []
         for _ in self.depths:
             grids.append((height, width))
-            height, width = (height + 1) // 2, (width + 1) // 2
+            height, width = height // 2, width // 2
         return grids
 
     @property

@@ -210,8 +210,8 @@ def convert_checkpoint(
     """Turn the backbone of a reference checkpoint into a model of this package.
 
     The configuration is read off the shapes of the tensors; what leaves no trace there
-    (`drop_path_rate`, an `image_size` that changes no window, the windows and heads of a CvT-T) has
-    its default unless given.
+    (`drop_path_rate`, an `image_size` that makes no window smaller, the windows and heads of a
+    CvT-T) has its default unless given.
 
     Args:
         path: `checkpoint.pth` of the reference.

@@ -90,17 +90,18 @@ def _infer_swin_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pr
         **given,
     }
     config = EsvitSwinConfig(**fields)
-    if config.stage_windows != windows and "image_size" not in given:
-        # A window below the configured one is the grid of its stage, which gives the size the
-        # network was built for.
-        clipped = next(
-            (stage for stage, window in enumerate(windows) if window < config.window_size), None
-        )
-        if clipped is not None:
-            side = [windows[clipped] * 2**clipped * pixels for pixels in patch]
+    # A window below the configured one is the grid of its stage, rounded down. It does not tell one
+    # size, but all that give the same windows give the same network.
+    clipped = [stage for stage, window in enumerate(windows) if window < config.window_size]
+    if config.stage_windows != windows and clipped and "image_size" not in given:
+        scale = 2 ** clipped[0]
+        for tokens in range(windows[clipped[0]] * scale, (windows[clipped[0]] + 1) * scale):
+            side = [tokens * pixels for pixels in patch]
             config = EsvitSwinConfig(
                 **fields | {"image_size": side[0] if side[0] == side[1] else side}
             )
+            if config.stage_windows == windows:
+                break
     if config.stage_windows != windows:
         raise ValueError(
             f"the checkpoint has windows of {windows} tokens, the configuration with "
