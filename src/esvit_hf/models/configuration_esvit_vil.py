@@ -39,7 +39,8 @@ class EsvitVilConfig(EsvitConfig):
         hidden_sizes: Channels of each stage.
         depths: Blocks of each stage.
         num_heads: Attention heads of each stage.
-        window_size: Side of the chunks of the sparse stages in tokens.
+        window_size: Side of the chunks of the sparse stages in tokens, one number or one for each
+            stage; full stages have no chunks.
         sparse_stages: Whether the attention of each stage is sparse.
         num_global_tokens: Global tokens of each stage. Those of the last stage, if any, give the
             view feature.
@@ -48,9 +49,9 @@ class EsvitVilConfig(EsvitConfig):
         drop_path_rate: Stochastic depth rate of the last block; it rises linearly from 0 at the
             first block.
         hidden_act: Activation of the MLP, a name known to transformers.
-        position_embedding: "relative": a learned bias for every relative position inside the
-            attention. "absolute": a learned vector for every row (first half of the channels) and
-            every column (second half) added to the tokens.
+        position_embedding: One name, or one for each stage. "relative": a learned bias for every
+            relative position inside the attention. "absolute": a learned vector for every row
+            (first half of the channels) and every column (second half) added to the tokens.
         sparse_training_mode: Chunks that sparse attention sees in training. "all": those of
             evaluation. "random_neighbor": the own chunk and one of the 8 around it, drawn anew in
             every block at every call.
@@ -70,14 +71,14 @@ class EsvitVilConfig(EsvitConfig):
     hidden_sizes: list[int] | tuple[int, ...] = (96, 192, 384, 768)
     depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
     num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
-    window_size: int = 7
+    window_size: int | list[int] | tuple[int, ...] = 7
     sparse_stages: list[bool] | tuple[bool, ...] = (True, True, False, False)
     num_global_tokens: list[int] | tuple[int, ...] = (1, 1, 1, 0)
     mlp_ratio: float | int = 4.0
     qkv_bias: bool = True
     drop_path_rate: float | int = 0.1
     hidden_act: str = "gelu"
-    position_embedding: Literal["relative", "absolute"] = "relative"
+    position_embedding: str | list[str] | tuple[str, ...] = "relative"
     sparse_training_mode: Literal["all", "random_neighbor"] = "all"
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-6
@@ -92,16 +93,25 @@ class EsvitVilConfig(EsvitConfig):
         """
         check_one_value_a_stage(self, ("depths", "hidden_sizes", "num_heads", "patch_sizes"))
         check_rate(self, "drop_path_rate")
-        for name in ("num_channels", "window_size"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name}={value} must be at least 1.")
-        for name in ("sparse_stages", "num_global_tokens"):
-            values = list(getattr(self, name))
+        if self.num_channels < 1:
+            raise ValueError(f"num_channels={self.num_channels} must be at least 1.")
+        for name, values in (
+            ("sparse_stages", self.sparse_stages),
+            ("num_global_tokens", self.num_global_tokens),
+            ("window_size", self.stage_windows),
+            ("position_embedding", self.stage_positions),
+        ):
             if len(values) != len(self.depths):
                 raise ValueError(
-                    f"{name}={values} has {len(values)} entries; the network has "
+                    f"{name}={list(values)} has {len(values)} entries; the network has "
                     f"{len(self.depths)} stages."
                 )
+        if min(self.stage_windows) < 1:
+            raise ValueError(f"window_size={self.window_size} must be at least 1.")
+        if not {"relative", "absolute"}.issuperset(self.stage_positions):
+            raise ValueError(
+                f"position_embedding={self.position_embedding!r} must be 'relative' or 'absolute'."
+            )
         if min(self.num_global_tokens) < 0:
             raise ValueError(
                 f"num_global_tokens={list(self.num_global_tokens)} must not be negative; 0 means "
@@ -114,7 +124,7 @@ class EsvitVilConfig(EsvitConfig):
                 raise ValueError(
                     f"num_heads[{stage}]={heads} does not divide hidden_sizes[{stage}]={channels}."
                 )
-            if self.position_embedding == "absolute" and channels % 2:
+            if self.stage_positions[stage] == "absolute" and channels % 2:
                 raise ValueError(
                     f"hidden_sizes[{stage}]={channels} must be even with "
                     f"position_embedding='absolute': rows and columns have half of the channels "
@@ -138,6 +148,18 @@ class EsvitVilConfig(EsvitConfig):
     def total_stride(self) -> int:
         """Pixels, vertically and horizontally, from one region of the last stage to the next."""
         return math.prod(self.patch_sizes)
+
+    @property
+    def stage_windows(self) -> list[int]:
+        """Side of the chunks of each stage in tokens, if it is sparse."""
+        sizes = self.window_size
+        return [sizes] * len(self.depths) if isinstance(sizes, int) else list(sizes)
+
+    @property
+    def stage_positions(self) -> list[str]:
+        """Kind of position embedding of each stage."""
+        kinds = self.position_embedding
+        return [kinds] * len(self.depths) if isinstance(kinds, str) else list(kinds)
 
     @property
     def stage_grids(self) -> list[tuple[int, int]]:

@@ -1,5 +1,6 @@
 """Vision Longformer (ViL) as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv 2103.15358)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -154,7 +155,7 @@ class EsvitVilAttention(nn.Module):
         self.config = config
         self.num_heads = config.num_heads[stage]
         self.num_global_tokens = config.num_global_tokens[stage]
-        self.relative = config.position_embedding == "relative"
+        self.relative = config.stage_positions[stage] == "relative"
         if not self.relative:
             return
         self.relative_position_bias_table = nn.Parameter(torch.empty(table_rows, self.num_heads))
@@ -268,7 +269,7 @@ class EsvitVilSparseAttention(EsvitVilAttention):
     """
 
     def __init__(self, config: EsvitVilConfig, stage: int) -> None:
-        window, channels = config.window_size, config.hidden_sizes[stage]
+        window, channels = config.stage_windows[stage], config.hidden_sizes[stage]
         super().__init__(config, stage, (4 * window - 1) ** 2)
         self.window = window
         self.query = nn.Linear(channels, channels, bias=config.qkv_bias)
@@ -517,16 +518,16 @@ class EsvitVilBlock(GradientCheckpointingLayer):
         return tokens, probabilities
 
 
-def _resize_line(positions: Tensor, size: int) -> Tensor:
-    """Resize (1, n, C) positions along an axis to (1, size, C)."""
-    if positions.shape[1] == size:
+def _resize_line(positions: Tensor, size: int, scale: float) -> Tensor:
+    """Resize (1, n, C) positions along an axis to (1, size, C); a scale of 1 leaves them as they
+    are.
+    """
+    if scale == 1 and positions.shape[1] == size:
         return positions
     line = positions.transpose(1, 2)[..., None]
-    return (
-        F.interpolate(line, size=(size, 1), mode="bicubic", align_corners=False)
-        .squeeze(3)
-        .transpose(1, 2)
-    )
+    # Unlike `interpolate`, it takes a scale that is not the quotient of the sizes.
+    line = torch.ops.aten.upsample_bicubic2d(line, (size, 1), False, scale, 1.0)
+    return line.squeeze(3).transpose(1, 2)
 
 
 class EsvitVilEmbeddings(nn.Module):
@@ -545,8 +546,8 @@ class EsvitVilEmbeddings(nn.Module):
         self.grid = config.stage_grids[stage]
         self.projection = nn.Conv2d(inputs, channels, patch, stride=patch)
         self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        count = config.num_global_tokens[stage]
-        absolute = config.position_embedding == "absolute"
+        count = self.num_global_tokens = config.num_global_tokens[stage]
+        absolute = config.stage_positions[stage] == "absolute"
         self.global_tokens = nn.Parameter(torch.empty(1, count, channels)) if count else None
         self.global_positions = (
             nn.Parameter(torch.empty(1, count, channels)) if count and absolute else None
@@ -587,13 +588,20 @@ class EsvitVilEmbeddings(nn.Module):
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """Positions of a grid, (1, N, C).
 
-        The reference counts global tokens as part of the grid and so resizes even at the size of
-        training; here that size is served unchanged. No published checkpoint has absolute
-        positions.
+        The reference counts global tokens as part of the grid, so that with them the positions are
+        stretched a little at every size, even at the one of training.
         """
         assert self.row_positions is not None and self.column_positions is not None
-        rows = _resize_line(self.row_positions, grid[0])[:, :, None].expand(-1, -1, grid[1], -1)
-        columns = _resize_line(self.column_positions, grid[1])[:, None].expand(-1, grid[0], -1, -1)
+        tokens = grid[0] * grid[1]
+        stretch = math.sqrt((tokens + self.num_global_tokens) / tokens)
+        rows, columns = (
+            _resize_line(line, size, stretch * size / own)
+            for line, size, own in zip(
+                (self.row_positions, self.column_positions), grid, self.grid, strict=True
+            )
+        )
+        rows = rows[:, :, None].expand(-1, -1, grid[1], -1)
+        columns = columns[:, None].expand(-1, grid[0], -1, -1)
         return torch.cat([rows, columns], dim=-1).flatten(1, 2)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from esvit_hf.reference.baseline_rules import BASELINE_RULES
+from esvit_hf.reference.experiments import fields_of_experiment, read_experiment, read_options
 from esvit_hf.reference.network_rules import ESVIT_RULES, NetworkRule, Rename
 
 State = dict[str, Tensor]
@@ -159,6 +160,9 @@ def _split(state: Mapping[str, Tensor], rule: NetworkRule) -> tuple[State, State
     unused = []
     for reference_name, tensor in state.items():
         name = reference_name.removeprefix("module.")
+        if not tensor.numel():
+            # Positions of the global tokens of a ViL's stage that has none.
+            continue
         if name.startswith("head_dense."):
             part, renamed = region_head, rename(name.removeprefix("head_dense."), _HEAD_RENAMES)
         elif name.startswith("head."):
@@ -205,29 +209,32 @@ def convert_checkpoint(
     *,
     weights: Literal["teacher", "student"] = "teacher",
     arch: str | None = None,
+    experiment: str | Path | None = None,
     **config_fields: Any,
 ) -> PreTrainedModel:
     """Turn the backbone of a reference checkpoint into a model of this package.
 
     The configuration is read off the shapes of the tensors; what leaves no trace there
     (`drop_path_rate`, an `image_size` that makes no window smaller, the windows and heads of a
-    CvT-T) has its default unless given.
+    CvT-T) has its default unless given, by the experiment file or by the command line that a
+    checkpoint keeps.
 
     Args:
         path: `checkpoint.pth` of the reference.
         weights: Which network of the file; the paper evaluates the teacher.
         arch: Family of the backbone; recognized from the names if None.
-        **config_fields: Configuration fields that win over the inferred ones.
+        experiment: YAML file that the reference trained the network with (`--cfg`).
+        **config_fields: Configuration fields that win over all others.
 
     Returns:
         The base model in eval mode.
 
     Raises:
-        ValueError: If the file is unreadable, a name or shape does not fit, or a tensor is missing
-            or left over.
+        ValueError: If a file is unreadable, a name or shape does not fit, a tensor is missing or
+            left over, or a setting has no counterpart.
     """
     return model_from_checkpoint(
-        read_reference_checkpoint(path), path, weights, arch, config_fields
+        read_reference_checkpoint(path), path, weights, arch, config_fields, experiment
     )
 
 
@@ -256,6 +263,7 @@ def model_from_checkpoint(
     weights: Literal["teacher", "student"],
     arch: str | None,
     config_fields: dict[str, Any],
+    experiment: str | Path | None = None,
 ) -> PreTrainedModel:
     """Do the work of `convert_checkpoint` for a checkpoint that is read already.
 
@@ -264,7 +272,8 @@ def model_from_checkpoint(
         path: Where it was read, for errors.
         weights: Which network of the file.
         arch: Family of the backbone; recognized from the names if None.
-        config_fields: Configuration fields that win over the inferred ones.
+        config_fields: Configuration fields that win over all others.
+        experiment: As in `convert_checkpoint`.
 
     Returns:
         The base model in eval mode.
@@ -274,8 +283,12 @@ def model_from_checkpoint(
     """
     rule = _find_rule(_find_weights(checkpoint, path, weights), arch)
     backbone, _, _, recomputed = _split(checkpoint[weights], rule)
+    settings = {} if experiment is None else read_experiment(experiment)
+    # The command line of the run, which the checkpoint keeps, wins over its file.
+    options = read_options(getattr(checkpoint.get("args"), "opts", None) or ())
+    fields = [fields_of_experiment(part, rule.name) for part in (settings, options)]
     try:
-        config = rule.infer_config(backbone, config_fields)
+        config = rule.infer_config(backbone, fields[0] | fields[1] | config_fields)
     except (KeyError, IndexError) as error:
         raise ValueError(
             f"{str(path)!r} is no complete {rule.name} network: {error} is missing."
