@@ -5,6 +5,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -128,7 +129,9 @@ class EsvitCvtAttention(nn.Module):
         Returns:
             (B, N, C) and (B * windows, heads, w^2, w^2) probabilities or None.
         """
-        plan = WindowPlan(grid, min(self.window, *grid))
+        # The grid of an exported network is not known yet.
+        window = cast("int", torch.sym_min(self.window, torch.sym_min(*grid)))
+        plan = WindowPlan(grid, window)
         # Padded in front of the convolution: border and padding have keys and values, and batch
         # norm sees them.
         token_map = self.depthwise(plan.pad(tokens).permute(0, 3, 1, 2))

@@ -225,7 +225,9 @@ class EsvitSwinDownsample(nn.Module):
         """
         height, width = grid
         token_map = tokens.unflatten(1, grid)
-        if height % 2 or width % 2:
+        odd = height % 2 + width % 2
+        # The grid of an exported network is not known yet.
+        if not isinstance(odd, int) or odd:
             token_map = F.pad(token_map, (0, 0, 0, width % 2, 0, height % 2))
         # The reference concatenates the neighborhood column by column: (0, 0), (1, 0), (0, 1), (1,
         # 1).

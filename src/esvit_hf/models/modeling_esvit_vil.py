@@ -1,6 +1,5 @@
 """Vision Longformer (ViL) as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv 2103.15358)."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -77,7 +76,7 @@ def chunk_tables(
         The tables.
     """
     height, width = grid
-    rows, columns = -(-height // window), -(-width // window)
+    rows, columns = (height + window - 1) // window, (width + window - 1) // window
     neighbors = torch.arange(-1, 2, device=device)[None, :, None] * window
     row = torch.arange(rows * window, device=device).view(rows, 1, window) + neighbors
     column = torch.arange(columns * window, device=device).view(columns, 1, window) + neighbors
@@ -426,24 +425,33 @@ class EsvitVilFullAttention(EsvitVilAttention):
             (heads, N, N) with N = h * w.
         """
         height, width = grid
-        tokens, own_tokens = height * width, self.grid[0] * self.grid[1]
-        if height * self.grid[1] == width * self.grid[0]:
-            bias = self.gather_bias(own_tokens)
-            if grid == self.grid:
-                return bias
-            return F.interpolate(
-                bias[None], size=(tokens, tokens), mode="bicubic", align_corners=False
-            )[0]
-        table = self.relative_position_bias_table.view(
-            2 * self.grid[0] - 1, 2 * self.grid[1] - 1, -1
+        same_proportions = height * self.grid[1] == width * self.grid[0]
+        if isinstance(same_proportions, bool):
+            return self._resize_pairs(grid) if same_proportions else self._resize_table(grid)
+        # The grid of an exported network is not known yet.
+        return torch.cond(
+            same_proportions,
+            lambda: self._resize_pairs(grid),
+            lambda: self._resize_table(grid),
         )
+
+    def _resize_pairs(self, grid: tuple[int, int]) -> Tensor:
+        own_tokens, tokens = self.grid[0] * self.grid[1], grid[0] * grid[1]
+        bias = self.gather_bias(own_tokens)
+        if grid == self.grid:
+            return bias
+        size = (tokens, tokens)
+        return F.interpolate(bias[None], size=size, mode="bicubic", align_corners=False)[0]
+
+    def _resize_table(self, grid: tuple[int, int]) -> Tensor:
+        rows, columns = (2 * side - 1 for side in self.grid)
+        table = self.relative_position_bias_table.view(rows, columns, -1)
+        size = (2 * grid[0] - 1, 2 * grid[1] - 1)
         table = F.interpolate(
-            table.permute(2, 0, 1)[None],
-            size=(2 * height - 1, 2 * width - 1),
-            mode="bicubic",
-            align_corners=False,
+            table.permute(2, 0, 1)[None], size=size, mode="bicubic", align_corners=False
         )
         index = constant(grid_position_index, grid, like=table)
+        tokens = grid[0] * grid[1]
         return table.flatten(2)[0].index_select(1, index).view(-1, tokens, tokens)
 
     def _score_bias(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -518,16 +526,29 @@ class EsvitVilBlock(GradientCheckpointingLayer):
         return tokens, probabilities
 
 
-def _resize_line(positions: Tensor, size: int, scale: float) -> Tensor:
-    """Resize (1, n, C) positions along an axis to (1, size, C); a scale of 1 leaves them as they
-    are.
+def _resize_line(positions: Tensor, size: int, stretch: Tensor) -> Tensor:
+    """Resize positions along an axis by the bicubic rule of PyTorch, and stretch them.
+
+    Args:
+        positions: (1, n, C).
+        size: Positions that are wanted.
+        stretch: Scalar by which they lie closer together than n / size says.
+
+    Returns:
+        (1, size, C).
     """
-    if scale == 1 and positions.shape[1] == size:
-        return positions
-    line = positions.transpose(1, 2)[..., None]
-    # Unlike `interpolate`, it takes a scale that is not the quotient of the sizes.
-    line = torch.ops.aten.upsample_bicubic2d(line, (size, 1), False, scale, 1.0)
-    return line.squeeze(3).transpose(1, 2)
+    count, device = positions.shape[1], positions.device
+    places = (torch.arange(size, device=device) + 0.5) * (count / size) / stretch - 0.5
+    first = places.floor()
+    weights = torch.zeros(size, count, device=device)
+    for tap in range(-1, 3):
+        distance = (places - first - tap).abs()
+        near = (1.25 * distance - 2.25) * distance**2 + 1
+        far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
+        # Places outside repeat the outermost position.
+        taken = (first + tap).clamp(0, count - 1)[:, None] == torch.arange(count, device=device)
+        weights = weights + torch.where(distance <= 1, near, far)[:, None] * taken
+    return (weights[..., None] * positions).sum(1, dtype=positions.dtype)[None]
 
 
 class EsvitVilEmbeddings(nn.Module):
@@ -592,14 +613,10 @@ class EsvitVilEmbeddings(nn.Module):
         stretched a little at every size, even at the one of training.
         """
         assert self.row_positions is not None and self.column_positions is not None
-        tokens = grid[0] * grid[1]
-        stretch = math.sqrt((tokens + self.num_global_tokens) / tokens)
-        rows, columns = (
-            _resize_line(line, size, stretch * size / own)
-            for line, size, own in zip(
-                (self.row_positions, self.column_positions), grid, self.grid, strict=True
-            )
-        )
+        tokens = torch.scalar_tensor(grid[0] * grid[1], device=self.row_positions.device)
+        stretch = ((tokens + self.num_global_tokens) / tokens).sqrt()
+        rows = _resize_line(self.row_positions, grid[0], stretch)
+        columns = _resize_line(self.column_positions, grid[1], stretch)
         rows = rows[:, :, None].expand(-1, -1, grid[1], -1)
         columns = columns[:, None].expand(-1, grid[0], -1, -1)
         return torch.cat([rows, columns], dim=-1).flatten(1, 2)
