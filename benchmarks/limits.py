@@ -17,7 +17,7 @@ from torch.profiler import profile
 
 from benchmarks import losses, networks, step
 from benchmarks.measure import Prepare, Row
-from esvit_hf.models.modeling_esvit_linear import multiply_transposed
+from esvit_hf.acceleration.linear import multiply_transposed
 
 PRODUCT_SIDE = 2048
 """Side of the square matrices that give the machine's speed."""

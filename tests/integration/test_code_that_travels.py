@@ -34,7 +34,6 @@ AUTO_CLASSES = {
 COMMON_FILES = {
     "configuration_esvit_common.py",
     "modeling_esvit_common.py",
-    "modeling_esvit_linear.py",
 }
 WINDOWS = "modeling_esvit_windows.py"
 OWN_FILES = {

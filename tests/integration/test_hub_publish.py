@@ -28,7 +28,6 @@ SENT = {
     "metrics.jsonl",
     "model.safetensors",
     "modeling_esvit_common.py",
-    "modeling_esvit_linear.py",
     "modeling_esvit_swin.py",
     "modeling_esvit_windows.py",
     "preprocessor_config.json",

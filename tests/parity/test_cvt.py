@@ -347,7 +347,9 @@ def test_attention_is_a_loop_over_windows_and_heads(
 
 
 def test_deep_stem_is_the_convolutions_one_after_the_other():
-    stem = small_model(deep_stem=True).stages[0].embeddings
+    model = small_model(deep_stem=True)
+    stem = model.stages[0].embeddings
+    assert model.get_input_embeddings() is stem.convolutions[0]
     pixels = images(2, 3, 33, 50)
     layers = []
     for convolution, norm, stride in zip(stem.convolutions, stem.norms, (2, 1, 2), strict=True):
@@ -535,6 +537,7 @@ def test_layer_norm_computes_in_float32():
 def test_compiles_into_one_graph():
     model = small_model(depths=[1, 1, 1], relative_position_bias=True, drop_path_rate=0.0)
     pixels = images(2, 3, 32, 48)
+    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(
         compiled(pixels).pooler_output, model(pixels).pooler_output, atol=1e-5, rtol=0
@@ -585,7 +588,7 @@ def test_exports_with_a_dynamic_batch():
         ({"image_size": (0, 224)}, r"image_size=\(0, 224\) is not a size"),
         ({"num_channels": 0}, r"num_channels=0 must be at least 1"),
         ({"window_sizes": [7, 7, 7]}, r"did you mean 'window_size'"),
-        ({"embed_dim": 64}, r"no field 'embed_dim': give `hidden_sizes`"),
+        ({"embed_dim": 64}, r"no field 'embed_dim': here it is 'hidden_sizes'"),
     ],
 )
 def test_wrong_configurations_name_the_field(fields, message):

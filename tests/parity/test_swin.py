@@ -46,6 +46,16 @@ def test_features_equal_reference(golden, name, implementation, device):
         torch.testing.assert_close(ours, case.tensors[key], atol=1e-5, rtol=0, msg=key)
 
 
+@pytest.mark.parametrize("given", [True, False], ids=["size given", "size inferred"])
+@pytest.mark.parametrize("name", ["swin_w7_72px", "swin_w7_240px"])
+def test_grids_with_odd_sides_equal_reference(golden, name, given):
+    case = golden(name)
+    fields = {"image_size": case.spec["image_size"]} if given else {}
+    model = load_reference_model(case.checkpoint, **fields)
+    for key, ours in golden_numbers(model, case).items():
+        torch.testing.assert_close(ours, case.tensors[key], atol=1e-5, rtol=0, msg=key)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_attentions_equal_reference(golden, name):
     case = golden(name)

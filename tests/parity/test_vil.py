@@ -23,6 +23,7 @@ from esvit_hf.reference.from_reference import (
     read_reference_checkpoint,
     split_reference_state_dict,
 )
+from esvit_hf.reference.to_reference import convert_to_reference
 
 CASE = "vil_view_region"
 
@@ -89,6 +90,36 @@ def test_features_equal_reference(golden, implementation, device):
     assert model.config._attn_implementation == implementation
     for name, ours in golden_numbers(model, case).items():
         torch.testing.assert_close(ours, case.tensors[name], atol=1e-5, rtol=0, msg=name)
+
+
+def test_stages_that_differ_in_everything_equal_reference(golden):
+    case = golden("vil_mixed_stages")
+    # The architecture is in the command line that the checkpoint keeps.
+    model = load_reference_model(case.checkpoint)
+    assert model.config.stage_windows == [4, 3, 5, 7]
+    assert list(model.config.sparse_stages) == [True, True, False, False]
+    assert list(model.config.num_global_tokens) == [1, 2, 0, 1]
+    assert model.config.stage_positions == ["absolute", "relative", "absolute", "relative"]
+    assert model.config.sparse_training_mode == "random_neighbor"
+    for name, ours in golden_numbers(model, case).items():
+        torch.testing.assert_close(ours, case.tensors[name], atol=1e-5, rtol=0, msg=name)
+
+
+def test_what_absolute_positions_do_not_show_is_asked_for(golden, tmp_path):
+    case = golden("vil_mixed_stages")
+    weights = read_reference_checkpoint(case.checkpoint)["teacher"]
+    torch.save({"teacher": weights}, tmp_path / "bare.pth")
+    with pytest.raises(ValueError, match="do not show num_heads and window_size: pass"):
+        load_reference_model(tmp_path / "bare.pth")
+    model = load_reference_model(
+        tmp_path / "bare.pth", num_heads=[1, 2, 4, 2], window_size=[4, 3, 7, 7]
+    )
+    with torch.no_grad():
+        assert largest_difference(model, case) <= 1e-5
+    model.save_pretrained(tmp_path / "model")
+    again = convert_to_reference(str(tmp_path / "model"))["teacher"]
+    assert again.keys() == {name for name, tensor in weights.items() if tensor.numel()}
+    assert all(torch.equal(again[name], weights[name]) for name in again)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +360,7 @@ def test_bias_of_other_proportions_depends_on_relative_positions(grid):
 
 
 def test_absolute_positions_mark_rows_and_columns():
-    model = small_model(position_embedding="absolute")
+    model = small_model(position_embedding="absolute", num_global_tokens=[0, 1, 0])
     embeddings = model.stages[0].embeddings
     blank = embeddings.norm(embeddings.projection(torch.zeros(1, 3, 2, 2)).flatten())
     tokens, grid = embeddings(torch.zeros(1, 3, 32, 32))
@@ -338,19 +369,36 @@ def test_absolute_positions_mark_rows_and_columns():
         position = torch.cat(
             [embeddings.row_positions[0, row], embeddings.column_positions[0, column]]
         )
-        torch.testing.assert_close(tokens[0, 2 + row * 16 + column], blank + position)
-    torch.testing.assert_close(
-        tokens[:, :2], embeddings.global_tokens + embeddings.global_positions
-    )
+        torch.testing.assert_close(tokens[0, row * 16 + column], blank + position)
 
     both = [embeddings.row_positions[:, :, None].expand(-1, -1, 16, -1)]
     both.append(embeddings.column_positions[:, None].expand(-1, 16, -1, -1))
     resized = F.interpolate(torch.cat(both, -1).permute(0, 3, 1, 2), size=(9, 21), mode="bicubic")
     tokens, _ = embeddings(torch.zeros(1, 3, 18, 42))
     torch.testing.assert_close(
-        tokens[:, 2:] - blank, resized.flatten(2).transpose(1, 2), atol=1e-5, rtol=0
+        tokens - blank, resized.flatten(2).transpose(1, 2), atol=1e-5, rtol=0
     )
     model(images(1, 3, 18, 42))
+
+
+@pytest.mark.parametrize("size", [32, 18])
+def test_global_tokens_stretch_absolute_positions_as_in_the_reference(size):
+    embeddings = small_model(position_embedding="absolute").stages[0].embeddings
+    blank = embeddings.norm(embeddings.projection(torch.zeros(1, 3, 2, 2)).flatten())
+    tokens, grid = embeddings(torch.zeros(1, 3, size, size))
+    torch.testing.assert_close(
+        tokens[:, :2], embeddings.global_tokens + embeddings.global_positions
+    )
+    both = [embeddings.row_positions[:, :, None].expand(-1, -1, 16, -1)]
+    both.append(embeddings.column_positions[:, None].expand(-1, 16, -1, -1))
+    resized = F.interpolate(
+        torch.cat(both, -1).permute(0, 3, 1, 2),
+        scale_factor=math.sqrt((grid[0] * grid[1] + 2) / 256),
+        mode="bicubic",
+    )
+    torch.testing.assert_close(
+        tokens[:, 2:] - blank, resized.flatten(2).transpose(1, 2), atol=1e-5, rtol=0
+    )
 
 
 # The contract of every network
@@ -509,6 +557,7 @@ def test_compiles_into_one_graph():
         depths=[1, 1, 1], sparse_training_mode="random_neighbor", drop_path_rate=0.0
     )
     pixels = images(2, 3, 32, 48)
+    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(
         compiled(pixels).pooler_output, model(pixels).pooler_output, atol=1e-5, rtol=0
@@ -552,7 +601,7 @@ def test_exports_with_a_dynamic_batch():
         ({"window_size": 0}, r"window_size=0 must be at least 1"),
         ({"depths": [2, 1]}, r"hidden_sizes=\[8, 16, 24\] has 3 entries; the network has 2 stages"),
         ({"window_sizes": 7}, r"did you mean 'window_size'"),
-        ({"embed_dim": 96}, r"no field 'embed_dim': give `hidden_sizes`"),
+        ({"embed_dim": 96}, r"no field 'embed_dim': here it is 'hidden_sizes'"),
         (
             {"hidden_sizes": [9, 16, 24], "num_heads": [3, 2, 3], "position_embedding": "absolute"},
             r"=9 must be even",

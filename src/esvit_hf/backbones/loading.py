@@ -1,13 +1,16 @@
 """Pretrained weights of any vision network as a backbone."""
 
 import inspect
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
+from esvit_hf.acceleration.linear import use_fast_linear
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
 
@@ -30,12 +33,13 @@ def load_backbone(
         config_fields: fields of the network's configuration to override.
 
     Returns:
-        The backbone in evaluation mode, in the data type of the saved weights.
+        The backbone in evaluation mode, in the data type of the saved weights, with fast linear
+        layers (`use_fast_linear`).
 
     Raises:
         ValueError: nothing loadable there, an unknown configuration field, a network that is no
             backbone, or weights that do not cover the network (which would silently evaluate random
-            features).
+            features) or leave layers over.
     """
     name_or_path = str(name_or_path)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -74,4 +78,18 @@ def load_backbone(
             f"tensors are missing, for example {missing[0]!r}; load them as the architecture they "
             f"were saved from"
         )
+    if left := _left_over_layers(model, loading["unexpected_keys"]):
+        raise ValueError(
+            f"{type(model).__name__} has no place for {len(left)} of the tensors of "
+            f"{name_or_path!r}, for example {left[0]!r}: its configuration has fewer layers than "
+            f"were saved"
+        )
+    use_fast_linear(backbone)
     return backbone.eval()
+
+
+def _left_over_layers(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    """Find tensors of layers beyond the last one; heads are left out as they should be."""
+    kinds = {re.sub(r"\d+", "#", name) for name, _ in model.named_parameters()}
+    prefix = f"{model.base_model_prefix}."
+    return sorted(name for name in names if re.sub(r"\d+", "#", name.removeprefix(prefix)) in kinds)

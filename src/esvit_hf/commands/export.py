@@ -18,12 +18,12 @@ def export(
     Args:
         model: Hub name or folder of one of this project's models or classifiers.
         output: file to write, for example model.onnx.
-        image_size: height and width of the input in pixels, one number for both; the model's own if
-            not given.
+        image_size: the only height and width of the input in pixels, one number for both; any
+            height and width if not given.
         opset: version of the ONNX operators.
 
     Returns:
-        The file, its image size and outputs, and the largest difference from PyTorch.
+        The file, its image size (None if it is free) and outputs, and the largest difference from PyTorch.
 
     Raises:
         ValueError: the model cannot be loaded or exported, the path cannot be written, or packages
@@ -37,7 +37,7 @@ def export(
         raise ValueError(str(error)) from error
     return {
         "output": str(written.path),
-        "image_size": list(written.image_size),
+        "image_size": written.image_size and list(written.image_size),
         "outputs": list(written.outputs),
         "largest_difference": written.largest_difference,
     }

@@ -1,9 +1,11 @@
 """Networks as ONNX files, checked against PyTorch."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,14 +34,14 @@ class OnnxExport:
 
     Attributes:
         path: The ONNX file, weights included.
-        image_size: Height and width of its input in pixels; the batch is free.
+        image_size: Height and width of its input in pixels, None if they are free as the batch is.
         outputs: Names of its outputs.
         largest_difference: Largest absolute difference from PyTorch over all outputs, None if not
             checked.
     """
 
     path: Path
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
     outputs: tuple[str, ...]
     largest_difference: float | None
 
@@ -67,25 +69,26 @@ def export_onnx(
 ) -> OnnxExport:
     """Write an EsViT network as one ONNX file.
 
-    The file takes `pixel_values` (B, channels, H, W), any B, and gives `last_hidden_state` and
-    `pooler_output`, or `logits` if the saved model is a classifier. It appears under its name only
-    when it is complete and checked.
+    The file takes `pixel_values` (B, channels, H, W), any B and, unless a size is given, any H and
+    W that the network takes. It gives `last_hidden_state` and `pooler_output`, or `logits` if the
+    saved model is a classifier. It appears under its name only when it is complete and checked.
 
     Args:
         model_name_or_path: Hub name or folder of a base model or classifier of this package.
         output: The file to write; an existing one is replaced.
-        image_size: Height and width of the input in pixels, one number for both; the configured one
-            if None.
+        image_size: The only height and width of the input in pixels, one number for both: a simpler
+            graph than that for any size.
         opset: Version of the ONNX operators.
-        check: Whether to run the file in onnxruntime and compare it with PyTorch.
+        check: Whether to run the file in onnxruntime and compare it with PyTorch: at the size of
+            the input, or at five sizes if it is free.
 
     Returns:
         The path, the names of the outputs and the difference found.
 
     Raises:
         ImportError: If the packages of the extra `onnx` are missing.
-        ValueError: If the model cannot be loaded or exported, the path cannot be written, or the
-            outputs differ by more than 1e-4.
+        ValueError: If the model cannot be loaded, or exported with these operators, the path cannot
+            be written, or the outputs differ by more than 1e-4.
     """
     _require_packages(check)
     output = Path(output)
@@ -94,32 +97,31 @@ def export_onnx(
             f"output={str(output)!r} is not a file in an existing folder: create the folder first."
         )
     network = _load(str(model_name_or_path))
-    height, width = as_pair(
-        network.config.image_size if image_size is None else image_size, "image_size"
-    )
+    size = None if image_size is None else as_pair(image_size, "image_size")
     names = (
         ("logits",)
         if isinstance(network, EsvitForImageClassification)
         else ("last_hidden_state", "pooler_output")
     )
     model = _PlainOutputs(network, names).eval()
-    shape = (network.config.num_channels, height, width)
+    what = f"{size[0]} x {size[1]} pixels" if size else "any number of pixels"
     with write_aside(output) as written:
         try:
-            _write(model, torch.zeros(_TRACED_BATCH, *shape), names, opset, written)
+            _write(model, size, names, opset, written)
         except (RuntimeError, torch.onnx.errors.OnnxExporterError, ValueError) as error:
             raise ValueError(
-                f"{str(model_name_or_path)!r} cannot be exported for {height} x {width} pixels "
-                f"with opset {opset}: {one_line(error.__cause__ or error)}"
+                f"{str(model_name_or_path)!r} cannot be exported for {what} with opset {opset}: "
+                f"{one_line(error.__cause__ or error)}"
             ) from error
-        difference = _largest_difference(model, written, shape) if check else None
+        sizes = [size] if size else _checked_sizes(network)
+        difference = _largest_difference(model, written, sizes) if check else None
         if difference is not None and not difference <= TOLERANCE:
             raise ValueError(
                 f"the ONNX file of {str(model_name_or_path)!r} differs from PyTorch by "
                 f"{difference:.2g}, more than {TOLERANCE:g}: not kept; try another opset than "
                 f"{opset}."
             )
-    return OnnxExport(output, (height, width), names, difference)
+    return OnnxExport(output, size, names, difference)
 
 
 def _require_packages(check: bool) -> None:
@@ -151,22 +153,33 @@ def _load(name: str) -> PreTrainedModel:
 
 
 def _write(
-    model: nn.Module, pixel_values: Tensor, names: tuple[str, ...], opset: int, path: Path
+    model: _PlainOutputs,
+    size: tuple[int, int] | None,
+    names: tuple[str, ...],
+    opset: int,
+    path: Path,
 ) -> None:
     from onnxscript import optimizer
 
+    axes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if size is None:
+        axes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    channels = model.network.config.num_channels
+    pixel_values = torch.zeros(_TRACED_BATCH, channels, *(size or _traced_size(model.network)))
     program = torch.onnx.export(
         model,
         (pixel_values,),
         input_names=[_INPUT],
         output_names=list(names),
-        dynamic_shapes={_INPUT: {0: torch.export.Dim("batch")}},
+        dynamic_shapes={_INPUT: axes},
         opset_version=opset,
         dynamo=True,
         optimize=False,
         verbose=False,
     )
     assert program is not None
+    if (written := program.model.opset_imports[""]) != opset:
+        raise ValueError(f"the operators are those of opset {written}, give {written}")
     # What the optimizer computes for a resized bias is wrong by whole units (onnxscript 0.7):
     # runtimes do that better.
     optimizer.fold_constants(
@@ -176,14 +189,48 @@ def _write(
     program.save(path, external_data=False)
 
 
-def _largest_difference(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> float:
+def _size_and_stride(network: PreTrainedModel) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of training, and pixels from one region to the next."""
+    size = as_pair(network.config.image_size, "image_size")
+    base: Any = network.base_model
+    return size, base.attention_layouts(*size)[-1].stride
+
+
+def _traced_size(network: PreTrainedModel) -> tuple[int, int]:
+    """Choose a size that is an exception nowhere: what is 1, or as in training, would be taken for
+    a constant. Every map has several windows, and no grid is that of training.
+    """
+    windows = network.config.window_size
+    windows = windows if isinstance(windows, int) else max(windows)
+    (height, width), (rows, columns) = _size_and_stride(network)
+    return (
+        max(2 * height, (windows + 1) * rows) + rows,
+        max(2 * width, (windows + 1) * columns) + 2 * columns,
+    )
+
+
+def _checked_sizes(network: PreTrainedModel) -> list[tuple[int, int]]:
+    """Sizes with full and padded windows, of the proportions of training and others."""
+    (height, width), (rows, columns) = _size_and_stride(network)
+    return [
+        (height, width),
+        (height + rows, width + columns),
+        (height + rows // 2 + 1, width),
+        (height, width + columns + 3),
+        (max(height // 2, rows), max(width // 2, columns) + 1),
+    ]
+
+
+def _largest_difference(
+    model: _PlainOutputs, path: Path, sizes: Sequence[tuple[int, int]]
+) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
-    largest = 0.0
-    for batch in _CHECKED_BATCHES:
-        pixel_values = torch.randn(batch, *shape, generator=generator)
+    channels, largest = model.network.config.num_channels, 0.0
+    for batch, size in itertools.product(_CHECKED_BATCHES, sizes):
+        pixel_values = torch.randn(batch, channels, *size, generator=generator)
         with torch.no_grad():
             expected = model(pixel_values)
         for ours, theirs in zip(

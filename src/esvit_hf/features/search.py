@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from esvit_hf.acceleration.linear import multiply_transposed
 from esvit_hf.features.extraction import check_matrices
-from esvit_hf.models.modeling_esvit_linear import multiply_transposed
 
 __all__ = ["DEFAULT_BLOCK_BYTES", "check_neighbors", "nearest_neighbors"]
 

@@ -4,14 +4,12 @@ import math
 from typing import Any, Literal, NamedTuple
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
-from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_esvit_common import (
+    EsvitConfig,
     as_pair,
     check_one_value_a_stage,
     check_rate,
-    check_unknown_fields,
 )
 
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -50,7 +48,7 @@ DEEP_STEM = (ConvolutionShape(3, 2, 1), ConvolutionShape(3, 1, 1), ConvolutionSh
 
 
 @strict
-class EsvitCvtConfig(BackboneConfigMixin, PreTrainedConfig):
+class EsvitCvtConfig(EsvitConfig):
     """Shape of a CvT as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv 2103.15808).
 
     Every stage embeds overlapping patches by a convolution and attends inside square windows, with
@@ -91,7 +89,6 @@ class EsvitCvtConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "esvit_cvt"
-    attribute_map = {"num_attention_heads": "num_heads"}
 
     image_size: int | list[int] | tuple[int, int] = 224
     num_channels: int = 3
@@ -113,21 +110,6 @@ class EsvitCvtConfig(BackboneConfigMixin, PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Check the fields and resolve the stages that a backbone returns."""
-        out_features = kwargs.pop("out_features", None)
-        out_indices = kwargs.pop("out_indices", None)
-        check_unknown_fields(self, kwargs)
-        if "embed_dim" in kwargs:
-            raise ValueError(
-                "EsvitCvtConfig has no field 'embed_dim': give `hidden_sizes`, one number a stage."
-            )
-        # Called here as well as by @strict, which would wrap the ValueError in an error that is
-        # none.
-        self.validate_architecture()
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
-        super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
         """Check that the fields describe a network that can be built.
@@ -204,19 +186,9 @@ class EsvitCvtConfig(BackboneConfigMixin, PreTrainedConfig):
         return size
 
     @property
-    def stage_names(self) -> list[str]:
-        """Names of the feature maps that a backbone can return."""
-        return ["stem", *(f"stage{stage}" for stage in range(1, len(self.depths) + 1))]
-
-    @property
     def hidden_size(self) -> int:
         """Channels of the last stage."""
         return self.hidden_sizes[-1]
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Blocks of the whole network."""
-        return sum(self.depths)
 
     def token_grids(self, height: int, width: int) -> list[tuple[int, int]]:
         """Token grid of each stage.

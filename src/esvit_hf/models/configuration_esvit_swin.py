@@ -3,14 +3,12 @@
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
-from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_esvit_common import (
+    EsvitConfig,
     as_pair,
     check_one_value_a_stage,
     check_rate,
-    check_unknown_fields,
 )
 
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -42,12 +40,12 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 @strict
-class EsvitSwinConfig(BackboneConfigMixin, PreTrainedConfig):
+class EsvitSwinConfig(EsvitConfig):
     """Shape of a Swin network as EsViT trains it (arXiv 2106.09785, section 3.1).
 
-    The window of every stage is fixed by `image_size`: a stage whose token grid at that size is no
-    larger than `window_size` uses one window as large as its grid and never shifts. Inputs of other
-    sizes keep these windows.
+    The window of every stage is fixed by `image_size`: a stage whose token grid at that size,
+    rounded down, is no larger than `window_size` uses windows as large as that grid and never
+    shifts. Inputs of other sizes keep these windows.
 
     Args:
         image_size: Input size in pixels that fixes the windows, one number or (height, width).
@@ -73,7 +71,6 @@ class EsvitSwinConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "esvit_swin"
-    attribute_map = {"num_attention_heads": "num_heads"}
 
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int | list[int] | tuple[int, int] = 4
@@ -91,17 +88,6 @@ class EsvitSwinConfig(BackboneConfigMixin, PreTrainedConfig):
     layer_norm_eps: float = 1e-6
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Check the fields and resolve the stages that a backbone returns."""
-        out_features = kwargs.pop("out_features", None)
-        out_indices = kwargs.pop("out_indices", None)
-        check_unknown_fields(self, kwargs)
-        # Called here as well as by @strict, which would wrap the ValueError in an error that is
-        # none.
-        self.validate_architecture()
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
-        super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
         """Check that the fields describe a network that can be built.
@@ -134,6 +120,11 @@ class EsvitSwinConfig(BackboneConfigMixin, PreTrainedConfig):
                     f"image_size={self.image_size} is not divisible by "
                     f"patch_size={self.patch_size}: a {axis} of {works} pixels works."
                 )
+            if pixels < (smallest := size * 2 ** (len(self.depths) - 1)):
+                raise ValueError(
+                    f"image_size={self.image_size} leaves the last of {len(self.depths)} stages no "
+                    f"token: give a {axis} of at least {smallest} pixels."
+                )
 
     @property
     def stage_channels(self) -> list[int]:
@@ -142,7 +133,10 @@ class EsvitSwinConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def stage_grids(self) -> list[tuple[int, int]]:
-        """Token grid (height, width) of each stage for inputs of `image_size`."""
+        """Token grid (height, width) of each stage for inputs of `image_size`, rounded down.
+
+        These decide about the windows. The maps themselves are rounded up where a side is odd.
+        """
         image, patch = (
             as_pair(self.image_size, "image_size"),
             as_pair(self.patch_size, "patch_size"),
@@ -151,7 +145,7 @@ class EsvitSwinConfig(BackboneConfigMixin, PreTrainedConfig):
         grids = []
         for _ in self.depths:
             grids.append((height, width))
-            height, width = (height + 1) // 2, (width + 1) // 2
+            height, width = height // 2, width // 2
         return grids
 
     @property
@@ -160,19 +154,9 @@ class EsvitSwinConfig(BackboneConfigMixin, PreTrainedConfig):
         return [min(self.window_size, *grid) for grid in self.stage_grids]
 
     @property
-    def stage_names(self) -> list[str]:
-        """Names of the feature maps that a backbone can return."""
-        return ["stem", *(f"stage{stage}" for stage in range(1, len(self.depths) + 1))]
-
-    @property
     def hidden_size(self) -> int:
         """Channels of the last stage."""
         return self.stage_channels[-1]
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Blocks of the whole network."""
-        return sum(self.depths)
 
     @classmethod
     def from_preset(

@@ -4,14 +4,12 @@ import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
-from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_esvit_common import (
+    EsvitConfig,
     as_pair,
     check_one_value_a_stage,
     check_rate,
-    check_unknown_fields,
 )
 
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -24,7 +22,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 @strict
-class EsvitVilConfig(BackboneConfigMixin, PreTrainedConfig):
+class EsvitVilConfig(EsvitConfig):
     """Shape of a Vision Longformer as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv
     2103.15358).
 
@@ -41,7 +39,8 @@ class EsvitVilConfig(BackboneConfigMixin, PreTrainedConfig):
         hidden_sizes: Channels of each stage.
         depths: Blocks of each stage.
         num_heads: Attention heads of each stage.
-        window_size: Side of the chunks of the sparse stages in tokens.
+        window_size: Side of the chunks of the sparse stages in tokens, one number or one for each
+            stage; full stages have no chunks.
         sparse_stages: Whether the attention of each stage is sparse.
         num_global_tokens: Global tokens of each stage. Those of the last stage, if any, give the
             view feature.
@@ -50,9 +49,9 @@ class EsvitVilConfig(BackboneConfigMixin, PreTrainedConfig):
         drop_path_rate: Stochastic depth rate of the last block; it rises linearly from 0 at the
             first block.
         hidden_act: Activation of the MLP, a name known to transformers.
-        position_embedding: "relative": a learned bias for every relative position inside the
-            attention. "absolute": a learned vector for every row (first half of the channels) and
-            every column (second half) added to the tokens.
+        position_embedding: One name, or one for each stage. "relative": a learned bias for every
+            relative position inside the attention. "absolute": a learned vector for every row
+            (first half of the channels) and every column (second half) added to the tokens.
         sparse_training_mode: Chunks that sparse attention sees in training. "all": those of
             evaluation. "random_neighbor": the own chunk and one of the 8 around it, drawn anew in
             every block at every call.
@@ -65,7 +64,6 @@ class EsvitVilConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "esvit_vil"
-    attribute_map = {"num_attention_heads": "num_heads"}
 
     image_size: int | list[int] | tuple[int, int] = 224
     patch_sizes: list[int] | tuple[int, ...] = (4, 2, 2, 2)
@@ -73,34 +71,19 @@ class EsvitVilConfig(BackboneConfigMixin, PreTrainedConfig):
     hidden_sizes: list[int] | tuple[int, ...] = (96, 192, 384, 768)
     depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
     num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
-    window_size: int = 7
+    window_size: int | list[int] | tuple[int, ...] = 7
     sparse_stages: list[bool] | tuple[bool, ...] = (True, True, False, False)
     num_global_tokens: list[int] | tuple[int, ...] = (1, 1, 1, 0)
     mlp_ratio: float | int = 4.0
     qkv_bias: bool = True
     drop_path_rate: float | int = 0.1
     hidden_act: str = "gelu"
-    position_embedding: Literal["relative", "absolute"] = "relative"
+    position_embedding: str | list[str] | tuple[str, ...] = "relative"
     sparse_training_mode: Literal["all", "random_neighbor"] = "all"
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-6
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Check the fields and resolve the stages that a backbone returns."""
-        out_features = kwargs.pop("out_features", None)
-        out_indices = kwargs.pop("out_indices", None)
-        check_unknown_fields(self, kwargs)
-        if "embed_dim" in kwargs:
-            raise ValueError(
-                "EsvitVilConfig has no field 'embed_dim': give `hidden_sizes`, one number a stage."
-            )
-        # Called here as well as by @strict, which would wrap the ValueError in an error that is
-        # none.
-        self.validate_architecture()
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
-        super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
         """Check that the fields describe a network that can be built.
@@ -110,16 +93,25 @@ class EsvitVilConfig(BackboneConfigMixin, PreTrainedConfig):
         """
         check_one_value_a_stage(self, ("depths", "hidden_sizes", "num_heads", "patch_sizes"))
         check_rate(self, "drop_path_rate")
-        for name in ("num_channels", "window_size"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name}={value} must be at least 1.")
-        for name in ("sparse_stages", "num_global_tokens"):
-            values = list(getattr(self, name))
+        if self.num_channels < 1:
+            raise ValueError(f"num_channels={self.num_channels} must be at least 1.")
+        for name, values in (
+            ("sparse_stages", self.sparse_stages),
+            ("num_global_tokens", self.num_global_tokens),
+            ("window_size", self.stage_windows),
+            ("position_embedding", self.stage_positions),
+        ):
             if len(values) != len(self.depths):
                 raise ValueError(
-                    f"{name}={values} has {len(values)} entries; the network has "
+                    f"{name}={list(values)} has {len(values)} entries; the network has "
                     f"{len(self.depths)} stages."
                 )
+        if min(self.stage_windows) < 1:
+            raise ValueError(f"window_size={self.window_size} must be at least 1.")
+        if not {"relative", "absolute"}.issuperset(self.stage_positions):
+            raise ValueError(
+                f"position_embedding={self.position_embedding!r} must be 'relative' or 'absolute'."
+            )
         if min(self.num_global_tokens) < 0:
             raise ValueError(
                 f"num_global_tokens={list(self.num_global_tokens)} must not be negative; 0 means "
@@ -132,7 +124,7 @@ class EsvitVilConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(
                     f"num_heads[{stage}]={heads} does not divide hidden_sizes[{stage}]={channels}."
                 )
-            if self.position_embedding == "absolute" and channels % 2:
+            if self.stage_positions[stage] == "absolute" and channels % 2:
                 raise ValueError(
                     f"hidden_sizes[{stage}]={channels} must be even with "
                     f"position_embedding='absolute': rows and columns have half of the channels "
@@ -158,6 +150,18 @@ class EsvitVilConfig(BackboneConfigMixin, PreTrainedConfig):
         return math.prod(self.patch_sizes)
 
     @property
+    def stage_windows(self) -> list[int]:
+        """Side of the chunks of each stage in tokens, if it is sparse."""
+        sizes = self.window_size
+        return [sizes] * len(self.depths) if isinstance(sizes, int) else list(sizes)
+
+    @property
+    def stage_positions(self) -> list[str]:
+        """Kind of position embedding of each stage."""
+        kinds = self.position_embedding
+        return [kinds] * len(self.depths) if isinstance(kinds, str) else list(kinds)
+
+    @property
     def stage_grids(self) -> list[tuple[int, int]]:
         """Token grid (height, width) of each stage for inputs of `image_size`."""
         height, width = as_pair(self.image_size, "image_size")
@@ -168,19 +172,9 @@ class EsvitVilConfig(BackboneConfigMixin, PreTrainedConfig):
         return grids
 
     @property
-    def stage_names(self) -> list[str]:
-        """Names of the feature maps that a backbone can return."""
-        return ["stem", *(f"stage{stage}" for stage in range(1, len(self.depths) + 1))]
-
-    @property
     def hidden_size(self) -> int:
         """Channels of the last stage."""
         return self.hidden_sizes[-1]
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Blocks of the whole network."""
-        return sum(self.depths)
 
     @classmethod
     def from_preset(cls, name: Literal["tiny"], **fields: Any) -> "EsvitVilConfig":

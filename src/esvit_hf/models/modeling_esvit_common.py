@@ -6,11 +6,13 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -23,8 +25,6 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .modeling_esvit_linear import EsvitLinear
-
 # Auto classes that load a saved network, and how its class for each is called behind the name of
 # the family.
 _AUTO_CLASSES = {
@@ -33,21 +33,27 @@ _AUTO_CLASSES = {
     "AutoBackbone": "Backbone",
 }
 
+# What a network has beside its base model: another class may leave it out.
+_HEADS = ("classifier", "stage_norms")
+
 _CPU_BLOCK_TOKENS = 4096
 """Tokens that a perceptron maps at once on CPU where nothing is kept for a backward pass."""
 
 
-@dataclass(frozen=True)
-class StageOutput:
+class StageOutput(NamedTuple):
     """Tokens that a stage, or the patch embedding in front of the stages, hands on.
+
+    A tuple, because tools that hook into modules look for tensors in tuples.
 
     Attributes:
         tokens: (B, N, C) spatial tokens, row-major, before any downsampling and not normalized.
         grid: (h, w) with h * w = N.
+        global_tokens: (B, G, C), not normalized, of networks that have some.
     """
 
     tokens: Tensor
     grid: tuple[int, int]
+    global_tokens: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,52 @@ class AttentionLayout:
     allowed: Tensor
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers are there and what is done to it is computed at once: it is not
+    traced, compiled, exported, fake, without memory, wrapped or under a function transform.
+
+    Args:
+        tensor: Any tensor.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and type(tensor) in (Tensor, nn.Parameter)
+        and tensor.device.type != "meta"
+    )
+
+
+Built = TypeVar("Built")
+
+
+def constant(build: Callable[..., Built], *sizes: Any, like: Tensor) -> Built:
+    """Build what depends on sizes alone, such as indices, and keep it for the next call.
+
+    It is kept for plain tensors only: what is built while another tensor is traced or faked is part
+    of that graph and useless outside.
+
+    Args:
+        build: Function of the sizes and of a device.
+        *sizes: Hashable arguments of the function.
+        like: Tensor that the result is used with.
+
+    Returns:
+        What the function builds on the device of the tensor; shared, so not to be changed.
+    """
+    if is_plain(like):
+        return cast("Built", _kept(build, *sizes, like.device))
+    return build(*sizes, like.device)
+
+
+@lru_cache(maxsize=256)
+def _kept(build: Callable[..., Any], *arguments: Any) -> Any:
+    # Tensors first built under inference_mode would be refused by a later training step.
+    with torch.inference_mode(False), torch.no_grad():
+        return build(*arguments)
+
+
 def softmax_type(scores_like: Tensor, keys: int) -> torch.dtype:
     """Type in which the softmax over a number of keys is fast, for scores on the device and in the
     type of a tensor.
@@ -88,13 +140,39 @@ def softmax_type(scores_like: Tensor, keys: int) -> torch.dtype:
 
 def fused_attention_is_slow(query: Tensor, bias: Tensor | None) -> bool:
     """Whether plain matrix products are faster than `scaled_dot_product_attention` with its
-    gradients.
+    derivatives, or the only way to have them.
     """
+    # The fused kernels have no derivative in forward mode.
+    if forward_ad._current_level >= 0:
+        return True
     # On CPU the fused kernel has no gradient for the bias, and its backward pass is several times
     # slower in 16 bits.
     return query.device.type == "cpu" and (
         query.element_size() == 2 or (bias is not None and bias.requires_grad)
     )
+
+
+def attention_probabilities(
+    query: Tensor, key: Tensor, attention_mask: Tensor | None, scaling: float
+) -> Tensor:
+    """Softmax of the scaled and biased scores.
+
+    Args:
+        query: (B, A, queries, d).
+        key: (B, A, keys, d).
+        attention_mask: Added to the scaled scores; broadcasts to (B, A, queries, keys).
+        scaling: Factor of the scores.
+
+    Returns:
+        (B, A, queries, keys), of the type of the query.
+    """
+    scores = (query @ key.transpose(-1, -2)).to(softmax_type(query, key.shape[-2]))
+    scores = (
+        scores * scaling
+        if attention_mask is None
+        else torch.add(attention_mask, scores, alpha=scaling)
+    )
+    return scores.softmax(dim=-1).to(query.dtype)
 
 
 def eager_attention(
@@ -121,13 +199,7 @@ def eager_attention(
     Returns:
         (B, queries, A, d) and (B, A, queries, keys) probabilities.
     """
-    scores = (query @ key.transpose(-1, -2)).to(softmax_type(query, key.shape[-2]))
-    scores = (
-        scores * scaling
-        if attention_mask is None
-        else torch.add(attention_mask, scores, alpha=scaling)
-    )
-    probabilities = scores.softmax(dim=-1).to(value.dtype)
+    probabilities = attention_probabilities(query, key, attention_mask, scaling)
     return (probabilities @ value).transpose(1, 2), probabilities
 
 
@@ -215,9 +287,9 @@ class MultilayerPerceptron(nn.Module):
 
     def __init__(self, channels: int, hidden_channels: int, activation: str) -> None:
         super().__init__()
-        self.expand = EsvitLinear(channels, hidden_channels)
+        self.expand = nn.Linear(channels, hidden_channels)
         self.activation = QuickGelu() if activation == "quick_gelu" else ACT2FN[activation]
-        self.contract = EsvitLinear(hidden_channels, channels)
+        self.contract = nn.Linear(hidden_channels, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map every token on its own.
@@ -255,6 +327,36 @@ class EsvitPreTrainedModel(PreTrainedModel):
         """
         super().__init_subclass__(**kwargs)
         cls._auto_class = None
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load what was saved (see transformers), completely.
+
+        Args:
+            *args: As in transformers.
+            output_loading_info: Whether what was missing and left over is returned, too.
+            **kwargs: As in transformers.
+
+        Returns:
+            The network in evaluation mode and, if asked for, the report.
+
+        Raises:
+            ValueError: If tensors are left over that are not of a head, such as blocks that the
+                configuration does not have.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, report = loaded
+        left = sorted(
+            name
+            for name in report["unexpected_keys"]
+            if name.removeprefix(f"{cls.base_model_prefix}.").split(".")[0] not in _HEADS
+        )
+        if left:
+            raise ValueError(
+                f"{len(left)} tensors have no place in this {cls.__name__}, for example "
+                f"{left[0]!r}: load them with the configuration that they were saved with."
+            )
+        return (model, report) if output_loading_info else model
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
@@ -318,10 +420,25 @@ class EsvitPreTrainedModel(PreTrainedModel):
 class EsvitBaseModel(EsvitPreTrainedModel):
     """The contract of every EsViT network: pixels in, normalized regions and the view feature out.
 
-    A network implements `forward_stages` and `region_grid` and owns the last norm as `norm`.
+    A network implements `forward_stages`, `region_grid` and `attention_layouts` and owns the last
+    norm as `norm`.
     """
 
     norm: nn.Module
+    # Where the convolution is that turns pixels into channels.
+    _first_convolution = "stages.0.embeddings.projection"
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the convolution that turns pixels into channels (see transformers)."""
+        return self.get_submodule(self._first_convolution)
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the convolution that turns pixels into channels.
+
+        Args:
+            value: Module that takes (B, channels, H, W) images.
+        """
+        self.set_submodule(self._first_convolution, value)
 
     def forward_stages(
         self, pixel_values: Tensor, *, output_attentions: bool = False
@@ -430,6 +547,9 @@ class EsvitForImageClassification(EsvitPreTrainedModel):
     """
 
     network_class: ClassVar[type[EsvitBaseModel]]
+    # The loss is the mean over the images of a call. Because of **kwargs, Trainer would take it as
+    # divided by the number of images of all accumulated calls on all devices.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -5,6 +5,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +25,11 @@ from .modeling_esvit_common import (
     MultilayerPerceptron,
     StageOutput,
     StochasticDepth,
+    constant,
     eager_attention,
     fused_attention_is_slow,
     stochastic_depth_rates,
 )
-from .modeling_esvit_linear import EsvitLinear
 from .modeling_esvit_windows import WindowPlan, relative_position_index, window_attention_layout
 
 
@@ -65,8 +66,6 @@ class EsvitCvtAttention(nn.Module):
         stage: Index of the stage.
     """
 
-    relative_position_index: Tensor
-
     def __init__(self, config: EsvitCvtConfig, stage: int) -> None:
         super().__init__()
         channels, kernel = config.hidden_sizes[stage], config.qkv_kernel_sizes[stage]
@@ -79,16 +78,21 @@ class EsvitCvtAttention(nn.Module):
             channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False
         )
         self.batch_norm = nn.BatchNorm2d(channels)
-        self.qkv = EsvitLinear(channels, 3 * channels, bias=config.qkv_bias[stage])
-        self.projection = EsvitLinear(channels, channels)
+        self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias[stage])
+        self.projection = nn.Linear(channels, channels)
         self.relative = config.relative_position_bias
         if self.relative:
             self.relative_position_bias_table = nn.Parameter(
                 torch.empty((2 * self.window - 1) ** 2, self.num_heads)
             )
-            self.register_buffer(
-                "relative_position_index", relative_position_index(self.window), persistent=False
-            )
+
+    def position_index(self) -> Tensor:
+        """Row of the bias table for every pair of tokens in a window of the configured size:
+        (w^4,).
+        """
+        return constant(
+            relative_position_index, self.window, like=self.relative_position_bias_table
+        )
 
     def relative_position_bias(self, window: int) -> Tensor:
         """Gather the bias table for the tokens of a window.
@@ -102,9 +106,7 @@ class EsvitCvtAttention(nn.Module):
         Returns:
             (heads, w^2, w^2).
         """
-        index = self.relative_position_index.view(*[self.window] * 4)[
-            :window, :window, :window, :window
-        ]
+        index = self.position_index().view(*[self.window] * 4)[:window, :window, :window, :window]
         bias = F.embedding(index.flatten(), self.relative_position_bias_table)
         return bias.view(window**2, window**2, self.num_heads).permute(2, 0, 1)
 
@@ -127,7 +129,9 @@ class EsvitCvtAttention(nn.Module):
         Returns:
             (B, N, C) and (B * windows, heads, w^2, w^2) probabilities or None.
         """
-        plan = WindowPlan(grid, min(self.window, *grid))
+        # The grid of an exported network is not known yet.
+        window = cast("int", torch.sym_min(self.window, torch.sym_min(*grid)))
+        plan = WindowPlan(grid, window)
         # Padded in front of the convolution: border and padding have keys and values, and batch
         # norm sees them.
         token_map = self.depthwise(plan.pad(tokens).permute(0, 3, 1, 2))
@@ -331,8 +335,6 @@ class EsvitCvtPreTrainedModel(EsvitPreTrainedModel):
             init.trunc_normal_(
                 module.relative_position_bias_table, std=self.config.initializer_range
             )
-            # from_pretrained leaves buffers that are not saved uninitialized.
-            init.copy_(module.relative_position_index, relative_position_index(module.window))
 
 
 class EsvitCvtModel(EsvitBaseModel, EsvitCvtPreTrainedModel):
@@ -355,6 +357,8 @@ class EsvitCvtModel(EsvitBaseModel, EsvitCvtPreTrainedModel):
         self.stages = nn.ModuleList(
             EsvitCvtStage(config, stage, rates[stage]) for stage in range(len(config.depths))
         )
+        if config.deep_stem:
+            self._first_convolution = "stages.0.embeddings.convolutions.0"
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 

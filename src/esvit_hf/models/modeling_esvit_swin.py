@@ -21,11 +21,11 @@ from .modeling_esvit_common import (
     MultilayerPerceptron,
     StageOutput,
     StochasticDepth,
+    constant,
     fused_attention_is_slow,
     softmax_type,
     stochastic_depth_rates,
 )
-from .modeling_esvit_linear import EsvitLinear
 from .modeling_esvit_windows import (
     WindowPlan,
     plan_windows,
@@ -45,8 +45,6 @@ class EsvitSwinAttention(nn.Module):
         shift: Tokens by which the map is rolled before it is cut into windows; 0 for none.
     """
 
-    relative_position_index: Tensor
-
     def __init__(
         self, config: EsvitSwinConfig, channels: int, num_heads: int, window: int, shift: int
     ) -> None:
@@ -57,15 +55,17 @@ class EsvitSwinAttention(nn.Module):
         self.window = window
         self.shift = shift
         self.scaling = self.head_channels**-0.5
-        self.qkv = EsvitLinear(channels, 3 * channels, bias=config.qkv_bias)
-        self.projection = EsvitLinear(channels, channels)
+        self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias)
+        self.projection = nn.Linear(channels, channels)
         self.relative_position_bias_table = nn.Parameter(
             torch.empty((2 * window - 1) ** 2, num_heads)
         )
-        self.register_buffer(
-            "relative_position_index", relative_position_index(window), persistent=False
+
+    def position_index(self) -> Tensor:
+        """Row of the bias table for every pair of tokens in a window: (w^4,)."""
+        return constant(
+            relative_position_index, self.window, like=self.relative_position_bias_table
         )
-        self._cached_bias: tuple[Tensor, Tensor] | None = None
 
     def relative_position_bias(self, dtype: torch.dtype) -> Tensor:
         """Gather the bias table for the tokens of a window.
@@ -76,20 +76,7 @@ class EsvitSwinAttention(nn.Module):
         Returns:
             (1, heads, w^2, w^2).
         """
-        table = self.relative_position_bias_table
-        trains = torch.is_grad_enabled() and table.requires_grad
-        plain = isinstance(table, nn.Parameter) and table.device.type == "cpu"
-        if trains or not plain or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return self._gather_bias(dtype)
-        # Compared by value, not by version: writing through `.data` leaves the version as it is.
-        cached = self._cached_bias
-        if cached is None or cached[1].dtype != dtype or not torch.equal(cached[0], table):
-            with torch.inference_mode(False), torch.no_grad():
-                cached = self._cached_bias = (table.detach().clone(), self._gather_bias(dtype))
-        return cached[1]
-
-    def _gather_bias(self, dtype: torch.dtype) -> Tensor:
-        bias = F.embedding(self.relative_position_index, self.relative_position_bias_table)
+        bias = F.embedding(self.position_index(), self.relative_position_bias_table)
         bias = bias.view(1, self.window**2, self.window**2, self.num_heads).permute(0, 3, 1, 2)
         return bias.to(dtype).contiguous()
 
@@ -156,11 +143,11 @@ class EsvitSwinAttention(nn.Module):
         query, key, value = (part.transpose(2, 3) for part in qkv.unbind(3))
         scores = query.flatten(0, 2) @ key.flatten(0, 2).transpose(1, 2)
         scores = scores.to(bias.dtype).view(*query.shape[:-1], -1)
-        probabilities = torch.add(bias, scores, alpha=self.scaling).softmax(dim=-1)
-        mixed = probabilities.to(value.dtype).flatten(0, 2) @ value.flatten(0, 2)
-        return mixed.view(query.shape).transpose(2, 3), probabilities.flatten(
-            0, 1
-        ) if output_attentions else None
+        # The values are mixed by what is returned, so that it has a gradient.
+        probabilities = torch.add(bias, scores, alpha=self.scaling).softmax(dim=-1).flatten(0, 1)
+        mixed = probabilities.to(value.dtype).flatten(0, 1) @ value.flatten(0, 2)
+        mixed = mixed.view(query.shape).transpose(2, 3)
+        return mixed, probabilities if output_attentions else None
 
 
 class EsvitSwinBlock(GradientCheckpointingLayer):
@@ -224,7 +211,7 @@ class EsvitSwinDownsample(nn.Module):
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * channels, eps=eps)
-        self.reduction = EsvitLinear(4 * channels, 2 * channels, bias=False)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Halve the grid, rounding up: an odd side is padded with zeros.
@@ -238,7 +225,9 @@ class EsvitSwinDownsample(nn.Module):
         """
         height, width = grid
         token_map = tokens.unflatten(1, grid)
-        if height % 2 or width % 2:
+        odd = height % 2 + width % 2
+        # The grid of an exported network is not known yet.
+        if not isinstance(odd, int) or odd:
             token_map = F.pad(token_map, (0, 0, 0, width % 2, 0, height % 2))
         # The reference concatenates the neighborhood column by column: (0, 0), (1, 0), (0, 1), (1,
         # 1).
@@ -347,8 +336,6 @@ class EsvitSwinPreTrainedModel(EsvitPreTrainedModel):
             init.trunc_normal_(
                 module.relative_position_bias_table, std=self.config.initializer_range
             )
-            # from_pretrained leaves buffers that are not saved uninitialized.
-            init.copy_(module.relative_position_index, relative_position_index(module.window))
         elif isinstance(module, EsvitSwinEmbeddings) and module.position_embeddings is not None:
             init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
 
@@ -364,6 +351,7 @@ class EsvitSwinModel(EsvitBaseModel, EsvitSwinPreTrainedModel):
         "hidden_states": OutputRecorder(EsvitSwinBlock, index=0),
         "attentions": OutputRecorder(EsvitSwinBlock, index=1),
     }
+    _first_convolution = "embeddings.projection"
 
     def __init__(self, config: EsvitSwinConfig) -> None:
         super().__init__(config)

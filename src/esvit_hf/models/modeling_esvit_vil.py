@@ -1,8 +1,6 @@
 """Vision Longformer (ViL) as EsViT trains it (arXiv 2106.09785, section 3.1; arXiv 2103.15358)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,27 +23,17 @@ from .modeling_esvit_common import (
     MultilayerPerceptron,
     StageOutput,
     StochasticDepth,
+    attention_probabilities,
+    constant,
     eager_attention,
     full_attention_layout,
     fused_attention_is_slow,
     stochastic_depth_rates,
 )
-from .modeling_esvit_linear import EsvitLinear
 
 # A chunk and the 8 around it, row by row; the chunk itself is in the middle.
 _NEIGHBORHOOD = 9
 _OWN_CHUNK = _NEIGHBORHOOD // 2
-
-
-@dataclass(frozen=True)
-class EsvitVilStageOutput(StageOutput):
-    """Tokens of a stage and its global tokens.
-
-    Attributes:
-        global_tokens: (B, G, C), not normalized; G may be 0.
-    """
-
-    global_tokens: Tensor
 
 
 class ChunkTables(NamedTuple):
@@ -68,15 +56,27 @@ class ChunkTables(NamedTuple):
     places: Tensor
 
 
-def _build_chunk_tables(
+def chunk_tables(
     grid: tuple[int, int],
     window: int,
     num_global_tokens: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> ChunkTables:
+    """Say where the tokens of a grid lie when it is cut into chunks.
+
+    Args:
+        grid: (h, w) of the tokens, any size; chunks at the right and the bottom may stick out.
+        window: Side of a chunk in tokens.
+        num_global_tokens: G, tokens in front of the grid.
+        dtype: Type of the mask.
+        device: Device of the tables.
+
+    Returns:
+        The tables.
+    """
     height, width = grid
-    rows, columns = -(-height // window), -(-width // window)
+    rows, columns = (height + window - 1) // window, (width + window - 1) // window
     neighbors = torch.arange(-1, 2, device=device)[None, :, None] * window
     row = torch.arange(rows * window, device=device).view(rows, 1, window) + neighbors
     column = torch.arange(columns * window, device=device).view(columns, 1, window) + neighbors
@@ -101,44 +101,6 @@ def _build_chunk_tables(
         mask=F.pad(mask, (num_global_tokens, 0)),
         places=places.flatten(),
     )
-
-
-@lru_cache(maxsize=128)
-def _cached_chunk_tables(
-    grid: tuple[int, int],
-    window: int,
-    num_global_tokens: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> ChunkTables:
-    # Tables first built under inference_mode would be refused by a later training step.
-    with torch.inference_mode(False):
-        return _build_chunk_tables(grid, window, num_global_tokens, dtype, device)
-
-
-def chunk_tables(
-    grid: tuple[int, int],
-    window: int,
-    num_global_tokens: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> ChunkTables:
-    """Look up where the tokens of a grid lie when it is cut into chunks.
-
-    Args:
-        grid: (h, w) of the tokens, any size; chunks at the right and the bottom may stick out.
-        window: Side of a chunk in tokens.
-        num_global_tokens: G, tokens in front of the grid.
-        dtype: Type of the mask.
-        device: Device of the tables.
-
-    Returns:
-        The tables, shared between calls: not to be changed.
-    """
-    # While tracing, a cached tensor would leak from or into the graph.
-    if torch.compiler.is_compiling():
-        return _build_chunk_tables(grid, window, num_global_tokens, dtype, device)
-    return _cached_chunk_tables(grid, window, num_global_tokens, dtype, device)
 
 
 def chunk_position_index(window: int, device: torch.device | None = None) -> Tensor:
@@ -185,23 +147,17 @@ class EsvitVilAttention(nn.Module):
         config: Configuration of the network.
         stage: Index of the stage.
         table_rows: Rows of the table of relative position biases.
-        position_index: int64 row of the table for every query and key of the grid.
     """
 
-    relative_position_index: Tensor
-
-    def __init__(
-        self, config: EsvitVilConfig, stage: int, table_rows: int, position_index: Tensor
-    ) -> None:
+    def __init__(self, config: EsvitVilConfig, stage: int, table_rows: int) -> None:
         super().__init__()
         self.config = config
         self.num_heads = config.num_heads[stage]
         self.num_global_tokens = config.num_global_tokens[stage]
-        self.relative = config.position_embedding == "relative"
+        self.relative = config.stage_positions[stage] == "relative"
         if not self.relative:
             return
         self.relative_position_bias_table = nn.Parameter(torch.empty(table_rows, self.num_heads))
-        self.register_buffer("relative_position_index", position_index, persistent=False)
         if self.num_global_tokens:
             # First row: global queries and keys of the grid. Second row: queries of the grid and
             # global keys.
@@ -212,8 +168,8 @@ class EsvitVilAttention(nn.Module):
                 torch.empty(self.num_heads, self.num_global_tokens, self.num_global_tokens)
             )
 
-    def build_position_index(self) -> Tensor:
-        """Compute the content of `relative_position_index`."""
+    def position_index(self) -> Tensor:
+        """Row of the bias table for every query and key of the grid."""
         raise NotImplementedError
 
     def layout(self, grid: tuple[int, int], stride: tuple[int, int]) -> AttentionLayout:
@@ -232,12 +188,12 @@ class EsvitVilAttention(nn.Module):
         """Read the bias table.
 
         Args:
-            queries: Number of queries that `relative_position_index` is made for.
+            queries: Number of queries that `position_index` is made for.
 
         Returns:
             (heads, queries, keys).
         """
-        bias = F.embedding(self.relative_position_index, self.relative_position_bias_table)
+        bias = F.embedding(self.position_index(), self.relative_position_bias_table)
         return bias.view(queries, -1, self.num_heads).permute(2, 0, 1)
 
     def with_global_keys(self, bias: Tensor) -> Tensor:
@@ -272,7 +228,7 @@ class EsvitVilAttention(nn.Module):
         key: Tensor,
         value: Tensor,
         bias: Tensor | None,
-        output_attentions: bool,
+        output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Mix the values by the softmax of the scaled and biased scores.
 
@@ -312,16 +268,16 @@ class EsvitVilSparseAttention(EsvitVilAttention):
     """
 
     def __init__(self, config: EsvitVilConfig, stage: int) -> None:
-        window, channels = config.window_size, config.hidden_sizes[stage]
-        super().__init__(config, stage, (4 * window - 1) ** 2, chunk_position_index(window))
+        window, channels = config.stage_windows[stage], config.hidden_sizes[stage]
+        super().__init__(config, stage, (4 * window - 1) ** 2)
         self.window = window
-        self.query = EsvitLinear(channels, channels, bias=config.qkv_bias)
-        self.key_value = EsvitLinear(channels, 2 * channels, bias=config.qkv_bias)
-        self.projection = EsvitLinear(channels, channels)
+        self.query = nn.Linear(channels, channels, bias=config.qkv_bias)
+        self.key_value = nn.Linear(channels, 2 * channels, bias=config.qkv_bias)
+        self.projection = nn.Linear(channels, channels)
 
-    def build_position_index(self) -> Tensor:
-        """Compute the content of `relative_position_index`: (w^2 * 9 w^2,)."""
-        return chunk_position_index(self.window)
+    def position_index(self) -> Tensor:
+        """Row of the bias table for every query and key of a chunk: (w^2 * 9 w^2,)."""
+        return constant(chunk_position_index, self.window, like=self.relative_position_bias_table)
 
     def layout(self, grid: tuple[int, int], stride: tuple[int, int]) -> AttentionLayout:
         """Say which tokens the probabilities belong to, chunk by chunk (see the base class)."""
@@ -359,6 +315,19 @@ class EsvitVilSparseAttention(EsvitVilAttention):
             mask = mask.expand(self.num_heads, *mask.shape)
         return mask.reshape(1, self.num_heads * chunks, *mask.shape[-2:])
 
+    def _attend_visibly(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Attend as `attend` with heads * chunks for A; the probabilities are (B * chunks, heads,
+        queries, keys).
+        """
+        probabilities = attention_probabilities(query, key, bias, query.shape[-1] ** -0.5)
+        probabilities = probabilities.unflatten(1, (self.num_heads, -1)).transpose(1, 2)
+        probabilities = probabilities.flatten(0, 1)
+        # The values are mixed by what is returned, so that it has a gradient.
+        by_head = probabilities.unflatten(0, (query.shape[0], -1)).transpose(1, 2)
+        return by_head.flatten(1, 2) @ value, probabilities
+
     def forward(
         self, tokens: Tensor, grid: tuple[int, int], output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
@@ -385,7 +354,7 @@ class EsvitVilSparseAttention(EsvitVilAttention):
             .permute(2, 0, 3, 1, 4)
             .contiguous()
         )
-        tables = chunk_tables(grid, self.window, num_global, query.dtype, query.device)
+        tables = constant(chunk_tables, grid, self.window, num_global, query.dtype, like=query)
         keys, mask = tables.keys, tables.mask
         if (columns := self._draw_keys(query.device)) is not None:
             keys, mask = keys.index_select(1, columns), mask.index_select(2, columns)
@@ -400,9 +369,8 @@ class EsvitVilSparseAttention(EsvitVilAttention):
             .unbind(0)
         )
         bias = self._score_bias(mask, columns)
-        mixed, probabilities = self.attend(
-            chunk_query, chunk_key, chunk_value, bias, output_attentions
-        )
+        attend = self._attend_visibly if output_attentions else self.attend
+        mixed, probabilities = attend(chunk_query, chunk_key, chunk_value, bias)
         mixed = mixed.reshape(batch, heads, chunks * self.window**2, -1).index_select(
             2, tables.places
         )
@@ -411,12 +379,8 @@ class EsvitVilSparseAttention(EsvitVilAttention):
             if self.relative:
                 global_bias = self.global_query_bias(length - num_global).to(query.dtype)[None]
             key, value = key_value.unbind(0)
-            global_mixed, _ = self.attend(query[:, :, :num_global], key, value, global_bias, False)
+            global_mixed, _ = self.attend(query[:, :, :num_global], key, value, global_bias)
             mixed = torch.cat([global_mixed, mixed], dim=2)
-        if probabilities is not None:
-            probabilities = (
-                probabilities.unflatten(1, (heads, chunks)).transpose(1, 2).flatten(0, 1)
-            )
         return self.projection(
             mixed.transpose(1, 2).reshape(batch, length, channels)
         ), probabilities
@@ -434,16 +398,14 @@ class EsvitVilFullAttention(EsvitVilAttention):
 
     def __init__(self, config: EsvitVilConfig, stage: int) -> None:
         grid, channels = config.stage_grids[stage], config.hidden_sizes[stage]
-        super().__init__(
-            config, stage, (2 * grid[0] - 1) * (2 * grid[1] - 1), grid_position_index(grid)
-        )
+        super().__init__(config, stage, (2 * grid[0] - 1) * (2 * grid[1] - 1))
         self.grid = grid
-        self.qkv = EsvitLinear(channels, 3 * channels, bias=config.qkv_bias)
-        self.projection = EsvitLinear(channels, channels)
+        self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias)
+        self.projection = nn.Linear(channels, channels)
 
-    def build_position_index(self) -> Tensor:
-        """Compute the content of `relative_position_index`: (N^2,) for the grid at `image_size`."""
-        return grid_position_index(self.grid)
+    def position_index(self) -> Tensor:
+        """Row of the bias table for every pair of tokens of the grid at `image_size`: (N^2,)."""
+        return constant(grid_position_index, self.grid, like=self.relative_position_bias_table)
 
     def layout(self, grid: tuple[int, int], stride: tuple[int, int]) -> AttentionLayout:
         """Say which tokens the probabilities belong to (see the base class)."""
@@ -463,24 +425,33 @@ class EsvitVilFullAttention(EsvitVilAttention):
             (heads, N, N) with N = h * w.
         """
         height, width = grid
-        tokens, own_tokens = height * width, self.grid[0] * self.grid[1]
-        if height * self.grid[1] == width * self.grid[0]:
-            bias = self.gather_bias(own_tokens)
-            if grid == self.grid:
-                return bias
-            return F.interpolate(
-                bias[None], size=(tokens, tokens), mode="bicubic", align_corners=False
-            )[0]
-        table = self.relative_position_bias_table.view(
-            2 * self.grid[0] - 1, 2 * self.grid[1] - 1, -1
+        same_proportions = height * self.grid[1] == width * self.grid[0]
+        if isinstance(same_proportions, bool):
+            return self._resize_pairs(grid) if same_proportions else self._resize_table(grid)
+        # The grid of an exported network is not known yet.
+        return torch.cond(
+            same_proportions,
+            lambda: self._resize_pairs(grid),
+            lambda: self._resize_table(grid),
         )
+
+    def _resize_pairs(self, grid: tuple[int, int]) -> Tensor:
+        own_tokens, tokens = self.grid[0] * self.grid[1], grid[0] * grid[1]
+        bias = self.gather_bias(own_tokens)
+        if grid == self.grid:
+            return bias
+        size = (tokens, tokens)
+        return F.interpolate(bias[None], size=size, mode="bicubic", align_corners=False)[0]
+
+    def _resize_table(self, grid: tuple[int, int]) -> Tensor:
+        rows, columns = (2 * side - 1 for side in self.grid)
+        table = self.relative_position_bias_table.view(rows, columns, -1)
+        size = (2 * grid[0] - 1, 2 * grid[1] - 1)
         table = F.interpolate(
-            table.permute(2, 0, 1)[None],
-            size=(2 * height - 1, 2 * width - 1),
-            mode="bicubic",
-            align_corners=False,
+            table.permute(2, 0, 1)[None], size=size, mode="bicubic", align_corners=False
         )
-        index = grid_position_index(grid, table.device)
+        index = constant(grid_position_index, grid, like=table)
+        tokens = grid[0] * grid[1]
         return table.flatten(2)[0].index_select(1, index).view(-1, tokens, tokens)
 
     def _score_bias(self, grid: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -555,16 +526,29 @@ class EsvitVilBlock(GradientCheckpointingLayer):
         return tokens, probabilities
 
 
-def _resize_line(positions: Tensor, size: int) -> Tensor:
-    """Resize (1, n, C) positions along an axis to (1, size, C)."""
-    if positions.shape[1] == size:
-        return positions
-    line = positions.transpose(1, 2)[..., None]
-    return (
-        F.interpolate(line, size=(size, 1), mode="bicubic", align_corners=False)
-        .squeeze(3)
-        .transpose(1, 2)
-    )
+def _resize_line(positions: Tensor, size: int, stretch: Tensor) -> Tensor:
+    """Resize positions along an axis by the bicubic rule of PyTorch, and stretch them.
+
+    Args:
+        positions: (1, n, C).
+        size: Positions that are wanted.
+        stretch: Scalar by which they lie closer together than n / size says.
+
+    Returns:
+        (1, size, C).
+    """
+    count, device = positions.shape[1], positions.device
+    places = (torch.arange(size, device=device) + 0.5) * (count / size) / stretch - 0.5
+    first = places.floor()
+    weights = torch.zeros(size, count, device=device)
+    for tap in range(-1, 3):
+        distance = (places - first - tap).abs()
+        near = (1.25 * distance - 2.25) * distance**2 + 1
+        far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
+        # Places outside repeat the outermost position.
+        taken = (first + tap).clamp(0, count - 1)[:, None] == torch.arange(count, device=device)
+        weights = weights + torch.where(distance <= 1, near, far)[:, None] * taken
+    return (weights[..., None] * positions).sum(1, dtype=positions.dtype)[None]
 
 
 class EsvitVilEmbeddings(nn.Module):
@@ -583,8 +567,8 @@ class EsvitVilEmbeddings(nn.Module):
         self.grid = config.stage_grids[stage]
         self.projection = nn.Conv2d(inputs, channels, patch, stride=patch)
         self.norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        count = config.num_global_tokens[stage]
-        absolute = config.position_embedding == "absolute"
+        count = self.num_global_tokens = config.num_global_tokens[stage]
+        absolute = config.stage_positions[stage] == "absolute"
         self.global_tokens = nn.Parameter(torch.empty(1, count, channels)) if count else None
         self.global_positions = (
             nn.Parameter(torch.empty(1, count, channels)) if count and absolute else None
@@ -625,13 +609,16 @@ class EsvitVilEmbeddings(nn.Module):
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """Positions of a grid, (1, N, C).
 
-        The reference counts global tokens as part of the grid and so resizes even at the size of
-        training; here that size is served unchanged. No published checkpoint has absolute
-        positions.
+        The reference counts global tokens as part of the grid, so that with them the positions are
+        stretched a little at every size, even at the one of training.
         """
         assert self.row_positions is not None and self.column_positions is not None
-        rows = _resize_line(self.row_positions, grid[0])[:, :, None].expand(-1, -1, grid[1], -1)
-        columns = _resize_line(self.column_positions, grid[1])[:, None].expand(-1, grid[0], -1, -1)
+        tokens = torch.scalar_tensor(grid[0] * grid[1], device=self.row_positions.device)
+        stretch = ((tokens + self.num_global_tokens) / tokens).sqrt()
+        rows = _resize_line(self.row_positions, grid[0], stretch)
+        columns = _resize_line(self.column_positions, grid[1], stretch)
+        rows = rows[:, :, None].expand(-1, -1, grid[1], -1)
+        columns = columns[:, None].expand(-1, grid[0], -1, -1)
         return torch.cat([rows, columns], dim=-1).flatten(1, 2)
 
 
@@ -652,7 +639,7 @@ class EsvitVilStage(nn.Module):
 
     def forward(
         self, features: Tensor, output_attentions: bool = False
-    ) -> tuple[EsvitVilStageOutput, EsvitVilStageOutput]:
+    ) -> tuple[StageOutput, StageOutput]:
         """Embed the patches and run the blocks.
 
         Args:
@@ -668,11 +655,9 @@ class EsvitVilStage(nn.Module):
             tokens, _ = block(tokens, grid, output_attentions)
         return embedded, self._split(tokens, grid)
 
-    def _split(self, tokens: Tensor, grid: tuple[int, int]) -> EsvitVilStageOutput:
+    def _split(self, tokens: Tensor, grid: tuple[int, int]) -> StageOutput:
         count = self.num_global_tokens
-        return EsvitVilStageOutput(
-            tokens=tokens[:, count:], grid=grid, global_tokens=tokens[:, :count]
-        )
+        return StageOutput(tokens[:, count:], grid, tokens[:, :count] if count else None)
 
 
 class EsvitVilPreTrainedModel(EsvitPreTrainedModel):
@@ -687,9 +672,6 @@ class EsvitVilPreTrainedModel(EsvitPreTrainedModel):
         if isinstance(module, EsvitVilAttention | EsvitVilEmbeddings):
             for parameter in module.parameters(recurse=False):
                 init.trunc_normal_(parameter, std=self.config.initializer_range)
-        if isinstance(module, EsvitVilAttention) and module.relative:
-            # from_pretrained leaves buffers that are not saved uninitialized.
-            init.copy_(module.relative_position_index, module.build_position_index())
 
 
 class EsvitVilModel(EsvitBaseModel, EsvitVilPreTrainedModel):
@@ -720,9 +702,7 @@ class EsvitVilModel(EsvitBaseModel, EsvitVilPreTrainedModel):
     def forward_stages(
         self, pixel_values: Tensor, *, output_attentions: bool = False
     ) -> list[StageOutput]:
-        """Run the network without its last norm (see the base class); every output is an
-        `EsvitVilStageOutput`.
-        """
+        """Run the network without its last norm (see the base class)."""
         stride = self.config.total_stride
         self._check_images(pixel_values, (stride, stride))
         outputs: list[StageOutput] = []
@@ -755,12 +735,11 @@ class EsvitVilModel(EsvitBaseModel, EsvitVilPreTrainedModel):
         """
         output_attentions = bool(kwargs.get("output_attentions", self.config.output_attentions))
         last = self.forward_stages(pixel_values, output_attentions=output_attentions)[-1]
-        assert isinstance(last, EsvitVilStageOutput)
         regions = self.norm(last.tokens)
         view = (
-            self.norm(last.global_tokens)[:, 0]
-            if self.config.num_global_tokens[-1]
-            else regions.mean(dim=1)
+            regions.mean(dim=1)
+            if last.global_tokens is None
+            else self.norm(last.global_tokens)[:, 0]
         )
         return BaseModelOutputWithPooling(last_hidden_state=regions, pooler_output=view)
 

@@ -4,30 +4,30 @@ positions.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .modeling_esvit_common import AttentionLayout
+from .modeling_esvit_common import AttentionLayout, constant, is_plain
 
 # Added to the scores of token pairs that lie on different sides of the image before the shift; the
 # reference's value.
 _MASKED_SCORE = -100.0
 
 
-def relative_position_index(window: int) -> Tensor:
+def relative_position_index(window: int, device: torch.device | None = None) -> Tensor:
     """Row of the bias table for every pair of tokens in a window.
 
     Args:
         window: Side of the window in tokens, w.
+        device: Device of the result.
 
     Returns:
         (w^4,) int64, query-major, values in [0, (2w - 1)^2).
     """
-    axis = torch.arange(window)
+    axis = torch.arange(window, device=device)
     offset = axis[:, None] - axis[None, :] + window - 1
     index = offset[:, None, :, None] * (2 * window - 1) + offset[None, :, None, :]
     return index.reshape(-1)
@@ -122,7 +122,7 @@ class WindowPlan:
         Returns:
             (windows, heads, w^2, w^2), or the bias itself where nothing is rolled.
         """
-        return bias + shift_mask(self, bias.dtype, bias.device) if self.shift else bias
+        return bias + constant(shift_mask, self, bias.dtype, like=bias) if self.shift else bias
 
 
 def shift_mask(plan: WindowPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -158,10 +158,10 @@ def plan_windows(tokens: Tensor, grid: tuple[int, int], window: int, shift: int)
         The plan; which one it is changes no value.
     """
     # A compiler fuses rolls and views; run one by one, they are several copies where a gather is
-    # one. Cached tensors would leak out of a graph that is being traced.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return WindowPlan(grid, window, shift)
-    return _gathering_plan(grid, window, shift, tokens.device)
+    # one.
+    if is_plain(tokens):
+        return constant(_gathering_plan, grid, window, shift, like=tokens)
+    return WindowPlan(grid, window, shift)
 
 
 class _Slots(NamedTuple):
@@ -203,32 +203,21 @@ class _GatheringPlan(WindowPlan):
             return windows
         return cast("Tensor", _WindowsToTokens.apply(windows, *self.slots))
 
-    def mask(self, bias: Tensor) -> Tensor:
-        return bias + _cached_shift_mask(self, bias.dtype, bias.device) if self.shift else bias
 
-
-@lru_cache(maxsize=64)
 def _gathering_plan(
     grid: tuple[int, int], window: int, shift: int, device: torch.device
 ) -> _GatheringPlan:
     plan = WindowPlan(grid, window, shift)
-    # Tensors first built under inference_mode would be refused by a later training step.
-    with torch.inference_mode(False), torch.no_grad():
-        tokens = grid[0] * grid[1]
-        numbers = torch.arange(1, tokens + 1, device=device).view(1, -1, 1)
-        token_of_slot = plan.cut(numbers, lambda windows: windows).flatten() - 1
-        slots = torch.arange(len(token_of_slot), device=device)
-        if len(slots) == tokens and torch.equal(token_of_slot, slots):
-            return _GatheringPlan(grid, window, shift)
-        slot_of_token = plan.join(slots.view(1, -1, 1)).flatten()
-        padded = token_of_slot < 0
-        token_of_slot = torch.where(padded, tokens, token_of_slot)
-        return _GatheringPlan(
-            grid, window, shift, _Slots(token_of_slot, slot_of_token, slots[padded])
-        )
-
-
-_cached_shift_mask = lru_cache(maxsize=32)(torch.inference_mode(False)(shift_mask))
+    tokens = grid[0] * grid[1]
+    numbers = torch.arange(1, tokens + 1, device=device).view(1, -1, 1)
+    token_of_slot = plan.cut(numbers, lambda windows: windows).flatten() - 1
+    slots = torch.arange(len(token_of_slot), device=device)
+    if len(slots) == tokens and torch.equal(token_of_slot, slots):
+        return _GatheringPlan(grid, window, shift)
+    slot_of_token = plan.join(slots.view(1, -1, 1)).flatten()
+    padded = token_of_slot < 0
+    token_of_slot = torch.where(padded, tokens, token_of_slot)
+    return _GatheringPlan(grid, window, shift, _Slots(token_of_slot, slot_of_token, slots[padded]))
 
 
 class _TokensToWindows(torch.autograd.Function):
@@ -249,6 +238,7 @@ class _TokensToWindows(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -258,6 +248,10 @@ class _TokensToWindows(torch.autograd.Function):
         for_tokens = gradient.index_select(1, torch.cat((slot_of_token, padded_slots[:1])))
         for_tokens[:, -1] = gradient.index_select(1, padded_slots).sum(1)
         return for_tokens, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return _TokensToWindows.apply(tangent, *ctx.saved_tensors)
 
 
 class _WindowsToTokens(torch.autograd.Function):
@@ -276,6 +270,7 @@ class _WindowsToTokens(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -283,6 +278,10 @@ class _WindowsToTokens(torch.autograd.Function):
         # A padded slot takes no part in what follows.
         padded = F.pad(gradient, (0, 0, 0, 1)) if len(slots[2]) else gradient
         return _TokensToWindows.apply(padded, *slots), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return _WindowsToTokens.apply(tangent, *ctx.saved_tensors)
 
 
 def window_attention_layout(plan: WindowPlan, stride: tuple[int, int]) -> AttentionLayout:

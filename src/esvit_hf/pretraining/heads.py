@@ -4,8 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esvit_hf.models.modeling_esvit_linear import EsvitLinear
-
 
 class ProjectionHead(nn.Module):
     """Perceptron to a unit-length bottleneck, and weight-normalized prototypes (DINO appendix;
@@ -41,12 +39,12 @@ class ProjectionHead(nn.Module):
         layers: list[nn.Module] = []
         width = input_dim
         for _ in range(num_layers - 1):
-            layers.append(EsvitLinear(width, hidden_dim))
+            layers.append(nn.Linear(width, hidden_dim))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(hidden_dim))
             layers.append(nn.GELU())
             width = hidden_dim
-        layers.append(EsvitLinear(width, bottleneck_dim))
+        layers.append(nn.Linear(width, bottleneck_dim))
         self.layers = nn.Sequential(*layers)
         for layer in self.layers:
             if isinstance(layer, nn.Linear):

@@ -18,6 +18,7 @@ from transformers import AutoModel, PreTrainedModel
 from esvit_hf.pretraining.objectives.region import RegionObjective
 from esvit_hf.pretraining.objectives.view import ViewObjective
 from esvit_hf.reference.baseline_rules import BASELINE_RULES
+from esvit_hf.reference.experiments import fields_of_experiment, read_experiment, read_options
 from esvit_hf.reference.network_rules import ESVIT_RULES, NetworkRule, Rename
 
 State = dict[str, Tensor]
@@ -166,6 +167,9 @@ def _split(state: Mapping[str, Tensor], rule: NetworkRule) -> tuple[State, State
     unused = []
     for reference_name, tensor in state.items():
         name = reference_name.removeprefix("module.")
+        if not tensor.numel():
+            # Positions of the global tokens of a ViL's stage that has none.
+            continue
         if name.startswith("head_dense."):
             part, renamed = region_head, rename(name.removeprefix("head_dense."), _HEAD_RENAMES)
         elif name.startswith("head."):
@@ -212,29 +216,32 @@ def load_reference_model(
     *,
     weights: Literal["teacher", "student"] = "teacher",
     arch: str | None = None,
+    experiment: str | Path | None = None,
     **config_fields: Any,
 ) -> PreTrainedModel:
     """Turn the backbone of a reference checkpoint into a model of this package.
 
     The configuration is read off the shapes of the tensors; what leaves no trace there
-    (`drop_path_rate`, an `image_size` that changes no window, the windows and heads of a CvT-T) has
-    its default unless given.
+    (`drop_path_rate`, an `image_size` that makes no window smaller, the windows and heads of a
+    CvT-T) has its default unless given, by the experiment file or by the command line that a
+    checkpoint keeps.
 
     Args:
         path: `checkpoint.pth` of the reference.
         weights: Which network of the file; the paper evaluates the teacher.
         arch: Family of the backbone; recognized from the names if None.
-        **config_fields: Configuration fields that win over the inferred ones.
+        experiment: YAML file that the reference trained the network with (`--cfg`).
+        **config_fields: Configuration fields that win over all others.
 
     Returns:
         The base model in eval mode.
 
     Raises:
-        ValueError: If the file is unreadable, a name or shape does not fit, or a tensor is missing
-            or left over.
+        ValueError: If a file is unreadable, a name or shape does not fit, a tensor is missing or
+            left over, or a setting has no counterpart.
     """
     return model_from_checkpoint(
-        read_reference_checkpoint(path), path, weights, arch, config_fields
+        read_reference_checkpoint(path), path, weights, arch, config_fields, experiment
     )
 
 
@@ -263,6 +270,7 @@ def model_from_checkpoint(
     weights: Literal["teacher", "student"],
     arch: str | None,
     config_fields: dict[str, Any],
+    experiment: str | Path | None = None,
 ) -> PreTrainedModel:
     """Do the work of `load_reference_model` for a checkpoint that is read already.
 
@@ -271,7 +279,8 @@ def model_from_checkpoint(
         path: Where it was read, for errors.
         weights: Which network of the file.
         arch: Family of the backbone; recognized from the names if None.
-        config_fields: Configuration fields that win over the inferred ones.
+        config_fields: Configuration fields that win over all others.
+        experiment: As in `convert_checkpoint`.
 
     Returns:
         The base model in eval mode.
@@ -281,8 +290,12 @@ def model_from_checkpoint(
     """
     rule = _find_rule(_find_weights(checkpoint, path, weights), arch)
     backbone, _, _, recomputed = _split(checkpoint[weights], rule)
+    settings = {} if experiment is None else read_experiment(experiment)
+    # The command line of the run, which the checkpoint keeps, wins over its file.
+    options = read_options(getattr(checkpoint.get("args"), "opts", None) or ())
+    fields = [fields_of_experiment(part, rule.name) for part in (settings, options)]
     try:
-        config = rule.infer_config(backbone, config_fields)
+        config = rule.infer_config(backbone, fields[0] | fields[1] | config_fields)
     except (KeyError, IndexError) as error:
         raise ValueError(
             f"{str(path)!r} is no complete {rule.name} network: {error} is missing."
@@ -290,6 +303,22 @@ def model_from_checkpoint(
     model = AutoModel.from_config(config, **rule.model_options)
     _load(model, backbone, recomputed)
     return model.eval()
+
+
+def position_indices(model: PreTrainedModel) -> State:
+    """Compute the indices of relative positions, which the reference keeps in its checkpoints.
+
+    Args:
+        model: Network of this package, or any other.
+
+    Returns:
+        By name of the attention layer, with `relative_position_index` behind it, (N,) int64.
+    """
+    return {
+        f"{name}.relative_position_index": module.position_index()
+        for name, module in model.named_modules()
+        if hasattr(module, "relative_position_bias_table")
+    }
 
 
 def _load(model: PreTrainedModel, state: State, recomputed: State) -> None:
@@ -308,8 +337,8 @@ def _load(model: PreTrainedModel, state: State, recomputed: State) -> None:
                 f"{name} is {tuple(tensor.shape)} in the checkpoint and "
                 f"{tuple(expected[name].shape)} in the network: correct the configuration fields."
             )
-    buffers = dict(model.named_buffers())
+    indices = position_indices(model)
     for name, tensor in recomputed.items():
-        if name not in buffers or not torch.equal(buffers[name].flatten(), tensor.flatten()):
+        if name not in indices or not torch.equal(indices[name], tensor.flatten()):
             raise ValueError(f"{name} in the checkpoint differs from what the network computes.")
     model.load_state_dict(state)

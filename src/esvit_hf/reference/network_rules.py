@@ -90,17 +90,18 @@ def _infer_swin_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pr
         **given,
     }
     config = EsvitSwinConfig(**fields)
-    if config.stage_windows != windows and "image_size" not in given:
-        # A window below the configured one is the grid of its stage, which gives the size the
-        # network was built for.
-        clipped = next(
-            (stage for stage, window in enumerate(windows) if window < config.window_size), None
-        )
-        if clipped is not None:
-            side = [windows[clipped] * 2**clipped * pixels for pixels in patch]
+    # A window below the configured one is the grid of its stage, rounded down. It does not tell one
+    # size, but all that give the same windows give the same network.
+    clipped = [stage for stage, window in enumerate(windows) if window < config.window_size]
+    if config.stage_windows != windows and clipped and "image_size" not in given:
+        scale = 2 ** clipped[0]
+        for tokens in range(windows[clipped[0]] * scale, (windows[clipped[0]] + 1) * scale):
+            side = [tokens * pixels for pixels in patch]
             config = EsvitSwinConfig(
                 **fields | {"image_size": side[0] if side[0] == side[1] else side}
             )
+            if config.stage_windows == windows:
+                break
     if config.stage_windows != windows:
         raise ValueError(
             f"the checkpoint has windows of {windows} tokens, the configuration with "
@@ -110,12 +111,26 @@ def _infer_swin_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pr
     return config
 
 
+# Of a network without sparse stages: it has no effect.
+_DEFAULT_VIL_WINDOW = 7
+
+
 def _infer_vil_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:
     stages = range(count_indices(state, "stages"))
     projections = [state[f"stages.{stage}.embeddings.projection.weight"] for stage in stages]
     patches = [projection.shape[2] for projection in projections]
     sparse = [f"stages.{stage}.blocks.0.attention.query.weight" in state for stage in stages]
-    absolute = "stages.0.embeddings.row_positions" in state
+    rows = [state.get(f"stages.{stage}.embeddings.row_positions") for stage in stages]
+    tables = [
+        state.get(f"stages.{stage}.blocks.0.attention.relative_position_bias_table")
+        for stage in stages
+    ]
+    windows, grids = [], []
+    for stage in stages:
+        row, table = rows[stage], tables[stage]
+        side = 0 if table is None else math.isqrt(table.shape[0]) + 1
+        windows.append(side // 4 if sparse[stage] else None)
+        grids.append(row.shape[1] if row is not None else 0 if sparse[stage] else side // 2)
     fields: dict[str, Any] = {
         "num_channels": projections[0].shape[1],
         "patch_sizes": patches,
@@ -131,27 +146,32 @@ def _infer_vil_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pre
         "mlp_ratio": state["stages.0.blocks.0.mlp.expand.weight"].shape[0]
         / projections[0].shape[0],
         "qkv_bias": f"stages.0.blocks.0.attention.{'query' if sparse[0] else 'qkv'}.bias" in state,
-        "position_embedding": "absolute" if absolute else "relative",
+        "position_embedding": _one_or_all(
+            ["relative" if row is None else "absolute" for row in rows]
+        ),
     }
-    if absolute:
-        if "num_heads" not in given:
-            raise ValueError(
-                "the checkpoint has absolute positions, which do not show num_heads: pass "
-                "num_heads."
-            )
-        fields["image_size"] = state["stages.0.embeddings.row_positions"].shape[1] * patches[0]
-        return EsvitVilConfig(**{**fields, **given})
-    tables = [
-        state[f"stages.{stage}.blocks.0.attention.relative_position_bias_table"] for stage in stages
-    ]
-    fields["num_heads"] = [table.shape[1] for table in tables]
-    for stage, table in enumerate(tables):
-        side = math.isqrt(table.shape[0]) + 1
-        if sparse[stage]:
-            fields["window_size"] = side // 4
-        else:
-            fields["image_size"] = side // 2 * math.prod(patches[: stage + 1])
+    # The finest grid bounds the size that the network was built for most closely.
+    for stage, grid in enumerate(grids):
+        if grid:
+            fields["image_size"] = grid * math.prod(patches[: stage + 1])
+            break
+    if None not in tables:
+        fields["num_heads"] = [table.shape[1] for table in tables if table is not None]
+    if 0 not in windows:
+        # Full stages have no chunks: any size will do.
+        known = [window for window in windows if window] or [_DEFAULT_VIL_WINDOW]
+        fields["window_size"] = _one_or_all([window or known[0] for window in windows])
+    unseen = [name for name in ("num_heads", "window_size") if name not in fields | given]
+    if unseen:
+        raise ValueError(
+            f"the checkpoint has absolute positions, which do not show {' and '.join(unseen)}: "
+            f"pass {' and '.join(unseen)}."
+        )
     return EsvitVilConfig(**{**fields, **given})
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    return values[0] if len(set(values)) == 1 else values
 
 
 def _infer_cvt_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:

@@ -13,7 +13,12 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from esvit_hf.common.errors import one_line
 from esvit_hf.hub.heads_file import SavedHead, find_heads, read_heads
-from esvit_hf.reference.from_reference import NETWORK_RULES, REFERENCE_HEADS, rename
+from esvit_hf.reference.from_reference import (
+    NETWORK_RULES,
+    REFERENCE_HEADS,
+    position_indices,
+    rename,
+)
 from esvit_hf.reference.network_rules import NetworkRule
 
 __all__ = ["convert_to_reference"]
@@ -191,7 +196,7 @@ def _arrange_backbone(
     model: PreTrainedModel, rule: NetworkRule, names: Iterator[str]
 ) -> dict[str, Tensor]:
     ours = model.state_dict()
-    recomputed = {name: buffer for name, buffer in model.named_buffers() if name not in ours}
+    recomputed = position_indices(model)
     arranged, used = {}, set()
     for name in names:
         renamed = rename(name, rule.renames)

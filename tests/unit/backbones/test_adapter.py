@@ -33,6 +33,7 @@ from transformers import (
     TimmWrapperConfig,
     TimmWrapperModel,
     ViTConfig,
+    ViTForImageClassification,
     ViTMAEConfig,
     ViTMAEModel,
     ViTModel,
@@ -419,6 +420,14 @@ class TestLoadBackbone:
         assert all(parameter.requires_grad for parameter in backbone.parameters())
         torch.testing.assert_close(backbone(pixels).pooled, saved(pixels).last_hidden_state[:, 0])
 
+    def test_linear_layers_are_fast(self, tmp_path: Path) -> None:
+        esvit_swin().save_pretrained(tmp_path)
+        backbone = load_backbone(str(tmp_path))
+        operators = torch.utils.flop_counter.FlopCounterMode(display=False)
+        with operators, torch.no_grad():
+            backbone(torch.randn(1, 3, 32, 32))
+        assert torch.ops.mkldnn._linear_pointwise in operators.get_flop_counts()["Global"]
+
     def test_configuration_fields(self, tmp_path: Path) -> None:
         esvit_swin().save_pretrained(tmp_path)
         assert load_backbone(str(tmp_path), drop_path_rate=0.25).model.config.drop_path_rate == 0.25
@@ -433,6 +442,12 @@ class TestLoadBackbone:
         save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(ValueError, match=r"1 tensors are missing.*layers\.1\.mlp\.fc1\.weight"):
             load_backbone(str(tmp_path))
+
+    def test_weights_of_more_layers(self, tmp_path: Path) -> None:
+        ViTForImageClassification(ViTConfig(**VIT)).save_pretrained(tmp_path)
+        load_backbone(str(tmp_path))
+        with pytest.raises(ValueError, match=r"ViTModel has no place for 16 of the tensors"):
+            load_backbone(str(tmp_path), num_hidden_layers=2)
 
     @pytest.mark.parametrize("content", [None, "{}", '{"model_type": "bert"}'])
     def test_nothing_to_load(self, tmp_path: Path, content: str | None) -> None:

@@ -4,6 +4,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from tests.support.networks import build, cvt_config, swin_config, vil_config
 from transformers import ResNetConfig, ResNetModel
 
 from esvit_hf import (
@@ -11,6 +12,7 @@ from esvit_hf import (
     EsvitCvtModel,
     EsvitSwinConfig,
     EsvitSwinForImageClassification,
+    EsvitSwinModel,
     EsvitVilConfig,
     EsvitVilModel,
 )
@@ -79,39 +81,75 @@ def save_cvt(folder) -> EsvitCvtModel:
 @pytest.mark.parametrize(
     # The bias tables of ViL are resized for another grid; Swin and CvT pad, Swin masks its shifted
     # windows.
-    ("save", "image_size", "size", "outputs"),
+    ("save", "size", "outputs"),
     [
-        (save_vil, (22, 14), (22, 14), ("last_hidden_state", "pooler_output")),
-        (save_swin, None, (16, 16), ("logits",)),
-        (save_cvt, (16, 20), (16, 20), ("last_hidden_state", "pooler_output")),
+        (save_vil, (22, 14), ("last_hidden_state", "pooler_output")),
+        (save_swin, (16, 16), ("logits",)),
+        (save_cvt, (16, 20), ("last_hidden_state", "pooler_output")),
     ],
 )
-def test_file_computes_what_the_network_computes(tmp_path, save, image_size, size, outputs):
+def test_file_for_one_size_computes_what_the_network_computes(tmp_path, save, size, outputs):
     model = save(tmp_path / "model")
     path = tmp_path / "network.onnx"
     path.write_text("an older file")
-    result = export_onnx(tmp_path / "model", path, image_size=image_size)
+    result = export_onnx(tmp_path / "model", path, image_size=size)
     assert result == OnnxExport(path, size, outputs, result.largest_difference)
     assert result.largest_difference is not None and result.largest_difference < 1e-5
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model", "network.onnx"]
 
     onnx.checker.check_model(path, full_check=True)
+    assert largest_difference(model, path, outputs, size) < 1e-5
+    # The comparison that guards the export sees another network in the file.
+    with torch.no_grad():
+        list(model.parameters())[-1].add_(0.01)
+    plain = export._PlainOutputs(model, outputs)
+    assert export._largest_difference(plain, path, [size]) > export.TOLERANCE
+
+
+def largest_difference(model, path, outputs, size: tuple[int, int]) -> float:
     session = onnxruntime.InferenceSession(path)
     pixels = torch.randn(5, 3, *size)
     with torch.no_grad():
         expected = model(pixels)
-    for name, array in zip(
-        outputs, session.run(list(outputs), {"pixel_values": pixels.numpy()}), strict=True
-    ):
-        torch.testing.assert_close(torch.from_numpy(array), expected[name], atol=1e-5, rtol=0)
-
-    # The comparison that guards the export sees another network in the file.
-    with torch.no_grad():
-        list(model.parameters())[-1].add_(0.01)
-    assert (
-        export._largest_difference(export._PlainOutputs(model, outputs), path, (3, *size))
-        > export.TOLERANCE
+    arrays = session.run(list(outputs), {"pixel_values": pixels.numpy()})
+    return max(
+        float((torch.from_numpy(array) - expected[name]).abs().max())
+        for name, array in zip(outputs, arrays, strict=True)
     )
+
+
+# Everything of a network that depends on the size: tables, positions, masks, padding.
+FREE = {
+    "Swin": (EsvitSwinModel, swin_config(use_absolute_embeddings=True)),
+    "CvT": (EsvitCvtModel, cvt_config(deep_stem=True)),
+    "CvT with windows larger than its maps": (EsvitCvtModel, cvt_config(window_size=[9, 9])),
+    "ViL": (EsvitVilModel, vil_config()),
+    "ViL with positions": (
+        EsvitVilModel,
+        vil_config(position_embedding=["absolute", "relative"], num_global_tokens=[1, 2]),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (" with " in name)) for name in FREE]
+)
+def test_file_for_any_size_computes_what_the_network_computes(tmp_path, name):
+    network_class, config = FREE[name]
+    model = build(network_class, config)
+    model.save_pretrained(tmp_path / "model")
+    result = export_onnx(tmp_path / "model", tmp_path / "network.onnx")
+    assert result.image_size is None
+    assert result.largest_difference is not None and result.largest_difference < 1e-4
+    for size in ((32, 32), (64, 64), (37, 70), (88, 24), (16, 17), (8, 96)):
+        assert largest_difference(model, tmp_path / "network.onnx", result.outputs, size) < 1e-4
+
+
+def test_operators_that_are_not_to_be_had_are_refused(tmp_path):
+    save_swin(tmp_path / "model")
+    with pytest.raises(ValueError, match="with opset 9: the operators are those of opset 18"):
+        export_onnx(tmp_path / "model", tmp_path / "network.onnx", image_size=16, opset=9)
+    assert not (tmp_path / "network.onnx").exists()
 
 
 def test_nothing_is_kept_of_a_failed_export(tmp_path):

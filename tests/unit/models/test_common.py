@@ -1,19 +1,14 @@
 """What every network of the project promises, run over all of them."""
 
 import copy
-import itertools
-import json
 import math
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from tests.support.networks import SIZE, build, features, gradients, images
+from torch import nn
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -22,127 +17,6 @@ from transformers import (
     UperNetConfig,
 )
 from transformers import UperNetForSemanticSegmentation as UperNet
-
-import esvit_hf
-
-SIZE = 32
-
-
-@dataclass(frozen=True)
-class Network:
-    """One family, small: grids of 8 x 8 and 4 x 4 at 32 pixels.
-
-    `idle`: parameters that the outputs do not depend on.
-    """
-
-    config: Callable[..., Any]
-    model: type
-    classifier: type
-    backbone: type
-    idle: tuple[str, ...] = ()
-
-
-def swin_config(**fields):
-    shape = {
-        "image_size": SIZE,
-        "patch_size": 4,
-        "embed_dim": 8,
-        "depths": [2, 1],
-        "num_heads": [2, 4],
-    }
-    return esvit_hf.EsvitSwinConfig(**{**shape, "window_size": 4, "drop_path_rate": 0.0, **fields})
-
-
-def cvt_config(**fields):
-    shape = {
-        "image_size": SIZE,
-        "hidden_sizes": [8, 16],
-        "depths": [2, 1],
-        "num_heads": [2, 4],
-        "window_size": [3, 4],
-    }
-    patches = {
-        "patch_sizes": [7, 3],
-        "patch_strides": [4, 2],
-        "patch_padding": [2, 1],
-        "mlp_ratio": [4.0, 4.0],
-    }
-    qkv = {"qkv_kernel_sizes": [3, 3], "qkv_bias": [True, True]}
-    return esvit_hf.EsvitCvtConfig(**{**shape, **patches, **qkv, "drop_path_rate": 0.0, **fields})
-
-
-def vil_config(**fields):
-    shape = {
-        "image_size": SIZE,
-        "patch_sizes": [4, 2],
-        "hidden_sizes": [8, 16],
-        "depths": [2, 1],
-        "num_heads": [2, 4],
-    }
-    stages = {"sparse_stages": [True, False], "num_global_tokens": [1, 0]}
-    return esvit_hf.EsvitVilConfig(
-        **{**shape, **stages, "window_size": 3, "drop_path_rate": 0.0, **fields}
-    )
-
-
-NETWORKS = {
-    "Swin": Network(
-        swin_config,
-        esvit_hf.EsvitSwinModel,
-        esvit_hf.EsvitSwinForImageClassification,
-        esvit_hf.EsvitSwinBackbone,
-    ),
-    "CvT": Network(
-        cvt_config,
-        esvit_hf.EsvitCvtModel,
-        esvit_hf.EsvitCvtForImageClassification,
-        esvit_hf.EsvitCvtBackbone,
-    ),
-    "ViL": Network(
-        vil_config,
-        esvit_hf.EsvitVilModel,
-        esvit_hf.EsvitVilForImageClassification,
-        esvit_hf.EsvitVilBackbone,
-        # The last sparse stage drops its global token behind this block.
-        idle=("stages.0.blocks.1.attention.global_to_global_bias",),
-    ),
-}
-
-
-@pytest.fixture(params=NETWORKS.values(), ids=NETWORKS)
-def network(request) -> Network:
-    return request.param
-
-
-def build(network_class, config, seed: int = 0):
-    """A model in eval mode whose parameters and statistics all sit away from their start values."""
-    torch.manual_seed(seed)
-    model = network_class(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-            if tensor.is_floating_point():
-                noise = torch.randn(tensor.shape, generator=generator) * 0.2
-                tensor.add_(noise.abs() if name.endswith("running_var") else noise)
-    return model.eval()
-
-
-def images(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def features(model, pixels: Tensor) -> Tensor:
-    with torch.no_grad():
-        output = model(pixels)
-    return torch.cat([output.last_hidden_state, output.pooler_output[:, None]], dim=1)
-
-
-def gradients(model, pixels: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    output = model(pixels)
-    (output.last_hidden_state.square().mean() + output.pooler_output.sin().sum()).backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-
 
 # Outputs
 
@@ -198,6 +72,19 @@ def test_attentions_of_every_block_are_distributions(network):
     for probabilities, number in zip(attentions, heads, strict=True):
         assert probabilities.shape[1] == number
         torch.testing.assert_close(probabilities.sum(dim=-1), torch.ones(probabilities.shape[:-1]))
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("shape", [(32, 32), (36, 44)])
+def test_attentions_and_hidden_states_have_gradients(network, implementation, shape):
+    model = build(network.classifier, network.config(num_labels=3))
+    model.set_attn_implementation(implementation)
+    output = model(images(2, 3, *shape), output_attentions=True, output_hidden_states=True)
+    seen = [*output.attentions, *output.hidden_states]
+    for tensor in seen:
+        tensor.retain_grad()
+    output.logits[:, 0].sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.any() for tensor in seen)
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (40, 52)])
@@ -265,6 +152,30 @@ def test_gradient_checkpointing_changes_nothing_but_memory(network):
     pixels = images(2, 3, SIZE, SIZE)
     torch.testing.assert_close(gradients(checkpointed, pixels), gradients(plain, pixels))
     torch.testing.assert_close(dict(checkpointed.named_buffers()), dict(plain.named_buffers()))
+
+
+@pytest.mark.parametrize("kind", ["model", "classifier", "backbone"])
+def test_input_embeddings_are_the_first_convolution(network, kind):
+    model = build(getattr(network, kind), network.config())
+    found = model.get_input_embeddings()
+    assert isinstance(found, nn.Conv2d)
+    assert found.in_channels == 3
+    model.set_input_embeddings(replacement := copy.deepcopy(found))
+    assert model.get_input_embeddings() is replacement
+
+
+def test_adapters_train_behind_frozen_weights_with_reentrant_checkpointing(network):
+    model = build(network.classifier, network.config(num_labels=3)).train().requires_grad_(False)
+    trained = [
+        parameter.requires_grad_()
+        for name, parameter in model.named_parameters()
+        if name.endswith("attention.projection.weight")
+    ]
+    assert len(trained) == 3
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model(images(2, 3, SIZE, SIZE), labels=torch.tensor([0, 2])).loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in trained)
 
 
 def test_stochastic_depth_acts_in_training_alone(network):
@@ -349,6 +260,24 @@ def test_auto_classes_find_the_network(network, tmp_path):
     torch.testing.assert_close(last.flatten(2).transpose(1, 2), features(model, pixels)[:, :-1])
 
 
+@pytest.mark.parametrize("kind", ["model", "classifier", "backbone"])
+def test_heads_may_be_left_over_and_nothing_else(network, kind, tmp_path):
+    config = network.config(num_labels=3, out_features=["stem", "stage2"])
+    saved = build(getattr(network, kind), config)
+    saved.save_pretrained(tmp_path / "whole")
+    for other in (network.model, network.classifier, network.backbone):
+        other.from_pretrained(tmp_path / "whole")
+        with pytest.raises(ValueError, match=r"have no place in this .*stages\.0\.blocks\.1"):
+            other.from_pretrained(tmp_path / "whole", depths=[1, 1])
+    with pytest.raises(ValueError, match="tensors have no place"):
+        AutoModel.from_pretrained(tmp_path / "whole", depths=[1, 1])
+    saved.save_pretrained(
+        tmp_path / "more", state_dict=saved.state_dict() | {"stages.0.scale": torch.ones(1)}
+    )
+    with pytest.raises(ValueError, match=r"1 tensors have no place.*'stages\.0\.scale'"):
+        type(saved).from_pretrained(tmp_path / "more")
+
+
 @pytest.mark.parametrize("half", [0, 1])
 def test_missing_weights_start_as_in_a_new_network(network, half, tmp_path):
     model = build(network.model, network.config())
@@ -383,16 +312,6 @@ def test_saved_type_is_the_loaded_type(network, dtype, tmp_path):
     assert network.model.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
 
 
-def test_configuration_survives_the_round_trip(network, tmp_path):
-    config = network.config(drop_path_rate=0.3, id2label={0: "cat", 1: "dog"}, out_indices=[1, 2])
-    config.save_pretrained(tmp_path)
-    loaded = type(config).from_pretrained(tmp_path)
-    assert loaded.to_dict() == config.to_dict()
-    assert loaded.out_features == ["stage1", "stage2"]
-    written = json.loads(Path(tmp_path, "config.json").read_text())
-    assert "hidden_size" not in written  # derived values would win over what they are derived from
-
-
 def test_copies_and_pickles_are_independent_networks(network):
     model = build(network.model, network.config())
     pixels = images(1, 3, SIZE, SIZE)
@@ -403,12 +322,6 @@ def test_copies_and_pickles_are_independent_networks(network):
             parameter.zero_()
     for other in copies:
         assert torch.equal(features(other, pixels), expected)
-
-
-def test_misspelled_and_foreign_fields_are_refused(network):
-    for name in ("drop_pth_rate", "hidden_dropout_prob", "image_sizes"):
-        with pytest.raises(ValueError, match=name):
-            network.config(**{name: 1})
 
 
 # Backbone, compiler

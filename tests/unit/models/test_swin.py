@@ -46,6 +46,10 @@ def features(model: EsvitSwinModel, pixels: Tensor) -> Tensor:
             "image_size=30 is not divisible by patch_size=4: a height of 28 or 32 pixels works",
         ),
         ({"image_size": (32, 3)}, "a width of 4 pixels works"),
+        (
+            {"image_size": (32, 4)},
+            "leaves the last of 2 stages no token: give a width of at least 8 pixels",
+        ),
         ({"image_size": [32, 32, 32]}, "image_size=[32, 32, 32] is not a size"),
         ({"patch_size": 0}, "patch_size=0 is not a size"),
         ({"depths": []}, "depths=[]"),
@@ -89,8 +93,12 @@ def test_sizes_of_the_presets(size, parameters):
         ({}, [7, 7, 7, 7], [3, 3, 3, 0]),
         ({"window_size": 14}, [14, 14, 14, 7], [7, 7, 0, 0]),
         ({"image_size": 96}, [7, 7, 6, 3], [3, 3, 0, 0]),
-        ({"image_size": (224, 112)}, [7, 7, 7, 4], [3, 3, 0, 0]),
-        ({"image_size": 36}, [7, 5, 3, 2], [3, 0, 0, 0]),
+        ({"image_size": (224, 112)}, [7, 7, 7, 3], [3, 3, 0, 0]),
+        # Sides are rounded down for the choice of the windows: 9 becomes 4, then 2 and 1.
+        ({"image_size": 36}, [7, 4, 2, 1], [3, 0, 0, 0]),
+        ({"image_size": 72}, [7, 7, 4, 2], [3, 3, 0, 0]),
+        ({"image_size": 232}, [7, 7, 7, 7], [3, 3, 3, 0]),
+        ({"image_size": 240}, [7, 7, 7, 7], [3, 3, 3, 0]),
     ],
 )
 def test_image_size_fixes_windows_and_shifts(fields, windows, shifts):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esvit_hf.models.modeling_esvit_linear import multiply_transposed
+from esvit_hf.acceleration.linear import multiply_transposed
 
 BLOCK_ELEMENTS = 2**25
 """Logits held at once, in elements: 128 MiB of float32."""
