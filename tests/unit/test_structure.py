@@ -11,20 +11,24 @@ import esvit_hf
 SOURCES = Path(esvit_hf.__file__).parent
 BELOW: dict[str, set[str]] = {
     # Imports of rooms further up only, so that no two rooms import each other.
+    "acceleration": set(),
     "common": set(),
     "figures": set(),
     "models": set(),
     "registration": {"models"},
-    "backbones": {"common", "models"},
+    "backbones": {"acceleration", "common", "models"},
     "data": {"common", "models"},
     "hub": {"common"},
     "export": {"common", "models"},
-    "features": {"backbones", "common", "data", "models"},
+    "features": {"acceleration", "backbones", "common", "data", "models"},
     "regions": {"backbones", "common", "data", "features", "models"},
     "evaluation": {
         *("backbones", "common", "data", "features", "figures", "hub", "models", "regions"),
     },
-    "pretraining": {"backbones", "common", "data", "evaluation", "features", "hub", "models"},
+    "pretraining": {
+        *("acceleration", "backbones", "common", "data", "evaluation", "features", "hub"),
+        "models",
+    },
     # Whose names the heads in the authors' files get.
     "reference": {"common", "hub", "models", "pretraining"},
     "zoo": {"common", "hub", "reference"},

@@ -23,7 +23,8 @@ def export(
         opset: version of the ONNX operators.
 
     Returns:
-        The file, its image size (None if it is free) and outputs, and the largest difference from PyTorch.
+        The file, its image size (None if it is free) and outputs, and the largest difference from
+        PyTorch.
 
     Raises:
         ValueError: the model cannot be loaded or exported, the path cannot be written, or packages

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from esvit_hf.acceleration.linear import use_fast_linear
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.hub.heads_file import SavedHead, find_heads, read_heads
@@ -61,6 +62,7 @@ def build_parts(recipe: Recipe) -> DistillationParts:
         centers[name] = objective.build_center(recipe.heads)
     student = DistillationNetwork(backbone, heads)
     load_heads(recipe, student, centers)
+    use_fast_linear(student)
     teacher = copy.deepcopy(student)
     set_teacher_mode(teacher)
     if recipe.run.checkpointed_blocks:

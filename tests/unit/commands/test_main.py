@@ -408,7 +408,7 @@ def test_export(call: Call, tmp_path: Path) -> None:
     assert code == 0
     report = last_line(output)
     assert report["largest_difference"] < 1e-4
-    assert report["image_size"] == [32, 32]
+    assert report["image_size"] is None
     assert (tmp_path / "model.onnx").stat().st_size > 10_000
     assert "no/model" in refused(call("export", "/no/model", tmp_path / "other.onnx"))
 
