@@ -1,4 +1,4 @@
-"""Files of the repository outside of this folder, for the site: pages, pictures, and what is linked.
+"""Files of the repository outside of this folder, for the site.
 
 MkDocs knows only the files below `docs`. Links that work in the repository work on the site too: a
 text file that a page links to is copied, and so is a picture.
@@ -20,7 +20,9 @@ PAGES = {
     "contributing/security.md": ROOT / "SECURITY.md",
 }
 """Pages of the site that are kept elsewhere, by their places on the site."""
-LINK = re.compile(r"(?P<text>!?\[(?:[^\]\[]|\[[^\]]*\])*\])\((?P<target>[^)#\s:]+)(?P<anchor>#[^)]*)?\)")
+LINK = re.compile(
+    r"(?P<text>!?\[(?:[^\]\[]|\[[^\]]*\])*\])\((?P<target>[^)#\s:]+)(?P<anchor>#[^)]*)?\)"
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -168,7 +168,7 @@ def test_arrays_become_images_with_labels(tmp_path, monkeypatch):
     path.write_text(python_block("extending.md", "A data format"))
     images = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
     np.savez(tmp_path / "arrays.npz", images=images, labels=np.array([1, 0, 1]))
-    monkeypatch.setattr(sys, "argv", ["from_arrays.py", f"{tmp_path}/arrays.npz", f"{tmp_path}/out"])
+    monkeypatch.setattr(sys, "argv", ["", f"{tmp_path}/arrays.npz", f"{tmp_path}/out"])
     runpy.run_path(str(path), run_name="__main__")
     source = load_image_source(str(tmp_path / "out"))
     assert source.labels.tolist() == [1, 0, 1] and source.class_names == ["0", "1"]
