@@ -6,7 +6,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_INSTALLED := $(VENV)/.installed-demo
-DOCS_INSTALLED := $(VENV)/.installed-docs
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +63,7 @@ test-oldest:
 	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/oldest.txt --editable ".[dev,onnx,plots,tracking]"
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses 2 --dist loadfile
 
+DOCS_INSTALLED := $(VENV)/.installed-docs
 $(DOCS_INSTALLED): $(INSTALLED)
 	$(BIN)/pip install --quiet --editable ".[docs]"
 	touch $@
