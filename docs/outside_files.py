@@ -13,6 +13,8 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from esvit_hf.pretraining.recipe_help import recipe_help
+
 ROOT = Path(__file__).parents[1]
 PAGES = {
     "contributing/development.md": ROOT / "CONTRIBUTING.md",
@@ -23,6 +25,8 @@ PAGES = {
 LINK = re.compile(
     r"(?P<text>!?\[(?:[^\]\[]|\[[^\]]*\])*\])\((?P<target>[^)#\s:]+)(?P<anchor>#[^)]*)?\)"
 )
+
+RECIPE_HELP = "<!-- help of esvit pretrain -->"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -53,7 +57,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         relative = os.path.relpath(uri, Path(place).parent)
         return f"{link['text']}({relative}{link['anchor'] or ''})"
 
-    return LINK.sub(replace, markdown)
+    return LINK.sub(replace, markdown).replace(RECIPE_HELP, f"```text\n{recipe_help()}\n```")
 
 
 def _copy(target: Path, config: MkDocsConfig, files: Files) -> str:
