@@ -1,4 +1,5 @@
-.PHONY: demo test test-browser test-gpu test-oldest lint format types check audit bench soak reproduce reproduce-quick cards chaos clean
+.PHONY: demo test test-browser test-gpu test-oldest lint format types check docs wheel-smoke audit bench soak \
+        reproduce reproduce-quick cards chaos clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -44,7 +45,7 @@ reproduce-quick: $(INSTALLED)
 	$(REPRODUCTION) table --output outputs/reproduction_quick --results_folder outputs/reproduction_quick
 
 cards: $(INSTALLED)
-	$(BIN)/esvit zoo cards model_cards --readme README.md
+	$(BIN)/esvit zoo cards model_cards --page docs/zoo.md
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.support.chaos
@@ -55,6 +56,25 @@ test-oldest:
 	sed -n 's/^ *\([A-Za-z0-9_-]*\)\(\[.*\]\)\{0,1\}>=\([0-9.]*\)$$/\1==\3/p' setup.cfg > .venv-oldest/oldest.txt
 	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/oldest.txt --editable ".[demo,dev,onnx,plots,tracking]"
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses 2 --dist loadfile
+
+DOCS_INSTALLED := $(VENV)/.installed-docs
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	touch $@
+
+# Dead links and pages without a place in the menu are errors. The site lies in outputs/site.
+docs: $(DOCS_INSTALLED)
+	$(BIN)/mkdocs build --strict --quiet
+
+# The wheel alone, outside of this folder.
+SMOKE := .venv-wheel
+wheel-smoke: $(INSTALLED)
+	rm -rf dist $(SMOKE)
+	$(BIN)/python -m build --quiet
+	$(PYTHON) -m venv $(SMOKE)
+	$(SMOKE)/bin/pip install --quiet dist/*.whl
+	cd $(SMOKE) && bin/esvit --version && bin/esvit recipes && bin/python -c "import esvit_hf; \
+	    from transformers import AutoConfig; print(AutoConfig.for_model('esvit_swin').model_type)"
 
 audit: $(INSTALLED)
 	$(BIN)/pip freeze --exclude-editable > $(VENV)/installed.txt
@@ -76,4 +96,4 @@ format: $(INSTALLED)
 check: lint types test
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-audit outputs
+	rm -rf $(VENV) .venv-oldest .venv-audit .venv-wheel dist outputs

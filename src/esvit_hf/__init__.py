@@ -7,6 +7,7 @@ PyTorch.
 """
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from esvit_hf.registration.after_import import register_with_transformers
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from esvit_hf.reference.conversion import convert_checkpoint as convert_checkpoint
     from esvit_hf.zoo.listing import list_checkpoints as list_checkpoints
 
-__version__ = "0.1.0"
+__version__ = importlib.metadata.version("esvit-hf")
 
 _MODULES = {
     "convert_checkpoint": "esvit_hf.reference.conversion",

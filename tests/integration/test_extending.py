@@ -2,17 +2,21 @@
 
 import importlib.util
 import os
-import re
+import runpy
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
-from tests.support.paths import FASHION_MNIST, ROOT
+from tests.support.documents import python_block
+from tests.support.paths import FASHION_MNIST
 from tests.support.small_runs import assert_equal_runs, read_metrics, small_run
 from torch.nn import functional as F
-from transformers import AutoModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel
 
+from esvit_hf.backbones.loading import load_backbone
+from esvit_hf.data.sources import load_image_source
 from esvit_hf.figures.training_curves import plot_training
 from esvit_hf.hub.cards import check_card
 from esvit_hf.hub.heads_file import HEADS_FILE, read_heads
@@ -26,29 +30,27 @@ from esvit_hf.reference.to_reference import convert_to_reference
 MASKED = ("--objectives", "{view: {weight: 0.5}, masked: {weight: 0.5, share: 0.4}}")
 
 
-def code_block(heading):
-    """The Python block of a section of the document."""
-    text = (ROOT / "docs" / "extending.md").read_text()
-    section = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
-    return re.search(r"^```python\n(.*?)^```", section[1], re.DOTALL | re.MULTILINE)[1]
-
-
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
     path = tmp_path_factory.mktemp("script") / "masked.py"
-    path.write_text(code_block("An objective"))
+    path.write_text(python_block("extending.md", "An objective"))
     return path
+
+
+def load_script(path):
+    """A script as a module; who calls takes it out of `sys.modules` again."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look up the module of their class.
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def masked(script):
     """The script as a module; what it registers is gone after the test."""
-    spec = importlib.util.spec_from_file_location("masked", script)
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look up the module of their class.
-    sys.modules["masked"] = module
-    spec.loader.exec_module(module)
-    yield module
+    yield load_script(script)
     del OBJECTIVES["masked"], sys.modules["masked"]
 
 
@@ -135,3 +137,40 @@ def test_the_script_runs_on_two_processes(script, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     lines = read_metrics(tmp_path)
     assert ["masked_loss" in line for line in lines] == [False, False, True, True]
+
+
+@pytest.fixture
+def mixer(tmp_path):
+    """The network of the document as a module; what it registers is gone after the test."""
+    path = tmp_path / "mixer.py"
+    path.write_text(python_block("extending.md", "A network"))
+    module = load_script(path)
+    yield module
+    del sys.modules["mixer"]
+    CONFIG_MAPPING._extra_content.pop("mixer")
+    MODEL_MAPPING._extra_content.pop(module.MixerConfig)
+
+
+def test_a_network_from_outside_is_pretrained_loaded_and_evaluated(mixer, tmp_path):
+    name, config = "--model.name", "{image_size: 32, hidden_size: 8, depth: 2}"
+    pretrain(small_run(tmp_path / "run", name, "mixer", "--model.config", config))
+    assert len(read_metrics(tmp_path / "run")) == 3
+    network = AutoModel.from_pretrained(tmp_path / "run")
+    assert isinstance(network, mixer.MixerModel) and network.config.depth == 2
+    backbone = load_backbone(str(tmp_path / "run"))
+    assert backbone(torch.rand(1, 3, 32, 16)).grid == (8, 4)
+    assert backbone.pooled_blocks(torch.rand(1, 3, 32, 32), 2).shape == (1, 16)
+
+
+def test_arrays_become_images_with_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / "from_arrays.py"
+    path.write_text(python_block("extending.md", "A data format"))
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
+    np.savez(tmp_path / "arrays.npz", images=images, labels=np.array([1, 0, 1]))
+    monkeypatch.setattr(sys, "argv", ["", f"{tmp_path}/arrays.npz", f"{tmp_path}/out"])
+    runpy.run_path(str(path), run_name="__main__")
+    source = load_image_source(str(tmp_path / "out"))
+    assert source.labels.tolist() == [1, 0, 1] and source.class_names == ["0", "1"]
+    for expected, image in zip(images, source.read(range(3)), strict=True):
+        assert np.array_equal(expected, np.asarray(image))

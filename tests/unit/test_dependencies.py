@@ -13,9 +13,13 @@ DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Of modules that are called differently."""
 # What others import for us, and tools that are run.
 NOT_IMPORTED = {
+    "build": "make wheel-smoke",
+    "codespell": "pre-commit",
     "onnx": "torch.onnx",
     "tensorboard": "accelerate",
     "mypy": "make types",
+    "pre-commit": "contributors",
+    "pre-commit-hooks": "pre-commit",
     "pytest-xdist": "make test",
     "ruff": "make lint",
     "types-pyyaml": "mypy",

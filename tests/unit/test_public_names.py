@@ -1,6 +1,7 @@
 """The names of the package: there at run time, for type checkers, and in the documentation."""
 
 import ast
+import importlib.metadata
 import inspect
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_all_names_are_there() -> None:
     assert {name for name in esvit_hf.__all__ if name[0].islower()} == VERBS
     for name in esvit_hf.__all__:
         assert getattr(esvit_hf, name) is not None
-    assert esvit_hf.__version__ == "0.1.0"
+    assert esvit_hf.__version__ == importlib.metadata.version("esvit-hf")
     with pytest.raises(AttributeError, match="no attribute 'pretrian'"):
         _ = esvit_hf.pretrian  # type: ignore[attr-defined]
 

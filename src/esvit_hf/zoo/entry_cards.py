@@ -187,12 +187,12 @@ def released_table() -> str:
     )
 
 
-def write_cards(output: str | Path, *, readme: str | Path | None = None) -> dict[str, Any]:
+def write_cards(output: str | Path, *, page: str | Path | None = None) -> dict[str, Any]:
     """Write the cards of all entries of the zoo, and their table into a text.
 
     Args:
         output: folder for the cards, one file each.
-        readme: text whose part between '<!-- zoo: begin -->' and '<!-- zoo: end -->' becomes the
+        page: text whose part between '<!-- zoo: begin -->' and '<!-- zoo: end -->' becomes the
             table.
 
     Returns:
@@ -205,8 +205,8 @@ def write_cards(output: str | Path, *, readme: str | Path | None = None) -> dict
     folder.mkdir(parents=True, exist_ok=True)
     for entry in ENTRIES:
         make_card(entry_facts(entry), entry.measurements).save(folder / f"{entry.name}.md")
-    if readme is not None:
-        page = Path(readme)
-        text = replace_section(page.read_text(encoding="utf-8"), "zoo", released_table(), page)
-        page.write_text(text, encoding="utf-8")
+    if page is not None:
+        path = Path(page)
+        text = replace_section(path.read_text(encoding="utf-8"), "zoo", released_table(), path)
+        path.write_text(text, encoding="utf-8")
     return {"output": str(folder), "cards": len(ENTRIES)}

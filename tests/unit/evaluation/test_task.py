@@ -1,7 +1,6 @@
 """The contract of a task, by the one that the documentation adds from outside the package."""
 
 import json
-import re
 import sys
 import types
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.paths import FASHION_MNIST, ROOT
+from tests.support.documents import python_block
+from tests.support.paths import FASHION_MNIST
 from tests.support.shades import save_small_swin
 
 from esvit_hf.backbones.loading import load_backbone
@@ -31,7 +31,6 @@ from esvit_hf.evaluation.task import (
 )
 from esvit_hf.features.extraction import extract_features, load_image_processor
 
-DOCUMENTATION = ROOT / "docs" / "extending_task.md"
 SPLITS = {"train_split": "train[:40]", "test_split": "test[:20]"}
 
 
@@ -50,7 +49,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 @pytest.fixture
 def retrieval(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """The documentation's task as a module."""
-    code = re.findall(r"```python\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)[0]
+    code = python_block("extending.md", "An evaluation task")
     module = types.ModuleType("retrieval")
     monkeypatch.setitem(sys.modules, "retrieval", module)
     exec(compile(code, "retrieval.py", "exec"), module.__dict__)

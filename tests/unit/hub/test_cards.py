@@ -54,9 +54,9 @@ def test_the_cards_of_the_repository_are_the_generated_ones(tmp_path: Path) -> N
     assert [name for name in kept if kept[name] != generated[name]] == [], "run `make cards`"
 
 
-def test_the_table_of_the_readme_is_the_generated_one() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert replace_section(text, "zoo", released_table(), ROOT / "README.md") == text, (
+def test_the_table_of_the_documentation_is_the_generated_one() -> None:
+    text = (ROOT / "docs" / "zoo.md").read_text()
+    assert replace_section(text, "zoo", released_table(), ROOT / "docs" / "zoo.md") == text, (
         "run `make cards`"
     )
     assert released_table().count("\n") == 20
@@ -66,7 +66,7 @@ def test_a_text_without_a_place_for_the_table_is_left_alone(tmp_path: Path) -> N
     text = tmp_path / "README.md"
     text.write_text("# Title\n")
     with pytest.raises(ValueError, match=r"README.md lacks the comments '<!-- zoo: begin -->'"):
-        write_cards(tmp_path / "cards", readme=text)
+        write_cards(tmp_path / "cards", page=text)
     assert text.read_text() == "# Title\n"
 
 

@@ -1,0 +1,178 @@
+"""The documentation: links lead somewhere, lines and cells fit, commands and fields exist."""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.paths import ROOT
+
+from esvit_hf.commands.main import COMMANDS, _find_command, _load
+from esvit_hf.common.command_line import parse_function
+from esvit_hf.common.settings import list_settings
+from esvit_hf.evaluation.evaluate import evaluate  # noqa: F401 - registers the tasks
+from esvit_hf.evaluation.task import TASKS
+from esvit_hf.pretraining.objectives.registry import OBJECTIVES
+from esvit_hf.pretraining.recipe import Recipe
+from esvit_hf.pretraining.recipe_reading import read_recipe
+from esvit_hf.pretraining.shipped_recipes import list_recipes
+
+WIDTH = 100
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "src/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+# `esvit evaluate --report` writes the reports.
+WRITTEN = [
+    path
+    for path in DOCUMENTS
+    if path.parent == ROOT
+    or (path.is_relative_to(ROOT / "docs") and not path.is_relative_to(ROOT / "docs" / "reports"))
+]
+LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
+# Fields that pages explain how to add.
+OF_EXAMPLES = {"masked.share", "masked.start_epoch", "masked.weight", "retrieval.k"}
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.relative_to(ROOT).as_posix() for path in paths]
+
+
+def prose_and_code(text: str) -> Iterator[tuple[str, str]]:
+    """Lines with the language of their block of code, which is empty in prose."""
+    language = ""
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            language = "" if language else line.strip().removeprefix("```") or "text"
+        else:
+            yield line, language
+
+
+def prose(path: Path) -> list[str]:
+    return [line for line, language in prose_and_code(path.read_text()) if not language]
+
+
+def anchors(path: Path) -> set[str]:
+    titles = [line.lstrip("#").strip() for line in prose(path) if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", names(DOCUMENTS))
+def test_every_link_leads_somewhere(name: str) -> None:
+    path = ROOT / name
+    for markdown, html in LINK.findall("\n".join(prose(path))):
+        target, _, anchor = (markdown or html).partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        place = Path(os.path.normpath(path.parent / target)) if target else path
+        assert place.exists(), f"{name} links to {target}"
+        assert place.is_relative_to(ROOT)
+        assert not anchor or anchor in anchors(place), f"{name} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("name", names(WRITTEN))
+def test_lines_and_cells_fit(name: str) -> None:
+    for line, language in prose_and_code((ROOT / name).read_text()):
+        if line.lstrip().startswith("|") and not language:
+            cells = re.sub(r"\]\([^)]*\)|\][\[][^\]]*\]", "]", line).split("|")
+            assert max(len(cell.strip()) for cell in cells) <= WIDTH, line
+        elif not re.match(r"\[[^\]]+\]: https://", line):
+            assert len(line) <= WIDTH, line
+
+
+def test_the_first_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 120
+
+
+def commands(path: Path) -> Iterator[list[str]]:
+    """Command lines of `esvit`, in blocks of shell commands, as words behind `esvit`."""
+    shell = (line for line, language in prose_and_code(path.read_text()) if language == "bash")
+    for line in "\n".join(shell).replace("\\\n", " ").splitlines():
+        if "esvit" not in line:
+            continue
+        words = list(
+            itertools.takewhile(lambda word: word != ">", shlex.split(line, comments=True))
+        )
+        if words[:1] == ["esvit"]:
+            yield words[1:]
+        elif "esvit_hf.commands.main" in words:
+            yield words[words.index("esvit_hf.commands.main") + 1 :]
+
+
+COMMAND_LINES = [
+    pytest.param(words, id=f"{name}: {shlex.join(words)}")
+    for name in names(DOCUMENTS)
+    for words in commands(ROOT / name)
+]
+
+
+@pytest.mark.parametrize("words", COMMAND_LINES)
+def test_commands_are_understood(words: list[str]) -> None:
+    if words in (["--help"], ["--version"], ["COMMAND", "--help"]):
+        return
+    name = _find_command(words)
+    command, rest = COMMANDS[name], words[len(name.split()) :]
+    if name == "pretrain":
+        rest = [word for word in rest if word not in ("--print_recipe", "--help")]
+        if rest and (rest[0].endswith(".yaml") or rest[0] == "RECIPE"):
+            rest[0] = "demo"
+        assert not rest or rest[0] in list_recipes()
+        read_recipe(rest or ["demo"])
+        return
+    groups = _load(command.groups) if command.groups else {}
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        parse_function(_load(command.function), rest, program=f"esvit {name}", groups=groups)
+
+
+def test_pages_have_commands() -> None:
+    assert len(COMMAND_LINES) > 40
+
+
+def known_fields() -> set[str]:
+    recipe = {each.name for each in list_settings(Recipe)}
+    objectives = {
+        f"objectives.{name}.{each.name}"
+        for name, objective in OBJECTIVES.items()
+        for each in list_settings(objective.settings_class)
+    }
+    tasks = {
+        f"{name}.{option.name}"
+        for name, task in TASKS.items()
+        for option in dataclasses.fields(task)
+    }
+    examples = OF_EXAMPLES | {f"objectives.{name}" for name in OF_EXAMPLES}
+    return recipe | objectives | tasks | examples
+
+
+@pytest.mark.parametrize("name", names(DOCUMENTS))
+def test_every_field_exists(name: str) -> None:
+    flags = re.findall(r"--(?:no_)?([a-z_]+\.[a-z_.]*[a-z_])", (ROOT / name).read_text())
+    # In a page about recipes, a field stands without the dashes of its flag.
+    sections = "|".join(field.name for field in dataclasses.fields(Recipe))
+    flags += re.findall(rf"`((?:{sections})\.[a-z_.]*[a-z_])`", (ROOT / name).read_text())
+    unknown = {
+        flag
+        for flag in set(flags) - known_fields() - {"section.field"}
+        if not flag.startswith(("model.config.", "objectives.NAME."))
+    }
+    assert unknown == set()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/networks.md"])
+def test_the_first_lines_of_python_run(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    block = re.search(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
+    assert block
+    exec(compile(block[1], name, "exec"), {"__name__": "__main__"})
+    printed = capsys.readouterr().out
+    for shape in re.findall(r"# (\(\d[\d, ]*\))", block[1]):
+        assert f"torch.Size([{shape[1:-1]}])" in printed
