@@ -49,6 +49,7 @@ def evaluate(
     config_name: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    mask_column: str = "mask",
     batch_size: int = Compute.batch_size,
     num_workers: int = Compute.num_workers,
     mixed_precision: Literal["no", "bf16", "fp16"] = Compute.mixed_precision,
@@ -64,7 +65,7 @@ def evaluate(
         dataset: Hub name, folder of parquet files or images, a parquet file, or rows in memory; a
             single `Dataset` is the split "train".
         tasks: what to measure, separated by commas: knn, linear, logistic, few_shot,
-            correspondence, attention, or a task that was registered.
+            correspondence, attention, dense, or a task that was registered.
         report: folder for report.json, report.md, measurements.json, model_card_block.md and
             figures; files of an earlier report are replaced. Nothing is written if not given.
         train_split: labeled images to learn from, for example train or train[:10%].
@@ -74,6 +75,8 @@ def evaluate(
             a loaded network are not kept.
         processor: Hub name or folder whose image processor prepares the images, or an image
             processor; the model's own if not given, which a loaded network does not have.
+        mask_column: column with the masks, for tasks that need them: encoded images or arrays with
+            the class of each pixel.
         options: by a task's name the task, or a dictionary of its options such as
             `knn={"k": [20]}`.
 
@@ -92,6 +95,7 @@ def evaluate(
     # Imported late: the help of the command line comes from this module, without torch.
     from accelerate import Accelerator
 
+    from esvit_hf.evaluation.masks import load_masks
     from esvit_hf.evaluation.running import describe, open_network, overlap_notes, run_tasks
     from esvit_hf.evaluation.splits import IN_MEMORY_DATA, load_splits
     from esvit_hf.features.store import FeatureStore, default_features_folder
@@ -99,13 +103,20 @@ def evaluate(
     accelerator = Accelerator(mixed_precision=mixed_precision)
     with open_network(model) as network:
         images = str(dataset) if isinstance(dataset, str | Path) else dataset
-        splits = load_splits(
-            images,
-            train_split=train_split,
-            test_split=test_split,
-            config_name=config_name,
-            image_column=image_column,
-            label_column=label_column,
+        needs = [task.needs() for task in chosen]
+        columns: dict[str, Any] = {
+            "dataset": images,
+            "train_split": train_split,
+            "test_split": test_split,
+            "config_name": config_name,
+            "image_column": image_column,
+            "label_column": label_column,
+        }
+        splits = load_splits(**columns, labels=any(need.labels for need in needs))
+        masks = (
+            load_masks(mask_column, **columns)
+            if any(need.masks for need in needs)
+            else (None, None)
         )
         store = FeatureStore(
             Path(features_folder or default_features_folder()),
@@ -131,6 +142,8 @@ def evaluate(
             seed=seed,
             batch_size=batch_size,
             num_workers=num_workers,
+            train_masks=masks[0],
+            test_masks=masks[1],
         )
         for task in chosen:
             task.check(data)

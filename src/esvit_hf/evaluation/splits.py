@@ -60,6 +60,7 @@ def load_splits(
     config_name: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    labels: bool = True,
 ) -> LabeledSplits:
     """Open the training and the test images of a data set.
 
@@ -71,6 +72,7 @@ def load_splits(
         config_name: configuration of the data set, if it has several.
         image_column: column with the images; found by its type if None.
         label_column: column with the labels, integers or strings; found by its type if None.
+        labels: false if the images need none; then they have no labels and no classes.
 
     Returns:
         Both, with labels in one numbering.
@@ -87,6 +89,9 @@ def load_splits(
         )
         for split in (train_split, test_split)
     )
+    if not labels:
+        nothing = torch.empty(0, dtype=torch.int64)
+        return LabeledSplits(train, test, nothing, nothing, [])
     train_labels, test_labels = shared_labels(train, test)
     names = list(train.class_names or ())
     if train.class_names is not None:
