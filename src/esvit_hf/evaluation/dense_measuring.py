@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -359,16 +359,16 @@ def _choose_linear(
         validation[rate] = score_confusion(confusion.T).mean_iou if is_finite else 0.0
     best = max(rates, key=lambda rate: validation[rate])
     weights, biases = train(bank.features, bank.shares, rates=[best])
-    # Processes of different hardware could differ in the last digits.
-    final = [weights[0].cpu(), biases[0].cpu(), best, validation]
+    weight, bias = weights[0], biases[0]
     if accelerator.num_processes > 1:
-        broadcast_object_list(final)
-    if not bool(final[0].isfinite().all()):
+        # Processes on different hardware could differ in the last digits.
+        found: list[Any] = [weight.cpu(), bias.cpu(), best, validation]
+        weight, bias, best, validation = broadcast_object_list(found)
+    if not bool(weight.isfinite().all()):
         raise ValueError(
             f"the linear classifier diverges at rate {best:g}: lower --dense.learning_rates"
         )
-    device = accelerator.device
-    return final[0].to(device), final[1].to(device), final[2], final[3]
+    return weight.to(accelerator.device), bias.to(accelerator.device), best, validation
 
 
 def _confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
