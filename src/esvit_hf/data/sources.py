@@ -258,7 +258,8 @@ def find_image_column(features: Features, requested: str | None, name: str) -> s
         name: what to call the data in messages.
 
     Returns:
-        `requested`, or the only column that is of type image or has a usual name.
+        `requested`, or the only column that is of type image or has a usual name; among several of
+        type image the one with a usual name.
 
     Raises:
         ValueError: the column is missing, ambiguous or of another kind.
@@ -281,7 +282,8 @@ def find_image_column(features: Features, requested: str | None, name: str) -> s
         for column in USUAL_IMAGE_COLUMNS
         if column in features and _can_hold_images(features[column])
     ]
-    found = typed or usual
+    # Beside the images there may be masks, which are images too; then a usual name decides.
+    found = [column for column in typed if column in usual] or typed or usual
     if len(found) == 1:
         return found[0]
     if found:

@@ -5,6 +5,7 @@ The protocols are registered here; importing this package loads no torch.
 
 from esvit_hf.evaluation.attention import AttentionTask
 from esvit_hf.evaluation.correspondence import CorrespondenceTask
+from esvit_hf.evaluation.dense import DenseTask
 from esvit_hf.evaluation.few_shot import FewShotTask
 from esvit_hf.evaluation.knn import KnnTask
 from esvit_hf.evaluation.linear import LinearTask
@@ -19,5 +20,6 @@ for _task in (
     FewShotTask,
     CorrespondenceTask,
     AttentionTask,
+    DenseTask,
 ):
     register_task(_task)

@@ -19,7 +19,7 @@ class AttentionTask(Task):
 
     def needs(self) -> Needs:
         """Attention maps of the test images."""
-        return Needs(network=True, attention=True)
+        return Needs(network=True, attention=True, labels=False)
 
     def run(self, data: EvaluationData) -> TaskResult:
         """Measure the entropy of every head."""

@@ -21,7 +21,7 @@ class CorrespondenceTask(Task):
 
     def needs(self) -> Needs:
         """Regions of views that are made for the task."""
-        return Needs(network=True, regions=True)
+        return Needs(network=True, regions=True, labels=False)
 
     def run(self, data: EvaluationData) -> TaskResult:
         """Measure accuracies, errors and chance of both protocols."""

@@ -40,7 +40,8 @@ def evaluate(
     tasks: str | Sequence[str] = "knn,linear,logistic,few_shot",
     report: str | Path | None = None,
     train_split: str = "train",
-    test_split: str = "test",
+    test_split: str | None = None,
+    test_fraction: float | None = None,
     seed: int = 0,
     features_folder: str | Path | None = None,
     processor: str | Path | Callable[..., Any] | None = None,
@@ -49,6 +50,7 @@ def evaluate(
     config_name: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    mask_column: str = "mask",
     batch_size: int = Compute.batch_size,
     num_workers: int = Compute.num_workers,
     mixed_precision: Literal["no", "bf16", "fp16"] = Compute.mixed_precision,
@@ -64,16 +66,20 @@ def evaluate(
         dataset: Hub name, folder of parquet files or images, a parquet file, or rows in memory; a
             single `Dataset` is the split "train".
         tasks: what to measure, separated by commas: knn, linear, logistic, few_shot,
-            correspondence, attention, or a task that was registered.
+            correspondence, attention, dense, or a task that was registered.
         report: folder for report.json, report.md, measurements.json, model_card_block.md and
             figures; files of an earlier report are replaced. Nothing is written if not given.
         train_split: labeled images to learn from, for example train or train[:10%].
-        test_split: images to test on.
+        test_split: images to test on; the split test, else validation, else a fifth of every
+            class of train_split if neither this nor test_fraction is given.
+        test_fraction: share of every class of train_split to test on instead of a split.
         seed: of all that is random.
         features_folder: where features are kept; ~/.cache/esvit_hf/features if not given. Those of
             a loaded network are not kept.
         processor: Hub name or folder whose image processor prepares the images, or an image
             processor; the model's own if not given, which a loaded network does not have.
+        mask_column: column with the masks, for tasks that need them: encoded images or arrays with
+            the class of each pixel.
         options: by a task's name the task, or a dictionary of its options such as
             `knn={"k": [20]}`.
 
@@ -92,6 +98,7 @@ def evaluate(
     # Imported late: the help of the command line comes from this module, without torch.
     from accelerate import Accelerator
 
+    from esvit_hf.evaluation.masks import load_masks
     from esvit_hf.evaluation.running import describe, open_network, overlap_notes, run_tasks
     from esvit_hf.evaluation.splits import IN_MEMORY_DATA, load_splits
     from esvit_hf.features.store import FeatureStore, default_features_folder
@@ -99,13 +106,22 @@ def evaluate(
     accelerator = Accelerator(mixed_precision=mixed_precision)
     with open_network(model) as network:
         images = str(dataset) if isinstance(dataset, str | Path) else dataset
-        splits = load_splits(
-            images,
-            train_split=train_split,
-            test_split=test_split,
-            config_name=config_name,
-            image_column=image_column,
-            label_column=label_column,
+        needs = [task.needs() for task in chosen]
+        columns: dict[str, Any] = {
+            "dataset": images,
+            "train_split": train_split,
+            "test_split": test_split,
+            "test_fraction": test_fraction,
+            "seed": seed,
+            "config_name": config_name,
+            "image_column": image_column,
+            "label_column": label_column,
+        }
+        splits = load_splits(**columns, labels=any(need.labels for need in needs))
+        masks = (
+            load_masks(mask_column, **columns)
+            if any(need.masks for need in needs)
+            else (None, None)
         )
         store = FeatureStore(
             Path(features_folder or default_features_folder()),
@@ -124,13 +140,15 @@ def evaluate(
             model=given["model"],
             dataset=given["dataset"],
             train_split=train_split,
-            test_split=test_split,
+            test_split=splits.test_name,
             command=_command(given, chosen),
             splits=splits,
             store=store,
             seed=seed,
             batch_size=batch_size,
             num_workers=num_workers,
+            train_masks=masks[0],
+            test_masks=masks[1],
         )
         for task in chosen:
             task.check(data)
@@ -142,7 +160,7 @@ def evaluate(
     written = Report(
         facts=describe(data),
         dataset=_last_part(data.dataset),
-        test_split=test_split,
+        test_split=data.test_split,
         command=shlex.join(data.command),
         notes=overlap_notes(splits),
         results=results,

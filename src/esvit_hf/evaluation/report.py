@@ -115,10 +115,11 @@ class Report:
             for record in self.measurements()
         ]
         facts = self.facts
+        classes = f", {facts['classes']} classes" if "classes" in facts else ""
         data = (
             f"Measured on `{self.dataset}`: {facts['train_images']} training images (split "
             f"`{facts['train_split']}`), {facts['test_images']} test images (split "
-            f"`{facts['test_split']}`), {facts['classes']} classes. Shares are in percent."
+            f"`{facts['test_split']}`){classes}. Shares are in percent."
         )
         lines = ["## Evaluation", "", data]
         for note in self.notes:

@@ -148,6 +148,7 @@ def describe(data: EvaluationData) -> dict[str, Any]:
         Model, images, number format, device and versions, as JSON knows them.
     """
     device = data.store.accelerator.device
+    classes = len(data.splits.class_names)
     return {
         "model": public_name(data.model),
         "model_revision": data.store.model_revision,
@@ -156,7 +157,7 @@ def describe(data: EvaluationData) -> dict[str, Any]:
         "test_split": data.test_split,
         "train_images": len(data.splits.train),
         "test_images": len(data.splits.test),
-        "classes": len(data.splits.class_names),
+        **({"classes": classes} if classes else {}),
         "mixed_precision": data.store.accelerator.mixed_precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},

@@ -70,6 +70,7 @@ def load_splits(
     config_name: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    labels: bool = True,
 ) -> LabeledSplits:
     """Open the training and the test images of a data set.
 
@@ -84,6 +85,7 @@ def load_splits(
         config_name: configuration of the data set, if it has several.
         image_column: column with the images; found by its type if None.
         label_column: column with the labels, integers or strings; found by its type if None.
+        labels: false if the images need none; then they have no labels and no classes.
 
     Returns:
         Both, with labels in one numbering.
@@ -124,6 +126,9 @@ def load_splits(
         test = read_split(test_split)
     else:
         train, test = split_off_test(train, test_fraction, seed)
+    if not labels:
+        nothing = torch.empty(0, dtype=torch.int64)
+        return LabeledSplits(train, test, nothing, nothing, [], test_name)
     train_labels, test_labels = shared_labels(train, test)
     names = shared_class_names(train, test)
     check_classes(train_labels, test_labels, names)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from esvit_hf.evaluation.masks import MaskSource
     from esvit_hf.evaluation.splits import LabeledSplits
     from esvit_hf.features.extraction import Features
     from esvit_hf.features.store import FeatureStore
@@ -29,7 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Needs:
-    """What a task takes from the network; it is checked before anything long is computed.
+    """What a task takes from network and data; it is checked before anything long is computed.
 
     Attributes:
         blocks: pooled features of at least that many last blocks, for every training and test
@@ -38,12 +39,16 @@ class Needs:
             images. A task on features alone runs on the first process.
         regions: the network gives several regions an image.
         attention: the network gives attention maps.
+        labels: a class for every image.
+        masks: a mask for every image, with the class of each pixel.
     """
 
     blocks: int = 0
     network: bool = False
     regions: bool = False
     attention: bool = False
+    labels: bool = True
+    masks: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class EvaluationData:
         train: features of the training images; None before they are computed, and if no task needs
             any.
         test: features of the test images, of as many blocks.
+        train_masks: masks of the training images; None if no task needs any.
+        test_masks: masks of the test images.
     """
 
     model: str
@@ -78,6 +85,8 @@ class EvaluationData:
     num_workers: int
     train: "Features | None" = None
     test: "Features | None" = None
+    train_masks: "MaskSource | None" = None
+    test_masks: "MaskSource | None" = None
 
     def last_blocks(self, count: int) -> "tuple[Tensor, Tensor, Tensor, Tensor]":
         """Return the features of some last blocks, side by side, with the labels.

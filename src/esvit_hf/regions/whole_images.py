@@ -15,7 +15,7 @@ from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
 from esvit_hf.features.input_format import read_input_format
 
-__all__ = ["ImageRegions", "WholeImages"]
+__all__ = ["ImageRegions", "WholeImages", "whole_input_size"]
 
 LARGEST_ASPECT = 4
 """Longer images are squeezed to this ratio of their sides: the number of regions stays bounded."""
@@ -64,6 +64,27 @@ class ImageRegions:
         return (column + 0.5) * width / columns, (row + 0.5) * height / rows
 
 
+def whole_input_size(
+    image_size: tuple[int, int], side: int, stride: tuple[int, int]
+) -> tuple[int, int]:
+    """Choose the size at which a network sees a whole image.
+
+    Args:
+        image_size: (height, width) of the image in pixels.
+        side: what the shorter side becomes.
+        stride: (height, width) of a region in pixels of the input.
+
+    Returns:
+        (H, W), each a whole number of regions.
+    """
+    shorter = min(image_size)
+    height, width = (
+        max(1, round(min(extent * side / shorter, LARGEST_ASPECT * side) / step)) * step
+        for extent, step in zip(image_size, stride, strict=True)
+    )
+    return height, width
+
+
 class WholeImages:
     """Turns images of any size into input of a network without cropping.
 
@@ -78,6 +99,9 @@ class WholeImages:
         processor: image processor of transformers that belongs to it; it gives the side and the
             colors.
 
+    Attributes:
+        stride: (height, width) of a region in pixels of the input.
+
     Raises:
         ValueError: the network cannot process what the processor gives, or the processor's colors
             are unknown.
@@ -91,7 +115,7 @@ class WholeImages:
         _, (rows, columns) = self._run(
             torch.zeros(1, 3, height, width, device=backbone.model.device)
         )
-        self._stride = (round(height / rows), round(width / columns))
+        self.stride = (round(height / rows), round(width / columns))
 
     def input_size(self, image_size: tuple[int, int], *, detail: int = 1) -> tuple[int, int]:
         """Choose the size at which the network sees an image.
@@ -103,12 +127,7 @@ class WholeImages:
         Returns:
             (H, W), each a whole number of regions.
         """
-        target, shorter = self._side * detail, min(image_size)
-        height, width = (
-            max(1, round(min(side * target / shorter, LARGEST_ASPECT * target) / stride)) * stride
-            for side, stride in zip(image_size, self._stride, strict=True)
-        )
-        return height, width
+        return whole_input_size(image_size, self._side * detail, self.stride)
 
     def resized(self, image: Image.Image, *, detail: int = 1) -> Tensor:
         """Resize one image to the network's input.
