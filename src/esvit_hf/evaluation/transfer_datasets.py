@@ -152,7 +152,7 @@ TRANSFER_DATASETS = (
         test_images=6084,
         hub_name="clip-benchmark/wds_vtab-caltech101",
         label_column="cls",
-        note="another draw of training images, about a tenth smaller; its label column was not seen",
+        note="another draw of training images, about a tenth smaller; its label column is unseen",
     ),
     TransferDataset(
         "Oxford Flowers 102",
