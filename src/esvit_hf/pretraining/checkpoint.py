@@ -5,6 +5,7 @@ damaged since.
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+
+from esvit_hf.common.errors import one_line
 
 PARTIAL = ".partial"
 MANIFEST = "manifest.json"
@@ -187,6 +189,11 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:09d}"
 
 
+def checkpoint_step(checkpoint: Path) -> int:
+    """Return the step of a checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints in a folder, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.suffix != PARTIAL)
@@ -225,11 +232,10 @@ def find_checkpoint(output_dir: Path) -> Path | None:
     )
 
 
-def choose_checkpoint(accelerator: Accelerator, output_dir: Path, *, resume: bool) -> Path | None:
-    """Decide in one process for all of them where a run starts.
+def choose_checkpoint(output_dir: Path, *, resume: bool) -> Path | None:
+    """Decide where a run starts.
 
     Args:
-        accelerator: the process's accelerator.
         output_dir: folder of the run.
         resume: continue from the newest checkpoint.
 
@@ -240,21 +246,27 @@ def choose_checkpoint(accelerator: Accelerator, output_dir: Path, *, resume: boo
         ValueError: as `find_checkpoint` does, or if a new run would mix its checkpoints with those
             of another one.
     """
-    found: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            if resume:
-                found[0] = find_checkpoint(output_dir)
-            elif complete_checkpoints(output_dir / "checkpoints"):
-                raise ValueError(
-                    f"run.output_dir {output_dir} holds the checkpoints of a run: continue it with "
-                    f"--run.resume true, give another run.output_dir, or remove "
-                    f"{output_dir / 'checkpoints'}"
-                )
-        except ValueError as error:
-            found[1] = str(error)
-    broadcast_object_list(found)
-    checkpoint, problem = found
-    if problem is not None:
-        raise ValueError(problem)
-    return checkpoint
+    if resume:
+        return find_checkpoint(output_dir)
+    if complete_checkpoints(output_dir / "checkpoints"):
+        raise ValueError(
+            f"run.output_dir {output_dir} holds the checkpoints of a run: continue it with "
+            f"--run.resume true, give another run.output_dir, or remove "
+            f"{output_dir / 'checkpoints'}"
+        )
+    return None
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Load a checkpoint into everything that the accelerator holds.
+
+    Raises:
+        ValueError: it belongs to other networks, or its files cannot be read.
+    """
+    try:
+        accelerator.load_state(str(checkpoint))
+    except (OSError, RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"resume: {checkpoint} does not fit the recipe ({one_line(error)}): give the recipe "
+            f"that the run was started with, or start a new run in another run.output_dir"
+        ) from error
