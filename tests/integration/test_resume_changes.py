@@ -107,3 +107,11 @@ def test_a_finished_demo_refuses_another_learning_rate(tmp_path):
     message = "error: resume: the run is finished at step 1, and optimizer.learning_rate was 0.002"
     assert message in done.stderr
     assert "top-1" not in done.stdout
+
+
+def test_all_files_of_a_run_have_the_modes_of_the_umask(finished, tmp_path):
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert {path.name for path in files if path.stat().st_mode != usual} == set()

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["digest_file", "flush_to_disk", "public_name", "write_aside"]
+__all__ = [
+    "digest_file",
+    "expand_path",
+    "flush_to_disk",
+    "give_usual_modes",
+    "public_name",
+    "write_aside",
+]
 
 _CHUNK_BYTES = 1 << 20
 
@@ -38,6 +45,25 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def give_usual_modes(path: Path) -> None:
+    """Let others read files of tensors as the umask says; safetensors makes them for the owner
+    alone.
+
+    Args:
+        path: file, or folder of files, that was written just now.
+    """
+    written = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if not written:
+        return
+    # A umask can only be read by changing it, for every thread; a new file shows it as well.
+    example = path.with_name(f".{path.name}.mode")
+    example.touch()
+    mode = example.stat().st_mode
+    example.unlink()
+    for file in written:
+        file.chmod(mode)
+
+
 @contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
     """Write a file or folder elsewhere and move it at the end: readers see all of it or nothing.
@@ -57,11 +83,27 @@ def write_aside(path: Path) -> Iterator[Path]:
     try:
         aside = workplace / path.name
         yield aside
+        give_usual_modes(aside)
         for written in (aside, *aside.rglob("*")):
             flush_to_disk(written)
         aside.replace(path)
     finally:
         shutil.rmtree(workplace)
+
+
+def expand_path(path: str | Path) -> Path:
+    """Return a path with `~` and `~name` replaced by the home that they mean.
+
+    Args:
+        path: as somebody wrote it.
+
+    Raises:
+        ValueError: there is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{str(path)!r} names no folder ({error}): write it in full") from error
 
 
 def public_name(name_or_path: str | Path) -> str:

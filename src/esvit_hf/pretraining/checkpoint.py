@@ -2,9 +2,7 @@
 damaged since.
 """
 
-import hashlib
 import json
-import os
 import pickle
 import shutil
 import warnings
@@ -17,11 +15,11 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from esvit_hf.common.errors import one_line
+from esvit_hf.common.files import digest_file, flush_to_disk, give_usual_modes
 
 PARTIAL = ".partial"
 MANIFEST = "manifest.json"
 RECIPE = "recipe.yaml"
-BLOCK_BYTES = 2**20
 
 
 class CheckpointError(OSError):
@@ -101,6 +99,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, kept: int
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with _named_failure(aside):
+            give_usual_modes(aside)
             write_manifest(aside)
             for path in (*aside.rglob("*"), aside):
                 flush_to_disk(path)
@@ -140,19 +139,10 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(aside)
 
 
-def flush_to_disk(path: Path) -> None:
-    """Wait until the content of a file, or the names in a folder, would survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_manifest(folder: Path) -> None:
     """List the files of a checkpoint with their sizes and digests in the checkpoint itself."""
     files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest_file(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -171,17 +161,9 @@ def find_damage(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != facts["bytes"]:
             return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
-        if _digest(path) != facts["sha256"]:
+        if digest_file(path) != facts["sha256"]:
             return f"the content of {name} has changed"
     return None
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def checkpoint_name(step: int) -> str:

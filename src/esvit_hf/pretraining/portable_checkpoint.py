@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from esvit_hf.common.files import give_usual_modes
 from esvit_hf.pretraining.checkpoint import MANIFEST, PARTIAL, write_manifest
 
 __all__ = ["read_portable", "write_portable"]
@@ -53,6 +54,7 @@ def write_portable(checkpoint: Path, path: Path) -> None:
     save_file(
         tensors, path, metadata={"checkpoint": checkpoint.name, "files": json.dumps(structures)}
     )
+    give_usual_modes(path)
 
 
 def read_portable(path: Path, folder: Path) -> Path:
@@ -95,6 +97,7 @@ def read_portable(path: Path, folder: Path) -> Path:
     partial.mkdir(parents=True)
     for file_name, content in contents.items():
         _write(content, partial / file_name)
+    give_usual_modes(partial)
     write_manifest(partial)
     partial.rename(final)
     return final

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from esvit_hf.common.files import give_usual_modes
 from esvit_hf.hub.cards import CardFacts, write_card
 from esvit_hf.hub.heads_file import HEADS_FILE, write_heads
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE
@@ -61,6 +62,7 @@ def export_run(
     model.save_pretrained(output)
     make_processor(recipe).save_pretrained(output)
     write_heads(saved_heads(teacher, centers), output / HEADS_FILE)
+    give_usual_modes(output)
     # Numbers of an earlier teacher in the same folder are not this one's.
     (output / MEASUREMENTS_FILE).unlink(missing_ok=True)
     write_card(
