@@ -4,15 +4,19 @@ computed.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tests.support.paths import ROOT
 from tests.support.small_runs import read_metrics, small_run
 
 from esvit_hf.common.yaml_text import read_yaml
 from esvit_hf.pretraining import loop
+from esvit_hf.pretraining.checkpoint import write_manifest
 from esvit_hf.pretraining.loop import pretrain
 
 
@@ -115,3 +119,28 @@ def test_all_files_of_a_run_have_the_modes_of_the_umask(finished, tmp_path):
     files = [path for path in finished.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert {path.name for path in files if path.stat().st_mode != usual} == set()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: (folder / "optimizer.bin").write_bytes(b"no archive"),
+        lambda folder: torch.save([1], folder / "optimizer.bin"),
+        lambda folder: torch.save({"step": 2}, folder / "custom_checkpoint_2.pkl"),
+        lambda folder: torch.save(
+            {"step": 7, "broken_images": 0, "total_batch": 16, "num_processes": 1},
+            folder / "custom_checkpoint_2.pkl",
+        ),
+        lambda folder: torch.save({"a": "b"}, folder / "custom_checkpoint_3.pkl"),
+        lambda folder: save_file({"a": torch.zeros(1)}, folder / "model.safetensors"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_one_line(finished, tmp_path, spoil):
+    shutil.copytree(finished, tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000000002"
+    spoil(checkpoint)
+    (checkpoint / "manifest.json").unlink()
+    write_manifest(checkpoint)
+    with pytest.raises(ValueError, match="resume: .*step-000000002 does not fit the recipe"):
+        pretrain(small_run(tmp_path / "run", "--run.resume", "true"))

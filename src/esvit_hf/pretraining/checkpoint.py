@@ -239,15 +239,27 @@ def choose_checkpoint(output_dir: Path, *, resume: bool) -> Path | None:
     return None
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, progress: Progress) -> None:
     """Load a checkpoint into everything that the accelerator holds.
+
+    Args:
+        accelerator: holds what `save_checkpoint` saves.
+        checkpoint: folder of the checkpoint.
+        progress: where the run stands, which the accelerator holds as well.
 
     Raises:
         ValueError: it belongs to other networks, or its files cannot be read.
     """
     try:
         accelerator.load_state(str(checkpoint))
-    except (OSError, RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        step = checkpoint_step(checkpoint)
+        if progress.step != step:
+            raise KeyError(f"it is of step {progress.step!r} and not of step {step}")
+    # Its content may come from elsewhere and be of any kind.
+    except (
+        *(OSError, EOFError, pickle.UnpicklingError, RuntimeError, SafetensorError),
+        *(AttributeError, IndexError, KeyError, TypeError),
+    ) as error:
         raise ValueError(
             f"resume: {checkpoint} does not fit the recipe ({one_line(error)}): give the recipe "
             f"that the run was started with, or start a new run in another run.output_dir"

@@ -37,7 +37,7 @@ from esvit_hf.pretraining.monitor import RunMonitor
 from esvit_hf.pretraining.online_knn import OnlineKnn
 from esvit_hf.pretraining.order import ImageOrder
 from esvit_hf.pretraining.output_folder import locked_output
-from esvit_hf.pretraining.publishing import RunPublisher, fetch_resume_point
+from esvit_hf.pretraining.publishing import RunPublisher, fetch_resume_point, remove_resume_point
 from esvit_hf.pretraining.readings import Readings
 from esvit_hf.pretraining.recipe import Recipe, recipe_yaml
 from esvit_hf.pretraining.resuming import check_resumed_recipe
@@ -81,8 +81,7 @@ class Pretraining:
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.recipe = recipe
         self.accelerator = accelerator
-        if recipe.run.resume:
-            fetch_resume_point(recipe, accelerator)
+        fetched = recipe.run.resume and fetch_resume_point(recipe, accelerator)
         output = recipe.run.output_dir
         checkpoint = decide_together(
             accelerator, lambda: choose_checkpoint(output, resume=recipe.run.resume)
@@ -105,7 +104,7 @@ class Pretraining:
         self.build(steps_per_epoch)
         self.saved_step = 0
         if checkpoint is not None:
-            load_checkpoint(accelerator, checkpoint)
+            self.load(checkpoint, fetched)
             self.saved_step = self.progress.step
         elif recipe.run.resume:
             accelerator.print(
@@ -127,6 +126,19 @@ class Pretraining:
         )
         for change in changes:
             self.accelerator.print(f"resume: from step {step} on, {change}")
+
+    def load(self, checkpoint: Path, fetched: bool) -> None:
+        """Load a checkpoint; one from the Hub that does not fit is removed again.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        try:
+            load_checkpoint(self.accelerator, checkpoint, self.progress)
+        except ValueError:
+            if fetched and self.accelerator.is_main_process:
+                remove_resume_point(self.recipe.run.output_dir)
+            raise
 
     def build(self, steps_per_epoch: int) -> None:
         """Build networks and optimizer, and register what a checkpoint holds."""

@@ -13,15 +13,16 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils import disable_progress_bars
 from safetensors import SafetensorError
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from esvit_hf.hub.errors import explained
 from esvit_hf.hub.push import Publication, how_to_push, prepare_repository, publish
-from esvit_hf.pretraining.checkpoint import complete_checkpoints
+from esvit_hf.pretraining.checkpoint import RECIPE, complete_checkpoints
+from esvit_hf.pretraining.launching import decide_together
 from esvit_hf.pretraining.portable_checkpoint import read_portable, write_portable
 from esvit_hf.pretraining.recipe import Recipe
 
-__all__ = ["RunPublisher", "fetch_resume_point"]
+__all__ = ["RunPublisher", "fetch_resume_point", "remove_resume_point"]
 
 RESUME_FILE = "last-checkpoint/resume_point.safetensors"
 """Where a repository holds the resume point of a run."""
@@ -146,7 +147,7 @@ class RunPublisher:
         )
 
 
-def fetch_resume_point(recipe: Recipe, accelerator: Accelerator) -> None:
+def fetch_resume_point(recipe: Recipe, accelerator: Accelerator) -> bool:
     """Bring the resume point of a run from the Hub, unless there is one here; one process does it
     for all.
 
@@ -154,17 +155,32 @@ def fetch_resume_point(recipe: Recipe, accelerator: Accelerator) -> None:
         recipe: the recipe.
         accelerator: the process's accelerator.
 
+    Returns:
+        Whether it was brought.
+
     Raises:
         ValueError: the repository has none, is not readable, or what it has is no resume point.
     """
-    folder = recipe.run.output_dir / "checkpoints"
-    if (
-        accelerator.is_main_process
-        and recipe.hub.model_id is not None
-        and not complete_checkpoints(folder)
-    ):
-        _fetch(recipe.hub.model_id, folder)
-    accelerator.wait_for_everyone()
+    folder, repo_id = recipe.run.output_dir / "checkpoints", recipe.hub.model_id
+
+    def fetch() -> bool:
+        if repo_id is None or complete_checkpoints(folder):
+            return False
+        _fetch(repo_id, folder)
+        return True
+
+    return decide_together(accelerator, fetch)
+
+
+def remove_resume_point(output_dir: Path) -> None:
+    """Remove what `fetch_resume_point` brought, so that a later run does not take it for its own.
+
+    Args:
+        output_dir: folder of the run.
+    """
+    shutil.rmtree(output_dir / "checkpoints")
+    for name in (METRICS_FILE, RECIPE):
+        (output_dir / name).unlink(missing_ok=True)
 
 
 def _fetch(repo_id: str, folder: Path) -> None:
