@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,13 +108,33 @@ def expand_path(path: str | Path) -> Path:
 
 
 def public_name(name_or_path: str | Path) -> str:
-    """Return what may be published of a Hub name or a path: folders of a machine stay private.
+    """Return what may be published of a Hub name, a path, a pattern or an address: folders of a
+    machine, logins and signatures stay private.
 
     Args:
-        name_or_path: Hub name or path.
+        name_or_path: Hub name, path, pattern of paths, or address.
 
     Returns:
-        The name, or the last part of a path that is absolute or points upwards.
+        The name; of a path that is absolute, starts at a home or points upwards its last part, of
+        such a pattern its last folder and what follows; of an address neither login nor query.
     """
-    path = Path(name_or_path).expanduser()
-    return path.resolve().name if path.is_absolute() or ".." in path.parts else str(name_or_path)
+    return "::".join(map(_public_part, str(name_or_path).split("::")))
+
+
+def _public_part(name: str) -> str:
+    scheme, mark, place = name.partition("://")
+    if mark and scheme not in ("file", "local"):
+        host, slash, rest = re.split(r"[?#]", place, maxsplit=1)[0].partition("/")
+        return f"{scheme}://{host.rpartition('@')[2]}{slash}{rest}"
+    path = Path(place if mark else name)
+    parts = path.parts
+    if not (path.is_absolute() or ".." in parts or name.startswith("~")):
+        return name
+    first = next((at for at, part in enumerate(parts) if re.search(r"[*?\[{]", part)), len(parts))
+    if first == len(parts):
+        parts = (path.resolve() if parts[-1] == ".." else path).parts
+    # Neither the root, nor a home, nor a way upwards is a name.
+    shown = [
+        each for each in parts[max(first - 1, 0) :] if each not in ("/", "..") and each[0] != "~"
+    ]
+    return "/".join(shown[-1:] if first == len(parts) else shown) or "data"

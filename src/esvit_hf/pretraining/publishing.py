@@ -73,7 +73,8 @@ class RunPublisher:
             shutil.rmtree(self.stage, ignore_errors=True)
             model.mkdir(parents=True)
             export(model)
-            shutil.copyfile(self.recipe.run.output_dir / METRICS_FILE, model / METRICS_FILE)
+            for name in (METRICS_FILE, RECIPE):
+                shutil.copyfile(self.recipe.run.output_dir / name, model / name)
             self._keep_checkpoint()
         except (OSError, SafetensorError) as error:
             self._report_failure(step, error)
@@ -187,14 +188,15 @@ def _fetch(repo_id: str, folder: Path) -> None:
     with explained(repo_id):
         try:
             resume_point = hf_hub_download(repo_id, RESUME_FILE)
-            metrics = hf_hub_download(repo_id, METRICS_FILE)
+            files = {name: hf_hub_download(repo_id, name) for name in (METRICS_FILE, RECIPE)}
         except EntryNotFoundError as error:
             raise ValueError(
                 f"{repo_id} has no {RESUME_FILE} that can be reached: it is there after a run with "
                 f"--hub.strategy checkpoint; start without --run.resume"
             ) from error
     read_portable(Path(resume_point), folder)
-    shutil.copyfile(metrics, folder.parent / METRICS_FILE)
+    for name, path in files.items():
+        shutil.copyfile(path, folder.parent / name)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -30,7 +30,7 @@ class DataSettings:
 
     dataset: str = setting(
         "Hub name, folder of parquet files, or folder of images with or without class folders; in "
-        "a recipe's file a ./ in front means the folder of that file"
+        "a recipe's file a ./ in front means the folder of that file or of the shipped recipes"
     )
     config_name: str | None = setting("configuration of a Hub data set", None)
     train_split: str = setting("split to pretrain on; its labels are never trained on", "train")

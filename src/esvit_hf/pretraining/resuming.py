@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from esvit_hf.common.files import public_name
+from esvit_hf.hub.recipe_file import public_place
 from esvit_hf.pretraining.recipe import Recipe
 from esvit_hf.pretraining.recipe_reading import load_recipe
 
@@ -93,7 +93,7 @@ def recipe_changes(before: Recipe, after: Recipe) -> dict[str, str]:
     """
     old, new = dict(_flat(asdict(before))), dict(_flat(asdict(after)))
     for values in (old, new):
-        values |= {name: public_name(values[name]) for name in _PLACES}
+        values |= {name: public_place(values[name]) for name in _PLACES}
     return {
         name: f"{name} was {_shown(old, name)} and is {_shown(new, name)}"
         for name in dict.fromkeys((*old, *new))

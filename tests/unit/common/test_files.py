@@ -84,11 +84,26 @@ def test_a_checkpoint_has_the_same_bytes_as_one_that_is_saved_in_place(tmp_path:
         ("/scratch/me/demo", "demo"),
         ("../me/demo", "demo"),
         ("~/demo", "demo"),
+        ("~nobody-here/photos", "photos"),
+        ("~", "data"),
+        ("/scratch/me/shards/*.tar", "shards/*.tar"),
+        ("/scratch/me/shards/{0..9}/x?.tar", "shards/{0..9}/x?.tar"),
+        ("~/shards/train-*.parquet", "shards/train-*.parquet"),
+        ("../shards/*.tar", "shards/*.tar"),
+        ("~/*.tar", "*.tar"),
+        ("shards/*.tar", "shards/*.tar"),
+        ("https://me:secret@host/shards/*.tar?signature=abc", "https://host/shards/*.tar"),
+        ("https://host/file.tar#part", "https://host/file.tar"),
+        ("s3://bucket/shards/*.tar", "s3://bucket/shards/*.tar"),
+        ("hf://datasets/me/photos/*.tar", "hf://datasets/me/photos/*.tar"),
+        ("file:///scratch/me/photos", "photos"),
+        ("zip://*.jpg::/scratch/me/photos.zip", "zip://*.jpg::photos.zip"),
     ],
 )
 def test_public_names(name: str, public: str) -> None:
     assert public_name(name) == public
-    assert public_name(Path(name)) == public
+    if "//" not in name:
+        assert public_name(Path(name)) == public
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
