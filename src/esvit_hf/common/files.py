@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 __all__ = [
     "digest_file",
-    "expand_path",
+    "expand_home",
     "flush_to_disk",
     "give_usual_modes",
     "public_name",
@@ -18,6 +19,8 @@ __all__ = [
 ]
 
 _CHUNK_BYTES = 1 << 20
+
+Place = TypeVar("Place", bound=str | Path)
 
 
 def digest_file(path: Path) -> str:
@@ -92,19 +95,24 @@ def write_aside(path: Path) -> Iterator[Path]:
         shutil.rmtree(workplace)
 
 
-def expand_path(path: str | Path) -> Path:
-    """Return a path with `~` and `~name` replaced by the home that they mean.
+def expand_home(place: Place) -> Place:
+    """Replace `~` at the start of a path by the home folder, as the shell does.
 
     Args:
-        path: as somebody wrote it.
+        place: path, pattern, address or Hub name, of which only paths start with `~`.
+
+    Returns:
+        The same, of the same type.
 
     Raises:
-        ValueError: there is no such home.
+        ValueError: it names a user that there is not.
     """
+    if not str(place).startswith("~"):
+        return place
     try:
-        return Path(path).expanduser()
+        return type(place)(Path(place).expanduser())
     except RuntimeError as error:
-        raise ValueError(f"{str(path)!r} names no folder ({error}): write it in full") from error
+        raise ValueError(f"{place} names no home folder: give the path without ~") from error
 
 
 def public_name(name_or_path: str | Path) -> str:
