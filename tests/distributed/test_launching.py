@@ -84,3 +84,20 @@ def test_steps_in_shards_equal_steps_with_replicas():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("numbers are equal") == 2
+
+
+@pytest.mark.distributed
+def test_a_wrong_setting_is_said_once_by_all_processes_together(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = command(tmp_path / "run", 2, resume=False)[1:]
+    done = subprocess.run(
+        [*launcher, "--nproc_per_node", "2", *words, "--data.train_split", "training"],
+        env=CPU,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "src/esvit_hf/pretraining" not in done.stderr
+    ours = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(ours) == 1 and "training" in ours[0] and "process 1" not in ours[0]

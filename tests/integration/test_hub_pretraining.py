@@ -41,7 +41,7 @@ def test_another_machine_resumes_from_the_hub(hub: HubServer, tmp_path: Path) ->
     assert publisher.running is not None
     publisher.running.result()
     assert {RESUME_FILE, HEADS_FILE, "model.safetensors", "metrics.jsonl"} <= set(hub.files(REPO))
-    assert not [name for name in hub.files(REPO) if name.endswith((".bin", ".pkl", ".yaml"))]
+    assert not [name for name in hub.files(REPO) if name.endswith((".bin", ".pkl"))]
     # Another machine: an empty folder, and the name of the repository.
     pretrain(
         small_run(tmp_path / "second", *drop_path, "--hub.model_id", REPO, "--run.resume", "true")
@@ -100,6 +100,7 @@ def publisher(hub: HubServer, tmp_path: Path) -> RunPublisher:
     recipe = pushed_run(tmp_path / "run", "every_save")
     recipe.run.output_dir.mkdir()
     (recipe.run.output_dir / "metrics.jsonl").write_text("")
+    (recipe.run.output_dir / "recipe.yaml").write_text("{}")
     return RunPublisher(recipe)
 
 

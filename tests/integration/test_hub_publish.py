@@ -31,6 +31,7 @@ SENT = {
     "modeling_esvit_swin.py",
     "modeling_esvit_windows.py",
     "preprocessor_config.json",
+    "recipe.yaml",
     "pretraining_heads.safetensors",
 }
 
@@ -59,11 +60,12 @@ def test_a_run_is_pushed_whole_and_checked(
         "url": f"{hub.url}/{REPO}",
         "commit": commit.oid,
         "files": sorted(SENT),
-        "left_out": ["checkpoints", "recipe.yaml"],
+        "left_out": ["checkpoints"],
     }
     sent = hub.files(REPO)
     assert set(sent) == SENT
-    assert all(sent[name] == before[name] for name in SENT - {"README.md"})
+    assert all(sent[name] == before[name] for name in SENT - {"README.md", "recipe.yaml"})
+    assert b"output_dir: small_run\n" in sent["recipe.yaml"]
     # Weights took the road of large files.
     assert commit.files["model.safetensors"].large and hub.routes().count("lfs_upload") == 2
     card = ModelCard(sent["README.md"].decode())

@@ -4,7 +4,9 @@ JSON.
 
 import functools
 import json
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from esvit_hf.common.command_line import parse_function
 from esvit_hf.common.errors import one_line
 
 __all__ = ["report_errors", "run"]
+
+_SECONDS_FOR_THE_FIRST = 3
 
 
 def report_errors(main: Callable[..., int]) -> Callable[..., int]:
@@ -32,13 +36,21 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(*args, **kwargs)
         except (ValueError, FloatingPointError, OSError) as error:
-            print("error:", one_line(error, None), file=sys.stderr)
+            _say(one_line(error, None))
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
 
     return guarded
+
+
+def _say(problem: str) -> None:
+    if rank := int(os.environ.get("RANK", "0")):
+        # The first process mostly says the same, and the launcher then ends this one.
+        time.sleep(_SECONDS_FOR_THE_FIRST)
+        problem = f"process {rank}: {problem}"
+    print("error:", problem, file=sys.stderr)
 
 
 def run(function: Callable[..., dict[str, Any] | None]) -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "digest_file",
     "expand_home",
     "flush_to_disk",
+    "give_usual_modes",
     "public_name",
     "write_aside",
 ]
@@ -22,7 +23,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 """What the name of a repository on the Hub looks like."""
 _CHUNK_BYTES = 1 << 20
 
-Place = TypeVar("Place", str, Path)
+Place = TypeVar("Place", bound=str | Path)
 
 
 def digest_file(path: Path) -> str:
@@ -51,24 +52,23 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def expand_home(place: Place) -> Place:
-    """Replace `~` at the start of a path by the home folder, as the shell does.
+def give_usual_modes(path: Path) -> None:
+    """Let others read files of tensors as the umask says; safetensors makes them for the owner
+    alone.
 
     Args:
-        place: path, pattern, address or Hub name, of which only paths start with `~`.
-
-    Returns:
-        The same, of the same type.
-
-    Raises:
-        ValueError: it names a user that there is not.
+        path: file, or folder of files, that was written just now.
     """
-    if not str(place).startswith("~"):
-        return place
-    try:
-        return type(place)(Path(place).expanduser())
-    except RuntimeError as error:
-        raise ValueError(f"{place} names no home folder: give the path without ~") from error
+    written = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if not written:
+        return
+    # A umask can only be read by changing it, for every thread; a new file shows it as well.
+    example = path.with_name(f".{path.name}.mode")
+    example.touch()
+    mode = example.stat().st_mode
+    example.unlink()
+    for file in written:
+        file.chmod(mode)
 
 
 @contextmanager
@@ -90,6 +90,7 @@ def write_aside(path: Path) -> Iterator[Path]:
     try:
         aside = workplace / path.name
         yield aside
+        give_usual_modes(aside)
         for written in (aside, *aside.rglob("*")):
             flush_to_disk(written)
         aside.replace(path)
@@ -97,14 +98,54 @@ def write_aside(path: Path) -> Iterator[Path]:
         shutil.rmtree(workplace)
 
 
-def public_name(name_or_path: str | Path) -> str:
-    """Return what may be published of a Hub name or a path: folders of a machine stay private.
+def expand_home(place: Place) -> Place:
+    """Replace `~` at the start of a path by the home folder, as the shell does.
 
     Args:
-        name_or_path: Hub name or path.
+        place: path, pattern, address or Hub name, of which only paths start with `~`.
 
     Returns:
-        The name, or the last part of a path that is absolute or points upwards.
+        The same, of the same type.
+
+    Raises:
+        ValueError: it names a user that there is not.
     """
-    path = Path(name_or_path).expanduser()
-    return path.resolve().name if path.is_absolute() or ".." in path.parts else str(name_or_path)
+    if not str(place).startswith("~"):
+        return place
+    try:
+        return type(place)(Path(place).expanduser())
+    except RuntimeError as error:
+        raise ValueError(f"{place} names no home folder: give the path without ~") from error
+
+
+def public_name(name_or_path: str | Path) -> str:
+    """Return what may be published of a Hub name, a path, a pattern or an address: folders of a
+    machine, logins and signatures stay private.
+
+    Args:
+        name_or_path: Hub name, path, pattern of paths, or address.
+
+    Returns:
+        The name; of a path that is absolute, starts at a home or points upwards its last part, of
+        such a pattern its last folder and what follows; of an address neither login nor query.
+    """
+    return "::".join(map(_public_part, str(name_or_path).split("::")))
+
+
+def _public_part(name: str) -> str:
+    scheme, mark, place = name.partition("://")
+    if mark and scheme not in ("file", "local"):
+        host, slash, rest = re.split(r"[?#]", place, maxsplit=1)[0].partition("/")
+        return f"{scheme}://{host.rpartition('@')[2]}{slash}{rest}"
+    path = Path(place if mark else name)
+    parts = path.parts
+    if not (path.is_absolute() or ".." in parts or name.startswith("~")):
+        return name
+    first = next((at for at, part in enumerate(parts) if re.search(r"[*?\[{]", part)), len(parts))
+    if first == len(parts):
+        parts = (path.resolve() if parts[-1] == ".." else path).parts
+    # Neither the root, nor a home, nor a way upwards is a name.
+    shown = [
+        each for each in parts[max(first - 1, 0) :] if each not in ("/", "..") and each[0] != "~"
+    ]
+    return "/".join(shown[-1:] if first == len(parts) else shown) or "data"

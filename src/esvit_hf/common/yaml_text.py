@@ -55,6 +55,13 @@ def _write_list(dumper: yaml.SafeDumper, items: Sequence[Any]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=plain)
 
 
+def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """Write text with unusual line ends in quotes: without them they are read as spaces."""
+    style = '"' if set("\x85\u2028\u2029") & set(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _write_text)
 _Dumper.add_representer(list, _write_list)
 _Dumper.add_representer(tuple, _write_list)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfig, PreTrainedModel
 
+from esvit_hf.common.files import give_usual_modes
 from esvit_hf.evaluation.classifiers.linear_probe import LinearProbeResult
 from esvit_hf.models.modeling_esvit_common import EsvitForImageClassification
 
@@ -75,6 +76,7 @@ def save_probe(
     folder.mkdir(parents=True, exist_ok=True)
     classifier.save_pretrained(folder)
     image_processor.save_pretrained(folder)
+    give_usual_modes(folder)
     saved: PreTrainedConfig = classifier.config
     return saved
 

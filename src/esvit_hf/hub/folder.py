@@ -11,14 +11,14 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from esvit_hf.hub.recipe_file import RECIPE_FILE, public_recipe
+
 __all__ = ["copy_for_hub", "check_files"]
 
 _NEEDED = ("config.json", "preprocessor_config.json", "README.md")
-_BELONGS = re.compile(r".*\.(safetensors|json|md|py|png|svg)|metrics\.jsonl")
+_BELONGS = re.compile(r".*\.(safetensors|json|md|py|png|svg)|metrics\.jsonl|recipe\.yaml")
 # What training programs leave beside a model; it stays here.
-_LEFT_OUT = re.compile(
-    r"\..*|__pycache__|checkpoints|checkpoint-\d+|logs|runs|recipe\.yaml|training_args\.bin"
-)
+_LEFT_OUT = re.compile(r"\..*|__pycache__|checkpoints|checkpoint-\d+|logs|runs|training_args\.bin")
 _TOKEN = re.compile(r"\bhf_(?:oauth_|jwt_)?[A-Za-z0-9]{30,}")
 # Two or more parts at the start of a word: no part of a web address, no `and/or`.
 _ABSOLUTE_PATH = re.compile(
@@ -53,7 +53,11 @@ def copy_for_hub(source: Path, target: Path) -> list[str]:
         if _LEFT_OUT.fullmatch(entry.name):
             left_out.append(entry.name)
         elif entry.is_file() and _BELONGS.fullmatch(entry.name):
-            shutil.copyfile(entry, target / entry.name)
+            if entry.name == RECIPE_FILE:
+                text = public_recipe(entry.read_text(encoding="utf-8"))
+                (target / entry.name).write_text(text, encoding="utf-8")
+            else:
+                shutil.copyfile(entry, target / entry.name)
         else:
             raise ValueError(
                 f"{entry} does not belong on the Hub, where safetensors, json, md, py and figures "

@@ -1,6 +1,7 @@
 """From a recipe to student, teacher and centers."""
 
 import copy
+import difflib
 import json
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def build_backbone(recipe: Recipe) -> RegionBackbone:
         ValueError: if the name is neither, or a configuration field does not exist.
     """
     if not starts_from_scratch(recipe):
+        _check_place(recipe.model.name)
         return load_backbone(
             recipe.model.name,
             revision=recipe.model.revision,
@@ -46,6 +48,25 @@ def build_backbone(recipe: Recipe) -> RegionBackbone:
         )
     config: PretrainedConfig = AutoConfig.for_model(recipe.model.name, **recipe.model.config)
     return RegionBackbone(AutoModel.from_config(config))
+
+
+def _check_place(name: str) -> None:
+    """Refuse what can only be a mistyped path or model type, before the Hub is asked for it.
+
+    Raises:
+        ValueError: it is that.
+    """
+    path = Path(name)
+    if path.exists():
+        return
+    # NAME/MODEL may be on the Hub, unless there is a folder NAME here.
+    is_path = path.is_absolute() or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
+    beside = [each.name for each in path.parent.glob("*")]
+    known = beside if is_path else [] if "/" in name else list(CONFIG_MAPPING)
+    near = difflib.get_close_matches(path.name, known, 1)
+    if is_path or near:
+        hint = f"did you mean {path.with_name(near[0])}?" if near else "check the path"
+        raise ValueError(f"model.name {name!r} is no folder and no model type: {hint}")
 
 
 def build_parts(recipe: Recipe) -> DistillationParts:

@@ -2,9 +2,8 @@
 damaged since.
 """
 
-import hashlib
 import json
-import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -13,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+
+from esvit_hf.common.errors import one_line
+from esvit_hf.common.files import digest_file, flush_to_disk, give_usual_modes
 
 PARTIAL = ".partial"
 MANIFEST = "manifest.json"
 RECIPE = "recipe.yaml"
-BLOCK_BYTES = 2**20
 
 
 class CheckpointError(OSError):
@@ -99,6 +99,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, kept: int
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with _named_failure(aside):
+            give_usual_modes(aside)
             write_manifest(aside)
             for path in (*aside.rglob("*"), aside):
                 flush_to_disk(path)
@@ -138,19 +139,10 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(aside)
 
 
-def flush_to_disk(path: Path) -> None:
-    """Wait until the content of a file, or the names in a folder, would survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_manifest(folder: Path) -> None:
     """List the files of a checkpoint with their sizes and digests in the checkpoint itself."""
     files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest_file(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -169,22 +161,19 @@ def find_damage(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != facts["bytes"]:
             return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
-        if _digest(path) != facts["sha256"]:
+        if digest_file(path) != facts["sha256"]:
             return f"the content of {name} has changed"
     return None
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def checkpoint_name(step: int) -> str:
     """Return the name of the folder of a step; names sort as steps do."""
     return f"step-{step:09d}"
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Return the step of a checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -225,11 +214,10 @@ def find_checkpoint(output_dir: Path) -> Path | None:
     )
 
 
-def choose_checkpoint(accelerator: Accelerator, output_dir: Path, *, resume: bool) -> Path | None:
-    """Decide in one process for all of them where a run starts.
+def choose_checkpoint(output_dir: Path, *, resume: bool) -> Path | None:
+    """Decide where a run starts.
 
     Args:
-        accelerator: the process's accelerator.
         output_dir: folder of the run.
         resume: continue from the newest checkpoint.
 
@@ -240,21 +228,39 @@ def choose_checkpoint(accelerator: Accelerator, output_dir: Path, *, resume: boo
         ValueError: as `find_checkpoint` does, or if a new run would mix its checkpoints with those
             of another one.
     """
-    found: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            if resume:
-                found[0] = find_checkpoint(output_dir)
-            elif complete_checkpoints(output_dir / "checkpoints"):
-                raise ValueError(
-                    f"run.output_dir {output_dir} holds the checkpoints of a run: continue it with "
-                    f"--run.resume true, give another run.output_dir, or remove "
-                    f"{output_dir / 'checkpoints'}"
-                )
-        except ValueError as error:
-            found[1] = str(error)
-    broadcast_object_list(found)
-    checkpoint, problem = found
-    if problem is not None:
-        raise ValueError(problem)
-    return checkpoint
+    if resume:
+        return find_checkpoint(output_dir)
+    if complete_checkpoints(output_dir / "checkpoints"):
+        raise ValueError(
+            f"run.output_dir {output_dir} holds the checkpoints of a run: continue it with "
+            f"--run.resume true, give another run.output_dir, or remove "
+            f"{output_dir / 'checkpoints'}"
+        )
+    return None
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, progress: Progress) -> None:
+    """Load a checkpoint into everything that the accelerator holds.
+
+    Args:
+        accelerator: holds what `save_checkpoint` saves.
+        checkpoint: folder of the checkpoint.
+        progress: where the run stands, which the accelerator holds as well.
+
+    Raises:
+        ValueError: it belongs to other networks, or its files cannot be read.
+    """
+    try:
+        accelerator.load_state(str(checkpoint))
+        step = checkpoint_step(checkpoint)
+        if progress.step != step:
+            raise KeyError(f"it is of step {progress.step!r} and not of step {step}")
+    # Its content may come from elsewhere and be of any kind.
+    except (
+        *(OSError, EOFError, pickle.UnpicklingError, RuntimeError, SafetensorError),
+        *(AttributeError, IndexError, KeyError, TypeError),
+    ) as error:
+        raise ValueError(
+            f"resume: {checkpoint} does not fit the recipe ({one_line(error)}): give the recipe "
+            f"that the run was started with, or start a new run in another run.output_dir"
+        ) from error

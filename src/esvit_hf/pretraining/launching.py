@@ -1,16 +1,22 @@
 """Accelerate as a run needs it: precision, trackers, and the engines that fit."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedType,
     InitProcessGroupKwargs,
     ProjectConfiguration,
+    broadcast_object_list,
     is_tensorboard_available,
 )
 
+from esvit_hf.common.errors import one_line
 from esvit_hf.pretraining.recipe import Recipe
+
+Decision = TypeVar("Decision")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others before the run ends with an error."""
@@ -49,3 +55,29 @@ def check_engine(kind: DistributedType) -> None:
             f"of each gradient, the frozen prototypes and the schedules of this recipe cannot "
             f"reach: launch with examples/accelerate/fsdp2_zero2.yaml, which shards the same state"
         )
+
+
+def decide_together(accelerator: Accelerator, decide: Callable[[], Decision]) -> Decision:
+    """Decide something in one process for all of them.
+
+    Args:
+        accelerator: the process's accelerator.
+        decide: called by the main process alone.
+
+    Returns:
+        What was decided, in every process.
+
+    Raises:
+        ValueError: in every process, if `decide` raises it or an OSError.
+    """
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = decide()
+        except (ValueError, OSError) as error:
+            found[1] = one_line(error, None)
+    broadcast_object_list(found)
+    decision, problem = found
+    if problem is not None:
+        raise ValueError(problem)
+    return decision

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm import tqdm
@@ -16,17 +17,30 @@ from esvit_hf.data.color import augment
 from esvit_hf.data.multicrop import CropBatch
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.pretraining.build import build_parts, describe_model
-from esvit_hf.pretraining.checkpoint import RECIPE, Progress, choose_checkpoint, save_checkpoint
+from esvit_hf.pretraining.checkpoint import (
+    RECIPE,
+    Progress,
+    checkpoint_step,
+    choose_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from esvit_hf.pretraining.images import load_training_images, make_crop_loader
 from esvit_hf.pretraining.interruption import StopRequest
-from esvit_hf.pretraining.launching import COLLECTIVE_TIMEOUT, make_accelerator
+from esvit_hf.pretraining.launching import (
+    COLLECTIVE_TIMEOUT,
+    decide_together,
+    make_accelerator,
+)
 from esvit_hf.pretraining.metrics_log import MetricsLog
 from esvit_hf.pretraining.monitor import RunMonitor
 from esvit_hf.pretraining.online_knn import OnlineKnn
 from esvit_hf.pretraining.order import ImageOrder
-from esvit_hf.pretraining.publishing import RunPublisher, fetch_resume_point
+from esvit_hf.pretraining.output_folder import locked_output
+from esvit_hf.pretraining.publishing import RunPublisher, fetch_resume_point, remove_resume_point
 from esvit_hf.pretraining.readings import Readings
 from esvit_hf.pretraining.recipe import Recipe, recipe_yaml
+from esvit_hf.pretraining.resuming import check_resumed_recipe
 from esvit_hf.pretraining.run_folder import export_run
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 
@@ -58,49 +72,88 @@ class Pretraining:
 
     Args:
         recipe: the recipe.
+        accelerator: the process's accelerator.
 
     Raises:
         ValueError: if data, model or settings do not fit together, before anything is computed.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.recipe = recipe
-        self.accelerator = make_accelerator(recipe)
-        if recipe.run.resume:
-            fetch_resume_point(recipe, self.accelerator)
-        checkpoint = choose_checkpoint(
-            self.accelerator, recipe.run.output_dir, resume=recipe.run.resume
+        self.accelerator = accelerator
+        fetched = recipe.run.resume and fetch_resume_point(recipe, accelerator)
+        output = recipe.run.output_dir
+        checkpoint = decide_together(
+            accelerator, lambda: choose_checkpoint(output, resume=recipe.run.resume)
         )
-        pushes = recipe.hub.push and self.accelerator.is_main_process
+        pushes = recipe.hub.push and accelerator.is_main_process
         self.publisher = RunPublisher(recipe) if pushes else None
         self.source = load_training_images(recipe)
         self.knn: OnlineKnn | None = None
         if recipe.run.knn_every_epochs:
             assert isinstance(self.source, ImageSource)
-            self.knn = OnlineKnn(recipe, self.source, self.accelerator)
+            self.knn = OnlineKnn(recipe, self.source, accelerator)
         self.teacher_views = sum(view.count for view in recipe.data.views if view.teacher)
         self.total_batch = self.images_of_a_step()
         steps_per_epoch = len(self.source) // self.total_batch
         self.total_steps = recipe.schedule.num_epochs * steps_per_epoch
         if recipe.schedule.max_steps is not None:
             self.total_steps = min(self.total_steps, recipe.schedule.max_steps)
+        if checkpoint is not None:
+            self.check_changes(checkpoint)
+        self.build(steps_per_epoch)
+        self.saved_step = 0
+        if checkpoint is not None:
+            self.load(checkpoint, fetched)
+            self.saved_step = self.progress.step
+        elif recipe.run.resume:
+            accelerator.print(
+                "resume: the run ended before its first checkpoint and starts again at step 0"
+            )
+
+    def check_changes(self, checkpoint: Path) -> None:
+        """Say which changes of the recipe a resumed run applies.
+
+        Raises:
+            ValueError: one cannot be applied.
+        """
+        step, saved = checkpoint_step(checkpoint), self.recipe.run.output_dir / RECIPE
+        changes = decide_together(
+            self.accelerator,
+            lambda: check_resumed_recipe(
+                self.recipe, saved, step=step, total_steps=self.total_steps
+            ),
+        )
+        for change in changes:
+            self.accelerator.print(f"resume: from step {step} on, {change}")
+
+    def load(self, checkpoint: Path, fetched: bool) -> None:
+        """Load a checkpoint; one from the Hub that does not fit is removed again.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        try:
+            load_checkpoint(self.accelerator, checkpoint, self.progress)
+        except ValueError:
+            if fetched and self.accelerator.is_main_process:
+                remove_resume_point(self.recipe.run.output_dir)
+            raise
+
+    def build(self, steps_per_epoch: int) -> None:
+        """Build networks and optimizer, and register what a checkpoint holds."""
+        recipe, accelerator = self.recipe, self.accelerator
         set_seed(recipe.run.seed)
         parts = build_parts(recipe)
         schedules = StepSchedules.from_recipe(recipe, steps_per_epoch, self.total_batch)
-        self.step = DistillationStep(recipe, parts, schedules, self.accelerator)
-        self.progress = Progress(self.total_batch, self.accelerator.num_processes)
-        self.order = ImageOrder(recipe, self.source, self.accelerator)
+        self.step = DistillationStep(recipe, parts, schedules, accelerator)
+        self.progress = Progress(self.total_batch, accelerator.num_processes)
+        self.order = ImageOrder(recipe, self.source, accelerator)
         self.monitor = self.make_monitor()
-        self.accelerator.register_for_checkpointing(
+        accelerator.register_for_checkpointing(
             self.step.teacher, self.step.centers, self.progress, self.monitor, self.order
         )
         set_seed(recipe.run.seed, device_specific=True)
-        if checkpoint is not None:
-            self.accelerator.load_state(str(checkpoint))
-        elif recipe.run.resume:
-            self.accelerator.print(
-                "resume: the run ended before its first checkpoint and starts again at step 0"
-            )
 
     def images_of_a_step(self) -> int:
         """Return the images of an optimizer step over all processes and micro-batches.
@@ -148,7 +201,9 @@ class Pretraining:
         output = recipe.run.output_dir
         if accelerator.is_main_process:
             output.mkdir(parents=True, exist_ok=True)
-            (output / RECIPE).write_text(recipe_yaml(recipe))
+            # The recipe of the whole run: with it a run starts anew.
+            whole = replace(recipe, run=replace(recipe.run, resume=False))
+            (output / RECIPE).write_text(recipe_yaml(whole))
         accelerator.wait_for_everyone()
         accelerator.init_trackers("")
         self.log = MetricsLog(accelerator, output / "metrics.jsonl", self.progress.step)
@@ -272,12 +327,13 @@ class Pretraining:
         )
 
     def save(self) -> None:
-        """Save a checkpoint if a step was taken, after making sure that the run is sound.
+        """Save a checkpoint if a step was taken since the last one, after making sure that the run
+        is sound.
 
         Raises:
             FloatingPointError: if the last loss is not finite; older checkpoints stay as they are.
         """
-        if self.readings.last_loss is None:
+        if self.progress.step == self.saved_step:
             return
         self.readings.check_last_loss()
         self.log.flush()
@@ -287,6 +343,7 @@ class Pretraining:
             self.progress.step,
             self.recipe.run.checkpoints_kept,
         )
+        self.saved_step = self.progress.step
 
 
 def pretrain(recipe: Recipe) -> PretrainingResult:
@@ -302,4 +359,6 @@ def pretrain(recipe: Recipe) -> PretrainingResult:
         ValueError: for settings or data that cannot work.
         FloatingPointError: if the loss is no longer finite.
     """
-    return Pretraining(recipe).run()
+    accelerator = make_accelerator(recipe)
+    with locked_output(recipe.run.output_dir, accelerator):
+        return Pretraining(recipe, accelerator).run()

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from esvit_hf.pretraining.checkpoint import flush_to_disk
+from esvit_hf.common.files import flush_to_disk
 
 
 class MetricsLog:

@@ -21,7 +21,8 @@ class OnlineKnn:
         accelerator: the process's accelerator.
 
     Raises:
-        ValueError: the split cannot be read, or the splits do not share their labels.
+        ValueError: the split cannot be read, the splits do not share their labels, or there are
+            fewer images than neighbors.
     """
 
     def __init__(self, recipe: Recipe, source: ImageSource, accelerator: Accelerator) -> None:
@@ -30,6 +31,11 @@ class OnlineKnn:
         self.processor = make_processor(recipe)
         self.sources = source, load_split(recipe, recipe.run.knn_split)
         self.labels = shared_labels(*self.sources)
+        if recipe.run.knn_neighbors > len(source):
+            raise ValueError(
+                f"run.knn_neighbors is {recipe.run.knn_neighbors}, but {source.description} has "
+                f"{len(source)} images: lower it"
+            )
 
     def measure(self, teacher: DistillationNetwork) -> dict[str, float]:
         """Return the top-1 accuracy, a share, under its name in `metrics.jsonl`."""

@@ -19,12 +19,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from esvit_hf.common.errors import one_line
+from esvit_hf.common.files import give_usual_modes
 from esvit_hf.pretraining.checkpoint import MANIFEST, PARTIAL, write_manifest
 
 __all__ = ["read_portable", "write_portable"]
 
 _CHECKPOINT_NAME = re.compile(r"step-\d{9}")
-_FILE_NAME = re.compile(r"\w[\w.-]*")
+_FILE_NAME = re.compile(r"\w[\w.-]{0,99}")
+# What a file from elsewhere can make the readers of its parts raise.
+_UNREADABLE = (
+    SafetensorError,
+    AttributeError,
+    KeyError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def write_portable(checkpoint: Path, path: Path) -> None:
@@ -53,6 +65,7 @@ def write_portable(checkpoint: Path, path: Path) -> None:
     save_file(
         tensors, path, metadata={"checkpoint": checkpoint.name, "files": json.dumps(structures)}
     )
+    give_usual_modes(path)
 
 
 def read_portable(path: Path, folder: Path) -> Path:
@@ -77,10 +90,8 @@ def read_portable(path: Path, folder: Path) -> Path:
             file_name: _put_together(structure, tensors)
             for file_name, structure in structures.items()
         }
-    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is no readable resume point ({error!r}): start without --run.resume"
-        ) from error
+    except (*_UNREADABLE, OSError) as error:
+        raise _no_resume_point(path, error) from error
     # What comes from elsewhere must not choose where it is written.
     if not _CHECKPOINT_NAME.fullmatch(name) or not all(
         _FILE_NAME.fullmatch(file_name) for file_name in contents
@@ -92,12 +103,23 @@ def read_portable(path: Path, folder: Path) -> Path:
     final = folder / name
     partial = final.with_suffix(PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for file_name, content in contents.items():
-        _write(content, partial / file_name)
-    write_manifest(partial)
-    partial.rename(final)
+    try:
+        partial.mkdir(parents=True)
+        for file_name, content in contents.items():
+            _write(content, partial / file_name)
+        give_usual_modes(partial)
+        write_manifest(partial)
+        partial.rename(final)
+    except _UNREADABLE as error:
+        raise _no_resume_point(path, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return final
+
+
+def _no_resume_point(path: Path, error: BaseException) -> ValueError:
+    reason = one_line(repr(error))
+    return ValueError(f"{path} is no readable resume point ({reason}): start without --run.resume")
 
 
 def _read(file: Path) -> Any:

@@ -17,11 +17,12 @@ from tqdm.auto import tqdm
 
 from esvit_hf.hub.errors import explained
 from esvit_hf.hub.push import Publication, how_to_push, prepare_repository, publish
-from esvit_hf.pretraining.checkpoint import complete_checkpoints
+from esvit_hf.pretraining.checkpoint import RECIPE, complete_checkpoints
+from esvit_hf.pretraining.launching import decide_together
 from esvit_hf.pretraining.portable_checkpoint import read_portable, write_portable
 from esvit_hf.pretraining.recipe import Recipe
 
-__all__ = ["RunPublisher", "fetch_resume_point"]
+__all__ = ["RunPublisher", "fetch_resume_point", "remove_resume_point"]
 
 RESUME_FILE = "last-checkpoint/resume_point.safetensors"
 """Where a repository holds the resume point of a run."""
@@ -72,7 +73,8 @@ class RunPublisher:
             shutil.rmtree(self.stage, ignore_errors=True)
             model.mkdir(parents=True)
             export(model)
-            shutil.copyfile(self.recipe.run.output_dir / METRICS_FILE, model / METRICS_FILE)
+            for name in (METRICS_FILE, RECIPE):
+                shutil.copyfile(self.recipe.run.output_dir / name, model / name)
             self._keep_checkpoint()
         except (OSError, SafetensorError) as error:
             self._report_failure(step, error)
@@ -146,7 +148,7 @@ class RunPublisher:
         )
 
 
-def fetch_resume_point(recipe: Recipe, accelerator: Accelerator) -> None:
+def fetch_resume_point(recipe: Recipe, accelerator: Accelerator) -> bool:
     """Bring the resume point of a run from the Hub, unless there is one here; one process does it
     for all.
 
@@ -154,31 +156,47 @@ def fetch_resume_point(recipe: Recipe, accelerator: Accelerator) -> None:
         recipe: the recipe.
         accelerator: the process's accelerator.
 
+    Returns:
+        Whether it was brought.
+
     Raises:
         ValueError: the repository has none, is not readable, or what it has is no resume point.
     """
-    folder = recipe.run.output_dir / "checkpoints"
-    if (
-        accelerator.is_main_process
-        and recipe.hub.model_id is not None
-        and not complete_checkpoints(folder)
-    ):
-        _fetch(recipe.hub.model_id, folder)
-    accelerator.wait_for_everyone()
+    folder, repo_id = recipe.run.output_dir / "checkpoints", recipe.hub.model_id
+
+    def fetch() -> bool:
+        if repo_id is None or complete_checkpoints(folder):
+            return False
+        _fetch(repo_id, folder)
+        return True
+
+    return decide_together(accelerator, fetch)
+
+
+def remove_resume_point(output_dir: Path) -> None:
+    """Remove what `fetch_resume_point` brought, so that a later run does not take it for its own.
+
+    Args:
+        output_dir: folder of the run.
+    """
+    shutil.rmtree(output_dir / "checkpoints")
+    for name in (METRICS_FILE, RECIPE):
+        (output_dir / name).unlink(missing_ok=True)
 
 
 def _fetch(repo_id: str, folder: Path) -> None:
     with explained(repo_id):
         try:
             resume_point = hf_hub_download(repo_id, RESUME_FILE)
-            metrics = hf_hub_download(repo_id, METRICS_FILE)
+            files = {name: hf_hub_download(repo_id, name) for name in (METRICS_FILE, RECIPE)}
         except EntryNotFoundError as error:
             raise ValueError(
                 f"{repo_id} has no {RESUME_FILE} that can be reached: it is there after a run with "
                 f"--hub.strategy checkpoint; start without --run.resume"
             ) from error
     read_portable(Path(resume_point), folder)
-    shutil.copyfile(metrics, folder.parent / METRICS_FILE)
+    for name, path in files.items():
+        shutil.copyfile(path, folder.parent / name)
 
 
 def _link_or_copy(source: str, target: str) -> None:

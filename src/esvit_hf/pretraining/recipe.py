@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from esvit_hf.common.files import expand_home
 from esvit_hf.common.settings import SettingsError, check_settings, setting
 from esvit_hf.common.yaml_text import write_yaml
 from esvit_hf.data.views import ViewSpec, dino_views
@@ -24,13 +25,19 @@ def _default_objectives() -> dict[str, ObjectiveSettings]:
     return default_objectives()
 
 
+def _expand_home(settings: Any, field: str) -> None:
+    # Of anything else than a path `check_settings` says what is wrong.
+    if isinstance(place := getattr(settings, field), (str, Path)):
+        object.__setattr__(settings, field, expand_home(place))
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """Images, and the views that are cut from them."""
 
     dataset: str = setting(
         "Hub name, folder of parquet files, or folder of images with or without class folders; in "
-        "a recipe's file a ./ in front means the folder of that file"
+        "a recipe's file a ./ in front means the folder of that file or of the shipped recipes"
     )
     config_name: str | None = setting("configuration of a Hub data set", None)
     train_split: str = setting("split to pretrain on; its labels are never trained on", "train")
@@ -65,6 +72,9 @@ class DataSettings:
     )
     num_workers: int = setting("data-loading processes of each training process", 8, at_least=0)
 
+    def __post_init__(self) -> None:
+        _expand_home(self, "dataset")
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -82,6 +92,9 @@ class ModelSettings:
     )
     revision: str | None = setting("branch, tag or commit of a Hub model", None)
     trust_remote_code: bool = setting("run code that a Hub model's repository ships", False)
+
+    def __post_init__(self) -> None:
+        _expand_home(self, "name")
 
 
 @dataclass(frozen=True)
@@ -202,6 +215,9 @@ class RunSettings:
         "split whose images are classified by the training split's labels", "test"
     )
     knn_neighbors: int = setting("number of neighbors of the online k-NN", 20, above=0)
+
+    def __post_init__(self) -> None:
+        _expand_home(self, "output_dir")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from esvit_hf.common.settings import (
 from esvit_hf.common.yaml_text import read_yaml
 from esvit_hf.pretraining.objectives.registry import default_objectives
 from esvit_hf.pretraining.recipe import Recipe
-from esvit_hf.pretraining.shipped_recipes import find_recipe
+from esvit_hf.pretraining.shipped_recipes import RECIPES, find_recipe
 
 
 def read_recipe(words: Sequence[str]) -> Recipe:
@@ -72,7 +72,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ValueError(f"recipe {str(path)!r} must be a mapping of sections; it is {values!r}")
     data = values.get("data")
     if isinstance(data, dict) and str(data.get("dataset")).startswith("./"):
-        data["dataset"] = str(path.resolve().parent / data["dataset"])
+        beside, shipped = (folder / data["dataset"] for folder in (path.resolve().parent, RECIPES))
+        data["dataset"] = str(shipped if shipped.exists() and not beside.exists() else beside)
     return values
 
 

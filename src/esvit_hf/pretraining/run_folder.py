@@ -2,30 +2,29 @@
 heads, model card.
 """
 
-from dataclasses import replace
+import re
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from esvit_hf.common.files import give_usual_modes
 from esvit_hf.hub.cards import CardFacts, write_card
 from esvit_hf.hub.heads_file import HEADS_FILE, write_heads
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE
+from esvit_hf.hub.recipe_file import public_place, public_recipe
 from esvit_hf.hub.training_data import find_training_data
 from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
 from esvit_hf.pretraining.build import saved_heads, starts_from_scratch
 from esvit_hf.pretraining.distillation import DistillationNetwork
 from esvit_hf.pretraining.recipe import Recipe, recipe_yaml
 
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
 
 def dataset_name(recipe: Recipe) -> str:
     """Return the data set's name without the folders of this machine."""
-    return _public_name(recipe.data.dataset)
-
-
-def _public_name(name_or_path: str) -> str:
-    path = Path(name_or_path)
-    return path.resolve().name if path.exists() else name_or_path
+    return public_place(recipe.data.dataset).removeprefix("./")
 
 
 def make_processor(recipe: Recipe) -> EsvitImageProcessor:
@@ -61,6 +60,7 @@ def export_run(
     model.save_pretrained(output)
     make_processor(recipe).save_pretrained(output)
     write_heads(saved_heads(teacher, centers), output / HEADS_FILE)
+    give_usual_modes(output)
     # Numbers of an earlier teacher in the same folder are not this one's.
     (output / MEASUREMENTS_FILE).unlink(missing_ok=True)
     write_card(
@@ -82,13 +82,14 @@ def _run_facts(
         recipe.run.output_dir.resolve().name,
         dataset_name(recipe),
     )
-    start = _public_name(recipe.model.name)
+    start = public_place(recipe.model.name)
     losses = [f"the {name} loss" for name in teacher.heads]
     known = find_training_data(dataset)
     if known is not None:
         datasets = [known.hub_id] if known.hub_id else []
     else:
-        datasets = [] if Path(recipe.data.dataset).exists() else [dataset]
+        on_hub = _HUB_NAME.fullmatch(recipe.data.dataset)
+        datasets = [dataset] if on_hub and not Path(dataset).exists() else []
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return CardFacts(
         title=name,
@@ -114,14 +115,7 @@ def _run_facts(
         base_model=None
         if starts_from_scratch(recipe) or Path(recipe.model.name).exists()
         else start,
-        recipe=recipe_yaml(
-            replace(
-                recipe,
-                data=replace(recipe.data, dataset=dataset),
-                model=replace(recipe.model, name=start),
-                run=replace(recipe.run, output_dir=Path(name)),
-            )
-        ),
+        recipe=public_recipe(recipe_yaml(recipe)),
         during_run=metrics,
         has_heads=True,
     )

@@ -3,6 +3,8 @@
 import difflib
 from pathlib import Path
 
+from esvit_hf.common.files import expand_home
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -26,7 +28,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     shipped = list_recipes()
     if str(name_or_path) in shipped:
         return RECIPES / f"{name_or_path}.yaml"
-    path = Path(name_or_path)
+    path = expand_home(Path(name_or_path))
     if path.is_file():
         return path
     near = difflib.get_close_matches(path.stem, shipped, 1)

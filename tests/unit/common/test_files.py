@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from esvit_hf.common.files import digest_file, public_name, write_aside
+from esvit_hf.common.files import digest_file, give_usual_modes, public_name, write_aside
 
 
 def contents(folder: Path) -> list[str]:
@@ -83,8 +84,39 @@ def test_a_checkpoint_has_the_same_bytes_as_one_that_is_saved_in_place(tmp_path:
         ("/scratch/me/demo", "demo"),
         ("../me/demo", "demo"),
         ("~/demo", "demo"),
+        ("~nobody-here/photos", "photos"),
+        ("~", "data"),
+        ("/scratch/me/shards/*.tar", "shards/*.tar"),
+        ("/scratch/me/shards/{0..9}/x?.tar", "shards/{0..9}/x?.tar"),
+        ("~/shards/train-*.parquet", "shards/train-*.parquet"),
+        ("../shards/*.tar", "shards/*.tar"),
+        ("~/*.tar", "*.tar"),
+        ("shards/*.tar", "shards/*.tar"),
+        ("https://me:secret@host/shards/*.tar?signature=abc", "https://host/shards/*.tar"),
+        ("https://host/file.tar#part", "https://host/file.tar"),
+        ("s3://bucket/shards/*.tar", "s3://bucket/shards/*.tar"),
+        ("hf://datasets/me/photos/*.tar", "hf://datasets/me/photos/*.tar"),
+        ("file:///scratch/me/photos", "photos"),
+        ("zip://*.jpg::/scratch/me/photos.zip", "zip://*.jpg::photos.zip"),
     ],
 )
 def test_public_names(name: str, public: str) -> None:
     assert public_name(name) == public
-    assert public_name(Path(name)) == public
+    if "//" not in name:
+        assert public_name(Path(name)) == public
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_tensors_are_as_readable_as_other_files(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+        give_usual_modes(tmp_path)
+        with write_aside(tmp_path / "b.safetensors") as aside:
+            save_file({"b": torch.zeros(1)}, aside)
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+        "a.safetensors": mode,
+        "b.safetensors": mode,
+    }

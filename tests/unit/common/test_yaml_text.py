@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from esvit_hf.common.yaml_text import read_yaml, write_yaml
@@ -60,6 +60,7 @@ VALUES = st.recursive(
 )
 
 
+@example({"\x85": "a\u2028b"})
 @given(VALUES)
 def test_what_is_written_reads_back_equal(value: Any) -> None:
     assert read_yaml(write_yaml(value)) == value

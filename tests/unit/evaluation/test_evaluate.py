@@ -390,7 +390,7 @@ def test_a_network_without_regions_or_attention(
         ({"tasks": ["few_shot"], "knn": {"k": [3]}}, "options of knn are given"),
         ({"tasks": []}, "choose from knn"),
         ({"dataset": [1, 2]}, "dataset is of type list: give a name"),
-        ({"dataset": shades(6)}, "no split 'test'.*train"),
+        ({"dataset": shades(6), "test_split": "test"}, "no split 'test'.*train"),
         ({"model": torch.nn.Linear(2, 2)}, "model is of type Linear: give a name"),
         ({"model": small_resnet()}, "a loaded network .* give processor"),
     ],

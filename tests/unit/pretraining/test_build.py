@@ -1,12 +1,14 @@
 """What a recipe builds, where the pretraining tests do not look."""
 
 import copy
+import re
 
 import pytest
 import torch
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from esvit_hf import EsvitSwinConfig, EsvitSwinModel
+from esvit_hf.pretraining import build
 from esvit_hf.pretraining.build import build_backbone, checkpoint_blocks
 from esvit_hf.pretraining.recipe_reading import load_recipe
 
@@ -61,3 +63,24 @@ def test_the_attention_of_a_network_can_be_chosen(tmp_path, implementation):
             },
         )
         assert build_backbone(recipe).model.config._attn_implementation == implementation
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("esvit_swim", "'esvit_swim' is no folder and no model type: did you mean esvit_swin?"),
+        ("outputs/dmeo", "did you mean outputs/demo?"),
+        ("outputs/else", "check the path"),
+        ("/no/such/model", "check the path"),
+    ],
+)
+def test_a_mistyped_model_is_said_without_asking_the_hub(tmp_path, monkeypatch, name, message):
+    (tmp_path / "outputs" / "demo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+
+    def ask(*args, **kwargs):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr(build, "load_backbone", ask)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build.build_backbone(load_recipe("demo", {"model.name": name, "model.config": {}}))

@@ -98,18 +98,17 @@ def test_a_damaged_newest_checkpoint_does_not_push_out_a_sound_one(tmp_path):
 
 
 def test_where_a_run_starts(tmp_path):
-    accelerator = Accelerator(cpu=True)
-    assert choose_checkpoint(accelerator, tmp_path, resume=False) is None
+    assert choose_checkpoint(tmp_path, resume=False) is None
     with pytest.raises(ValueError, match="start without --run.resume"):
-        choose_checkpoint(accelerator, tmp_path, resume=True)
+        choose_checkpoint(tmp_path, resume=True)
     (tmp_path / "recipe.yaml").touch()
-    assert choose_checkpoint(accelerator, tmp_path, resume=True) is None
+    assert choose_checkpoint(tmp_path, resume=True) is None
     checkpoint = save(tmp_path, 1)
-    assert choose_checkpoint(accelerator, tmp_path, resume=True) == checkpoint
+    assert choose_checkpoint(tmp_path, resume=True) == checkpoint
     with pytest.raises(
         ValueError, match="holds the checkpoints of a run: continue it with --run.resume true"
     ):
-        choose_checkpoint(accelerator, tmp_path, resume=False)
+        choose_checkpoint(tmp_path, resume=False)
 
 
 def test_progress_of_other_steps_is_refused():

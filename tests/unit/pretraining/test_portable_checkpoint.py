@@ -167,3 +167,32 @@ def test_damaged_files_are_named_and_leave_nothing(checkpoint: Path, tmp_path: P
         with pytest.raises(ValueError, match="point.safetensors is no readable resume point"):
             read_portable(point, tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("file_name", "structure"),
+    [
+        ("model.safetensors", {"value": 1}),
+        ("model.safetensors", {"dict": [["a", {"value": "no tensor"}]]}),
+        ("optimizer.bin", {"dict": [[["unhashable"], {"value": 1}]]}),
+        ("optimizer.bin", {"list": 5}),
+        ("optimizer.bin", {"value": 1, "list": []}),
+        ("optimizer.bin", "text"),
+    ],
+)
+def test_hostile_contents_are_one_line_and_leave_nothing(
+    tmp_path: Path, file_name: str, structure: Any
+) -> None:
+    metadata = {"checkpoint": NAME, "files": json.dumps({file_name: structure})}
+    save_file({"x": torch.zeros(1)}, tmp_path / "point.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match="is no readable resume point"):
+        read_portable(tmp_path / "point.safetensors", tmp_path / "checkpoints")
+    assert list(tmp_path.glob("checkpoints/*")) == []
+
+
+def test_deep_nesting_is_one_line(tmp_path: Path) -> None:
+    deep = '{"list": [' * 5000 + '{"value": 1}' + "]}" * 5000
+    metadata = {"checkpoint": NAME, "files": f'{{"optimizer.bin": {deep}}}'}
+    save_file({"x": torch.zeros(1)}, tmp_path / "point.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match="is no readable resume point"):
+        read_portable(tmp_path / "point.safetensors", tmp_path / "checkpoints")

@@ -147,3 +147,12 @@ def test_overrides_leave_their_source_alone() -> None:
     recipe = load_recipe(source, {"model.config.a": 2, "run.seed": 4})
     assert (recipe.model.config, recipe.run.seed) == ({"a": 2}, 4)
     assert source == {"data": {"dataset": "photos"}, "model": {"config": {"a": 1}}}
+
+
+def test_every_path_may_start_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("data: {dataset: ~/photos}\nrun: {output_dir: ~/run}\n")
+    recipe = load_recipe("~/mine.yaml", {"model.name": "~/start"})
+    assert recipe.data.dataset == str(tmp_path / "photos")
+    assert recipe.run.output_dir == tmp_path / "run"
+    assert recipe.model.name == str(tmp_path / "start")

@@ -1,0 +1,146 @@
+"""A recipe that changes between the parts of a run: applied and said, or refused before anything is
+computed.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests.support.paths import ROOT
+from tests.support.small_runs import read_metrics, small_run
+
+from esvit_hf.common.yaml_text import read_yaml
+from esvit_hf.pretraining import loop
+from esvit_hf.pretraining.checkpoint import write_manifest
+from esvit_hf.pretraining.loop import pretrain
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    pretrain(small_run(folder, "--schedule.max_steps", "2", "--run.checkpoint_steps", "1"))
+    return folder
+
+
+@pytest.fixture
+def nothing_is_built(monkeypatch):
+    def refuse(recipe):
+        raise AssertionError("a network was built")
+
+    monkeypatch.setattr(loop, "build_parts", refuse)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("--heads.num_prototypes", "64"), "heads.num_prototypes was 32 and is 64.*set it back"),
+        (("--heads.batch_norm", "true"), "heads.batch_norm was False and is True"),
+        (("--model.config.embed_dim", "16"), "model.config.embed_dim was 8 and is 16"),
+        (("--model.name", "vit", "--model.config", "{}"), "model.name was 'esvit_swin' and is"),
+        (("--objectives", "{view: {weight: 1}}"), "objectives.region.weight was .* is not given"),
+        (("--objectives.region.weight", "1"), "objectives.region.weight was 0.5 and is 1.0"),
+        (("--run.seed", "1"), "run.seed was 0 and is 1"),
+        (("--data.train_split", "train[:9000]"), "data.train_split was 'train' and is 'train"),
+        (("--schedule.max_steps", "1"), "has done 2 steps and would end after 1: raise"),
+        (("--optimizer.learning_rate", "0.1"), "finished at step 2.*learning_rate was 0.002"),
+    ],
+)
+def test_what_a_run_cannot_change_is_refused(finished, nothing_is_built, overrides, message):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    words = ("--schedule.max_steps", "2", "--run.resume", "true", *overrides)
+    with pytest.raises(ValueError, match=message):
+        pretrain(small_run(finished, *words))
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_other_changes_are_applied_and_said(tmp_path, capsys):
+    pretrain(small_run(tmp_path / "run", "--schedule.max_steps", "2"))
+    words = ("--run.resume", "true", "--schedule.max_steps", "4", "--optimizer.learning_rate", "1")
+    pretrain(small_run(tmp_path / "run", *words, "--data.num_workers", "1"))
+    said = capsys.readouterr().out
+    assert "resume: from step 2 on, optimizer.learning_rate was 0.002 and is 1.0" in said
+    assert "schedule.max_steps was 2 and is 4" in said and "data.num_workers was 0" in said
+    assert "output_dir was" not in said and "resume was" not in said
+    first, second = (line["learning_rate"] for line in read_metrics(tmp_path / "run"))
+    assert second > 100 * first
+
+
+def test_more_neighbors_than_images_are_refused_before_training(tmp_path, nothing_is_built):
+    words = ("--run.knn_every_epochs", "1", "--run.knn_neighbors", "10001")
+    with pytest.raises(ValueError, match="knn_neighbors is 10001, but .* 10000 images: lower it"):
+        pretrain(small_run(tmp_path / "run", *words))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_last_checkpoint_is_written_once(tmp_path, monkeypatch):
+    saved = []
+    save = loop.save_checkpoint
+    monkeypatch.setattr(
+        loop, "save_checkpoint", lambda *words: (saved.append(words[2]), save(*words))
+    )
+    words = ("--schedule.max_steps", "2", "--run.checkpoint_steps", "1")
+    pretrain(small_run(tmp_path, *words))
+    assert saved == [1, 2]
+
+
+def test_a_finished_demo_refuses_another_learning_rate(tmp_path):
+    words = ("--schedule.max_steps", "1", "--run.knn_every_epochs", "0")
+    pretrain(small_run(tmp_path / "run", *words))
+    recipe = read_yaml((tmp_path / "run" / "recipe.yaml").read_text())
+    same = [
+        *("--data.dataset", recipe["data"]["dataset"], "--data.num_workers", "0"),
+        *("--model.config", json.dumps(recipe["model"]["config"])),
+        *("--heads", json.dumps(recipe["heads"]), "--run", json.dumps(recipe["run"])),
+        *("--schedule", json.dumps(recipe["schedule"])),
+    ]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "demo.py"), *same]
+        + ["--optimizer.learning_rate", "0.1"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    message = "error: resume: the run is finished at step 1, and optimizer.learning_rate was 0.002"
+    assert message in done.stderr
+    assert "top-1" not in done.stdout
+
+
+def test_all_files_of_a_run_have_the_modes_of_the_umask(finished, tmp_path):
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert {path.name for path in files if path.stat().st_mode != usual} == set()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: (folder / "optimizer.bin").write_bytes(b"no archive"),
+        lambda folder: torch.save([1], folder / "optimizer.bin"),
+        lambda folder: torch.save({"step": 2}, folder / "custom_checkpoint_2.pkl"),
+        lambda folder: torch.save(
+            {"step": 7, "broken_images": 0, "total_batch": 16, "num_processes": 1},
+            folder / "custom_checkpoint_2.pkl",
+        ),
+        lambda folder: torch.save({"a": "b"}, folder / "custom_checkpoint_3.pkl"),
+        lambda folder: save_file({"a": torch.zeros(1)}, folder / "model.safetensors"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_one_line(finished, tmp_path, spoil):
+    shutil.copytree(finished, tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000000002"
+    spoil(checkpoint)
+    (checkpoint / "manifest.json").unlink()
+    write_manifest(checkpoint)
+    with pytest.raises(ValueError, match="resume: .*step-000000002 does not fit the recipe"):
+        pretrain(small_run(tmp_path / "run", "--run.resume", "true"))
