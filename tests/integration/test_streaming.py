@@ -157,7 +157,7 @@ def test_a_resumed_stream_equals_an_uninterrupted_one(parquet, tmp_path):
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
     with pytest.raises(ValueError, match="resume: processes x num_workers was 2 and is 1"):
         run(parquet, tmp_path / "parts", "--run.resume", "true", "--data.num_workers", "1")
-    with pytest.raises(ValueError, match="resume: shuffle_buffer was 48 and is 64"):
+    with pytest.raises(ValueError, match="resume: data.shuffle_buffer was 48 and is 64"):
         run(parquet, tmp_path / "parts", "--run.resume", "true", "--data.shuffle_buffer", "64")
 
 
