@@ -14,7 +14,6 @@ from esvit_hf.pretraining.objectives.matching import (
     RegionMatching,
     count_view_pairs,
     different_views,
-    image_mean,
     pair_regions,
 )
 from esvit_hf.pretraining.objectives.position import CropPlaces
@@ -120,11 +119,7 @@ def region_loss(
     match, weight = pair_regions(
         student_features, teacher_features, student[0].dtype, matching, places
     )
-    if matching.image_center > 0:
-        # Logits are linear in the bottlenecks: what is taken from these is taken from the logits.
-        mean = matching.image_center * image_mean(teacher)
-        teacher = [group - mean for group in teacher]
-        center = (1 - matching.image_center) * center
+    teacher, center = matching.center_targets(teacher, center)
     student_rows, teacher_rows = (
         torch.cat([group.flatten(0, 2) for group in groups if matching.takes_part(group)])
         for groups in (student, teacher)

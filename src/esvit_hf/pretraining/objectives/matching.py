@@ -61,6 +61,25 @@ class RegionMatching:
         """Tell whether views with such regions (V_g, B, N_g, any) are compared."""
         return regions.shape[2] >= self.min_regions
 
+    def center_targets(
+        self, teacher: Sequence[Tensor], center: Tensor
+    ) -> tuple[Sequence[Tensor], Tensor]:
+        """Take the share `image_center` of each image's mean logit from the logits of its regions.
+
+        Logits are linear in the bottlenecks, so it is taken from these.
+
+        Args:
+            teacher: region bottlenecks of the teacher, one tensor (Q_g, B, N_g, D) a group.
+            center: moving center of the teacher's logits, K elements.
+
+        Returns:
+            Bottlenecks and center that take the place of the ones given.
+        """
+        if self.image_center == 0:
+            return teacher, center
+        mean = self.image_center * image_mean(teacher)
+        return [group - mean for group in teacher], (1 - self.image_center) * center
+
 
 def count_view_pairs(student: Sequence[range], teacher: Sequence[range]) -> int:
     """Count the pairs of different views that a loss averages over.
