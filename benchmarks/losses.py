@@ -1,5 +1,7 @@
 """Heads and both losses, forward and backward, against the formula written straightforwardly."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,7 @@ def prepare_ours(num_prototypes: int = NUM_PROTOTYPES, batch: int = BATCH) -> Ru
     }
     centers = {name: TeacherCenter(num_prototypes) for name in ("view", "region")}
     student, teacher = draw_features(batch)
-    temperatures = {
+    temperatures: dict[str, Any] = {
         "student_temperature": reference.STUDENT_TEMPERATURE,
         "teacher_temperature": reference.TEACHER_TEMPERATURE,
     }

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from esvit_hf.pretraining.objectives.cross_entropy import matched_cross_entropy
 from esvit_hf.pretraining.objectives.matching import (
+    RegionMatching,
     count_view_pairs,
     different_views,
     pair_regions,
 )
+from esvit_hf.pretraining.objectives.position import CropPlaces
 
 
 def view_loss(
@@ -51,8 +53,9 @@ def view_loss(
     device = student.device
     teacher_row = torch.arange(teacher_views * images, device=device).view(teacher_views, images)
     match = teacher_row.T.expand(student_views, -1, -1)
-    counted = different_views(student_views, teacher_views, device).to(student.dtype)
-    weight = counted / (images * count_view_pairs(student_views, teacher_views))
+    views = range(student_views), range(teacher_views)
+    counted = different_views(*views, device).to(student.dtype)
+    weight = counted / (images * count_view_pairs([views[0]], [views[1]]))
     return matched_cross_entropy(
         student.flatten(0, 1),
         prototypes,
@@ -81,6 +84,8 @@ def region_loss(
     teacher_temperature: float,
     gain: Tensor | None = None,
     teacher_gain: Tensor | None = None,
+    matching: RegionMatching | None = None,
+    places: Sequence[CropPlaces] | None = None,
 ) -> Tensor:
     """Cross-entropy between matched regions, averaged over regions, images and pairs of views
     (EsViT eq. 2, L_R).
@@ -101,15 +106,28 @@ def region_loss(
         gain: lengths of the student's prototypes (K, 1); of `prototypes` only the directions count
             then.
         teacher_gain: the same for the teacher's.
+        matching: which teacher region a student region learns from; EsViT's rule by default.
+        places: where the student's views lie, one a group; not for the matching rule `feature`.
 
     Returns:
         The scalar loss.
+
+    Raises:
+        ValueError: no two views can be compared, or the matching rule asks for places.
     """
-    match, weight = pair_regions(student_features, teacher_features, student[0].dtype)
+    matching = matching or RegionMatching()
+    match, weight = pair_regions(
+        student_features, teacher_features, student[0].dtype, matching, places
+    )
+    teacher, center = matching.center_targets(teacher, center)
+    student_rows, teacher_rows = (
+        torch.cat([group.flatten(0, 2) for group in groups if matching.takes_part(group)])
+        for groups in (student, teacher)
+    )
     return matched_cross_entropy(
-        torch.cat([group.flatten(0, 2) for group in student]),
+        student_rows,
         prototypes,
-        torch.cat([group.flatten(0, 2) for group in teacher]),
+        teacher_rows,
         teacher_prototypes,
         center,
         student_temperature=student_temperature,

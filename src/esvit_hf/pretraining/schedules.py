@@ -45,3 +45,43 @@ def linear_schedule(start: float, end: float, num_epochs: int) -> Schedule:
         return start + (end - start) * epoch / (num_epochs - 1) if num_epochs > 1 else start
 
     return value
+
+
+WEIGHT_SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: 0.5 - 0.5 * math.cos(math.pi * progress),
+    "switch": lambda progress: 1.0,
+}
+"""Share of a weight's change that is done, by the share of its steps that are over."""
+
+
+def weight_schedule(
+    start: float, end: float, shape: str, total_steps: int, *, hold_steps: int = 0
+) -> Schedule:
+    """Hold `start` for some steps, then go to `end`.
+
+    Args:
+        start: value of the first steps.
+        end: value that a line or cosine would reach one step after the last, and that a switch has
+            at once.
+        shape: `linear`, `cosine` (half a period) or `switch`.
+        total_steps: steps in the run.
+        hold_steps: steps at `start` before the change begins.
+
+    Returns:
+        A function from the step, counted from 0, to the value.
+
+    Raises:
+        ValueError: if there is no such shape.
+    """
+    if shape not in WEIGHT_SHAPES:
+        raise ValueError(f"shape is {shape!r}: set it to one of {', '.join(WEIGHT_SHAPES)}")
+    done = WEIGHT_SHAPES[shape]
+
+    def value(step: int) -> float:
+        if step < hold_steps:
+            return start
+        progress = (step - hold_steps) / max(1, total_steps - hold_steps)
+        return start + (end - start) * done(progress)
+
+    return value
