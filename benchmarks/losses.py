@@ -9,7 +9,8 @@ from benchmarks import reference
 from benchmarks.measure import Prepare, Row, Run, compare, interleave, peak_memory
 from esvit_hf.pretraining.centering import TeacherCenter, mean_bottleneck
 from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.pretraining.losses import region_loss, view_loss
+from esvit_hf.pretraining.objectives.region import region_loss
+from esvit_hf.pretraining.objectives.view import view_loss
 
 BATCH = 4
 CHANNELS = 768
