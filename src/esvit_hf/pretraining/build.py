@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -53,7 +54,8 @@ def build_parts(recipe: Recipe) -> DistillationParts:
     Raises:
         ValueError: if heads that come along do not fit the recipe.
     """
-    backbone = build_backbone(recipe)
+    # Small steps do not change 16-bit weights, which the model's folder or fields may bring.
+    backbone = build_backbone(recipe).to(torch.get_default_dtype())
     objectives = build_objectives(recipe.objectives)
     heads, centers = {}, nn.ModuleDict()
     for name, objective in objectives.items():
