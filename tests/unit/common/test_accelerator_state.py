@@ -10,7 +10,7 @@ from tests.support.small_runs import small_run
 
 import esvit_hf
 from esvit_hf.common.accelerator_state import own_accelerator_state
-from esvit_hf.pretraining.loop import Pretraining
+from esvit_hf.pretraining.loop import pretrain
 
 
 def test_accelerate_refuses_a_second_choice() -> None:
@@ -72,4 +72,4 @@ def test_float16_on_a_cpu_is_refused_not_ignored(
 @pytest.mark.usefixtures("cpu")
 def test_a_recipe_with_float16_is_refused_on_a_cpu(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=REFUSED.format(r"run\.mixed_precision")):
-        Pretraining(small_run(tmp_path, "--run.mixed_precision", "fp16"))
+        pretrain(small_run(tmp_path, "--run.mixed_precision", "fp16"))
