@@ -59,8 +59,9 @@ def build_parts(recipe: Recipe) -> DistillationParts:
     objectives = build_objectives(recipe.objectives)
     heads, centers = {}, nn.ModuleDict()
     for name, objective in objectives.items():
-        heads[name] = objective.build_head(backbone.feature_dim, recipe.heads)
-        centers[name] = objective.build_center(recipe.heads)
+        settings = recipe.heads_of(name)
+        heads[name] = objective.build_head(backbone.feature_dim, settings)
+        centers[name] = objective.build_center(settings)
     student = DistillationNetwork(backbone, heads)
     load_heads(recipe, student, centers)
     teacher = copy.deepcopy(student)

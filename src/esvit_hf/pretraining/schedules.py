@@ -1,7 +1,9 @@
 """Schedules of a pretraining run: step or epoch to float."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+from esvit_hf.pretraining.objectives.settings import ObjectiveSettings
 
 Schedule = Callable[[int], float]
 
@@ -85,3 +87,52 @@ def weight_schedule(
         return start + (end - start) * done(progress)
 
     return value
+
+
+def loss_weights(
+    objectives: Mapping[str, ObjectiveSettings], num_epochs: int, steps_per_epoch: int
+) -> Callable[[int], dict[str, float]]:
+    """Weigh objectives so that their sum stays the same: what one of them gives up, or has not
+    taken yet, the others carry in proportion to their own weights.
+
+    Args:
+        objectives: settings by name.
+        num_epochs: epochs of the run.
+        steps_per_epoch: steps of an epoch.
+
+    Returns:
+        A function from the step, counted from 0, to the weights of the objectives that take part,
+        by name.
+    """
+    own = {
+        name: weight_schedule(
+            each.weight,
+            each.weight if each.weight_end is None else each.weight_end,
+            each.weight_shape,
+            num_epochs * steps_per_epoch,
+            hold_steps=each.weight_hold_epochs * steps_per_epoch,
+        )
+        for name, each in objectives.items()
+    }
+    total = sum(largest_weight(each) for each in objectives.values())
+
+    def values(step: int) -> dict[str, float]:
+        found = {
+            name: own[name](step)
+            for name, each in objectives.items()
+            if step >= each.start_epoch * steps_per_epoch
+        }
+        taken = sum(found.values())
+        # A sum that is complete must keep its bits.
+        return {
+            name: weight + (total - taken) * (weight / taken)
+            for name, weight in found.items()
+            if weight > 0
+        }
+
+    return values
+
+
+def largest_weight(objective: ObjectiveSettings) -> float:
+    """Return the largest weight that an objective has of its own during a run."""
+    return max(objective.weight, objective.weight_end or 0.0)

@@ -18,6 +18,8 @@ SOUND = {
     "view_mean_target_entropy": 1.5,
     "view_teacher_spread": 0.5,
     "region_match_diversity": 0.4,
+    "region_image_share": 0.5,
+    "region_place_share": 0.1,
 }
 
 
@@ -38,6 +40,8 @@ def read(monitor, readings, start=1):
         ({"view_mean_target_entropy": 0.1}, "same target.*lower center_momentum"),
         ({"view_teacher_spread": 0.001}, "same for every image.*lower learning_rate"),
         ({"region_match_diversity": 0.001}, "same region.*lower learning_rate"),
+        ({"region_image_share": 0.95}, r"alike.*set objectives\.region\.matching\.image_center"),
+        ({"region_place_share": 0.6}, r"where they are.*objectives\.region\.matching\.rule to pos"),
     ],
 )
 def test_a_collapse_is_named_once_after_some_readings(values, message):

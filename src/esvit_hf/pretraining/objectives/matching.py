@@ -6,79 +6,39 @@ the first Q of the V student views.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from esvit_hf.pretraining.objectives.position import CropPlaces, match_by_position
+from esvit_hf.pretraining.objectives.settings import RegionMatching
 
-MatchingRule = Literal["feature", "position", "mixture"]
+
+def takes_part(matching: RegionMatching, regions: Tensor) -> bool:
+    """Tell whether views with such regions (V_g, B, N_g, any) are compared."""
+    return regions.shape[2] >= matching.min_regions
 
 
-@dataclass(frozen=True)
-class RegionMatching:
-    """How a student region finds what it learns from; the defaults are EsViT's.
+def center_targets(
+    matching: RegionMatching, teacher: Sequence[Tensor], center: Tensor
+) -> tuple[Sequence[Tensor], Tensor]:
+    """Take the share `image_center` of each image's mean logit from the logits of its regions.
 
-    Attributes:
-        rule: `feature` for the teacher region whose backbone feature is most similar; `position`
-            for the one that overlaps most in the image, where crops overlap at all (PixPro, arXiv
-            2011.10043); `mixture` for both, as `position_share` says (VICRegL, arXiv 2210.01571).
-        position_share: share, above 0 up to 1, of the match by position in a mixture. A region that
-            overlaps none is matched by feature alone.
-        center_features: compare features less the mean of their image, so that what all regions of
-            an image share makes no two of them similar.
-        image_center: share, 0 to 1, of the teacher's center that is the mean logit of the image's
-            own regions; the rest is the moving center of all images. At 1 regions that are all
-            alike have uniform targets.
-        min_regions: crops with fewer regions take no part.
+    Logits are linear in the bottlenecks, so it is taken from these.
 
-    Raises:
-        ValueError: a setting is out of range.
+    Args:
+        matching: its share.
+        teacher: region bottlenecks of the teacher, one tensor (Q_g, B, N_g, D) a group.
+        center: moving center of the teacher's logits, K elements.
+
+    Returns:
+        Bottlenecks and center that take the place of the ones given.
     """
-
-    rule: MatchingRule = "feature"
-    position_share: float = 0.5
-    center_features: bool = False
-    image_center: float = 0.0
-    min_regions: int = 1
-
-    def __post_init__(self) -> None:
-        rules = get_args(MatchingRule)
-        if self.rule not in rules:
-            raise ValueError(f"rule is {self.rule!r}: set it to one of {', '.join(rules)}")
-        if not 0 < self.position_share <= 1:
-            raise ValueError(
-                f"position_share is {self.position_share}: set it to a number above 0, up to 1"
-            )
-        if not 0 <= self.image_center <= 1:
-            raise ValueError(f"image_center is {self.image_center}: set it to a number from 0 to 1")
-        if self.min_regions < 1:
-            raise ValueError(f"min_regions is {self.min_regions}: set it to 1 or more")
-
-    def takes_part(self, regions: Tensor) -> bool:
-        """Tell whether views with such regions (V_g, B, N_g, any) are compared."""
-        return regions.shape[2] >= self.min_regions
-
-    def center_targets(
-        self, teacher: Sequence[Tensor], center: Tensor
-    ) -> tuple[Sequence[Tensor], Tensor]:
-        """Take the share `image_center` of each image's mean logit from the logits of its regions.
-
-        Logits are linear in the bottlenecks, so it is taken from these.
-
-        Args:
-            teacher: region bottlenecks of the teacher, one tensor (Q_g, B, N_g, D) a group.
-            center: moving center of the teacher's logits, K elements.
-
-        Returns:
-            Bottlenecks and center that take the place of the ones given.
-        """
-        if self.image_center == 0:
-            return teacher, center
-        mean = self.image_center * image_mean(teacher)
-        return [group - mean for group in teacher], (1 - self.image_center) * center
+    if matching.image_center == 0:
+        return teacher, center
+    mean = matching.image_center * image_mean(teacher)
+    return [group - mean for group in teacher], (1 - matching.image_center) * center
 
 
 def count_view_pairs(student: Sequence[range], teacher: Sequence[range]) -> int:
@@ -183,7 +143,7 @@ def _region_groups(
         count = features.shape[0]
         views = range(first_view, first_view + count)
         first_view += count
-        if matching.takes_part(features):
+        if takes_part(matching, features):
             where = None if places is None else places[index].first(count)
             compared = features if mean is None else features - mean
             kept.append(_RegionGroup(views, compared, where, first_row))

@@ -1,5 +1,6 @@
 """Which regions of two crops of an image lie at the same place."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,30 @@ class CropPlaces:
     def first(self, views: int) -> "CropPlaces":
         """Return the places of so many views."""
         return CropPlaces(self.boxes[:views], self.mirrored[:views], self.grid)
+
+
+class CropBoxes(NamedTuple):
+    """Where the views of all sizes lie in their images.
+
+    Attributes:
+        boxes: (V, B, 4) float, as those of `CropPlaces`.
+        mirrored: (V, B) bool.
+    """
+
+    boxes: Tensor
+    mirrored: Tensor
+
+    def by_size(self, views: Sequence[int], grids: Sequence[tuple[int, int]]) -> list[CropPlaces]:
+        """Group the views of one size.
+
+        Args:
+            views: number of views of each group, in view order.
+            grids: rows and columns of regions of each group.
+        """
+        groups = zip(
+            self.boxes.split(list(views)), self.mirrored.split(list(views)), grids, strict=True
+        )
+        return [CropPlaces(*group) for group in groups]
 
 
 class _Axis(NamedTuple):

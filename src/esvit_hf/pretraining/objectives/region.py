@@ -15,17 +15,31 @@ from esvit_hf.pretraining.monitor import Rule
 from esvit_hf.pretraining.objectives.base import Comparison, Objective
 from esvit_hf.pretraining.objectives.cross_entropy import matched_cross_entropy
 from esvit_hf.pretraining.objectives.matching import (
-    RegionMatching,
+    center_targets,
     match_by_feature,
     pair_regions,
+    takes_part,
 )
 from esvit_hf.pretraining.objectives.position import CropPlaces
+from esvit_hf.pretraining.objectives.region_signals import (
+    effective_dimensions,
+    image_share,
+    place_share,
+)
+from esvit_hf.pretraining.objectives.settings import RegionMatching, RegionSettings
+
+ENOUGH_IMAGES, ENOUGH_REGIONS = 8, 4
+"""Of fewer, chance alone explains much of the variance: 1 / B of it by place, 1 / N by image."""
 
 
 class RegionObjective(Objective):
-    """Compares every region with the region of another view whose backbone feature is nearest."""
+    """Compares every region with one of another view: by default the one whose backbone feature is
+    nearest.
+    """
 
     name = "region"
+    settings_class = RegionSettings
+    settings: RegionSettings
 
     def head_input(self, features: Sequence[BackboneFeatures]) -> list[Tensor]:
         """Choose the regions, one tensor (V_g, B, N_g, C) a group."""
@@ -39,12 +53,21 @@ class RegionObjective(Objective):
             student.features,
             teacher=teacher.bottlenecks,
             teacher_features=teacher.features,
+            matching=self.settings.matching,
+            places=comparison.places,
             **comparison.distributions(),
         )
 
     def signals(self, comparison: Comparison) -> dict[str, Tensor]:
-        """Add the share of regions that others are matched to, if there are two views to match."""
+        """Add what the regions tell apart, as far as there are enough of them, and the share of
+        regions that others are matched to, if there are two views to match.
+        """
         signals = super().signals(comparison)
+        regions = comparison.teacher.features[0][0]
+        if regions.shape[0] >= ENOUGH_IMAGES and regions.shape[1] >= ENOUGH_REGIONS:
+            signals["image_share"] = image_share(regions)
+            signals["place_share"] = place_share(regions)
+            signals["effective_dimensions"] = effective_dimensions(regions)
         student, teacher = (
             network.features[0] for network in (comparison.student, comparison.teacher)
         )
@@ -52,10 +75,30 @@ class RegionObjective(Objective):
             signals["match_diversity"] = match_diversity(student, teacher[:, : student.shape[1]])
         return signals
 
+    def few_targets(self, comparison: Comparison) -> tuple[Tensor, Tensor]:
+        """Choose those of one image, centered on it as in the loss."""
+        own = [group[:, :1] for group in comparison.teacher.bottlenecks]
+        centered, center = center_targets(self.settings.matching, own, comparison.center)
+        return centered[0], center
+
     def rules(self, num_prototypes: int) -> list[Rule]:
-        """Add that regions must not all be matched to the same one."""
+        """Add that regions must differ within an image, and not by their place alone."""
+        settings = f"objectives.{self.name}"
         return [
             *super().rules(num_prototypes),
+            Rule(
+                "image_share",
+                lambda value: value > 0.9,
+                f"the regions of an image have become alike, which makes every match right: set "
+                f"{settings}.matching.image_center to 0.5 or more, or let {settings}.weight_end be "
+                f"0",
+            ),
+            Rule(
+                "place_share",
+                lambda value: value > 0.5,
+                f"regions say where they are rather than what they show: set "
+                f"{settings}.matching.rule to position, or let {settings}.weight_end be 0",
+            ),
             Rule(
                 "match_diversity",
                 lambda value: value < 0.02,
@@ -114,9 +157,9 @@ def region_loss(
     match, weight = pair_regions(
         student_features, teacher_features, student[0].dtype, matching, places
     )
-    teacher, center = matching.center_targets(teacher, center)
+    teacher, center = center_targets(matching, teacher, center)
     student_rows, teacher_rows = (
-        torch.cat([group.flatten(0, 2) for group in groups if matching.takes_part(group)])
+        torch.cat([group.flatten(0, 2) for group in groups if takes_part(matching, group)])
         for groups in (student, teacher)
     )
     return matched_cross_entropy(

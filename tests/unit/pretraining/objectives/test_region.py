@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from esvit_hf.pretraining.objectives.matching import RegionMatching, pair_regions
+from esvit_hf.pretraining.objectives.matching import pair_regions
 from esvit_hf.pretraining.objectives.position import CropPlaces
 from esvit_hf.pretraining.objectives.region import match_diversity, region_loss
+from esvit_hf.pretraining.objectives.settings import RegionMatching
 
 IMAGES, PROTOTYPES = 3, 20
 TEMPERATURES = {"student_temperature": 0.1, "teacher_temperature": 0.05}
