@@ -1,5 +1,7 @@
 """Heads and both losses, forward and backward, against the formula written straightforwardly."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,8 @@ from benchmarks import reference
 from benchmarks.measure import Prepare, Row, Run, compare, interleave, peak_memory
 from esvit_hf.pretraining.centering import TeacherCenter, mean_bottleneck
 from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.pretraining.losses import region_loss, view_loss
+from esvit_hf.pretraining.objectives.region import region_loss
+from esvit_hf.pretraining.objectives.view import view_loss
 
 BATCH = 4
 CHANNELS = 768
@@ -44,7 +47,7 @@ def prepare_ours(num_prototypes: int = NUM_PROTOTYPES, batch: int = BATCH) -> Ru
     }
     centers = {name: TeacherCenter(num_prototypes) for name in ("view", "region")}
     student, teacher = draw_features(batch)
-    temperatures = {
+    temperatures: dict[str, Any] = {
         "student_temperature": reference.STUDENT_TEMPERATURE,
         "teacher_temperature": reference.TEACHER_TEMPERATURE,
     }

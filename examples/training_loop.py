@@ -17,7 +17,8 @@ from esvit_hf import EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.pretraining.ema import update_teacher
 from esvit_hf.pretraining.heads import ProjectionHead
-from esvit_hf.pretraining.losses import region_loss, view_loss
+from esvit_hf.pretraining.objectives.region import region_loss
+from esvit_hf.pretraining.objectives.view import view_loss
 
 HEAD: dict[str, Any] = {"num_prototypes": 1024, "hidden_dim": 256, "bottleneck_dim": 64}
 TEMPERATURES: dict[str, Any] = {"student_temperature": 0.1, "teacher_temperature": 0.04}

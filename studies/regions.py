@@ -11,6 +11,11 @@ from torch import Tensor
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.data.sources import load_image_source
 from esvit_hf.features.extraction import load_image_processor
+from esvit_hf.pretraining.objectives.region_signals import (
+    effective_dimensions,
+    image_share,
+    place_share,
+)
 from studies.table import by_variant, read_results
 
 BATCH = 200
@@ -18,29 +23,19 @@ COLUMNS = ("image", "place", "content", "dimensions")
 
 
 def split_variance(regions: Tensor) -> dict[str, float]:
-    """Split the variance of regions as a two-way analysis of variance does, and count the
-    dimensions it fills.
-
-    Args:
-        regions: (B, N, C), the places in the same order in every image.
+    """Split the variance of regions (B, N, C), and count the dimensions it fills.
 
     Returns:
         Percent explained by the mean of the image, by the mean of the place, and by neither; and
-        the participation ratio of the eigenvalues of the covariance, C if all are equal and 1 if
-        only one is not zero.
+        the dimensions.
     """
     regions = regions.double()
-    regions = regions - regions.mean((0, 1))
-    total = regions.square().sum(2).mean()
-    image = 100 * float(regions.mean(1).square().sum(1).mean() / total)
-    place = 100 * float(regions.mean(0).square().sum(1).mean() / total)
-    powers = torch.linalg.svdvals(regions.flatten(0, 1)).square()
-    dimensions = float(powers.sum().square() / powers.square().sum())
+    image, place = 100 * float(image_share(regions)), 100 * float(place_share(regions))
     return {
         "image": image,
         "place": place,
         "content": 100 - image - place,
-        "dimensions": dimensions,
+        "dimensions": float(effective_dimensions(regions)),
     }
 
 

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from esvit_hf.pretraining.centering import TeacherCenter, mean_bottleneck
-from esvit_hf.pretraining.losses import region_loss, view_loss
 from esvit_hf.pretraining.objectives import cross_entropy
+from esvit_hf.pretraining.objectives.region import region_loss
+from esvit_hf.pretraining.objectives.view import view_loss
 from esvit_hf.pretraining.schedules import linear_schedule
 
 

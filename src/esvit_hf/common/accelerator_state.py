@@ -1,9 +1,15 @@
-"""A state of Accelerate for one call, although Accelerate has one for the whole process."""
+"""Accelerate as the calls of this package start it, each with a state of its own, although
+Accelerate has one for the whole process.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["own_accelerator_state"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["own_accelerator_state", "start_accelerator"]
 
 
 @contextmanager
@@ -23,3 +29,30 @@ def own_accelerator_state() -> Iterator[None]:
     finally:
         AcceleratorState._reset_state()
         AcceleratorState._shared_state.update(before)
+
+
+def start_accelerator(
+    mixed_precision: str, *, setting: str = "mixed_precision", **options: Any
+) -> "Accelerator":
+    """Start Accelerate on the device that it finds.
+
+    Args:
+        mixed_precision: number format of the networks' computation: `no`, `bf16` or `fp16`.
+        setting: what the user calls it.
+        options: further arguments of `accelerate.Accelerator`.
+
+    Returns:
+        The accelerator.
+
+    Raises:
+        ValueError: for fp16 on a CPU, which Accelerate would leave at float32 without a word.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision=mixed_precision, **options)
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError(
+            f"mixed_precision is fp16, but the run is on a CPU, where it would compute in float32: "
+            f"set {setting} to bf16 or no"
+        )
+    return accelerator

@@ -48,13 +48,13 @@ class TooManyBrokenImagesError(ValueError):
 
 @dataclass(frozen=True)
 class CropBatch:
-    """All crops of B images, with the parameters of their color augmentation.
+    """All crops of B images, with their places and the parameters of their color augmentation.
 
     Everything lies in one buffer, so that a batch crosses processes, and then to the device, in one
     piece.
 
     Attributes:
-        buffer: (bytes,) uint8: indices, parameters, crops.
+        buffer: (bytes,) uint8: indices, parameters, places, crops.
         num_images: B.
         sizes: side of each view in pixels.
         plans: what the host knows about the color parameters of each view.
@@ -90,6 +90,18 @@ class CropBatch:
         return self._parts()[0]
 
     @property
+    def boxes(self) -> Tensor:
+        """(V, B, 4) float32: top, left, height and width of each crop, in pixels of its image as it
+        was decoded.
+        """
+        return self._parts()[-len(self.sizes) - 2]
+
+    @property
+    def mirrored(self) -> Tensor:
+        """(V, B) bool: whether left and right of each crop change places."""
+        return self._parts()[-len(self.sizes) - 1]
+
+    @property
     def crops(self) -> list[Tensor]:
         """One (B, 3, S, S) uint8 tensor a view, the teacher's views first."""
         return self._parts()[-len(self.sizes) :]
@@ -103,12 +115,18 @@ class CropBatch:
         ]
 
     def fill_parameters(
-        self, indices: Sequence[int], samples: Sequence[Sequence[ColorSample]], *, gray_images: bool
+        self,
+        indices: Sequence[int],
+        places: Sequence[Sequence[Crop]],
+        samples: Sequence[Sequence[ColorSample]],
+        *,
+        gray_images: bool,
     ) -> "CropBatch":
-        """Write the indices and the color parameters.
+        """Write the indices, the places of the crops and the color parameters.
 
         Args:
             indices: of the images.
+            places: for each view, one a crop.
             samples: for each view, one a crop.
             gray_images: whether all images are grayscale.
 
@@ -117,6 +135,8 @@ class CropBatch:
         """
         packed = [pack_color_samples(view, gray_images=gray_images) for view in samples]
         self.indices.copy_(torch.tensor(list(indices)))
+        self.boxes.copy_(torch.tensor([[crop.box for crop in view] for view in places]))
+        self.mirrored.copy_(torch.tensor([[crop.mirrored for crop in view] for view in places]))
         for tensors, parameters in zip(self._parameter_tensors(), packed, strict=True):
             for name, tensor in tensors.items():
                 tensor.copy_(getattr(parameters, name))
@@ -133,7 +153,7 @@ class CropBatch:
     def _parameter_tensors(self) -> list[dict[str, Tensor]]:
         """Tensors of the color parameters of each view by name."""
         views = len(self.sizes)
-        parts = self._parts()[1:-views]
+        parts = self._parts()[1 : -views - 2]
         return [
             dict(zip(PARAMETER_LAYOUT, parts[view::views], strict=True)) for view in range(views)
         ]
@@ -236,9 +256,12 @@ class MultiCropDataset(Dataset[CropBatch]):
             for place, ((epoch, index), value) in enumerate(zip(keys, values, strict=True))
         ]
         self._judge(len(keys), batch.broken)
-        indices, colors, gray = zip(*made, strict=True)
+        indices, places, colors, gray = zip(*made, strict=True)
         return batch.fill_parameters(
-            indices, list(zip(*colors, strict=True)), gray_images=all(gray)
+            indices,
+            list(zip(*places, strict=True)),
+            list(zip(*colors, strict=True)),
+            gray_images=all(gray),
         )
 
     def _crop_or_replace(
@@ -248,7 +271,7 @@ class MultiCropDataset(Dataset[CropBatch]):
         value: object,
         outputs: Sequence[Tensor],
         broken: list[tuple[int, str]],
-    ) -> tuple[int, list[ColorSample], bool]:
+    ) -> tuple[int, list[Crop], list[ColorSample], bool]:
         """Crop one image, or the first of its replacements that can be decoded; report the others
         in `broken`.
         """
@@ -269,9 +292,9 @@ class MultiCropDataset(Dataset[CropBatch]):
 
     def _crop(
         self, value: object, generator: random.Random, outputs: Sequence[Tensor]
-    ) -> tuple[list[ColorSample], bool]:
-        """Write all crops of one image; return their color operations and whether the image is
-        grayscale.
+    ) -> tuple[list[Crop], list[ColorSample], bool]:
+        """Write all crops of one image; return their places in it as it was decoded, their color
+        operations and whether the image is grayscale.
         """
         image = open_image(value, max_image_pixels=self.max_image_pixels)
         width, height = upright_size(image)
@@ -292,7 +315,7 @@ class MultiCropDataset(Dataset[CropBatch]):
                 Crop(reduce_box(crop.box, reduction, *image.size), crop.mirrored) for crop in crops
             ]
         cut_crops(image, crops, outputs)
-        return [sample.color for sample in samples], image.mode == "L"
+        return crops, [sample.color for sample in samples], image.mode == "L"
 
     def _describe(self, index: int) -> str:
         """Name an image in messages, as the source does if it can."""
@@ -368,7 +391,8 @@ def _keep_batch(batch: Any) -> Any:
 
 
 def _layout(num_images: int, sizes: Sequence[int]) -> list[tuple[torch.dtype, tuple[int, ...]]]:
-    """Type and shape of what lies in a batch's buffer: indices, each parameter of all views, crops.
+    """Type and shape of what lies in a batch's buffer: indices, each parameter of all views, boxes,
+    whether they are mirrored, crops.
 
     Wider numbers come first, so that all are aligned.
     """
@@ -376,7 +400,11 @@ def _layout(num_images: int, sizes: Sequence[int]) -> list[tuple[torch.dtype, tu
         (dtype, (*shape, num_images)) for dtype, shape in PARAMETER_LAYOUT.values() for _ in sizes
     ]
     crops = [(torch.uint8, (num_images, 3, size, size)) for size in sizes]
-    return [(torch.int64, (num_images,)), *parameters, *crops]
+    places = [
+        (torch.float32, (len(sizes), num_images, 4)),
+        (torch.bool, (len(sizes), num_images)),
+    ]
+    return [(torch.int64, (num_images,)), *parameters, *places, *crops]
 
 
 def _num_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:

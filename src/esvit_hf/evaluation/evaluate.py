@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from esvit_hf.common.accelerator_state import own_accelerator_state
+from esvit_hf.common.accelerator_state import own_accelerator_state, start_accelerator
 from esvit_hf.common.arguments import flat_arguments
 from esvit_hf.common.files import public_name
 from esvit_hf.common.options import Compute
@@ -96,14 +96,13 @@ def evaluate(
     chosen = make_tasks([name for name in names if name], options)
 
     # Imported late: the help of the command line comes from this module, without torch.
-    from accelerate import Accelerator
 
     from esvit_hf.evaluation.masks import load_masks
     from esvit_hf.evaluation.running import describe, open_network, overlap_notes, run_tasks
     from esvit_hf.evaluation.splits import IN_MEMORY_DATA, load_splits
     from esvit_hf.features.store import FeatureStore, default_features_folder
 
-    accelerator = Accelerator(mixed_precision=mixed_precision)
+    accelerator = start_accelerator(mixed_precision)
     with open_network(model) as network:
         images = str(dataset) if isinstance(dataset, str | Path) else dataset
         needs = [task.needs() for task in chosen]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from esvit_hf.common.accelerator_state import own_accelerator_state
+from esvit_hf.common.accelerator_state import own_accelerator_state, start_accelerator
 from esvit_hf.common.arguments import flat_arguments
 from esvit_hf.common.options import Compute
 from esvit_hf.evaluation.command_words import flag
@@ -78,12 +78,11 @@ def transfer(
             f"--report {folder} is no folder to write to ({error}): name another one"
         ) from error
     # Imported late: the help of the command line comes from this module, without torch.
-    from accelerate import Accelerator
 
     from esvit_hf.evaluation.transfer_running import TransferRunner
     from esvit_hf.features.store import FeatureStore, default_features_folder
 
-    accelerator = Accelerator(mixed_precision=mixed_precision)
+    accelerator = start_accelerator(mixed_precision)
     stores = [
         FeatureStore(
             Path(features_folder or default_features_folder()),

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from esvit_hf.common.accelerator_state import own_accelerator_state
+from esvit_hf.common.accelerator_state import own_accelerator_state, start_accelerator
 from esvit_hf.common.arguments import flat_arguments
 from esvit_hf.common.options import Compute, DataSplit, ModelSource
 
@@ -38,7 +38,6 @@ def extract_features(
         ValueError: the model, its image processor, the data or a setting does not work; the message
             names the remedy.
     """
-    from accelerate import Accelerator
     from safetensors.torch import save_file
 
     from esvit_hf.features.extraction import extract_features as extract
@@ -49,7 +48,7 @@ def extract_features(
         raise ValueError(
             f"--output is {path}: give a name that ends in .safetensors, in an existing folder"
         )
-    accelerator = Accelerator(mixed_precision=compute.mixed_precision)
+    accelerator = start_accelerator(compute.mixed_precision)
     source = load_images(data)
     backbone, processor = load_network(model)
     features = extract(

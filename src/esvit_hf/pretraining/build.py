@@ -5,6 +5,7 @@ import difflib
 import json
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -75,12 +76,14 @@ def build_parts(recipe: Recipe) -> DistillationParts:
     Raises:
         ValueError: if heads that come along do not fit the recipe.
     """
-    backbone = build_backbone(recipe)
+    # Small steps do not change 16-bit weights, which the model's folder or fields may bring.
+    backbone = build_backbone(recipe).to(torch.get_default_dtype())
     objectives = build_objectives(recipe.objectives)
     heads, centers = {}, nn.ModuleDict()
     for name, objective in objectives.items():
-        heads[name] = objective.build_head(backbone.feature_dim, recipe.heads)
-        centers[name] = objective.build_center(recipe.heads)
+        settings = recipe.heads_of(name)
+        heads[name] = objective.build_head(backbone.feature_dim, settings)
+        centers[name] = objective.build_center(settings)
     student = DistillationNetwork(backbone, heads)
     load_heads(recipe, student, centers)
     use_fast_linear(student)

@@ -36,6 +36,8 @@ class Progress:
     Attributes:
         step: optimizer steps done.
         broken_images: images replaced so far because they could not be decoded.
+        skipped_steps: steps so far whose gradients overflowed in float16, so that the weights
+            stayed.
     """
 
     def __init__(self, total_batch: int, num_processes: int) -> None:
@@ -43,6 +45,7 @@ class Progress:
         self.num_processes = num_processes
         self.step = 0
         self.broken_images = 0
+        self.skipped_steps = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state to save."""
@@ -69,6 +72,7 @@ class Progress:
                 stacklevel=2,
             )
         self.step, self.broken_images = state["step"], state["broken_images"]
+        self.skipped_steps = state["skipped_steps"]
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, kept: int | None) -> Path:

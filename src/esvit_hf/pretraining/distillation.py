@@ -19,9 +19,11 @@ class DistillationOutput:
 
     Attributes:
         projections: by objective, of those that were asked for.
+        grids: rows and columns of regions, one a group of crops of one size.
     """
 
     projections: dict[str, Projection]
+    grids: list[tuple[int, int]]
 
 
 class DistillationNetwork(nn.Module):
@@ -68,7 +70,8 @@ class DistillationNetwork(nn.Module):
             {
                 objective.name: project(self.head(objective.name), objective.head_input(features))
                 for objective in objectives
-            }
+            },
+            [group.grid for group in features],
         )
 
 
@@ -109,24 +112,3 @@ class DistillationParts:
     student: DistillationNetwork
     teacher: DistillationNetwork
     centers: nn.ModuleDict
-
-
-def loss_weights(objectives: Mapping[str, Objective], epoch: int) -> dict[str, float]:
-    """Weigh the objectives that take part in an epoch; they carry the weight of those that have not
-    started, in proportion to their own.
-
-    Args:
-        objectives: all objectives of the run.
-        epoch: epoch, counted from 0.
-
-    Returns:
-        Weights by name, whose sum is the same in every epoch.
-    """
-    started, waiting = {}, 0.0
-    for name, objective in objectives.items():
-        if objective.settings.start_epoch <= epoch:
-            started[name] = objective.settings.weight
-        else:
-            waiting += objective.settings.weight
-    total = sum(started.values())
-    return {name: weight + waiting * (weight / total) for name, weight in started.items()}

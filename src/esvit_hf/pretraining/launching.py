@@ -13,6 +13,7 @@ from accelerate.utils import (
     is_tensorboard_available,
 )
 
+from esvit_hf.common.accelerator_state import start_accelerator
 from esvit_hf.common.errors import one_line
 from esvit_hf.pretraining.recipe import Recipe
 
@@ -26,13 +27,14 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     """Start Accelerate with the recipe's precision and trackers.
 
     Raises:
-        ValueError: if it was launched with an engine that does not fit.
+        ValueError: if it was launched with an engine that does not fit, or for fp16 on a CPU.
     """
     trackers = [name for name in recipe.run.trackers if name != "auto"]
     if "auto" in recipe.run.trackers and is_tensorboard_available():
         trackers.append("tensorboard")
-    accelerator = Accelerator(
-        mixed_precision=recipe.run.mixed_precision,
+    accelerator = start_accelerator(
+        recipe.run.mixed_precision,
+        setting="run.mixed_precision",
         log_with=trackers or None,
         project_config=ProjectConfiguration(
             project_dir=str(recipe.run.output_dir), logging_dir=str(recipe.run.output_dir / "logs")

@@ -34,6 +34,7 @@ from esvit_hf.pretraining.launching import (
 )
 from esvit_hf.pretraining.metrics_log import MetricsLog
 from esvit_hf.pretraining.monitor import RunMonitor
+from esvit_hf.pretraining.objectives.position import CropBoxes
 from esvit_hf.pretraining.online_knn import OnlineKnn
 from esvit_hf.pretraining.order import ImageOrder
 from esvit_hf.pretraining.output_folder import locked_output
@@ -42,6 +43,7 @@ from esvit_hf.pretraining.readings import Readings
 from esvit_hf.pretraining.recipe import Recipe, recipe_yaml
 from esvit_hf.pretraining.resuming import check_resumed_recipe
 from esvit_hf.pretraining.run_folder import export_run
+from esvit_hf.pretraining.schedules import largest_weight
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 
 
@@ -173,11 +175,12 @@ class Pretraining:
 
     def make_monitor(self) -> RunMonitor:
         """Make the monitor, which knows what the signals of the objectives mean."""
-        num_prototypes = self.recipe.heads.num_prototypes
-        total_weight = sum(each.settings.weight for each in self.step.objectives.values())
+        objectives = self.step.objectives
+        num_prototypes = {name: self.recipe.heads_of(name).num_prototypes for name in objectives}
+        total_weight = sum(largest_weight(each.settings) for each in objectives.values())
         return RunMonitor(
-            total_weight * math.log(num_prototypes),
-            {name: each.rules(num_prototypes) for name, each in self.step.objectives.items()},
+            total_weight * math.log(max(num_prototypes.values())),
+            {name: each.rules(num_prototypes[name]) for name, each in objectives.items()},
             self.accelerator.device,
         )
 
@@ -255,9 +258,11 @@ class Pretraining:
         totals: list[Tensor] = []
         losses: list[dict[str, Tensor]] = []
         for number in range(run.accumulation_steps):
-            crops = self.next_crops(batches)
+            crops, boxes = self.next_crops(batches)
             last = number == run.accumulation_steps - 1
-            micro_batch = self.step.accumulate(crops, self.teacher_views, step, last=last)
+            micro_batch = self.step.accumulate(
+                crops, self.teacher_views, step, last=last, boxes=boxes
+            )
             totals.append(micro_batch.total.detach())
             losses.append(micro_batch.losses)
         norm = self.step.update(step)
@@ -277,9 +282,12 @@ class Pretraining:
             bar.set_postfix(loss=f"{logged['loss']:.3f}", refresh=False)
         self.evaluate_and_save_when_due()
 
-    def next_crops(self, batches: Iterator[CropBatch]) -> list[Tensor]:
+    def next_crops(self, batches: Iterator[CropBatch]) -> tuple[list[Tensor], CropBoxes]:
         """Fetch the next images of this process, and color and normalize their crops on its
         device; images that could not be decoded are named and counted.
+
+        Returns:
+            The crops, and where they lie in their images.
         """
         batch = next(batches)
         for index, reason in batch.broken:
@@ -289,10 +297,11 @@ class Pretraining:
                 f"{reason}"
             )
         batch = batch.to(self.accelerator.device, non_blocking=True)
-        return [
+        crops = [
             augment(crop, parameters)
             for crop, parameters in zip(batch.crops, batch.parameters, strict=True)
         ]
+        return crops, CropBoxes(batch.boxes, batch.mirrored)
 
     def evaluate_and_save_when_due(self) -> None:
         """Measure the teacher at the end of epochs, and save a checkpoint every so many steps."""

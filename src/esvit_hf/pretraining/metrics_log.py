@@ -3,6 +3,7 @@ continues from.
 """
 
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,18 @@ class MetricsLog:
         aside.replace(self.path)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Log values of a step, counted from 1."""
+        """Log values of a step, counted from 1; JSON has no number for those that are not finite,
+        which are left out.
+        """
+        values = {
+            name: value
+            for name, value in values.items()
+            if not isinstance(value, float) or math.isfinite(value)
+        }
         self.last.update(values)
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         self.accelerator.log(values, step=step)
 
     def flush(self) -> None:

@@ -122,10 +122,17 @@ class RunMonitor:
         return len(history) >= ENOUGH_HISTORY and value > factor * statistics.median(history)
 
     @torch.no_grad()
-    def observe(self, loss: Tensor, gradient_norm: Tensor) -> None:
-        """Note the loss and the gradient norm of one step, scalars on the device, without waiting
-        for them.
+    def observe(self, loss: Tensor, gradient_norm: Tensor, *, scaled: bool) -> None:
+        """Note the loss and the gradient norm of one step without waiting for them.
+
+        Args:
+            loss: scalar on the device.
+            gradient_norm: scalar on the device.
+            scaled: whether the loss was scaled, so that steps whose gradients overflow are skipped,
+                as a search for the largest scale has to have: no sign of a bad run.
         """
+        if scaled:
+            gradient_norm = torch.where(gradient_norm.isfinite(), gradient_norm, 0.0)
         self.peaks = torch.maximum(self.peaks, torch.stack([loss.float(), gradient_norm.float()]))
 
     @property
@@ -141,10 +148,7 @@ class RunMonitor:
             FloatingPointError: if the run has diverged.
         """
         check_finite(values["loss_peak"], "loss", step)
-        if "loss_scale" not in values:
-            # A float16 run skips steps with such gradients; its scale tells whether there are too
-            # many.
-            check_finite(values["gradient_norm_peak"], "gradient norm", step)
+        check_finite(values["gradient_norm_peak"], "gradient norm", step)
         for rule in self.rules:
             if rule.metric in values:
                 self._judge(values[rule.metric], rule, step)
@@ -152,7 +156,9 @@ class RunMonitor:
             self.proven_step = step - 1
             self.start_loss = values["loss"] if self.start_loss is None else self.start_loss
             self.losses = [*self.losses, values["loss"]][-HISTORY:]
-            self.norms = [*self.norms, values["gradient_norm"]][-HISTORY:]
+            # A step that was skipped has no norm.
+            if "gradient_norm" in values:
+                self.norms = [*self.norms, values["gradient_norm"]][-HISTORY:]
         self.peaks.zero_()
 
     def _judge(self, value: float, rule: Rule, step: int) -> None:

@@ -1,5 +1,6 @@
 """Numbers of a run's steps: brought together from all processes, judged and logged."""
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,6 +43,7 @@ class Readings:
         self.log = log
         self.checkpoints = checkpoints
         self.newly_broken_images = 0
+        self.newly_skipped_steps = torch.zeros((), device=accelerator.device)
         self.last_loss: Tensor | None = None
         self.restart_clock()
 
@@ -54,7 +56,11 @@ class Readings:
         for them.
         """
         self.last_loss = loss
-        self.monitor.observe(loss, gradient_norm)
+        scaled = self.accelerator.scaler is not None
+        self.monitor.observe(loss, gradient_norm, scaled=scaled)
+        if scaled:
+            # Accelerate does not see the steps that a fused optimizer skips.
+            self.newly_skipped_steps += ~gradient_norm.isfinite()
 
     def share(self, readings: Mapping[str, Tensor]) -> dict[str, float]:
         """Average numbers over the processes, and bring together what each of them counted: here
@@ -71,12 +77,18 @@ class Readings:
             [
                 torch.stack([value.float() for value in readings.values()]),
                 self.monitor.peaks,
+                self.newly_skipped_steps[None],
                 counts,
             ]
         )
         rows = self.accelerator.gather(own[None])
-        self.monitor.peaks = rows[:, -3:-1].amax(dim=0)
-        *averages, broken = torch.cat([rows[:, :-3].mean(dim=0), rows[:, -1:].sum(dim=0)]).tolist()
+        self.monitor.peaks = rows[:, -4:-2].amax(dim=0)
+        # All processes skip the same steps.
+        *averages, skipped, broken = torch.cat(
+            [rows[:, :-4].mean(dim=0), rows[0, -2:-1], rows[:, -1:].sum(dim=0)]
+        ).tolist()
+        self.progress.skipped_steps += int(skipped)
+        self.newly_skipped_steps.zero_()
         self.progress.broken_images += int(broken)
         self.newly_broken_images = 0
         return dict(zip(readings, averages, strict=True))
@@ -94,6 +106,9 @@ class Readings:
             FloatingPointError: if it has diverged.
         """
         averages = self.share(readings)
+        scaler = self.accelerator.scaler
+        if scaler is not None and not math.isfinite(averages["gradient_norm"]):
+            del averages["gradient_norm"]
         loss_peak, norm_peak = self.monitor.peaks.tolist()
         done = self.progress.step
         speed = self.images_per_second()
@@ -106,8 +121,9 @@ class Readings:
             "images_per_second": speed,
             "broken_images": self.progress.broken_images,
         }
-        if self.accelerator.scaler is not None:
-            logged["loss_scale"] = self.accelerator.scaler.get_scale()
+        if scaler is not None:
+            logged["loss_scale"] = scaler.get_scale()
+            logged["skipped_steps"] = self.progress.skipped_steps
         self.log.write(done, logged)
         try:
             self.monitor.update(logged, done)

@@ -1,7 +1,7 @@
 """The recipe of a pretraining run: nested settings, each with its default, range and help."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from esvit_hf.common.settings import SettingsError, check_settings, setting
 from esvit_hf.common.yaml_text import write_yaml
 from esvit_hf.data.views import ViewSpec, dino_views
 from esvit_hf.pretraining.objectives.settings import ObjectiveSettings
+from esvit_hf.pretraining.schedules import largest_weight, loss_weights
 
 
 def _objective_settings() -> dict[str, type[ObjectiveSettings]]:
@@ -262,7 +263,7 @@ class Recipe:
     heads: HeadSettings = HeadSettings()
     objectives: dict[str, ObjectiveSettings] = setting(
         "settings of each objective of the run by its NAME (view, region); one that is left out or "
-        "null is not part of it",
+        "null is not part of it; matching is a section of region alone",
         factory=_default_objectives,
         members=_objective_settings,
     )
@@ -277,20 +278,17 @@ class Recipe:
         if problems:
             raise SettingsError(problems)
 
+    def heads_of(self, objective: str) -> HeadSettings:
+        """Return the settings of the heads with those that an objective has of its own."""
+        own = self.objectives[objective]
+        names = ("num_prototypes", "student_temperature", "center_momentum")
+        given = {name: getattr(own, name) for name in names if getattr(own, name) is not None}
+        return replace(self.heads, **given)
+
     def _contradictions(self) -> Iterator[str]:
         """Say which values do not fit together."""
+        yield from self._idle_objectives()
         epochs = self.schedule.num_epochs
-        starts = {name: chosen.start_epoch for name, chosen in self.objectives.items()}
-        if not starts:
-            yield f"objectives must name at least one of {', '.join(_objective_settings())}"
-        elif min(starts.values()) > 0:
-            yield "objectives need one that takes part from the first epoch, with start_epoch: 0"
-        for name, start in starts.items():
-            if start >= epochs:
-                yield (
-                    f"objectives.{name}.start_epoch must be less than schedule.num_epochs "
-                    f"({epochs}); it is {start}"
-                )
         if self.optimizer.warmup_epochs > epochs:
             yield (
                 f"optimizer.warmup_epochs must not exceed schedule.num_epochs ({epochs}); it is "
@@ -315,6 +313,35 @@ class Recipe:
                 check_repo_id(self.hub.model_id)
             except ValueError as error:
                 yield f"hub.model_id: {error}"
+
+    def _idle_objectives(self) -> Iterator[str]:
+        """Say which objectives never take part, and when none does."""
+        epochs, changes = self.schedule.num_epochs, {0}
+        for name, chosen in self.objectives.items():
+            if largest_weight(chosen) == 0:
+                yield (
+                    f"objectives.{name}.weight is 0 and stays so: give it a weight_end above 0, or "
+                    f"leave the objective out"
+                )
+            for field in ("start_epoch", "weight_hold_epochs"):
+                epoch = getattr(chosen, field)
+                changes.add(epoch)
+                if epoch >= epochs:
+                    yield (
+                        f"objectives.{name}.{field} must be less than schedule.num_epochs "
+                        f"({epochs}); it is {epoch}"
+                    )
+        if not self.objectives:
+            yield f"objectives must name at least one of {', '.join(_objective_settings())}"
+            return
+        weights = loss_weights(self.objectives, epochs, steps_per_epoch=1)
+        # Weights become 0, or cease to be, at these epochs alone.
+        idle = [epoch for epoch in sorted(changes) if epoch < epochs and not weights(epoch)]
+        if idle:
+            yield (
+                f"objectives need one that takes part in every epoch, but none does in epoch "
+                f"{idle[0]}: lower a start_epoch, or give one a weight above 0"
+            )
 
 
 def recipe_yaml(recipe: Recipe) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from esvit_hf.common.settings import Setting, list_settings, optional_kind
 from esvit_hf.data.views import ViewSpec
-from esvit_hf.pretraining.objectives.settings import ObjectiveSettings
+from esvit_hf.pretraining.objectives.settings import RegionSettings
 from esvit_hf.pretraining.recipe import Recipe
 from esvit_hf.pretraining.shipped_recipes import list_recipes
 
@@ -46,7 +46,7 @@ def recipe_help() -> str:
             group = parser.add_argument_group(name, _purpose(kind))
         else:
             group = parser.add_argument_group(name, section.metadata["help"])
-            kind, name = ObjectiveSettings, f"{name}.NAME"
+            kind, name = RegionSettings, f"{name}.NAME"
         for each in list_settings(kind, name):
             group.add_argument(f"--{each.name}", metavar=_metavar(each.kind), help=_help(each))
     group = parser.add_argument_group("an entry of data.views", _purpose(ViewSpec))

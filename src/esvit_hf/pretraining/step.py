@@ -1,7 +1,7 @@
 """One optimizer step of self-distillation, in the reference's order."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -17,10 +17,11 @@ from esvit_hf.pretraining.distillation import (
     DistillationNetwork,
     DistillationOutput,
     DistillationParts,
-    loss_weights,
+    group_by_size,
 )
 from esvit_hf.pretraining.ema import update_teacher
 from esvit_hf.pretraining.objectives.base import Comparison, Projection
+from esvit_hf.pretraining.objectives.position import CropBoxes
 from esvit_hf.pretraining.optimizer import (
     build_optimizer,
     clip_all_gradients,
@@ -29,7 +30,12 @@ from esvit_hf.pretraining.optimizer import (
     gradient_norm,
 )
 from esvit_hf.pretraining.recipe import Recipe
-from esvit_hf.pretraining.schedules import Schedule, cosine_schedule, linear_schedule
+from esvit_hf.pretraining.schedules import (
+    Schedule,
+    cosine_schedule,
+    linear_schedule,
+    loss_weights,
+)
 
 MONITORED_IMAGES = 8
 """Images of a micro-batch whose student outputs are kept for the signals."""
@@ -37,12 +43,19 @@ MONITORED_IMAGES = 8
 
 @dataclass(frozen=True)
 class StepSchedules:
-    """Everything that changes with the step or the epoch."""
+    """Everything that changes with the step or the epoch.
+
+    Attributes:
+        own_teacher_temperatures: schedules of the objectives that do not take the common one.
+        loss_weights: from the step to the weights of the objectives that take part.
+    """
 
     learning_rate: Schedule
     weight_decay: Schedule
     teacher_momentum: Schedule
     teacher_temperature: Schedule
+    own_teacher_temperatures: Mapping[str, Schedule]
+    loss_weights: Callable[[int], dict[str, float]]
     steps_per_epoch: int
 
     @classmethod
@@ -55,6 +68,14 @@ class StepSchedules:
             total_batch: images of an optimizer step over all processes and micro-batches.
         """
         total_steps = recipe.schedule.num_epochs * steps_per_epoch
+
+        def temperature(end: float) -> Schedule:
+            return linear_schedule(
+                recipe.schedule.warmup_teacher_temperature,
+                end,
+                recipe.schedule.warmup_teacher_temperature_epochs,
+            )
+
         return cls(
             learning_rate=cosine_schedule(
                 recipe.optimizer.learning_rate * total_batch / 256,
@@ -68,10 +89,14 @@ class StepSchedules:
             teacher_momentum=cosine_schedule(
                 recipe.schedule.teacher_momentum, recipe.schedule.teacher_momentum_end, total_steps
             ),
-            teacher_temperature=linear_schedule(
-                recipe.schedule.warmup_teacher_temperature,
-                recipe.schedule.teacher_temperature,
-                recipe.schedule.warmup_teacher_temperature_epochs,
+            teacher_temperature=temperature(recipe.schedule.teacher_temperature),
+            own_teacher_temperatures={
+                name: temperature(each.teacher_temperature)
+                for name, each in recipe.objectives.items()
+                if each.teacher_temperature is not None
+            },
+            loss_weights=loss_weights(
+                recipe.objectives, recipe.schedule.num_epochs, steps_per_epoch
             ),
             steps_per_epoch=steps_per_epoch,
         )
@@ -80,6 +105,11 @@ class StepSchedules:
         """Return the epoch that a step belongs to."""
         return step // self.steps_per_epoch
 
+    def teacher_temperature_of(self, objective: str, step: int) -> float:
+        """Return the teacher's temperature of an objective."""
+        own = self.own_teacher_temperatures.get(objective, self.teacher_temperature)
+        return own(self.epoch(step))
+
     def values(self, step: int) -> dict[str, float]:
         """Return the scheduled numbers of a step by name."""
         return {
@@ -87,6 +117,11 @@ class StepSchedules:
             "weight_decay": self.weight_decay(step),
             "teacher_momentum": self.teacher_momentum(step),
             "teacher_temperature": self.teacher_temperature(self.epoch(step)),
+            **{
+                f"{name}_teacher_temperature": self.teacher_temperature_of(name, step)
+                for name in self.own_teacher_temperatures
+            },
+            **{f"{name}_weight": weight for name, weight in self.loss_weights(step).items()},
         }
 
 
@@ -149,15 +184,23 @@ class DistillationStep:
         self.wrapped_student.train()
         self.teacher_means: defaultdict[str, list[Tensor]] = defaultdict(list)
 
-    def losses(self, crops: Sequence[Tensor], teacher_views: int, step: int) -> MicroBatch:
+    def losses(
+        self,
+        crops: Sequence[Tensor],
+        teacher_views: int,
+        step: int,
+        *,
+        boxes: CropBoxes | None = None,
+    ) -> MicroBatch:
         """Compare student and teacher on one micro-batch; weights, gradients and centers stay.
 
         Args:
             crops: one float tensor (B, 3, H, W) a view, the teacher's views first.
             teacher_views: number of views the teacher sees.
             step: optimizer step, counted from 0.
+            boxes: where the crops lie in their images, for objectives that ask for it.
         """
-        weights = loss_weights(self.objectives, self.schedules.epoch(step))
+        weights = self.weights(step)
         active = [self.objectives[name] for name in weights]
         student_crops, prepared = crops, {}
         for objective in active:
@@ -167,6 +210,8 @@ class DistillationStep:
         with torch.inference_mode(), self.accelerator.autocast():
             teacher: DistillationOutput = self.teacher(crops[:teacher_views], active)
         student: DistillationOutput = self.wrapped_student(student_crops, active)
+        views = [len(group) for group in group_by_size(crops)]
+        places = None if boxes is None else boxes.by_size(views, student.grids)
         losses: dict[str, Tensor] = {}
         comparisons: dict[str, Comparison] = {}
         with self.accelerator.autocast():
@@ -178,9 +223,10 @@ class DistillationStep:
                     self.student.head(name),
                     self.teacher.head(name),
                     self.center(name).center,
-                    self.recipe.heads.student_temperature,
-                    self.schedules.teacher_temperature(self.schedules.epoch(step)),
+                    self.recipe.heads_of(name).student_temperature,
+                    self.schedules.teacher_temperature_of(name, step),
                     prepared[name],
+                    places,
                 )
                 losses[name] = objective.loss(comparison)
                 comparisons[name] = replace(comparison, student=few_images(comparison.student))
@@ -192,6 +238,13 @@ class DistillationStep:
             total, {name: loss.detach() for name, loss in losses.items()}, comparisons
         )
 
+    def weights(self, step: int) -> dict[str, float]:
+        """Return the weights of the objectives that take part in a step, in the order in which
+        they are added up.
+        """
+        weights = self.schedules.loss_weights(step)
+        return {name: weights[name] for name in self.objectives if name in weights}
+
     def zero_of_heads(self, objectives: Iterable[str]) -> Tensor:
         """Return a zero that depends on all of some heads: replicas wait for a gradient of every
         parameter, used or not.
@@ -201,7 +254,13 @@ class DistillationStep:
         return 0.0 * torch.stack(firsts).sum()
 
     def accumulate(
-        self, crops: Sequence[Tensor], teacher_views: int, step: int, *, last: bool
+        self,
+        crops: Sequence[Tensor],
+        teacher_views: int,
+        step: int,
+        *,
+        last: bool,
+        boxes: CropBoxes | None = None,
     ) -> MicroBatch:
         """Add the gradients of one micro-batch, and note the teacher's outputs for its centers.
 
@@ -211,12 +270,13 @@ class DistillationStep:
             step: optimizer step, counted from 0.
             last: whether this is the last micro-batch of the step, at which processes exchange
                 gradients.
+            boxes: where the crops lie in their images, for objectives that ask for it.
 
         Returns:
             What the micro-batch gave.
         """
         with nullcontext() if last else self.accelerator.no_sync(self.wrapped_student):
-            micro_batch = self.losses(crops, teacher_views, step)
+            micro_batch = self.losses(crops, teacher_views, step, boxes=boxes)
             self.accelerator.backward(micro_batch.total / self.recipe.run.accumulation_steps)
         for name, comparison in micro_batch.comparisons.items():
             self.teacher_means[name].append(mean_bottleneck(comparison.teacher.bottlenecks))
@@ -283,14 +343,14 @@ class DistillationStep:
 
     def frozen_parameters(self, step: int) -> list[nn.Parameter]:
         """Return the parameters that this step leaves alone."""
-        started = loss_weights(self.objectives, self.schedules.epoch(step))
+        active = self.weights(step)
         freeze_last_layer = (
             self.schedules.epoch(step) < self.recipe.schedule.freeze_last_layer_epochs
         )
         frozen: list[nn.Parameter] = []
         for name in self.objectives:
             head = self.student.head(name)
-            if name not in started:
+            if name not in active:
                 frozen.extend(head.parameters())
             elif freeze_last_layer:
                 frozen.extend(head.last_layer_parameters())

@@ -1,9 +1,16 @@
 """Calls in one process, each with its own mixed precision."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 from accelerate import Accelerator
+from accelerate.state import PartialState
+from tests.support.small_runs import small_run
 
+import esvit_hf
 from esvit_hf.common.accelerator_state import own_accelerator_state
+from esvit_hf.pretraining.loop import pretrain
 
 
 def test_accelerate_refuses_a_second_choice() -> None:
@@ -30,3 +37,39 @@ def test_an_error_in_a_call_changes_nothing() -> None:
         Accelerator(mixed_precision="bf16")
         raise RuntimeError("stopped")
     assert mine.mixed_precision == "no"
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with own_accelerator_state():
+        PartialState._reset_state()
+        yield
+    PartialState._reset_state()
+
+
+REFUSED = "mixed_precision is fp16, but the run is on a CPU.*: set {} to bf16 or no"
+
+
+@pytest.mark.usefixtures("cpu")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda folder: esvit_hf.evaluate(folder, "none", mixed_precision="fp16"),
+        lambda folder: esvit_hf.transfer([folder], report=folder, mixed_precision="fp16"),
+        lambda folder: esvit_hf.extract_features(
+            folder, "none", output=folder / "x.safetensors", mixed_precision="fp16"
+        ),
+    ],
+)
+def test_float16_on_a_cpu_is_refused_not_ignored(
+    call: Callable[[Path], object], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=REFUSED.format("mixed_precision")):
+        call(tmp_path)
+
+
+@pytest.mark.usefixtures("cpu")
+def test_a_recipe_with_float16_is_refused_on_a_cpu(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=REFUSED.format(r"run\.mixed_precision")):
+        pretrain(small_run(tmp_path, "--run.mixed_precision", "fp16"))

@@ -378,7 +378,7 @@ def test_all_tensors_of_a_batch_share_one_memory() -> None:
         [(0, 0), (0, 1), (0, 2)]
     )
     tensors = [
-        batch.indices,
+        *(batch.indices, batch.boxes, batch.mirrored),
         *batch.crops,
         *(getattr(view, name) for view in batch.parameters for name in PARAMETER_LAYOUT),
     ]
@@ -435,3 +435,29 @@ def test_real_images_in_a_loader() -> None:
     # Clothes on black: the mean lies well below that of ImageNet, and no view is empty.
     assert -1.8 < torch.cat([view.mean((1, 2, 3)) for view in views]).mean() < -0.2
     assert min(view.std((1, 2, 3)).min().item() for view in views[:2]) > 0.05
+
+
+@pytest.mark.parametrize(("name", "options"), [("PNG", {}), ("JPEG", {"quality": 95})])
+def test_places_say_where_crops_lie(name: str, options: dict[str, int]) -> None:
+    # Brightness tells row and column of a pixel; the JPEG is read at a quarter of its size.
+    rows, columns = np.mgrid[0:128, 0:160]
+    pixels = np.stack([rows, columns, np.zeros_like(rows)], axis=2).astype(np.uint8)
+    data = encode(Image.fromarray(pixels), name, **options)
+    views = [
+        ViewSpec(count=4, size=16, scale=(0.4, 0.8), teacher=True),
+        ViewSpec(count=4, size=8, scale=(0.2, 0.4)),
+    ]
+    batch = MultiCropDataset(source_of([data] * 3), views, seed=0).__getitems__(
+        [(0, index) for index in range(3)]
+    )
+    batch = pickle.loads(pickle.dumps(batch)).to("cpu")
+    assert batch.boxes.shape == (8, 3, 4) and batch.mirrored.dtype == torch.bool
+    assert 0 < batch.mirrored.sum() < 24
+    scale = 4 if name == "JPEG" else 1
+    for crops, boxes, mirrored in zip(batch.crops, batch.boxes, batch.mirrored, strict=True):
+        for crop, box, flip in zip(crops.float(), boxes * scale, mirrored, strict=True):
+            top, left, height, width = box.tolist()
+            crop = crop.flip(-1) if flip else crop
+            assert abs(crop[0].mean() - (top + height / 2)) < 3
+            assert abs(crop[1].mean() - (left + width / 2)) < 3
+            assert crop[1, :, -1].mean() - crop[1, :, 0].mean() > 0.7 * width

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from esvit_hf import EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.pretraining import build
-from esvit_hf.pretraining.build import build_backbone, checkpoint_blocks
+from esvit_hf.pretraining.build import build_backbone, build_parts, checkpoint_blocks
+from esvit_hf.pretraining.optimizer import build_optimizer
+from esvit_hf.pretraining.recipe import ModelSettings
 from esvit_hf.pretraining.recipe_reading import load_recipe
 
 
@@ -84,3 +87,20 @@ def test_a_mistyped_model_is_said_without_asking_the_hub(tmp_path, monkeypatch, 
     monkeypatch.setattr(build, "load_backbone", ask)
     with pytest.raises(ValueError, match=re.escape(message)):
         build.build_backbone(load_recipe("demo", {"model.name": name, "model.config": {}}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_are_float32_whatever_the_folder_holds(tmp_path, dtype):
+    shape = {"image_size": 32, "embed_dim": 8, "depths": [1], "num_heads": [1], "window_size": 4}
+    saved = EsvitSwinModel(EsvitSwinConfig(**shape)).to(dtype)
+    saved.save_pretrained(tmp_path)
+    heads = {"num_prototypes": 8, "hidden_dim": 8, "bottleneck_dim": 4}
+    recipe = load_recipe({"data": {"dataset": "none"}, "heads": heads})
+    recipe = replace(recipe, model=ModelSettings(str(tmp_path)))
+    parts = build_parts(recipe)
+    optimizer = build_optimizer(parts.student)
+    trained = [each for group in optimizer.param_groups for each in group["params"]]
+    for parameter in (*parts.student.parameters(), *parts.teacher.parameters(), *trained):
+        assert parameter.dtype == torch.float32
+    for name, weight in parts.teacher.backbone.model.state_dict().items():
+        assert torch.equal(weight, saved.state_dict()[name].float())

@@ -18,6 +18,8 @@ SOUND = {
     "view_mean_target_entropy": 1.5,
     "view_teacher_spread": 0.5,
     "region_match_diversity": 0.4,
+    "region_image_share": 0.5,
+    "region_place_share": 0.1,
 }
 
 
@@ -38,6 +40,8 @@ def read(monitor, readings, start=1):
         ({"view_mean_target_entropy": 0.1}, "same target.*lower center_momentum"),
         ({"view_teacher_spread": 0.001}, "same for every image.*lower learning_rate"),
         ({"region_match_diversity": 0.001}, "same region.*lower learning_rate"),
+        ({"region_image_share": 0.95}, r"alike.*set objectives\.region\.matching\.image_center"),
+        ({"region_place_share": 0.6}, r"where they are.*objectives\.region\.matching\.rule to pos"),
     ],
 )
 def test_a_collapse_is_named_once_after_some_readings(values, message):
@@ -92,14 +96,25 @@ def test_a_number_that_is_not_finite_stops_the_run(name, value):
         make_monitor().update(SOUND | {name: value}, 3)
 
 
-def test_a_float16_run_skips_steps_that_overflow():
-    make_monitor().update(SOUND | {"gradient_norm_peak": float("inf"), "loss_scale": 1024.0}, 3)
+@pytest.mark.parametrize("norm", [float("inf"), float("nan")])
+def test_a_step_that_is_skipped_is_no_sign_of_a_bad_run(norm):
+    monitor = make_monitor()
+    read(monitor, [{}] * 20)
+    without_norm = {name: value for name, value in SOUND.items() if name != "gradient_norm"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monitor.observe(torch.tensor(2.0), torch.tensor(norm), scaled=True)
+        monitor.update(without_norm | {"gradient_norm_peak": monitor.peaks[1].item()}, 21)
+    assert not monitor.alarmed and monitor.proven_step == 20
+    monitor.observe(torch.tensor(2.0), torch.tensor(norm), scaled=False)
+    with pytest.raises(FloatingPointError, match="gradient norm is"):
+        monitor.update(SOUND | {"gradient_norm_peak": monitor.peaks[1].item()}, 22)
 
 
 def test_peaks_of_single_steps_reach_the_reading():
     monitor = make_monitor()
     for loss, norm in ((1.0, 5.0), (7.0, 2.0), (3.0, 4.0)):
-        monitor.observe(torch.tensor(loss), torch.tensor(norm))
+        monitor.observe(torch.tensor(loss), torch.tensor(norm), scaled=False)
     assert monitor.peaks.tolist() == [7.0, 5.0]
     monitor.update(SOUND, 1)
     assert monitor.peaks.tolist() == [0.0, 0.0]

@@ -8,7 +8,7 @@ import pytest
 from esvit_hf.common.settings import SettingsError, list_settings
 from esvit_hf.common.yaml_text import read_yaml
 from esvit_hf.data.views import ViewSpec
-from esvit_hf.pretraining.objectives.settings import ObjectiveSettings
+from esvit_hf.pretraining.objectives.settings import ObjectiveSettings, RegionSettings
 from esvit_hf.pretraining.recipe import DataSettings, HubSettings, Recipe, RunSettings, recipe_yaml
 from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.shipped_recipes import list_recipes
@@ -33,7 +33,7 @@ def test_sections_and_names_say_where_a_field_is() -> None:
     recipe = Recipe(data=DataSettings("photos"), run=RunSettings(seed=3))
     assert recipe == load_recipe({}, {"data.dataset": "photos", "run.seed": 3})
     assert recipe == load_recipe({"data": {"dataset": "photos"}, "run": {"seed": 3}})
-    assert recipe.objectives == {"view": ObjectiveSettings(), "region": ObjectiveSettings()}
+    assert recipe.objectives == {"view": ObjectiveSettings(), "region": RegionSettings()}
 
 
 def test_what_is_built_in_python_is_checked() -> None:

@@ -138,7 +138,21 @@ def test_combinations_are_sound_or_one_line(tmp_path: Path, recipe: dict[str, An
         ({"objectives": {}}, "objectives must name at least one of view, region"),
         (
             {"objectives": {"region": {"start_epoch": 3}}},
-            "objectives need one that takes part from the first epoch",
+            "objectives need one that takes part in every epoch, but none does in epoch 0",
+        ),
+        (
+            {
+                "objectives": {
+                    "view": {"start_epoch": 4},
+                    "region": {"weight_end": 0, "weight_shape": "switch", "weight_hold_epochs": 2},
+                }
+            },
+            "in every epoch, but none does in epoch 2",
+        ),
+        ({"objectives.region.weight": 0}, "objectives.region.weight is 0 and stays so: give it"),
+        (
+            {"objectives.region.weight_hold_epochs": 8, "schedule.num_epochs": 8},
+            r"weight_hold_epochs must be less than schedule.num_epochs \(8\)",
         ),
         (
             {"objectives.region.start_epoch": 8, "schedule.num_epochs": 8},

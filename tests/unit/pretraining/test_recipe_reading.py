@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from esvit_hf.pretraining.objectives.settings import ObjectiveSettings
+from esvit_hf.pretraining.objectives.settings import ObjectiveSettings, RegionSettings
 from esvit_hf.pretraining.recipe import Recipe
 from esvit_hf.pretraining.recipe_reading import load_recipe, read_recipe
 
@@ -64,10 +64,10 @@ def test_a_flag_replaces_what_the_recipe_says(tmp_path: Path) -> None:
         (["--objectives.region", "null"], {"view": ObjectiveSettings()}),
         (
             ["--objectives.region.start_epoch", "2"],
-            {"view": ObjectiveSettings(), "region": ObjectiveSettings(start_epoch=2)},
+            {"view": ObjectiveSettings(), "region": RegionSettings(start_epoch=2)},
         ),
         (["--objectives", "{view: {weight: 1}}"], {"view": ObjectiveSettings(weight=1.0)}),
-        (["--objectives", "{region: {}, view: null}"], {"region": ObjectiveSettings()}),
+        (["--objectives", "{region: {}, view: null}"], {"region": RegionSettings()}),
     ],
 )
 def test_objectives_are_those_that_are_named(

@@ -6,15 +6,19 @@ from accelerate import Accelerator
 
 from esvit_hf.data.views import ViewSpec
 from esvit_hf.pretraining.build import build_parts
+from esvit_hf.pretraining.objectives.matching import center_targets
+from esvit_hf.pretraining.objectives.position import CropBoxes
+from esvit_hf.pretraining.objectives.region import region_loss
+from esvit_hf.pretraining.objectives.settings import RegionMatching
+from esvit_hf.pretraining.objectives.signals import teacher_entropy
 from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 
 SHAPE = {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
 
 
-@pytest.fixture
-def step():
-    """Two epochs of one step; the regions join in the second."""
+def make_step(**fields):
+    """Epochs of one step each."""
     recipe = load_recipe(
         {},
         {
@@ -25,9 +29,9 @@ def step():
             ],
             "model.config": SHAPE | {"drop_path_rate": 0.0},
             "heads": {"num_prototypes": 16, "hidden_dim": 8, "bottleneck_dim": 4},
-            "objectives.region.start_epoch": 1,
             "schedule.freeze_last_layer_epochs": 0,
             "optimizer.warmup_epochs": 0,
+            **fields,
         },
     )
     torch.manual_seed(0)
@@ -35,8 +39,18 @@ def step():
     return DistillationStep(recipe, build_parts(recipe), schedules, Accelerator(cpu=True))
 
 
-def draw_crops():
-    return [torch.randn(4, 3, side, side) for side in (32, 32, 16)]
+@pytest.fixture
+def step():
+    """The regions join in the second step."""
+    return make_step(**{"objectives.region.start_epoch": 1})
+
+
+def draw_crops(images=4):
+    return [torch.randn(images, 3, side, side) for side in (32, 32, 16)]
+
+
+def draw_boxes(images=4):
+    return CropBoxes(torch.randint(1, 9, (3, images, 4)).float(), torch.rand(3, images) > 0.5)
 
 
 def state(step):
@@ -89,3 +103,108 @@ def test_signals_are_named_after_their_objective(step):
         "region_match_diversity",
     ]
     torch.testing.assert_close(signals["view_center_norm"], step.center("view").center.norm())
+
+
+def test_an_objective_whose_weight_has_fallen_to_nothing_stays_as_it_is():
+    switch = {"weight_end": 0, "weight_shape": "switch", "weight_hold_epochs": 1}
+    step = make_step(**{"objectives.region": switch})
+    assert step.accumulate(draw_crops(), 2, 0, last=True).losses.keys() == {"view", "region"}
+    step.update(0)
+    before = state(step)
+    micro_batch = step.accumulate(draw_crops(), 2, 1, last=True)
+    assert torch.equal(micro_batch.total.detach(), micro_batch.losses["view"])
+    step.update(1)
+    # The teacher still follows the student.
+    moved = {name for name in changed(step, before) if "region" in name}
+    assert moved and all(name.startswith("teacher.") for name in moved)
+
+
+@pytest.mark.parametrize(
+    "matching",
+    [
+        RegionMatching("position"),
+        RegionMatching("mixture", position_share=0.7, center_features=True),
+        RegionMatching(image_center=0.5, min_regions=2),
+    ],
+    ids=str,
+)
+def test_places_and_settings_of_matching_reach_the_loss(matching):
+    step = make_step(**{"objectives.region.matching": vars(matching)})
+    torch.manual_seed(1)
+    crops, boxes = draw_crops(), draw_boxes()
+    found = step.losses(crops, 2, 0, boxes=boxes).losses["region"]
+    objective = step.objectives["region"]
+    student, teacher = step.student(crops, [objective]), step.teacher(crops[:2], [objective])
+    assert student.grids == [(4, 4), (2, 2)]
+    places = [
+        CropBoxes(boxes.boxes[:2], boxes.mirrored[:2]).by_size([2], [(4, 4)])[0],
+        CropBoxes(boxes.boxes[2:], boxes.mirrored[2:]).by_size([1], [(2, 2)])[0],
+    ]
+    networks = (student.projections["region"], teacher.projections["region"])
+    student_head, teacher_head = step.student.head("region"), step.teacher.head("region")
+
+    def loss(matching):
+        return region_loss(
+            *(networks[0].bottlenecks, networks[0].features, student_head.prototypes()),
+            *(networks[1].bottlenecks, networks[1].features, teacher_head.prototypes()),
+            *(step.center("region").center,),
+            student_temperature=0.1,
+            teacher_temperature=0.04,
+            matching=matching,
+            places=places,
+        )
+
+    torch.testing.assert_close(found, loss(matching).detach())
+    assert not torch.isclose(found, loss(RegionMatching()), rtol=1e-5)
+
+
+def test_a_rule_about_places_needs_them():
+    step = make_step(**{"objectives.region.matching.rule": "position"})
+    with pytest.raises(ValueError, match="'position' asks for places"):
+        step.losses(draw_crops(), 2, 0)
+
+
+def test_an_objective_has_prototypes_temperatures_and_center_of_its_own():
+    own = {
+        "num_prototypes": 24,
+        "student_temperature": 0.2,
+        "teacher_temperature": 0.09,
+        "center_momentum": 0.5,
+    }
+    step = make_step(
+        **{"objectives.region": own, "schedule.warmup_teacher_temperature_epochs": 3},
+        **{"schedule.warmup_teacher_temperature": 0.05, "schedule.teacher_temperature": 0.07},
+    )
+    comparisons = step.losses(draw_crops(), 2, 1).comparisons
+    for name, expected in (("view", (16, 0.1, 0.06, 0.9)), ("region", (24, 0.2, 0.07, 0.5))):
+        comparison = comparisons[name]
+        assert comparison.center.shape == (expected[0],)
+        assert len(comparison.student_head.prototypes()) == expected[0]
+        temperatures = comparison.student_temperature, comparison.teacher_temperature
+        assert temperatures == pytest.approx(expected[1:3])
+        assert step.center(name).momentum == expected[3]
+    logged = step.schedules.values(1)
+    assert logged["teacher_temperature"] == pytest.approx(0.06)
+    assert logged["region_teacher_temperature"] == pytest.approx(0.07)
+    assert (logged["view_weight"], logged["region_weight"]) == (0.5, 0.5)
+
+
+def test_what_regions_tell_apart_is_reported_if_there_are_enough():
+    step = make_step(**{"objectives.region.matching.image_center": 1.0})
+    micro_batch = step.accumulate(draw_crops(8), 2, 0, last=True)
+    step.update(0)
+    signals = step.signals(micro_batch)
+    comparison = micro_batch.comparisons["region"]
+    regions = comparison.teacher.features[0][0]
+    centered = regions - regions.mean((0, 1))
+    share = centered.mean(1).square().sum(1).mean() / centered.square().sum(2).mean()
+    torch.testing.assert_close(signals["region_image_share"], share)
+    assert 0 < signals["region_place_share"] < 1 < signals["region_effective_dimensions"]
+    # Entropies are those of the targets that the loss takes.
+    targets, center = center_targets(
+        RegionMatching(image_center=1.0), comparison.teacher.bottlenecks, comparison.center
+    )
+    entropy, _ = teacher_entropy(
+        targets[0][:, :1], comparison.teacher_head.prototypes(), center, 0.04
+    )
+    torch.testing.assert_close(signals["region_teacher_entropy"], entropy)

@@ -13,6 +13,7 @@ from esvit_hf.backbones.adapter import BackboneFeatures
 from esvit_hf.pretraining.centering import TeacherCenter
 from esvit_hf.pretraining.heads import ProjectionHead
 from esvit_hf.pretraining.monitor import Rule
+from esvit_hf.pretraining.objectives.position import CropPlaces
 from esvit_hf.pretraining.objectives.settings import ObjectiveSettings
 from esvit_hf.pretraining.objectives.signals import collapse_rules, output_spread, teacher_entropy
 from esvit_hf.pretraining.recipe import HeadSettings
@@ -44,6 +45,8 @@ class Comparison:
         student_temperature: divides the student's logits.
         teacher_temperature: divides the teacher's logits less their center.
         prepared: what `Objective.prepare_student_crops` handed on.
+        places: where the student's crops lie in their images, one a group of crops of one size;
+            None if that is not known.
     """
 
     student: Projection
@@ -54,6 +57,7 @@ class Comparison:
     student_temperature: float
     teacher_temperature: float
     prepared: Any = None
+    places: Sequence[CropPlaces] | None = None
 
     def distributions(self) -> dict[str, Any]:
         """Return what turns bottlenecks into distributions, as the keywords of the losses."""
@@ -156,21 +160,29 @@ class Objective(ABC):
         Returns:
             Scalars on the device; the log puts the objective's name before theirs.
         """
-        rows = comparison.teacher.bottlenecks[0]
-        # Entropies take a row of K logits for every region: one image is enough.
-        few = rows if rows.ndim == 3 else rows[:, :1]
+        few, center = self.few_targets(comparison)
         single, mean = teacher_entropy(
-            few,
-            comparison.teacher_head.prototypes(),
-            comparison.center,
-            comparison.teacher_temperature,
+            few, comparison.teacher_head.prototypes(), center, comparison.teacher_temperature
         )
         return {
             "teacher_entropy": single,
             "mean_target_entropy": mean,
-            "teacher_spread": output_spread(rows),
+            "teacher_spread": output_spread(comparison.teacher.bottlenecks[0]),
             "center_norm": comparison.center.norm(),
         }
+
+    def few_targets(self, comparison: Comparison) -> tuple[Tensor, Tensor]:
+        """Choose the targets whose entropies are reported.
+
+        Args:
+            comparison: as for `signals`.
+
+        Returns:
+            Bottlenecks of the teacher (..., D), and the center of their logits (K,).
+        """
+        rows = comparison.teacher.bottlenecks[0]
+        # Entropies take a row of K logits for every region: one image is enough.
+        return rows if rows.ndim == 3 else rows[:, :1], comparison.center
 
     def rules(self, num_prototypes: int) -> list[Rule]:
         """Say which signals are a warning.

@@ -21,6 +21,8 @@ BLOCK_ELEMENTS = 2**25
 CPU_COLUMNS = 4096
 CPU_TILE_ELEMENTS = 2**20
 """On CPU prototypes are taken by so many, with as many rows as keep the product in the cache."""
+FLOAT16_BOUND = 2.0**15
+"""What a sum of products in float16 may reach; the largest float16 is 65,504."""
 
 
 def prototype_matrix(directions: Tensor, gain: Tensor | None) -> Tensor:
@@ -129,6 +131,27 @@ class _Prototypes:
         return gradient_gain
 
 
+def _float16_scale(weights: Tensor, compute: torch.dtype) -> Tensor:
+    """Find the power of two that lets weights.T @ P use the range of float16, for probabilities P.
+
+    A weight of 1e-5 times a probability of 1e-5 is zero in float16, and the loss scale comes too
+    late for it. Probabilities are at most 1, so no entry of the product exceeds the sum of the
+    weights' sizes.
+
+    Args:
+        weights: (tiles, R, D), in the type of the sums.
+        compute: type of the product.
+
+    Returns:
+        One factor a tile (tiles, 1, 1); 1 for a product in another type.
+    """
+    if compute != torch.float16:
+        return weights.new_ones(weights.shape[0], 1, 1)
+    largest = weights.abs().sum(dim=1, keepdim=True).amax(dim=2, keepdim=True)
+    # Weights that are all zero must not make the factor infinite.
+    return (FLOAT16_BOUND / largest.clamp(min=2.0**-64)).log2().floor().exp2()
+
+
 class _Tiles:
     """Blocks of rows and of prototypes in which distributions are formed, and the gradient that
     gathers there.
@@ -191,9 +214,13 @@ class _Tiles:
             share = torch.softmax(stacked, dim=0).unsqueeze(2)
             normalizer[some] = torch.logsumexp(stacked, dim=0)
             mean[some] = (torch.stack(means) * share).sum(dim=0)
-            weighted = (pull[some] * share).to(compute)
-            for tile, weights, total in zip(tiles, weighted, self.transposed, strict=True):
-                total += multiply_transposed(weights.t(), tile.t())
+            weighted = pull[some] * share
+            scale = _float16_scale(weighted, compute)
+            weighted = weighted.mul_(scale).to(compute)
+            for tile, weights, factor, total in zip(
+                tiles, weighted, scale, self.transposed, strict=True
+            ):
+                total.addcdiv_(multiply_transposed(weights.t(), tile.t()), factor)
         return mean, normalizer
 
     def finish_gradients(self) -> tuple[Tensor, Tensor | None]:

@@ -118,6 +118,89 @@ def test_bfloat16_gradients_stay_close_to_float32():
         assert torch.linalg.vector_norm(rounded - value) < 0.03 * torch.linalg.vector_norm(value)
 
 
+def multiply_as_a_gpu(left, right):
+    """A GPU's product of 16-bit matrices: sums in float32, rounded once."""
+    return (left.float() @ right.float().T).to(left.dtype)
+
+
+def float16_errors(case):
+    """Relative error of the gradient of each prototype, and of all of the gain's."""
+    exact = torch.autograd.grad(matched_cross_entropy(**case, **TEMPERATURES), variables(case))
+    with torch.autocast(case["student"].device.type, torch.float16):
+        loss = matched_cross_entropy(**case, **TEMPERATURES)
+    _, prototypes, gain = torch.autograd.grad(loss, variables(case))
+    vector_norm = torch.linalg.vector_norm
+    each = vector_norm(prototypes - exact[1], dim=1) / vector_norm(exact[1], dim=1)
+    return each, vector_norm(gain - exact[2]) / vector_norm(exact[2])
+
+
+def weights_of_a_batch(rows, images):
+    """Weights of local and global regions with 2 x 49 and 8 x 9 regions an image."""
+    regions = torch.tensor([9.0, 49.0]).repeat(rows // 2)
+    return (1 / (18 * images * regions))[:, None].expand(-1, 2)
+
+
+def check_float16_gradients(case, images):
+    """Errors of at most half a percent, in the weights of so many images."""
+    weight = weights_of_a_batch(len(case["student"]), images).to(case["student"])
+    each, gain = float16_errors(case | {"weight": weight})
+    assert each.median() < 0.002
+    assert each.quantile(0.9) < 0.005
+    assert gain < 0.005
+
+
+@pytest.mark.parametrize("images", [32, 1024])
+def test_float16_gradients_are_exact_to_half_a_percent(images, device, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "CPU_COLUMNS", 700)
+    case = draw_case(64, 32, 2000, seed=0, dtype=torch.float32, width=64)
+    check_float16_gradients({name: value.to(device) for name, value in case.items()}, images)
+
+
+@pytest.mark.parametrize("images", [32, 1024])
+def test_float16_gradients_are_exact_with_the_products_of_a_gpu(images, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "multiply_transposed", multiply_as_a_gpu)
+    check_float16_gradients(draw_case(64, 32, 2000, seed=0, dtype=torch.float32, width=64), images)
+
+
+@pytest.mark.slow
+def test_float16_gradients_at_65536_prototypes(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "multiply_transposed", multiply_as_a_gpu)
+    monkeypatch.setattr(cross_entropy, "CPU_COLUMNS", 65536)
+    monkeypatch.setattr(cross_entropy, "CPU_TILE_ELEMENTS", cross_entropy.BLOCK_ELEMENTS)
+    case = draw_case(1536, 512, 65536, seed=0, dtype=torch.float32, width=256)
+    check_float16_gradients(case, images=1024)
+
+
+def test_float16_gradients_keep_their_digits_at_any_weight():
+    case = draw_case(20, 8, 300, seed=0, dtype=torch.float32, width=16)
+    gradients = {}
+    for exponent in (-60, -20, 0, 20):
+        scaled = case | {"weight": case["weight"] * 2.0**exponent}
+        with torch.autocast("cpu", torch.float16):
+            loss = matched_cross_entropy(**scaled, **TEMPERATURES)
+        found = torch.autograd.grad(loss, variables(case))
+        gradients[exponent] = [gradient * 2.0**-exponent for gradient in found]
+    for found in gradients.values():
+        torch.testing.assert_close(found, gradients[0], rtol=0, atol=0)
+
+
+def test_float16_gradients_of_no_weight_are_zero():
+    case = draw_case(5, 3, 20, seed=0, dtype=torch.float32)
+    with torch.autocast("cpu", torch.float16):
+        loss = matched_cross_entropy(**case | {"weight": torch.zeros(5, 2)}, **TEMPERATURES)
+    for gradient in torch.autograd.grad(loss, variables(case)):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_float16_gradients_do_not_overflow_where_all_rows_choose_one_prototype():
+    case = draw_case(600, 2, 20, seed=0, dtype=torch.float32)
+    case["student"] = case["student"].detach()[:1].repeat(600, 1).requires_grad_()
+    case["gain"] = torch.full((20, 1), 4.0, requires_grad=True)
+    each, gain = float16_errors(case | {"weight": torch.full((600, 2), 100.0)})
+    assert each.isfinite().all()
+    assert gain < 0.005
+
+
 class LargestTensor(TorchDispatchMode):
     """Notes how many elements the largest result has."""
 
