@@ -24,7 +24,7 @@ _PROVENANCE = b"esvit_hf"
 
 def make_table(
     features: PartFeatures, source: RowSource, provenance: Mapping[str, Any]
-) -> tuple[pyarrow.Table, dict[str, str]]:
+) -> tuple[pyarrow.Table | None, dict[str, str]]:
     """Put features beside what identifies their images.
 
     Args:
@@ -34,7 +34,7 @@ def make_table(
 
     Returns:
         A table with the columns of `source`, `feature`, and with regions `grid` and `regions`; its
-        metadata give `datasets` the types. And what is wrong with the images left out, by their
+        metadata give `datasets` the types; None without rows. And what is wrong with the images left out, by their
         files, or places where they have none.
     """
     part, kept = features.part, features.kept
@@ -44,6 +44,8 @@ def make_table(
         names[index - part.start].as_py() or f"image {index}": features.broken[index]
         for index in sorted(features.broken)
     }
+    if not len(kept):
+        return None, broken
     rows = pyarrow.array((kept - part.start).numpy())
     columns = {name: values.take(rows) for name, values in identities.items()}
     types = dict(source.columns)
@@ -98,7 +100,7 @@ def _nested(values: torch.Tensor) -> pyarrow.Array:
 
 def _numbers(table: pyarrow.Table, column: str) -> np.ndarray:
     """A column of nested lists as an array (n, ...)."""
-    (array,) = table.column(column).combine_chunks().chunks or [None]
+    array = table.column(column).combine_chunks()
     shape = [len(array)]
     while pyarrow.types.is_fixed_size_list(array.type):
         shape.append(array.type.list_size)

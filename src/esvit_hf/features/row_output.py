@@ -109,18 +109,20 @@ class RowOutput:
         """Tell whether a part is complete."""
         return self._record(number).is_file()
 
-    def write_part(self, number: int, table: pyarrow.Table, broken: Mapping[str, str]) -> None:
+    def write_part(
+        self, number: int, table: pyarrow.Table | None, broken: Mapping[str, str]
+    ) -> None:
         """Keep a part.
 
         Args:
             number: of the part.
-            table: its rows.
+            table: its rows, None if there are none.
             broken: what is wrong with the images left out, by name.
         """
-        rows = table.num_rows
-        if rows:
+        rows = dimension = 0
+        if table is not None:
+            rows, dimension = table.num_rows, table.schema.field("feature").type.list_size
             write_rows(self._part(number), iter([table]), rows)
-        dimension = table.schema.field("feature").type.list_size
         record = {"rows": rows, "dimension": dimension, "broken": dict(broken)}
         with write_aside(self._record(number)) as aside:
             aside.write_text(json.dumps(record) + "\n")

@@ -99,7 +99,7 @@ def rows_in_memory(
     broken: dict[str, str] = {}
     for table, left_out in _tables(store, source, parts, options, settings):
         broken |= left_out
-        tables += [table] if table.num_rows else []
+        tables += [] if table is None else [table]
     _warn_of(broken, len(source))
     if not tables:
         raise ValueError("none of the images can be decoded: check the data")
@@ -134,7 +134,7 @@ def _tables(
     parts: list[range],
     options: RowOptions,
     settings: Mapping[str, Any],
-) -> Iterator[tuple[pyarrow.Table, dict[str, str]]]:
+) -> Iterator[tuple[pyarrow.Table | None, dict[str, str]]]:
     """The rows of each part, and what is wrong with the images left out, by name."""
     if not parts:
         return
