@@ -166,7 +166,8 @@ def read_row_group(url: str, group: int, column: str) -> list[Any]:
             group, columns=[leaf], use_threads=False
         )
     values = table.column(0).to_pylist()
-    return [value["bytes"] if isinstance(value, dict) else value for value in values]
+    # Of a structure one field was read.
+    return [next(iter(value.values())) if isinstance(value, dict) else value for value in values]
 
 
 def read_samples(url: str, start: int, end: int | None) -> Iterator[dict[str, bytes]]:

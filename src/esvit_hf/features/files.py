@@ -1,11 +1,18 @@
-"""Features as a file with one row an image."""
+"""Features of images as files or rows in memory, one row an image."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from esvit_hf.common.accelerator_state import own_accelerator_state, start_accelerator
 from esvit_hf.common.arguments import flat_arguments
-from esvit_hf.common.options import Compute, DataSplit, ModelSource
+from esvit_hf.common.options import Compute, FeatureCache, ModelSource
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    # What Python may give beside the words of a command line.
+    InPython: TypeAlias = str | Path | Sequence[str | Path] | Dataset
 
 __all__ = ["extract_features"]
 
@@ -14,63 +21,84 @@ __all__ = ["extract_features"]
 @own_accelerator_state()
 def extract_features(
     model: ModelSource,
-    data: DataSplit,
+    dataset: "Sequence[str] | InPython",
     *,
-    output: str | Path,
+    output: str | Path | None,
     blocks: int = 1,
+    regions: bool = False,
+    broken: Literal["skip", "refuse"] = "skip",
+    rows_per_shard: int | None = None,
+    overwrite: bool = False,
+    split: str = "train",
+    config_name: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    id_column: str | None = None,
+    streaming: bool = False,
+    reduce_jpegs: bool = True,
     compute: Compute,
-) -> dict[str, Any] | None:
-    """Save features of a vision model as safetensors: `features` (N, D) float32 and, with labels,
-    `labels` (N,) int64.
+) -> "dict[str, Any] | Dataset | None":
+    """Save a row of features for every image.
 
-    Runs on several processes under `accelerate launch`; the file is the same.
+    A row says which image it is of: `index`, its place in the source; `file`, its path from the
+    source's folder on, where images have one; `id`, `label` and `class_name`, where the source has
+    them. `feature` is the view feature. A call that was stopped goes on where it was when it is
+    given again. Under `accelerate launch` every process computes parts of its own; all must see one
+    folder.
 
     Args:
-        output: file to write, for example features.safetensors.
-        blocks: 1 saves the view feature, n > 1 the pooled features of the last n blocks,
+        dataset: Hub name, folder of images or parquet files, one or more image files, or shards to
+            stream: an address such as hf://datasets/NAME/*.parquet or s3://..., a pattern, or an
+            index. In Python also rows in memory.
+        output: file to write, for example photos.parquet; .safetensors, .npy and .csv are known
+            too. A folder, or a name with {shard} such as photos-{shard:05d}.parquet, gives many
+            files. In Python None gives the rows in memory.
+        blocks: 1 gives the view feature, n > 1 the pooled features of the last n blocks,
             concatenated.
+        regions: add the features of the regions of the last stage, and their grid (height, width).
+        broken: images that cannot be decoded are left out and named, or the first one stops all.
+        rows_per_shard: images of a file of many, and of what is held in memory and kept at once;
+            10000 if not given, with regions 1000.
+        overwrite: replace what is at the output.
+        split: which images of a data set that has splits, for example train, test or train[:1000].
+        id_column: column of the source to keep as `id`.
+        streaming: read shards of a folder or of the Hub while they are needed, without a copy on
+            disk; done in any case for addresses and patterns.
+        reduce_jpegs: decode large JPEG files at a part of their size where at least twice the size
+            is left that the image processor makes; features differ slightly.
 
     Returns:
-        The file, the number of images and of channels, whether there are labels; None on processes
-        but the first.
+        Paths of the files, number of rows, channels of a feature, and what is wrong with the images
+        left out, by name; None on processes but the first. Without an output the rows.
 
     Raises:
         ValueError: the model, its image processor, the data or a setting does not work; the message
             names the remedy.
     """
-    from safetensors.torch import save_file
 
-    from esvit_hf.features.extraction import extract_features as extract
-    from esvit_hf.features.loading import load_images, load_network
+    from esvit_hf.features.loading import open_store
+    from esvit_hf.features.row_features import RowOptions
+    from esvit_hf.features.row_output import RowOutput
+    from esvit_hf.features.row_writing import rows_in_memory, write_features
+    from esvit_hf.features.rows import open_rows
 
-    path = Path(output)
-    if path.suffix != ".safetensors" or not path.parent.is_dir():
-        raise ValueError(
-            f"--output is {path}: give a name that ends in .safetensors, in an existing folder"
-        )
-    accelerator = start_accelerator(compute.mixed_precision)
-    source = load_images(data)
-    backbone, processor = load_network(model)
-    features = extract(
-        backbone,
-        source,
-        processor,
-        blocks=blocks,
-        batch_size=compute.batch_size,
-        num_workers=compute.num_workers,
-        accelerator=accelerator,
+    options = RowOptions(
+        blocks, regions, broken == "refuse", reduce_jpegs, compute.batch_size, compute.num_workers
     )
-    if not accelerator.is_main_process:
-        return None
-    tensors = {"features": features.values}
-    if features.labels is not None:
-        tensors["labels"] = features.labels
-    origin = {"model": model.model, "dataset": data.dataset, "split": data.split, "blocks": blocks}
-    save_file(tensors, path, metadata={name: str(value) for name, value in origin.items()})
-    images, dimension = features.values.shape
-    return {
-        "output": str(path),
-        "images": images,
-        "dimension": dimension,
-        "labels": features.labels is not None,
-    }
+    if rows_per_shard is None:
+        rows_per_shard = 1_000 if regions else 10_000
+    target = None if output is None else RowOutput(output, regions=regions, overwrite=overwrite)
+    source = open_rows(
+        dataset,
+        split=split,
+        config_name=config_name,
+        image_column=image_column,
+        label_column=label_column,
+        id_column=id_column,
+        streaming=streaming,
+    )
+    accelerator = start_accelerator(compute.mixed_precision)
+    store = open_store(model, compute, FeatureCache(), accelerator)
+    if target is None:
+        return rows_in_memory(store, source, options, rows_per_shard)
+    return write_features(store, source, target, options, rows_per_shard)

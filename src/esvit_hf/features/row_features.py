@@ -1,0 +1,314 @@
+"""Features of many images, part by part, with the memory of one part."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.common.errors import one_line
+from esvit_hf.data.decoding import UndecodableImageError, finish_image, open_image
+from esvit_hf.features.rows import RowSource, row_name
+
+__all__ = ["PartFeatures", "RowOptions", "compute_parts", "reduced_side"]
+
+JPEG_REDUCTIONS = (8, 4, 2)
+# Pillow's own rule for thumbnails: what is left is at least twice as large as what is asked for, so
+# that resizing averages as before.
+REDUCING_GAP = 2
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """What is computed of each image, and how.
+
+    Attributes:
+        blocks: 1 for the view feature, more for the pooled features of that many last blocks,
+            concatenated.
+        regions: the regions of the last stage as well.
+        refuse_broken: stop at an image that cannot be decoded, instead of leaving it out.
+        reduce_jpegs: decode JPEG files at a half, a quarter or an eighth of their size where twice
+            the size that the image processor makes is left.
+        batch_size: images at once on each device.
+        num_workers: processes that decode images, for each device.
+    """
+
+    blocks: int = 1
+    regions: bool = False
+    refuse_broken: bool = False
+    reduce_jpegs: bool = True
+    batch_size: int = 64
+    num_workers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.blocks < 1 or self.num_workers < 0:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, blocks {self.blocks}, num_workers "
+                f"{self.num_workers}: give at least 1, 1 and 0"
+            )
+        if self.regions and self.blocks > 1:
+            raise ValueError(
+                f"--regions come with the view feature, not with --blocks {self.blocks}: leave one "
+                f"of them out"
+            )
+
+
+class PartFeatures(NamedTuple):
+    """Features of a part of the images.
+
+    Attributes:
+        part: places of its images.
+        kept: (n,) int64 places of those that could be decoded, ascending.
+        values: (n, D) float32 on the CPU, D is 0 if n is.
+        regions: (n, N, C) float32 on the CPU if asked for.
+        grid: (h, w) of the regions.
+        broken: what is wrong with the other images, by their places.
+    """
+
+    part: range
+    kept: Tensor
+    values: Tensor
+    regions: Tensor | None
+    grid: tuple[int, int] | None
+    broken: dict[int, str]
+
+
+def compute_parts(
+    backbone: RegionBackbone,
+    processor: Callable[..., Any],
+    source: RowSource,
+    parts: Sequence[range],
+    options: RowOptions,
+    accelerator: Accelerator,
+) -> Iterator[PartFeatures]:
+    """Run a frozen backbone over parts of the images.
+
+    Images are decoded and preprocessed in worker processes, which work on while a part is taken
+    away and written. The device computes a batch while the next one is fetched.
+
+    Args:
+        backbone: in evaluation mode on the accelerator's device.
+        processor: image processor of transformers.
+        source: the images.
+        parts: places of the images of each part.
+        options: what to compute.
+        accelerator: device and mixed precision.
+
+    Yields:
+        Features of each part, in the order of the parts.
+
+    Raises:
+        ValueError: images that cannot be batched, that are broken and refused, or whose features
+            are not finite.
+    """
+    side = reduced_side(processor) if options.reduce_jpegs else None
+    loader = DataLoader(
+        _PreparedImages(source, processor, side),
+        batch_sampler=_PartBatches(parts, options),
+        collate_fn=_unchanged,
+        num_workers=options.num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    with torch.no_grad():
+        outputs = _run(backbone, loader, options, accelerator)
+        for part in parts:
+            yield _collect(part, outputs, source, options)
+
+
+def reduced_side(processor: Callable[..., Any]) -> int | None:
+    """Find the pixels that a JPEG file must keep on its shorter side when it is decoded reduced.
+
+    Args:
+        processor: image processor of transformers.
+
+    Returns:
+        Twice the larger side that the processor resizes to; None if it does not say.
+    """
+    size = getattr(processor, "size", None)
+    if not getattr(processor, "do_resize", False) or size is None:
+        return None
+    sides = [size.get(name) for name in ("shortest_edge", "height", "width")]
+    known = [int(side) for side in sides if side]
+    return REDUCING_GAP * max(known) if known else None
+
+
+class _Batch(NamedTuple):
+    """Preprocessed images: `pixel_values` (b, 3, H, W), None if all are broken, of the images at
+    `indices` (b,); and what is wrong with the others.
+    """
+
+    pixel_values: Tensor | None
+    indices: Tensor
+    broken: dict[int, str]
+    problem: str | None = None
+
+
+class _PreparedImages(Dataset[_Batch]):
+    """Reads, decodes and preprocesses a whole batch at once, in a worker."""
+
+    def __init__(
+        self, source: RowSource, processor: Callable[..., Any], least_side: int | None
+    ) -> None:
+        self.source = source
+        self.processor = processor
+        self.least_side = least_side
+
+    def __getitems__(self, indices: list[int]) -> _Batch:
+        images: dict[int, Image.Image] = {}
+        broken: dict[int, str] = {}
+        for index, value in zip(indices, self.source.read_encoded(indices), strict=True):
+            try:
+                images[index] = _decode(value, self.least_side)
+            except UndecodableImageError as error:
+                broken[index] = str(error)
+        kept = torch.tensor(list(images), dtype=torch.int64)
+        if not images:
+            return _Batch(None, kept, broken)
+        try:
+            prepared = self.processor(images=list(images.values()), return_tensors="pt")
+        except ValueError as error:
+            # An exception would reach the main process wrapped in the worker's traceback.
+            problem = (
+                f"the image processor cannot batch images {indices[0]} to {indices[-1]} "
+                f"({one_line(error)}): use one that crops or resizes to a fixed size"
+            )
+            return _Batch(None, kept, broken, problem)
+        return _Batch(prepared["pixel_values"], kept, broken)
+
+
+def _decode(value: object, least_side: int | None) -> Image.Image:
+    image = open_image(value)
+    if least_side is not None and image.format == "JPEG":
+        spare = min(image.size) / least_side
+        reduction = next((factor for factor in JPEG_REDUCTIONS if spare >= factor), 1)
+        if reduction > 1:
+            image.draft(image.mode, (image.width // reduction, image.height // reduction))
+    return finish_image(image)
+
+
+class _PartBatches:
+    """Places of the images of each batch.
+
+    Batches of a part are ordered such that each worker, which takes every n-th of them, reads
+    neighbors, and with them as few chunks of a stream as can be.
+    """
+
+    def __init__(self, parts: Sequence[range], options: RowOptions) -> None:
+        self.parts = parts
+        self.batch_size = options.batch_size
+        self.workers = max(1, options.num_workers)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for part in self.parts:
+            batches = [
+                part[first : first + self.batch_size]
+                for first in range(0, len(part), self.batch_size)
+            ]
+            stretch = -(-len(batches) // self.workers)
+            for place in range(stretch):
+                yield from map(list, batches[place::stretch])
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+_Output = tuple[_Batch, Tensor | None, Tensor | None, tuple[int, int] | None]
+
+
+def _run(
+    backbone: RegionBackbone,
+    loader: Iterable[_Batch],
+    options: RowOptions,
+    accelerator: Accelerator,
+) -> Iterator[_Output]:
+    """Batches with view features and regions on the device, each given out when the next one has
+    been started.
+    """
+    waiting: _Output | None = None
+    for batch in loader:
+        if batch.problem is not None:
+            raise ValueError(batch.problem)
+        started = _start(backbone, batch, options, accelerator)
+        if waiting is not None:
+            yield waiting
+        waiting = started
+    if waiting is not None:
+        yield waiting
+
+
+def _start(
+    backbone: RegionBackbone, batch: _Batch, options: RowOptions, accelerator: Accelerator
+) -> _Output:
+    if batch.pixel_values is None:
+        return batch, None, None, None
+    pixel_values = batch.pixel_values.to(accelerator.device, non_blocking=True)
+    with accelerator.autocast():
+        if options.blocks > 1:
+            return batch, backbone.pooled_blocks(pixel_values, options.blocks), None, None
+        features = backbone(pixel_values)
+    if not options.regions:
+        return batch, features.pooled, None, None
+    return batch, features.pooled, features.regions, features.grid
+
+
+def _collect(
+    part: range, outputs: Iterator[_Output], source: RowSource, options: RowOptions
+) -> PartFeatures:
+    """Put the batches of a part together."""
+    values = regions = grid = None
+    is_kept = torch.zeros(len(part), dtype=torch.bool)
+    broken: dict[int, str] = {}
+    while int(is_kept.sum()) + len(broken) < len(part):
+        batch, batch_values, batch_regions, batch_grid = next(outputs)
+        broken |= batch.broken
+        if broken and options.refuse_broken:
+            first = min(broken)
+            raise ValueError(
+                f"{row_name(source, first)} cannot be decoded ({broken[first]}): repair or remove "
+                f"it, or leave such images out with --broken skip"
+            )
+        if batch_values is None:
+            continue
+        places = batch.indices - part.start
+        rows = batch_values.float().cpu()
+        _check_finite(rows, batch.indices, source)
+        if values is None:
+            values = torch.empty(len(part), rows.shape[1])
+        values[places] = rows
+        is_kept[places] = True
+        if batch_regions is not None:
+            if regions is None:
+                regions = torch.empty(len(part), *batch_regions.shape[1:])
+                grid = batch_grid
+            _check_grid(batch_grid, grid)
+            regions[places] = batch_regions.float().cpu()
+    kept = is_kept.nonzero()[:, 0]
+    if values is None:
+        values = torch.empty(0, 0)
+    elif len(kept) < len(part):
+        values, regions = values[kept], None if regions is None else regions[kept]
+    return PartFeatures(part, kept + part.start, values, regions, grid, broken)
+
+
+def _check_finite(rows: Tensor, indices: Tensor, source: RowSource) -> None:
+    faulty = (~torch.isfinite(rows).all(dim=1)).nonzero()[:, 0]
+    if len(faulty):
+        first = row_name(source, int(indices[faulty[0]]))
+        raise ValueError(
+            f"the features of {first} are not finite: check the weights, and try mixed precision "
+            f"'no' or 'bf16'"
+        )
+
+
+def _check_grid(found: tuple[int, int] | None, expected: tuple[int, int] | None) -> None:
+    if found != expected:
+        raise ValueError(
+            f"images have grids of {expected} and of {found} regions: use an image processor that "
+            f"crops or resizes to one size, or leave --regions out"
+        )

@@ -1,0 +1,118 @@
+"""Features part by part: the batches of workers, reduced JPEGs, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from tests.support.photo_folders import noise, save_model
+
+from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.backbones.loading import load_backbone
+from esvit_hf.features.extraction import load_image_processor
+from esvit_hf.features.row_features import PartFeatures, RowOptions, compute_parts, reduced_side
+from esvit_hf.features.rows import RowSource, open_rows
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def backbone(model: str) -> RegionBackbone:
+    return load_backbone(model)
+
+
+def source(folder: Path, size: tuple[int, int] = (40, 40), count: int = 11) -> RowSource:
+    for seed in range(count):
+        noise(seed, *size).save(folder / f"{seed:02d}.jpg", quality=95)
+    return open_rows(folder)
+
+
+def compute(
+    backbone: RegionBackbone, model: str, rows: RowSource, parts: list[range], **options: int
+) -> list[PartFeatures]:
+    processor = load_image_processor(model)
+    settings = RowOptions(**{"num_workers": 0, **options})  # type: ignore[arg-type]
+    return list(compute_parts(backbone, processor, rows, parts, settings, Accelerator()))
+
+
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_parts_hold_the_features_of_their_images(
+    num_workers: int, backbone: RegionBackbone, model: str, tmp_path: Path
+) -> None:
+    rows = source(tmp_path)
+    (tmp_path / "03.jpg").write_text("no image")
+    (whole,) = compute(backbone, model, rows, [range(11)], batch_size=11)
+    assert list(whole.broken) == [3]
+    parts = [range(5, 9), range(9, 11), range(0, 5)]
+    found = compute(backbone, model, rows, parts, batch_size=2, num_workers=num_workers)
+    assert [features.part for features in found] == parts
+    assert [features.kept.tolist() for features in found] == [[5, 6, 7, 8], [9, 10], [0, 1, 2, 4]]
+    assert [list(features.broken) for features in found] == [[], [], [3]]
+    for features in found:
+        expected = whole.values[(whole.kept[:, None] == features.kept).any(dim=1)]
+        torch.testing.assert_close(features.values, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_large_jpegs_are_decoded_reduced(
+    backbone: RegionBackbone, model: str, tmp_path: Path
+) -> None:
+    assert reduced_side(load_image_processor(model)) == 72
+    for size, is_exact in (((143, 200), True), ((144, 200), False), ((600, 700), False)):
+        rows = source(tmp_path, size, count=3)
+        reduced, full = (
+            compute(backbone, model, rows, [range(3)], reduce_jpegs=reduce)[0].values
+            for reduce in (True, False)
+        )
+        assert torch.equal(reduced, full) == is_exact
+        assert torch.cosine_similarity(reduced, full).min() > 0.99
+
+
+def test_features_that_are_not_finite(backbone: RegionBackbone, model: str, tmp_path: Path) -> None:
+    rows = source(tmp_path, count=2)
+    with torch.no_grad():
+        next(backbone.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="the features of 00.jpg are not finite"):
+        compute(backbone, model, rows, [range(2)])
+
+
+def test_images_of_several_sizes(backbone: RegionBackbone, model: str, tmp_path: Path) -> None:
+    for seed, size in enumerate(((40, 40), (40, 60))):
+        noise(seed, *size).save(tmp_path / f"{seed}.png")
+    processor = load_image_processor(model)
+    processor.do_center_crop = False  # type: ignore[attr-defined]
+    rows, accelerator = open_rows(tmp_path), Accelerator()
+    for options, message in (
+        (RowOptions(num_workers=1), "cannot batch images 0 to 1"),
+        (RowOptions(num_workers=0, batch_size=1, regions=True), r"grids of \(5, 5\) and of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            list(compute_parts(backbone, processor, rows, [range(2)], options, accelerator))
+
+
+def test_a_worker_reads_neighbors(
+    backbone: RegionBackbone, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = source(tmp_path)
+    read: list[list[int]] = []
+    encoded = rows.read_encoded
+
+    def read_encoded(indices: list[int]) -> list[object]:
+        read.append(list(indices))
+        return encoded(indices)
+
+    monkeypatch.setattr(rows, "read_encoded", read_encoded)
+    processor = load_image_processor(model)
+    # The order is that of two workers; one process reads here, so that it can be seen.
+    from esvit_hf.features import row_features
+
+    batches = row_features._PartBatches([range(11)], RowOptions(batch_size=2, num_workers=2))
+    for indices in batches:
+        row_features._PreparedImages(rows, processor, None).__getitems__(indices)
+    by_worker = [np.concatenate(read[worker::2]).tolist() for worker in (0, 1)]
+    assert by_worker == [list(range(6)), list(range(6, 11))]
