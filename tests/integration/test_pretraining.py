@@ -17,11 +17,12 @@ from tests.support.small_networks import SMALL_NETWORKS
 from tests.support.small_runs import assert_equal_runs, command, read_metrics, small_run
 from transformers import AutoImageProcessor, AutoModel
 
+import esvit_hf
 from esvit_hf import EsvitSwinBackbone
 from esvit_hf.evaluation.evaluate import evaluate
 from esvit_hf.hub.cards import check_card
 from esvit_hf.pretraining.loop import pretrain
-from esvit_hf.pretraining.recipe_reading import read_recipe
+from esvit_hf.pretraining.recipe_reading import load_recipe, read_recipe
 
 
 def test_a_run_leaves_a_loadable_teacher(tmp_path):
@@ -292,3 +293,28 @@ def test_a_wrong_key_is_a_line_not_a_traceback(tmp_path):
     )
     assert done.returncode == 2
     assert "batchsize" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_verb_takes_a_name_and_changes_and_chooses_its_precision_again(tmp_path):
+    small = {
+        "model.config": {
+            "image_size": 32,
+            "embed_dim": 8,
+            "depths": [1, 2],
+            "num_heads": [1, 2],
+            "window_size": 4,
+        },
+        "heads": {"num_prototypes": 32, "hidden_dim": 16, "bottleneck_dim": 8},
+        "run.batch_size": 16,
+        "run.knn_every_epochs": 0,
+        "run.trackers": [],
+        "data.num_workers": 0,
+        "schedule.max_steps": 1,
+    }
+    for precision in ("bf16", "no"):
+        output = tmp_path / precision
+        changes = {**small, "run.output_dir": str(output), "run.mixed_precision": precision}
+        assert esvit_hf.pretrain("demo", changes).output_dir == output
+        assert AutoModel.from_pretrained(output).config.embed_dim == 8
+    with pytest.raises(ValueError, match="give the overrides to load_recipe"):
+        esvit_hf.pretrain(load_recipe("demo"), {"run.seed": 1})

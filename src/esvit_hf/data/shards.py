@@ -311,7 +311,11 @@ def _expand_star(pattern: str) -> list[str]:
     try:
         files, path = fsspec.core.url_to_fs(pattern)
         found = files.glob(path)
-    # File systems raise nearly anything: ImportError, ValueError, errors of their own libraries.
+    except ImportError as error:
+        raise ValueError(
+            f"{pattern} needs one more package ({one_line(error)}): install it with pip"
+        ) from error
+    # File systems raise nearly anything: ValueError, errors of their own libraries.
     except Exception as error:
         raise ValueError(
             f"{pattern} cannot be listed ({one_line(error)}): check the address"

@@ -15,7 +15,7 @@ from esvit_hf.common.errors import one_line
 from esvit_hf.data.decoding import UndecodableImageError, finish_image, open_image
 from esvit_hf.features.rows import RowSource, row_name
 
-__all__ = ["PartFeatures", "RowOptions", "compute_parts", "reduced_side"]
+__all__ = ["PartBatches", "PartFeatures", "RowOptions", "compute_parts", "reduced_side"]
 
 JPEG_REDUCTIONS = (8, 4, 2)
 # Pillow's own rule for thumbnails: what is left is at least twice as large as what is asked for, so
@@ -109,7 +109,7 @@ def compute_parts(
     side = reduced_side(processor) if options.reduce_jpegs else None
     loader = DataLoader(
         _PreparedImages(source, processor, side),
-        batch_sampler=_PartBatches(parts, options),
+        batch_sampler=PartBatches(parts, options),
         collate_fn=_unchanged,
         num_workers=options.num_workers,
         pin_memory=accelerator.device.type == "cuda",
@@ -191,11 +191,15 @@ def _decode(value: object, least_side: int | None) -> Image.Image:
     return finish_image(image)
 
 
-class _PartBatches:
+class PartBatches:
     """Places of the images of each batch.
 
     Batches of a part are ordered such that each worker, which takes every n-th of them, reads
     neighbors, and with them as few chunks of a stream as can be.
+
+    Args:
+        parts: places of the images of each part.
+        options: size of a batch and number of workers.
     """
 
     def __init__(self, parts: Sequence[range], options: RowOptions) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
+from esvit_hf.common.accelerator_state import own_accelerator_state
 from esvit_hf.data.color import augment
 from esvit_hf.data.multicrop import CropBatch
 from esvit_hf.data.sources import ImageSource
@@ -41,6 +42,7 @@ from esvit_hf.pretraining.output_folder import locked_output
 from esvit_hf.pretraining.publishing import RunPublisher, fetch_resume_point, remove_resume_point
 from esvit_hf.pretraining.readings import Readings
 from esvit_hf.pretraining.recipe import Recipe, recipe_yaml
+from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.resuming import check_resumed_recipe
 from esvit_hf.pretraining.run_folder import export_run
 from esvit_hf.pretraining.schedules import largest_weight
@@ -355,11 +357,20 @@ class Pretraining:
         self.saved_step = self.progress.step
 
 
-def pretrain(recipe: Recipe) -> PretrainingResult:
+@own_accelerator_state()
+def pretrain(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+) -> PretrainingResult:
     """Pretrain a backbone as the recipe says.
 
+    Ctrl-C ends the run after its step, with a checkpoint; `run.resume` goes on from there.
+
     Args:
-        recipe: the recipe.
+        recipe: name of a shipped recipe, path of a YAML file, mapping of sections to fields, or a
+            recipe that was loaded.
+        overrides: values by name with dots, such as `{"data.dataset": "photos"}`, as the flags of
+            `esvit pretrain`; not for a recipe that was loaded.
 
     Returns:
         Where the result is and what was measured.
@@ -368,6 +379,10 @@ def pretrain(recipe: Recipe) -> PretrainingResult:
         ValueError: for settings or data that cannot work.
         FloatingPointError: if the loss is no longer finite.
     """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    elif overrides:
+        raise ValueError("the recipe is loaded already: give the overrides to load_recipe")
     accelerator = make_accelerator(recipe)
     with locked_output(recipe.run.output_dir, accelerator):
         return Pretraining(recipe, accelerator).run()
