@@ -88,6 +88,7 @@ def extract_features(
     if rows_per_shard is None:
         rows_per_shard = 1_000 if regions else 10_000
     target = None if output is None else RowOutput(output, regions=regions, overwrite=overwrite)
+    accelerator = start_accelerator(compute.mixed_precision)
     source = open_rows(
         dataset,
         split=split,
@@ -97,7 +98,6 @@ def extract_features(
         id_column=id_column,
         streaming=streaming,
     )
-    accelerator = start_accelerator(compute.mixed_precision)
     store = open_store(model, compute, FeatureCache(), accelerator)
     if target is None:
         return rows_in_memory(store, source, options, rows_per_shard)
