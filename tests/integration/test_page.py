@@ -152,8 +152,10 @@ def set_value(browser: Chrome, name: str, value: object) -> None:
 
 
 def answer(browser: Chrome, network: int = 0) -> str:
-    answers = browser.find_elements(By.CSS_SELECTOR, ".answer")
-    return answers[network].text if network < len(answers) else ""
+    answers = browser.execute_script(
+        "return [...document.querySelectorAll('.answer')].map((answer) => answer.innerText)"
+    )
+    return answers[network] if network < len(answers) else ""
 
 
 def pixels(browser: Chrome, selector: str, number: int = 0) -> np.ndarray:
@@ -166,11 +168,14 @@ def pixels(browser: Chrome, selector: str, number: int = 0) -> np.ndarray:
 
 
 def mark_at(browser: Chrome, selector: str) -> tuple[float, float]:
-    """Place of a mark as shares of its picture's sides."""
-    mark = browser.find_element(By.CSS_SELECTOR, selector)
-    left, top = (float(mark.value_of_css_property(side)[:-2]) for side in ("left", "top"))
-    box = mark.find_element(By.XPATH, "..").rect
-    return left / box["width"], top / box["height"]
+    """Place of a mark as shares of its picture's sides; the page may draw it anew at any time."""
+    left, top = browser.execute_script(
+        "const mark = document.querySelector(arguments[0]), box = mark.parentElement;"
+        "const { left, top } = getComputedStyle(mark);"
+        "return [parseFloat(left) / box.offsetWidth, parseFloat(top) / box.offsetHeight]",
+        selector,
+    )
+    return left, top
 
 
 def test_a_moving_pointer_is_answered_without_the_server(open_page: OpenPage) -> None:
@@ -404,8 +409,9 @@ def test_a_finger_moves_the_point(open_page: OpenPage) -> None:
             browser.execute_cdp_cmd(
                 "Input.dispatchTouchEvent", {"type": kind, "touchPoints": points}
             )
-        wait(browser, lambda: f"in picture {2 - number}" in answer(browser))  # noqa: B023
-        assert mark_at(browser, ".point") == pytest.approx((x, 0.5), abs=0.02)
+        touched = pytest.approx((x, 0.5), abs=0.02)
+        wait(browser, lambda: mark_at(browser, ".point") == touched)  # noqa: B023
+        assert f"in picture {2 - number}" in answer(browser)
 
 
 def background(browser: Chrome) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import Chrome
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
@@ -61,8 +62,12 @@ def resize(browser: Chrome, size: tuple[int, int]) -> None:
 
 
 def wait(browser: Chrome, condition: Callable[[], Found]) -> Found:
-    """Wait until a condition holds, and return what it gave."""
-    return WebDriverWait(browser, PATIENCE, poll_frequency=0.05).until(lambda _: condition())
+    """Wait until a condition holds, and return what it gave; what the page replaces meanwhile is
+    asked again.
+    """
+    ignored = (StaleElementReferenceException,)
+    waiting = WebDriverWait(browser, PATIENCE, poll_frequency=0.05, ignored_exceptions=ignored)
+    return waiting.until(lambda _: condition())
 
 
 def _program(*names: str) -> str:
