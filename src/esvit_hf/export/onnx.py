@@ -118,8 +118,8 @@ def export_onnx(
         if difference is not None and not difference <= TOLERANCE:
             raise ValueError(
                 f"the ONNX file of {str(model_name_or_path)!r} differs from PyTorch by "
-                f"{difference:.2g}, more than {TOLERANCE:g}: not kept; try another opset than "
-                f"{opset}."
+                f"{difference:.2g}, more than {TOLERANCE:g}: not kept; try a newer torch, "
+                f"another opset than {opset}, or one image size."
             )
     return OnnxExport(output, size, names, difference)
 

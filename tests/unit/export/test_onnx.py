@@ -138,6 +138,11 @@ def test_file_for_any_size_computes_what_the_network_computes(tmp_path, name):
     network_class, config = FREE[name]
     model = build(network_class, config)
     model.save_pretrained(tmp_path / "model")
+    if name == "ViL" and torch.torch_version.TorchVersion(torch.__version__) < (2, 14):
+        # Older exporters write a ViL that computes something else at other sizes.
+        with pytest.raises(ValueError, match="not kept; try a newer torch"):
+            export_onnx(tmp_path / "model", tmp_path / "network.onnx")
+        return
     result = export_onnx(tmp_path / "model", tmp_path / "network.onnx")
     assert result.image_size is None
     assert result.largest_difference is not None and result.largest_difference < 1e-4
