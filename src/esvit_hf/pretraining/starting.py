@@ -58,7 +58,7 @@ _START = "start"
 _IN_MEMORY = "in-memory data set"
 _OF_ITEMS = ("__len__", "__getitem__")
 # What a configuration says of its class, which the recipe names otherwise.
-_NO_FIELDS = ("model_type", "transformers_version", "architectures", "_name_or_path", "dtype")
+_NO_FIELDS = {"model_type", "transformers_version", "architectures", "_name_or_path", "dtype"}
 
 
 class Start:
@@ -168,8 +168,13 @@ class Start:
         folder = Path(self.draft.model.name)
         if self.draft.run.resume and folder.exists():
             return
+        fields = vars(self._network.config)
+        before = dict(fields)
         with write_aside(folder) as aside:
             self._network.save_pretrained(aside)
+        # It notes in the configuration where the code lies.
+        fields.clear()
+        fields.update(before)
 
     def _open_images(self) -> ImageSource | ItemSource | StreamSource:
         data, settings = self._data, self.draft.data
@@ -290,6 +295,6 @@ def _describe_model(model: Any) -> dict[str, Any]:
             "model.name": str(model) if isinstance(model, (str, Path)) else _START,
             "model.config": {},
         }
-    fields = model.to_diff_dict()
-    known = {name: value for name, value in fields.items() if name not in _NO_FIELDS}
-    return {"model.name": model.model_type, "model.config": known}
+    known = type(model)().to_dict().keys() - _NO_FIELDS
+    fields = {name: value for name, value in model.to_diff_dict().items() if name in known}
+    return {"model.name": model.model_type, "model.config": fields}
