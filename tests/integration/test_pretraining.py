@@ -316,5 +316,6 @@ def test_the_verb_takes_a_name_and_changes_and_chooses_its_precision_again(tmp_p
         changes = {**small, "run.output_dir": str(output), "run.mixed_precision": precision}
         assert esvit_hf.pretrain("demo", changes).output_dir == output
         assert AutoModel.from_pretrained(output).config.embed_dim == 8
-    with pytest.raises(ValueError, match="give the overrides to load_recipe"):
-        esvit_hf.pretrain(load_recipe("demo"), {"run.seed": 1})
+    loaded = load_recipe("demo", {**small, "run.output_dir": str(tmp_path / "loaded")})
+    assert esvit_hf.pretrain(loaded, {"run.seed": 1}).steps == 1
+    assert load_recipe(tmp_path / "loaded" / "recipe.yaml").run.seed == 1

@@ -2,12 +2,11 @@
 and 4 x 4 maps.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from esvit_hf.pretraining.build import build_parts
-from esvit_hf.pretraining.recipe_reading import read_recipe
+from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.run_folder import export_run
 
 SMALL_NETWORKS: dict[str, dict[str, Any]] = {
@@ -42,26 +41,16 @@ WITHOUT_EFFECT = "global_to_global_bias"
 
 def export_small_run(model_type: str, output: Path) -> None:
     """Write what a pretraining run of a small network leaves, without the run."""
-    recipe = read_recipe(
-        [
-            *(
-                "--data.dataset",
-                "unused",
-                "--model.name",
-                model_type,
-                "--run.output_dir",
-                str(output),
-            ),
-            *("--model.config", json.dumps(SMALL_NETWORKS[model_type] | {"image_size": 32})),
-            *(
-                "--heads.num_prototypes",
-                "16",
-                "--heads.hidden_dim",
-                "8",
-                "--heads.bottleneck_dim",
-                "4",
-            ),
-        ]
+    recipe = load_recipe(
+        {
+            "data": {"dataset": "unused"},
+            "model": {
+                "name": model_type,
+                "config": SMALL_NETWORKS[model_type] | {"image_size": 32},
+            },
+            "heads": {"num_prototypes": 16, "hidden_dim": 8, "bottleneck_dim": 4},
+            "run": {"output_dir": output},
+        }
     )
     parts = build_parts(recipe)
     export_run(recipe, parts.teacher, parts.centers, steps=0, total_batch=1, metrics={})

@@ -18,9 +18,10 @@ from esvit_hf.common.command_line import parse_function
 from esvit_hf.common.settings import list_settings
 from esvit_hf.evaluation.evaluate import evaluate  # noqa: F401 - registers the tasks
 from esvit_hf.evaluation.task import TASKS
+from esvit_hf.pretraining.automatic import draft_recipe
 from esvit_hf.pretraining.objectives.registry import OBJECTIVES
 from esvit_hf.pretraining.recipe import Recipe
-from esvit_hf.pretraining.recipe_reading import read_recipe
+from esvit_hf.pretraining.recipe_reading import read_words
 from esvit_hf.pretraining.shipped_recipes import list_recipes
 
 WIDTH = 100
@@ -114,7 +115,9 @@ COMMAND_LINES = [
 
 
 @pytest.mark.parametrize("words", COMMAND_LINES)
-def test_commands_are_understood(words: list[str]) -> None:
+def test_commands_are_understood(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if words in (["--help"], ["--version"], ["COMMAND", "--help"]):
         return
     name = _find_command(words)
@@ -123,8 +126,10 @@ def test_commands_are_understood(words: list[str]) -> None:
         rest = [word for word in rest if word not in ("--print_recipe", "--help")]
         if rest and (rest[0].endswith(".yaml") or rest[0] == "RECIPE"):
             rest[0] = "demo"
-        assert not rest or rest[0] in list_recipes()
-        read_recipe(rest or ["demo"])
+        assert not rest or rest[0] in (*list_recipes(), "PHOTOS")
+        monkeypatch.chdir(tmp_path)
+        Path("PHOTOS").mkdir()
+        draft_recipe(read_words(rest or ["demo"]))
         return
     groups = _load(command.groups) if command.groups else {}
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):

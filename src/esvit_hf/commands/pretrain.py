@@ -21,16 +21,18 @@ def pretrain_from_words(words: Sequence[str]) -> int:
 
         print(recipe_help())
         return 0
-    from esvit_hf.pretraining.recipe import recipe_yaml
-    from esvit_hf.pretraining.recipe_reading import read_recipe
+    from esvit_hf.pretraining.recipe_reading import read_words
 
-    recipe = read_recipe([word for word in words if word != "--print_recipe"])
+    values = read_words([word for word in words if word != "--print_recipe"])
     if "--print_recipe" in words:
-        print(recipe_yaml(recipe), end="")
+        from esvit_hf.pretraining.recipe import recipe_yaml
+        from esvit_hf.pretraining.starting import settle_values
+
+        print(recipe_yaml(settle_values(values)), end="")
         return 0
     from esvit_hf.pretraining.loop import pretrain
 
-    result = pretrain(recipe)
+    result = pretrain(values)
     if result.interrupted:
         print(
             f"stopped at step {result.steps}; continue with the same command and --run.resume true"

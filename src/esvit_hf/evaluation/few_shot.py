@@ -1,5 +1,6 @@
 """The task `few_shot`: classification from a few training images a class."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,19 +18,21 @@ from esvit_hf.figures.report import plot_few_shot
 
 __all__ = ["FewShotTask"]
 
+_USUAL_SHOTS = (1, 5, 10)
+
 
 @dataclass(frozen=True)
 class FewShotTask(Task):
     """Nearest class mean of the view features of a few images a class (SimpleShot).
 
     Args:
-        shots: images a class.
+        shots: images a class; of the usual numbers those that every class has.
         draws: random choices of those images.
     """
 
     name = "few_shot"
 
-    shots: Sequence[int] = (1, 5, 10)
+    shots: Sequence[int] = _USUAL_SHOTS
     draws: int = 5
 
     def __post_init__(self) -> None:
@@ -41,11 +44,23 @@ class FewShotTask(Task):
         return Needs(blocks=1)
 
     def check(self, data: EvaluationData) -> None:
-        """Refuse more shots than a class has images."""
+        """Refuse more shots than a class has images; of the usual ones leave them out."""
         from esvit_hf.evaluation.splits import check_images_per_class
 
-        splits = data.splits
-        check_images_per_class(splits.train_labels, max(self.shots), splits.class_names)
+        splits, shots = data.splits, self._shots(data)
+        check_images_per_class(splits.train_labels, max(shots), splits.class_names)
+        if left_out := sorted({*self.shots} - {*shots}):
+            warnings.warn(
+                f"few_shot: shots {', '.join(map(str, left_out))} are left out, as a class has "
+                f"fewer training images",
+                stacklevel=2,
+            )
+
+    def _shots(self, data: EvaluationData) -> Sequence[int]:
+        if tuple(self.shots) != _USUAL_SHOTS:
+            return self.shots
+        fewest = int(data.splits.train_labels.unique(return_counts=True)[1].min())
+        return [shots for shots in self.shots if shots <= fewest]
 
     def run(self, data: EvaluationData) -> TaskResult:
         """Measure mean and spread for every number of shots."""
@@ -53,7 +68,7 @@ class FewShotTask(Task):
 
         results = few_shot_accuracy(
             *data.last_blocks(1),
-            shots=self.shots,
+            shots=self._shots(data),
             draws=self.draws,
             seed=data.seed,
             device=data.store.accelerator.device,

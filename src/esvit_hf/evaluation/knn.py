@@ -1,5 +1,6 @@
 """The task `knn`: classification by the votes of the most similar training images."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,19 +18,21 @@ from esvit_hf.figures.report import plot_knn
 
 __all__ = ["KnnTask"]
 
+_USUAL_NEIGHBORS = (10, 20, 100, 200)
+
 
 @dataclass(frozen=True)
 class KnnTask(Task):
     """Weighted k-NN on the view feature, the protocol of DINO and EsViT.
 
     Args:
-        k: numbers of neighbors.
+        k: numbers of neighbors; of the usual ones those that the training images allow.
         temperature: temperatures T of the neighbors' votes.
     """
 
     name = "knn"
 
-    k: Sequence[int] = (10, 20, 100, 200)
+    k: Sequence[int] = _USUAL_NEIGHBORS
     temperature: Sequence[float] = (0.07,)
 
     def __post_init__(self) -> None:
@@ -41,10 +44,23 @@ class KnnTask(Task):
         return Needs(blocks=1)
 
     def check(self, data: EvaluationData) -> None:
-        """Refuse more neighbors than there are images."""
+        """Refuse more neighbors than there are images; of the usual ones leave them out."""
         from esvit_hf.features.search import check_neighbors
 
-        check_neighbors(max(self.k), len(data.splits.train))
+        neighbors = self._neighbors(data)
+        check_neighbors(max(neighbors), len(data.splits.train))
+        if left_out := sorted({*self.k} - {*neighbors}):
+            warnings.warn(
+                f"knn: k {', '.join(map(str, left_out))} is left out, as there are "
+                f"{len(data.splits.train)} training images",
+                stacklevel=2,
+            )
+
+    def _neighbors(self, data: EvaluationData) -> Sequence[int]:
+        if tuple(self.k) != _USUAL_NEIGHBORS:
+            return self.k
+        images = len(data.splits.train)
+        return [k for k in self.k if k <= images] or [images]
 
     def run(self, data: EvaluationData) -> TaskResult:
         """Measure top-1 and top-5 for every number of neighbors and every temperature."""
@@ -54,11 +70,12 @@ class KnnTask(Task):
         )
 
         train, train_labels, test, test_labels = data.last_blocks(1)
+        neighbors = self._neighbors(data)
         ranked = knn_predictions(
             train,
             train_labels,
             test,
-            k=self.k,
+            k=neighbors,
             temperature=self.temperature,
             device=data.store.accelerator.device,
         )
@@ -81,5 +98,5 @@ class KnnTask(Task):
             numbers={"accuracies": rows},
             scores=scores,
             figures={"knn": partial(plot_knn, accuracies)},
-            predicted=ranked[self.k[0], self.temperature[0]][:, 0],
+            predicted=ranked[neighbors[0], self.temperature[0]][:, 0],
         )

@@ -153,6 +153,11 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
 
 
+def remove_checkpoints(output_dir: Path) -> None:
+    """Remove the checkpoints of a run, so that another one can start in its folder."""
+    shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+
+
 def find_damage(checkpoint: Path) -> str | None:
     """Compare a checkpoint with its manifest; return what is wrong with it, or None."""
     try:
@@ -218,27 +223,35 @@ def find_checkpoint(output_dir: Path) -> Path | None:
     )
 
 
-def choose_checkpoint(output_dir: Path, *, resume: bool) -> Path | None:
+def choose_checkpoint(output_dir: Path, *, resume: bool, overwrite: bool) -> Path | None:
     """Decide where a run starts.
 
     Args:
         output_dir: folder of the run.
         resume: continue from the newest checkpoint.
+        overwrite: start anew, whatever the folder holds.
 
     Returns:
         The checkpoint to load; None for a start at step 0.
 
     Raises:
-        ValueError: as `find_checkpoint` does, or if a new run would mix its checkpoints with those
-            of another one.
+        ValueError: as `find_checkpoint` does, or if a new run would replace the network or the
+            checkpoints of another one.
     """
     if resume:
         return find_checkpoint(output_dir)
+    if overwrite:
+        return None
     if complete_checkpoints(output_dir / "checkpoints"):
         raise ValueError(
             f"run.output_dir {output_dir} holds the checkpoints of a run: continue it with "
-            f"--run.resume true, give another run.output_dir, or remove "
-            f"{output_dir / 'checkpoints'}"
+            f"--run.resume true, replace it with --run.overwrite true, or give another "
+            f"run.output_dir"
+        )
+    if (output_dir / "config.json").exists():
+        raise ValueError(
+            f"run.output_dir {output_dir} holds a network: replace it with --run.overwrite true, "
+            f"or give another run.output_dir"
         )
     return None
 

@@ -2,6 +2,7 @@
 
 from torch.utils.data import DataLoader
 
+from esvit_hf.data.items import ItemSource
 from esvit_hf.data.multicrop import CropBatch, MultiCropDataset, make_multicrop_loader
 from esvit_hf.data.sampling import EpochSampler
 from esvit_hf.data.sources import ImageSource, load_image_source
@@ -43,7 +44,7 @@ def load_training_images(recipe: Recipe) -> ImageSource | StreamSource:
 
 
 def make_crop_loader(
-    recipe: Recipe, source: ImageSource | StreamSource, sampler: EpochSampler
+    recipe: Recipe, source: ImageSource | ItemSource | StreamSource, sampler: EpochSampler
 ) -> DataLoader[CropBatch]:
     """Build the loader of the recipe's crops, whose workers outlive a signal to the run."""
     dataset = MultiCropDataset(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from datetime import timedelta
 from types import FrameType, TracebackType
 
@@ -55,9 +56,10 @@ class StopRequest:
         self.pending: tuple[distributed.Work, Tensor] | None = None
 
     def __enter__(self) -> "StopRequest":
-        self.previous = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        # Python gives signals to its main thread alone; in another one they are the caller's.
+        is_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        self.previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(

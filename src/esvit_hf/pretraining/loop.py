@@ -2,6 +2,7 @@
 
 import math
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,14 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import AutoModel, PreTrainedModel
 
 from esvit_hf.common.accelerator_state import own_accelerator_state
 from esvit_hf.data.color import augment
+from esvit_hf.data.items import ItemSource
 from esvit_hf.data.multicrop import CropBatch
 from esvit_hf.data.sources import ImageSource
+from esvit_hf.data.streaming import StreamSource
 from esvit_hf.pretraining.build import build_parts, describe_model
 from esvit_hf.pretraining.checkpoint import (
     RECIPE,
@@ -24,6 +28,7 @@ from esvit_hf.pretraining.checkpoint import (
     checkpoint_step,
     choose_checkpoint,
     load_checkpoint,
+    remove_checkpoints,
     save_checkpoint,
 )
 from esvit_hf.pretraining.images import load_training_images, make_crop_loader
@@ -33,6 +38,8 @@ from esvit_hf.pretraining.launching import (
     decide_together,
     make_accelerator,
 )
+from esvit_hf.pretraining.machine import look_at_machine
+from esvit_hf.pretraining.memory import estimate_memory, memory_warning
 from esvit_hf.pretraining.metrics_log import MetricsLog
 from esvit_hf.pretraining.monitor import RunMonitor
 from esvit_hf.pretraining.objectives.position import CropBoxes
@@ -42,10 +49,10 @@ from esvit_hf.pretraining.output_folder import locked_output
 from esvit_hf.pretraining.publishing import RunPublisher, fetch_resume_point, remove_resume_point
 from esvit_hf.pretraining.readings import Readings
 from esvit_hf.pretraining.recipe import Recipe, recipe_yaml
-from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.resuming import check_resumed_recipe
 from esvit_hf.pretraining.run_folder import export_run
 from esvit_hf.pretraining.schedules import largest_weight
+from esvit_hf.pretraining.starting import Data, Model, Start, use_threads
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 
 
@@ -70,6 +77,11 @@ class PretrainingResult:
         """Whether a signal ended the run before its last step."""
         return self.signal != 0
 
+    def load_model(self) -> PreTrainedModel:
+        """Load the teacher, in evaluation mode."""
+        model: PreTrainedModel = AutoModel.from_pretrained(self.output_dir)
+        return model.eval()
+
 
 class Pretraining:
     """One run: everything between the recipe and the output folder.
@@ -77,22 +89,31 @@ class Pretraining:
     Args:
         recipe: the recipe.
         accelerator: the process's accelerator.
+        source: the images; those of the recipe if None.
 
     Raises:
         ValueError: if data, model or settings do not fit together, before anything is computed.
     """
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        source: ImageSource | ItemSource | StreamSource | None = None,
+    ) -> None:
         self.recipe = recipe
         self.accelerator = accelerator
         fetched = recipe.run.resume and fetch_resume_point(recipe, accelerator)
         output = recipe.run.output_dir
         checkpoint = decide_together(
-            accelerator, lambda: choose_checkpoint(output, resume=recipe.run.resume)
+            accelerator,
+            lambda: choose_checkpoint(
+                output, resume=recipe.run.resume, overwrite=recipe.run.overwrite
+            ),
         )
         pushes = recipe.hub.push and accelerator.is_main_process
         self.publisher = RunPublisher(recipe) if pushes else None
-        self.source = load_training_images(recipe)
+        self.source = load_training_images(recipe) if source is None else source
         self.knn: OnlineKnn | None = None
         if recipe.run.knn_every_epochs:
             assert isinstance(self.source, ImageSource)
@@ -149,6 +170,9 @@ class Pretraining:
         recipe, accelerator = self.recipe, self.accelerator
         set_seed(recipe.run.seed)
         parts = build_parts(recipe)
+        warning = memory_warning(recipe, estimate_memory(recipe, parts), look_at_machine())
+        if warning is not None and accelerator.is_main_process:
+            warnings.warn(warning, stacklevel=2)
         schedules = StepSchedules.from_recipe(recipe, steps_per_epoch, self.total_batch)
         self.step = DistillationStep(recipe, parts, schedules, accelerator)
         self.progress = Progress(self.total_batch, accelerator.num_processes)
@@ -206,8 +230,10 @@ class Pretraining:
         output = recipe.run.output_dir
         if accelerator.is_main_process:
             output.mkdir(parents=True, exist_ok=True)
+            if recipe.run.overwrite:
+                remove_checkpoints(output)
             # The recipe of the whole run: with it a run starts anew.
-            whole = replace(recipe, run=replace(recipe.run, resume=False))
+            whole = replace(recipe, run=replace(recipe.run, resume=False, overwrite=False))
             (output / RECIPE).write_text(recipe_yaml(whole))
         accelerator.wait_for_everyone()
         accelerator.init_trackers("")
@@ -359,18 +385,35 @@ class Pretraining:
 
 @own_accelerator_state()
 def pretrain(
-    recipe: Recipe | str | Path | Mapping[str, Any],
+    recipe: Recipe | str | Path | Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    *,
+    data: Data | None = None,
+    output: str | Path | None = None,
+    model: Model | None = None,
+    threads: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> PretrainingResult:
-    """Pretrain a backbone as the recipe says.
+    """Pretrain a backbone as a recipe says, or with values that fit the machine and the images.
 
-    Ctrl-C ends the run after its step, with a checkpoint; `run.resume` goes on from there.
+    Fields of the recipe that say `auto` are chosen, printed with their reasons, and written to
+    `recipe.yaml` of the output folder. Ctrl-C ends the run after its step, with a checkpoint;
+    `resume` goes on from there.
 
     Args:
-        recipe: name of a shipped recipe, path of a YAML file, mapping of sections to fields, or a
-            recipe that was loaded.
-        overrides: values by name with dots, such as `{"data.dataset": "photos"}`, as the flags of
-            `esvit pretrain`; not for a recipe that was loaded.
+        recipe: name of a shipped recipe, path of a YAML file, mapping of sections to fields, a
+            recipe that was loaded, or a folder of images; the recipe `auto` if not given.
+        overrides: values by name with dots, such as `{"schedule.num_epochs": 20}`, as the flags of
+            `esvit pretrain`.
+        data: images instead of the recipe's: a folder or a name on the Hub, a list of folders or
+            image files, a `datasets.Dataset`, or a map-style data set of images.
+        output: folder of the run, instead of the recipe's.
+        model: network to start from, instead of the recipe's: a folder, a name on the Hub, a model
+            type, a configuration, or a loaded network, which is left as it is.
+        threads: threads that compute in this process; those of PyTorch if not given.
+        resume: continue the run in the output folder; give the other arguments as before.
+        overwrite: start anew in an output folder that holds a run.
 
     Returns:
         Where the result is and what was measured.
@@ -379,10 +422,10 @@ def pretrain(
         ValueError: for settings or data that cannot work.
         FloatingPointError: if the loss is no longer finite.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, overrides)
-    elif overrides:
-        raise ValueError("the recipe is loaded already: give the overrides to load_recipe")
-    accelerator = make_accelerator(recipe)
-    with locked_output(recipe.run.output_dir, accelerator):
-        return Pretraining(recipe, accelerator).run()
+    fields = {"run.output_dir": output, "run.resume": resume, "run.overwrite": overwrite}
+    given = {name: value for name, value in fields.items() if value not in (None, False)}
+    start = Start(recipe, overrides, data=data, model=model, fields=given)
+    accelerator = make_accelerator(start.draft)
+    with use_threads(threads), locked_output(start.draft.run.output_dir, accelerator):
+        settled, source = start.settle(accelerator)
+        return Pretraining(settled, accelerator, source).run()

@@ -4,6 +4,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from esvit_hf.data.items import ItemSource
 from esvit_hf.data.sampling import EpochSampler
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.data.streaming import StreamSource
@@ -22,7 +23,7 @@ class ImageOrder:
     def __init__(
         self,
         recipe: Recipe,
-        source: ImageSource | StreamSource,
+        source: ImageSource | ItemSource | StreamSource,
         accelerator: Accelerator,
     ) -> None:
         self.recipe = recipe

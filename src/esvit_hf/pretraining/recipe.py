@@ -12,6 +12,23 @@ from esvit_hf.data.views import ViewSpec, dino_views
 from esvit_hf.pretraining.objectives.settings import ObjectiveSettings
 from esvit_hf.pretraining.schedules import largest_weight, loss_weights
 
+AUTOMATIC = (
+    "run.mixed_precision",
+    "model.name",
+    "data.views",
+    "heads.num_prototypes",
+    "heads.hidden_dim",
+    "heads.bottleneck_dim",
+    "optimizer.learning_rate",
+    "schedule.num_epochs",
+    "optimizer.warmup_epochs",
+    "schedule.warmup_teacher_temperature_epochs",
+    "data.num_workers",
+    "run.batch_size",
+    "schedule.teacher_momentum",
+)
+"""Fields that may be `auto`, by the names of their sections."""
+
 
 def _objective_settings() -> dict[str, type[ObjectiveSettings]]:
     # The objectives need PyTorch, which the help does without.
@@ -196,6 +213,9 @@ class RunSettings:
     resume: bool = setting(
         "continue from the newest complete checkpoint in the output folder", False
     )
+    overwrite: bool = setting(
+        "start anew in an output folder that holds a run, whose checkpoints are removed", False
+    )
     logging_steps: int = setting("optimizer steps between two lines of metrics.jsonl", 10, above=0)
     checkpoint_steps: int = setting(
         "optimizer steps between two checkpoints; 0 keeps only the one at the end",
@@ -303,6 +323,8 @@ class Recipe:
             yield "data.views need at least one with teacher: true"
         if sum(view.count for view in self.data.views) < 2:
             yield "data.views need at least two crops of an image to compare"
+        if self.run.resume and self.run.overwrite:
+            yield "run.overwrite must be false with run.resume: true, which goes on with the run"
         if self.hub.push and self.hub.model_id is None:
             yield "hub.model_id must name the model to publish"
         if self.hub.model_id is not None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from esvit_hf.common.settings import Setting, list_settings, optional_kind
 from esvit_hf.data.views import ViewSpec
 from esvit_hf.pretraining.objectives.settings import RegionSettings
-from esvit_hf.pretraining.recipe import Recipe
+from esvit_hf.pretraining.recipe import AUTOMATIC, Recipe
 from esvit_hf.pretraining.shipped_recipes import list_recipes
 
 WIDTH = 100
@@ -21,10 +21,11 @@ def recipe_help() -> str:
     width = min(WIDTH, shutil.get_terminal_size().columns)
     parser = argparse.ArgumentParser(
         prog="esvit pretrain",
-        usage="esvit pretrain [RECIPE] [--section.field VALUE ...]",
+        usage="esvit pretrain [RECIPE or FOLDER] [--section.field VALUE ...]",
         description="Pretrain a vision backbone by self-distillation, with EsViT's objectives.",
         epilog="Lists are written [1, 2] and mappings '{name: value}'. A field that is true or "
-        "false takes --section.field and --no_section.field too.",
+        "false takes --section.field and --no_section.field too. auto is a value that fits the "
+        "machine and the images; the run prints it with its reason.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 6, width),
         add_help=False,
     )
@@ -32,7 +33,8 @@ def recipe_help() -> str:
     general.add_argument(
         "RECIPE",
         help=f"name of a shipped recipe ({', '.join(list_recipes())}: `esvit recipes` describes "
-        f"them), or path of a YAML file; flags replace what it says",
+        f"them), or path of a YAML file; flags replace what it says. A folder of images stands for "
+        "the recipe auto with these images; so does no recipe with --data.dataset",
     )
     general.add_argument(
         "--print_recipe",
@@ -48,7 +50,7 @@ def recipe_help() -> str:
             group = parser.add_argument_group(name, section.metadata["help"])
             kind, name = RegionSettings, f"{name}.NAME"
         for each in list_settings(kind, name):
-            group.add_argument(f"--{each.name}", metavar=_metavar(each.kind), help=_help(each))
+            group.add_argument(f"--{each.name}", metavar=_flag_metavar(each), help=_help(each))
     group = parser.add_argument_group("an entry of data.views", _purpose(ViewSpec))
     for each in list_settings(ViewSpec):
         group.add_argument(
@@ -59,6 +61,10 @@ def recipe_help() -> str:
 
 def _purpose(kind: Any) -> str:
     return str(kind.__doc__).splitlines()[0]
+
+
+def _flag_metavar(each: Setting) -> str:
+    return f"{_metavar(each.kind)}{'|auto' * (each.name in AUTOMATIC)}"
 
 
 def _metavar(kind: Any) -> str:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from esvit_hf.common.files import expand_home
 from esvit_hf.common.settings import (
     SettingsError,
     describe_unknown,
@@ -14,16 +15,37 @@ from esvit_hf.common.settings import (
 )
 from esvit_hf.common.yaml_text import read_yaml
 from esvit_hf.pretraining.objectives.registry import default_objectives
-from esvit_hf.pretraining.recipe import Recipe
-from esvit_hf.pretraining.shipped_recipes import RECIPES, find_recipe
+from esvit_hf.pretraining.recipe import AUTOMATIC, Recipe
+from esvit_hf.pretraining.shipped_recipes import AUTO, RECIPES, find_recipe, list_recipes
 
 
-def read_recipe(words: Sequence[str]) -> Recipe:
+def read_words(words: Sequence[str]) -> dict[str, Any]:
     """Read the command line of `esvit pretrain`.
 
     Args:
-        words: `[RECIPE] [--section.field VALUE ...]`; a field that is true or false takes
-            `--section.field` and `--no_section.field` as well.
+        words: `[RECIPE or folder of images] [--section.field VALUE ...]`; the recipe `auto` if none
+            is named. A field that is true or false takes `--section.field` and
+            `--no_section.field` as well.
+
+    Returns:
+        Mapping of sections to fields, some of which may be `auto`.
+
+    Raises:
+        ValueError: as `load_recipe`.
+    """
+    if not words or words[0].startswith("-"):
+        return read_values(AUTO, _read_flags(words))
+    first, flags = words[0], _read_flags(words[1:])
+    if is_folder_of_images(first):
+        return read_values(AUTO, {"data.dataset": first, **flags})
+    return read_values(first, flags)
+
+
+def read_recipe(words: Sequence[str]) -> Recipe:
+    """Read a command line as `read_words`, for a recipe without automatic fields.
+
+    Args:
+        words: the command line.
 
     Returns:
         The checked recipe.
@@ -31,9 +53,7 @@ def read_recipe(words: Sequence[str]) -> Recipe:
     Raises:
         ValueError: as `load_recipe`.
     """
-    if words and not words[0].startswith("-"):
-        return load_recipe(words[0], _read_flags(words[1:]))
-    return load_recipe({}, _read_flags(words))
+    return load_recipe(read_words(words))
 
 
 def load_recipe(
@@ -50,8 +70,32 @@ def load_recipe(
         The checked recipe.
 
     Raises:
-        ValueError: there is no such recipe, it is no YAML, a field does not exist, or a value has
-            the wrong type or is out of range.
+        ValueError: there is no such recipe, it is no YAML, a field does not exist, is `auto`, or
+            has a value of the wrong type or out of range.
+    """
+    values = read_values(source, overrides)
+    if automatic := automatic_fields(values):
+        raise ValueError(
+            f"{', '.join(automatic)}: `auto` has no value before the images are opened; give the "
+            f"recipe to `pretrain` itself, or values for these fields"
+        )
+    return make_settings(Recipe, values)
+
+
+def read_values(
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Read a recipe as it is written, and change fields of it.
+
+    Args:
+        source: as for `load_recipe`.
+        overrides: as for `load_recipe`.
+
+    Returns:
+        Mapping of sections to fields, with all objectives; nothing of it is checked.
+
+    Raises:
+        ValueError: there is no such recipe, or it is no YAML.
     """
     values = dict(source) if isinstance(source, Mapping) else _read_file(find_recipe(source))
     # So that an override can change one of the objectives that a recipe has by default.
@@ -59,8 +103,25 @@ def load_recipe(
         "objectives", {name: asdict(chosen) for name, chosen in default_objectives().items()}
     )
     for name, value in (overrides or {}).items():
-        _replace(values, name, value)
-    return make_settings(Recipe, values)
+        replace_field(values, name, value)
+    return values
+
+
+def is_folder_of_images(word: str | Path) -> bool:
+    """Tell whether what stands for a recipe is a folder, whose images the recipe `auto` takes."""
+    return str(word) not in list_recipes() and expand_home(Path(word)).is_dir()
+
+
+def automatic_fields(values: Mapping[str, Any]) -> list[str]:
+    """List the fields of a mapping of sections that say `auto`."""
+    return [name for name in AUTOMATIC if read_field(values, name) == AUTO]
+
+
+def read_field(values: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a field of a section; None if it has none."""
+    section, _, field = name.partition(".")
+    fields = values.get(section)
+    return fields.get(field) if isinstance(fields, Mapping) else None
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -77,15 +138,21 @@ def _read_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def _replace(values: dict[str, Any], name: str, value: Any) -> None:
-    """Set a value by its name with dots; mappings on the way are copied, not changed."""
+def replace_field(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set a value by its name with dots; mappings on the way are copied, not changed.
+
+    Args:
+        values: mapping to change.
+        name: name with dots.
+        value: the new value.
+    """
     first, dot, rest = name.partition(".")
     if not dot:
         values[first] = value
         return
     inner = values.get(first)
     values[first] = dict(inner) if isinstance(inner, Mapping) else {}
-    _replace(values[first], rest, value)
+    replace_field(values[first], rest, value)
 
 
 def _read_flags(words: Sequence[str]) -> dict[str, Any]:
@@ -97,7 +164,9 @@ def _read_flags(words: Sequence[str]) -> dict[str, Any]:
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            raise ValueError(f"{word!r} is no flag: write [RECIPE] [--section.field VALUE ...]")
+            raise ValueError(
+                f"{word!r} is no flag: write [RECIPE or FOLDER] [--section.field VALUE ...]"
+            )
         name, equals, text = word[2:].partition("=")
         if not equals and name.startswith("no_") and kinds.get(name[3:], (None,))[0] is bool:
             values[name[3:]] = False

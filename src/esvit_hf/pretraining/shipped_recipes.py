@@ -6,6 +6,8 @@ from pathlib import Path
 from esvit_hf.common.files import expand_home
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+AUTO = "auto"
+"""What a field says whose value is to be chosen, and the recipe in which all such fields do."""
 
 
 def list_recipes() -> dict[str, str]:
@@ -34,5 +36,6 @@ def find_recipe(name_or_path: str | Path) -> Path:
     near = difflib.get_close_matches(path.stem, shipped, 1)
     hint = f"did you mean {near[0]}?" if near else f"shipped are {', '.join(shipped)}"
     raise ValueError(
-        f"recipe {str(name_or_path)!r} is neither a file nor the name of a shipped recipe: {hint}"
+        f"recipe {str(name_or_path)!r} is neither a file, nor a folder of images, nor the name "
+        f"of a shipped recipe: {hint}"
     )

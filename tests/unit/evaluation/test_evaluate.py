@@ -255,6 +255,25 @@ def test_numbers_alone_need_no_matplotlib(
     assert code == 2 and "pip install 'esvit-hf[plots]'" in errors
 
 
+@pytest.mark.filterwarnings("ignore:the best learning rate", "ignore:the best strength")
+@pytest.mark.parametrize(("images", "neighbors", "shots"), [(20, [10, 20], [1, 5, 10])])
+def test_the_defaults_measure_a_small_folder_of_class_folders(
+    images: int, neighbors: list[int], shots: list[int], model: Path, call: Call, tmp_path: Path
+) -> None:
+    for index in range(images):
+        for name, shade in (("dark", 40), ("light", 200)):
+            file = tmp_path / "photos" / name / f"{index}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            PILImage.new("RGB", (40, 30), (shade + index, shade, shade)).save(file)
+    with pytest.warns(UserWarning, match="knn: k .*200 is left out, as there are"):
+        code, output, errors = call(model, "photos", "--linear.blocks", "[1]")
+    assert code == 0, errors
+    tasks = json.loads(output.strip().splitlines()[-1])["tasks"]
+    assert sorted(tasks) == ["few_shot", "knn", "linear", "logistic"]
+    assert [row["k"] for row in tasks["knn"]["accuracies"]] == neighbors
+    assert [row["shots"] for row in tasks["few_shot"]["accuracies"]] == shots
+
+
 def test_images_in_both_splits_are_reported(
     model: Path, data: Path, call: Call, tmp_path: Path
 ) -> None:
@@ -280,7 +299,10 @@ def test_images_in_both_splits_are_reported(
             "'knn,linear,segmentation': choose from knn,linear,logistic",
         ),
         (("--tasks", ","), "choose from knn"),
-        (("--tasks", "knn"), "k is 200, the training set has 40 rows: choose k from 1 to 40"),
+        (
+            ("--tasks", "knn", "--knn.k", "[10,200]"),
+            "k is 200, the training set has 40 rows: choose k from 1 to 40",
+        ),
         (
             ("--tasks", "few_shot", "--few_shot.shots", "[50]"),
             "class 'light' has 13 training images, and 50 shots.*lower shots",

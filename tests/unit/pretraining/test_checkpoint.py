@@ -15,6 +15,7 @@ from esvit_hf.pretraining.checkpoint import (
     Progress,
     choose_checkpoint,
     find_checkpoint,
+    remove_checkpoints,
     save_checkpoint,
 )
 from esvit_hf.pretraining.metrics_log import MetricsLog
@@ -98,17 +99,23 @@ def test_a_damaged_newest_checkpoint_does_not_push_out_a_sound_one(tmp_path):
 
 
 def test_where_a_run_starts(tmp_path):
-    assert choose_checkpoint(tmp_path, resume=False) is None
+    assert choose_checkpoint(tmp_path, resume=False, overwrite=False) is None
     with pytest.raises(ValueError, match="start without --run.resume"):
-        choose_checkpoint(tmp_path, resume=True)
+        choose_checkpoint(tmp_path, resume=True, overwrite=False)
     (tmp_path / "recipe.yaml").touch()
-    assert choose_checkpoint(tmp_path, resume=True) is None
+    assert choose_checkpoint(tmp_path, resume=True, overwrite=False) is None
     checkpoint = save(tmp_path, 1)
-    assert choose_checkpoint(tmp_path, resume=True) == checkpoint
+    assert choose_checkpoint(tmp_path, resume=True, overwrite=False) == checkpoint
     with pytest.raises(
         ValueError, match="holds the checkpoints of a run: continue it with --run.resume true"
     ):
-        choose_checkpoint(tmp_path, resume=False)
+        choose_checkpoint(tmp_path, resume=False, overwrite=False)
+    assert choose_checkpoint(tmp_path, resume=False, overwrite=True) is None
+    remove_checkpoints(tmp_path)
+    assert choose_checkpoint(tmp_path, resume=False, overwrite=False) is None
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ValueError, match="holds a network: replace it with --run.overwrite true"):
+        choose_checkpoint(tmp_path, resume=False, overwrite=False)
 
 
 def test_progress_of_other_steps_is_refused():

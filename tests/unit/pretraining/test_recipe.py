@@ -11,7 +11,7 @@ from esvit_hf.data.views import ViewSpec
 from esvit_hf.pretraining.objectives.settings import ObjectiveSettings, RegionSettings
 from esvit_hf.pretraining.recipe import DataSettings, HubSettings, Recipe, RunSettings, recipe_yaml
 from esvit_hf.pretraining.recipe_reading import load_recipe
-from esvit_hf.pretraining.shipped_recipes import list_recipes
+from esvit_hf.pretraining.shipped_recipes import AUTO, list_recipes
 
 ODD = {
     "data.dataset": "1e3",
@@ -58,7 +58,7 @@ def test_a_recipe_in_python_takes_plain_values() -> None:
     assert Recipe(data=DataSettings("photos"), run=run).run.output_dir == Path("out")
 
 
-@pytest.mark.parametrize("name", list_recipes())
+@pytest.mark.parametrize("name", sorted({*list_recipes()} - {AUTO}))
 def test_what_is_printed_reads_back_equal(name: str) -> None:
     for recipe in (load_recipe(name), load_recipe(name, ODD)):
         assert load_recipe(read_yaml(recipe_yaml(recipe))) == recipe

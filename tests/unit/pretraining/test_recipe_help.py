@@ -38,16 +38,16 @@ def test_every_field_is_in_the_group_of_its_section(groups: dict[str, str]) -> N
         ("data", "--data.dataset TEXT Hub name, folder"),
         (
             "heads",
-            "--heads.num_prototypes INTEGER prototypes K of each head (default: 65536; above 0)",
+            "--heads.num_prototypes INTEGER|auto prototypes K of each head (default: 65536;",
         ),
         ("heads", "(default: 0.9; from 0 to 1)"),
-        ("optimizer", "--optimizer.learning_rate NUMBER peak"),
+        ("optimizer", "--optimizer.learning_rate NUMBER|auto peak"),
         ("optimizer", "--optimizer.clip_mode parameter|global"),
         ("run", "(default: [auto])"),
         ("run", "seed of weights, order and crops (default: 0; 0 or more)"),
         ("hub", "--hub.private true|false make the repository private"),
         ("an entry of data.views", "scale: [...]"),
-        ("recipe", "RECIPE name of a shipped recipe (demo, "),
+        ("recipe", "RECIPE name of a shipped recipe (auto, demo, "),
     ],
 )
 def test_a_field_has_its_values_default_and_range(

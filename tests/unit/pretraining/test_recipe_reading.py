@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from esvit_hf.pretraining.automatic import draft_recipe
 from esvit_hf.pretraining.objectives.settings import ObjectiveSettings, RegionSettings
 from esvit_hf.pretraining.recipe import Recipe
-from esvit_hf.pretraining.recipe_reading import load_recipe, read_recipe
+from esvit_hf.pretraining.recipe_reading import load_recipe, read_recipe, read_words
 
 DATA = ("--data.dataset", "photos")
 
@@ -45,7 +46,7 @@ def value_of(recipe: Recipe, name: str) -> Any:
     ],
 )
 def test_flags_change_fields(words: list[str], name: str, value: Any) -> None:
-    assert value_of(read_recipe([*DATA, *words]), name) == value
+    assert value_of(draft_recipe(read_words([*DATA, *words])), name) == value
 
 
 def test_a_flag_replaces_what_the_recipe_says(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_a_flag_replaces_what_the_recipe_says(tmp_path: Path) -> None:
 def test_objectives_are_those_that_are_named(
     words: list[str], objectives: dict[str, ObjectiveSettings]
 ) -> None:
-    assert read_recipe([*DATA, *words]).objectives == objectives
+    assert draft_recipe(read_words([*DATA, *words])).objectives == objectives
 
 
 def test_a_dataset_may_lie_beside_its_recipe(
@@ -84,16 +85,19 @@ def test_a_dataset_may_lie_beside_its_recipe(
     recipe = read_recipe([f"{tmp_path.name}/mine.yaml"])
     assert Path(recipe.data.dataset) == tmp_path / "photos"
     # On the command line a path is one from here.
-    assert read_recipe([*DATA, "--data.dataset", "./photos"]).data.dataset == "./photos"
+    assert draft_recipe(read_words(["--data.dataset", "./photos"])).data.dataset == "./photos"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["demoo"], "recipe 'demoo' is neither a file nor .*: did you mean demo?"),
+        (["demoo"], "recipe 'demoo' is neither a file, .*: did you mean demo?"),
         (["here/swin_64.yml"], "recipe 'here/swin_64.yml' .*: did you mean swin_64px?"),
-        (["xyz"], "shipped are demo, swin_64px, swin_tiny_w7_in1k"),
-        (["--run.seed", "1", "demo"], "'demo' is no flag: write [RECIPE] [--section.field"),
+        (["xyz"], "shipped are auto, demo, swin_64px, swin_tiny_w7_in1k"),
+        (
+            ["--run.seed", "1", "demo"],
+            "'demo' is no flag: write [RECIPE or FOLDER] [--section.field",
+        ),
         (["--run.seed"], "--run.seed needs a value"),
         (["--data"], "--data needs a value"),
         (["--run.seed", "[1"], "--run.seed '[1' is no YAML"),
@@ -114,7 +118,7 @@ def test_wrong_words_are_named_with_the_nearest(words: list[str], message: str) 
     flags = words if words[0].startswith("-") else [*words[1:]]
     recipe = [] if words[0].startswith("-") else words[:1]
     with pytest.raises(ValueError, match=pattern):
-        read_recipe([*recipe, *DATA, *flags])
+        draft_recipe(read_words([*recipe, *DATA, *flags]))
 
 
 @pytest.mark.parametrize(
@@ -140,6 +144,26 @@ def test_unknown_names_of_a_file_are_refused_at_any_depth(
     pattern = ".*".join(map(re.escape, message.split(".*")))
     with pytest.raises(ValueError, match=pattern):
         read_recipe([str(path)])
+
+
+def test_a_folder_stands_for_the_recipe_auto(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "demo"):
+        Path(name).mkdir()
+    assert read_words(["photos"]) == read_words(["auto", "--data.dataset", "photos"])
+    assert read_words(["--data.dataset", "photos"]) == read_words(["photos"])
+    assert read_words(["photos", "--run.seed", "2"])["run"]["seed"] == 2
+    # The name of a recipe is no folder.
+    assert read_words(["demo"])["data"]["dataset"].endswith("fashion_mnist")
+
+
+def test_fields_that_are_auto_are_named_where_they_have_no_value() -> None:
+    with pytest.raises(ValueError, match="^model.name, run.batch_size: `auto` has no value"):
+        load_recipe("demo", {"run.batch_size": "auto", "model.name": "auto"})
+    with pytest.raises(ValueError, match="run.seed must be a whole number; it is 'auto'"):
+        load_recipe("demo", {"run.seed": "auto"})
 
 
 def test_overrides_leave_their_source_alone() -> None:
