@@ -71,8 +71,9 @@ def _tell_launcher(line: str) -> None:
     """
     if report := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         details = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        reason = {"message": {"message": line, "extraInfo": details}}
         with contextlib.suppress(OSError):
-            Path(report).write_text(json.dumps({"message": {"message": line, "extraInfo": details}}))
+            Path(report).write_text(json.dumps(reason))
     if sys.platform == "linux":
         launcher = os.pidfd_open(os.getppid())
         # In a session of its own: the launcher ends those of its processes.

@@ -31,9 +31,17 @@ def read_recipe(words: Sequence[str]) -> Recipe:
     Raises:
         ValueError: as `load_recipe`.
     """
-    if words and not words[0].startswith("-"):
-        return load_recipe(words[0], _read_flags(words[1:]))
-    return load_recipe({}, _read_flags(words))
+    has_recipe = bool(words) and not words[0].startswith("-")
+    values, problems = _read_flags(words[has_recipe:])
+    try:
+        recipe = load_recipe(words[0] if has_recipe else {}, values)
+    except SettingsError as error:
+        # A flag that is wrong may be what is missing.
+        others = [each for each in error.problems if not (problems and _is_missing(each))]
+        raise SettingsError([*problems, *others]) from error
+    if problems:
+        raise SettingsError(problems)
+    return recipe
 
 
 def load_recipe(
@@ -88,8 +96,14 @@ def _replace(values: dict[str, Any], name: str, value: Any) -> None:
     _replace(values[first], rest, value)
 
 
-def _read_flags(words: Sequence[str]) -> dict[str, Any]:
-    """Return the values of flags by their names with dots, in their order."""
+def _is_missing(problem: str) -> bool:
+    return problem.endswith(" is missing")
+
+
+def _read_flags(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of flags by their names with dots, in their order, and what is wrong with
+    others.
+    """
     kinds = {each.name: optional_kind(each.kind) for each in list_settings(Recipe)}
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -97,7 +111,8 @@ def _read_flags(words: Sequence[str]) -> dict[str, Any]:
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            raise ValueError(f"{word!r} is no flag: write [RECIPE] [--section.field VALUE ...]")
+            problems.append(f"{word!r} is no flag: write [RECIPE] [--section.field VALUE ...]")
+            continue
         name, equals, text = word[2:].partition("=")
         if not equals and name.startswith("no_") and kinds.get(name[3:], (None,))[0] is bool:
             values[name[3:]] = False
@@ -109,14 +124,15 @@ def _read_flags(words: Sequence[str]) -> dict[str, Any]:
         if name not in kinds and not _holds_fields(name, kinds):
             problems.append(f"--{_unknown_flag(name, kinds)}")
         elif given:
-            values[name] = _parse(name, text, kind, optional)
+            try:
+                values[name] = _parse(name, text, kind, optional)
+            except ValueError as error:
+                problems.append(str(error))
         elif kind is bool:
             values[name] = True
         else:
             problems.append(f"--{name} needs a value")
-    if problems:
-        raise SettingsError(problems)
-    return values
+    return values, problems
 
 
 def _holds_fields(name: str, kinds: Mapping[str, tuple[Any, bool]]) -> bool:
