@@ -250,8 +250,7 @@ def _make_task(task: type[Task], options: Any) -> Task:
         return options
     if not isinstance(options, Mapping):
         raise ValueError(
-            f"{task.name} is {options!r}: give a dictionary of its options, or a "
-            f"{task.__name__}"
+            f"{task.name} is {options!r}: give a dictionary of its options, or a {task.__name__}"
         )
     return task(**check_options(task, options, task.name))
 

@@ -47,6 +47,7 @@ from esvit_hf.pretraining.resuming import check_resumed_recipe
 from esvit_hf.pretraining.run_folder import export_run
 from esvit_hf.pretraining.schedules import largest_weight
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
+from esvit_hf.pretraining.tracking import start_trackers
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class Pretraining:
             whole = replace(recipe, run=replace(recipe.run, resume=False))
             (output / RECIPE).write_text(recipe_yaml(whole))
         accelerator.wait_for_everyone()
-        accelerator.init_trackers("")
+        start_trackers(accelerator, recipe)
         self.log = MetricsLog(accelerator, output / "metrics.jsonl", self.progress.step)
         self.readings = Readings(
             accelerator,

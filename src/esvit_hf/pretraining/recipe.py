@@ -204,7 +204,8 @@ class RunSettings:
     )
     checkpoints_kept: int = setting("number of checkpoints kept", 2, above=0)
     trackers: list[str] = setting(
-        "Accelerate trackers (tensorboard, wandb, ...); auto is TensorBoard if it is installed",
+        "Accelerate trackers (tensorboard, wandb, mlflow, ...), named after the output folder; "
+        "auto is TensorBoard if it is installed",
         factory=lambda: ["auto"],
     )
     knn_every_epochs: int = setting(

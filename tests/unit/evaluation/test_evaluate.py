@@ -385,7 +385,7 @@ def test_a_network_without_regions_or_attention(
     [
         ({"knn": {"k": 3}}, "knn.k is 3: give a list of integers"),
         ({"knn": {"neighbors": [3]}}, "neighbors"),
-        ({"knn": [3]}, "knn is [[]3]: give a dictionary of its options, or a KnnTask"),
+        ({"knn": [3]}, "knn is .3.: give a dictionary of its options, or a KnnTask"),
         ({"epochs": 3}, "evaluate has no argument 'epochs'"),
         ({"tasks": ["few_shot"], "knn": {"k": [3]}}, "options of knn are given"),
         ({"tasks": []}, "choose from knn"),
