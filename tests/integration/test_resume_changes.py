@@ -71,6 +71,23 @@ def test_other_changes_are_applied_and_said(tmp_path, capsys):
     assert second > 100 * first
 
 
+def test_the_card_says_what_was_changed_on_the_way(tmp_path):
+    folder = tmp_path / "run"
+    words = ("--run.resume", "true", "--schedule.max_steps")
+    pretrain(small_run(folder, "--schedule.max_steps", "1", "--optimizer.learning_rate", "1"))
+    assert "changed on the way" not in (folder / "README.md").read_text()
+    pretrain(small_run(folder, *words, "2", "--optimizer.learning_rate", "2"))
+    pretrain(small_run(folder, *words, "3", "--optimizer.learning_rate", "2"))
+    (row,) = [
+        line for line in (folder / "README.md").read_text().splitlines() if "on the way" in line
+    ]
+    assert row == (
+        "| changed on the way | from step 1 on, optimizer.learning_rate was 1.0 and is 2.0 |"
+    )
+    recipe = read_yaml((folder / "recipe.yaml").read_text())
+    assert recipe["run"]["resume"] is False
+
+
 def test_more_neighbors_than_images_are_refused_before_training(tmp_path, nothing_is_built):
     words = ("--run.knn_every_epochs", "1", "--run.knn_neighbors", "10001")
     with pytest.raises(ValueError, match="knn_neighbors is 10001, but .* 10000 images: lower it"):
@@ -129,7 +146,10 @@ def test_all_files_of_a_run_have_the_modes_of_the_umask(finished, tmp_path):
         lambda folder: torch.save([1], folder / "optimizer.bin"),
         lambda folder: torch.save({"step": 2}, folder / "custom_checkpoint_2.pkl"),
         lambda folder: torch.save(
-            {"step": 7, "broken_images": 0, "total_batch": 16, "num_processes": 1},
+            {
+                **{"step": 7, "broken_images": 0, "total_batch": 16, "num_processes": 1},
+                **{"skipped_steps": 0, "changes": []},
+            },
             folder / "custom_checkpoint_2.pkl",
         ),
         lambda folder: torch.save({"a": "b"}, folder / "custom_checkpoint_3.pkl"),

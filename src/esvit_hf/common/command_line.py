@@ -311,9 +311,10 @@ def _read_words(
         except ArgumentError as error:
             wrong = _wrong_flag(str(error))
             # Without a flag that is wrong, words are missing or too many that are not.
-            if wrong in types or not problems:
+            is_known = wrong is not None and wrong in types
+            if is_known or not problems:
                 problems.append(_explain(str(error), parser, rest, types))
-            if wrong not in types:
+            if wrong is None or not is_known:
                 return {}
             rest = list(_without(wrong, rest))
 

@@ -43,7 +43,7 @@ from esvit_hf.pretraining.publishing import RunPublisher, fetch_resume_point, re
 from esvit_hf.pretraining.readings import Readings
 from esvit_hf.pretraining.recipe import Recipe, recipe_yaml
 from esvit_hf.pretraining.recipe_reading import load_recipe
-from esvit_hf.pretraining.resuming import check_resumed_recipe
+from esvit_hf.pretraining.resuming import check_resumed_recipe, decides_steps
 from esvit_hf.pretraining.run_folder import export_run
 from esvit_hf.pretraining.schedules import largest_weight
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
@@ -104,20 +104,23 @@ class Pretraining:
         self.total_steps = recipe.schedule.num_epochs * steps_per_epoch
         if recipe.schedule.max_steps is not None:
             self.total_steps = min(self.total_steps, recipe.schedule.max_steps)
-        if checkpoint is not None:
-            self.check_changes(checkpoint)
+        changes = self.check_changes(checkpoint) if checkpoint is not None else []
         self.build(steps_per_epoch)
         self.saved_step = 0
         if checkpoint is not None:
             self.load(checkpoint, fetched)
             self.saved_step = self.progress.step
+            self.progress.changes += changes
         elif recipe.run.resume:
             accelerator.print(
                 "resume: the run ended before its first checkpoint and starts again at step 0"
             )
 
-    def check_changes(self, checkpoint: Path) -> None:
+    def check_changes(self, checkpoint: Path) -> list[str]:
         """Say which changes of the recipe a resumed run applies.
+
+        Returns:
+            A sentence for each of those that its steps depend on.
 
         Raises:
             ValueError: one cannot be applied.
@@ -129,8 +132,10 @@ class Pretraining:
                 self.recipe, saved, step=step, total_steps=self.total_steps
             ),
         )
-        for change in changes:
-            self.accelerator.print(f"resume: from step {step} on, {change}")
+        said = {name: f"from step {step} on, {change}" for name, change in changes.items()}
+        for sentence in said.values():
+            self.accelerator.print(f"resume: {sentence}")
+        return [sentence for name, sentence in said.items() if decides_steps(name)]
 
     def load(self, checkpoint: Path, fetched: bool) -> None:
         """Load a checkpoint; one from the Hub that does not fit is removed again.
@@ -336,6 +341,7 @@ class Pretraining:
             steps=self.progress.step,
             total_batch=self.total_batch,
             metrics=self.log.last,
+            changes=self.progress.changes,
         )
 
     def save(self) -> None:
