@@ -130,6 +130,17 @@ def test_a_finished_demo_refuses_another_learning_rate(tmp_path):
     assert "top-1" not in done.stdout
 
 
+def test_a_teacher_that_cannot_be_written_is_one_line_and_written_by_a_resumed_run(tmp_path):
+    (tmp_path / "model.safetensors").mkdir()
+    words = ("--schedule.max_steps", "1")
+    with pytest.raises(OSError, match="teacher cannot be written .*step 1 is complete: make room"):
+        pretrain(small_run(tmp_path, *words))
+    (tmp_path / "model.safetensors").rmdir()
+    pretrain(small_run(tmp_path, *words, "--run.resume", "true"))
+    assert (tmp_path / "model.safetensors").stat().st_size > 1000
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1]
+
+
 def test_all_files_of_a_run_have_the_modes_of_the_umask(finished, tmp_path):
     (tmp_path / "usual").touch()
     usual = (tmp_path / "usual").stat().st_mode

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from esvit_hf.common.command_line import parse_function
 from esvit_hf.common.errors import one_line
 
@@ -44,7 +46,7 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
     def guarded(*args: Any, **kwargs: Any) -> int:
         try:
             return main(*args, **kwargs)
-        except (ValueError, FloatingPointError, OSError) as error:
+        except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
             _say(one_line(error, None))
             return 2
         except KeyboardInterrupt:

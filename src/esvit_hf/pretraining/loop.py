@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from esvit_hf.common.accelerator_state import own_accelerator_state
+from esvit_hf.common.errors import one_line
 from esvit_hf.data.color import augment
 from esvit_hf.data.multicrop import CropBatch
 from esvit_hf.data.sources import ImageSource
@@ -199,7 +201,14 @@ class Pretraining:
         signal = self.train()
         self.save()
         if self.accelerator.is_main_process:
-            self.export(output)
+            try:
+                self.export(output)
+            except (OSError, SafetensorError) as error:
+                raise OSError(
+                    f"the teacher cannot be written to {output} ({one_line(error)}); the "
+                    f"checkpoint of step {self.progress.step} is complete: make room there, and "
+                    f"run the same command with --run.resume true to write it again"
+                ) from error
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         if self.publisher is not None:

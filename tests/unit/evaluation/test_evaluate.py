@@ -316,6 +316,16 @@ def test_images_in_both_splits_are_reported(
             ),
             "another folder",
         ),
+        # Folders that are there and take no file, whoever asks.
+        (("--tasks", "knn", "--knn.k", "[1]", "--report", "/proc"), "name another folder"),
+        (("--tasks", "knn", "--knn.k", "[1]", "--features_folder", "/proc"), "another folder"),
+        (
+            (
+                *("--tasks", "linear", "--linear.blocks", "[1]"),
+                *("--linear.output_dir", "/proc/x"),
+            ),
+            "/proc/x' cannot be written",
+        ),
     ],
 )
 def test_bad_settings(
