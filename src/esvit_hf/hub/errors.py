@@ -79,8 +79,8 @@ def _explain(error: BaseException) -> str:
         return f"nobody is logged in: {_LOG_IN}, and run the command again"
     if isinstance(error, OSError) and (error.filename or error.errno in _OF_THE_DISK):
         return (
-            f"a file of this machine cannot be read or written ({one_line(error, 200)}): make room, "
-            f"or correct its rights, and run the command again"
+            f"a file of this machine cannot be read or written ({one_line(error, 200)}): make "
+            f"room, or correct its rights, and run the command again"
         )
     if not isinstance(error, HfHubHTTPError):
         return (
