@@ -18,7 +18,6 @@ from esvit_hf.common.accelerator_state import own_accelerator_state
 from esvit_hf.common.errors import one_line
 from esvit_hf.data.color import augment
 from esvit_hf.data.multicrop import CropBatch
-from esvit_hf.data.sources import ImageSource
 from esvit_hf.pretraining.build import build_parts, describe_model
 from esvit_hf.pretraining.checkpoint import (
     RECIPE,
@@ -97,8 +96,8 @@ class Pretraining:
         self.publisher = RunPublisher(recipe) if pushes else None
         self.source = load_training_images(recipe)
         self.knn: OnlineKnn | None = None
+        self.shown: dict[str, str] = {}
         if recipe.run.knn_every_epochs:
-            assert isinstance(self.source, ImageSource)
             self.knn = OnlineKnn(recipe, self.source, accelerator)
         self.teacher_views = sum(view.count for view in recipe.data.views if view.teacher)
         self.total_batch = self.images_of_a_step()
@@ -296,8 +295,9 @@ class Pretraining:
                 }
                 | self.step.signals(micro_batch)
             )
-            bar.set_postfix(loss=f"{logged['loss']:.3f}", refresh=False)
+            self.shown["loss"] = f"{logged['loss']:.3f}"
         self.evaluate_and_save_when_due()
+        bar.set_postfix(self.shown, refresh=False)
 
     def next_crops(self, batches: Iterator[CropBatch]) -> tuple[list[Tensor], CropBoxes]:
         """Fetch the next images of this process, and color and normalize their crops on its
@@ -336,10 +336,17 @@ class Pretraining:
                 self.publisher.push_beside(step, self.export)
 
     def measure_knn(self) -> None:
-        """Log the teacher's k-NN accuracy, if the recipe asks for it."""
-        if self.knn is not None:
-            self.log.write(self.progress.step, self.knn.measure(self.step.teacher))
-            self.readings.restart_clock()
+        """Log and show the teacher's k-NN accuracy, if the recipe asks for it."""
+        if self.knn is None:
+            return
+        measured = self.knn.measure(self.step.teacher)
+        self.log.write(self.progress.step, measured)
+        ((name, share),) = measured.items()
+        self.shown["k-NN"] = f"{share:.1%}"
+        if self.accelerator.is_main_process:
+            # Above the bar, which it would tear otherwise.
+            tqdm.write(f"step {self.progress.step}: {name} {share:.1%}")
+        self.readings.restart_clock()
 
     def export(self, folder: Path) -> None:
         """Write the teacher as it is now, with all that belongs to it, to a folder."""

@@ -78,11 +78,16 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ValueError(f"recipe {str(path)!r} is no YAML ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"recipe {str(path)!r} must be a mapping of sections; it is {values!r}")
-    data = values.get("data")
-    if isinstance(data, dict) and str(data.get("dataset")).startswith("./"):
-        beside, shipped = (folder / data["dataset"] for folder in (path.resolve().parent, RECIPES))
-        data["dataset"] = str(shipped if shipped.exists() and not beside.exists() else beside)
+    for section, field in (("data", "dataset"), ("run", "knn_dataset")):
+        fields = values.get(section)
+        if isinstance(fields, dict) and str(fields.get(field)).startswith("./"):
+            fields[field] = _find_beside(path, fields[field])
     return values
+
+
+def _find_beside(path: Path, place: str) -> str:
+    beside, shipped = (folder / place for folder in (path.resolve().parent, RECIPES))
+    return str(shipped if shipped.exists() and not beside.exists() else beside)
 
 
 def _replace(values: dict[str, Any], name: str, value: Any) -> None:

@@ -25,7 +25,7 @@ _FOR_STEPS = ("optimizer", "schedule", "run.mixed_precision")
 # Where a run lies and how it is started is no part of what it computes.
 _NOT_COMPARED = ("run.resume", "run.output_dir", "hub")
 # A folder may have moved with all that is in it.
-_PLACES = ("data.dataset", "model.name")
+_PLACES = ("data.dataset", "model.name", "run.knn_dataset")
 
 
 def check_resumed_recipe(
@@ -101,7 +101,7 @@ def recipe_changes(before: Recipe, after: Recipe) -> dict[str, str]:
     """
     old, new = dict(_flat(asdict(before))), dict(_flat(asdict(after)))
     for values in (old, new):
-        values |= {name: public_place(values[name]) for name in _PLACES}
+        values |= {name: public_place(values[name]) for name in _PLACES if values[name]}
     return {
         name: f"{name} was {_shown(old, name)} and is {_shown(new, name)}"
         for name in dict.fromkeys((*old, *new))
