@@ -18,18 +18,21 @@ from esvit_hf.figures.report import plot_knn
 __all__ = ["KnnTask"]
 
 
+_DEFAULT_K = (10, 20, 100, 200)
+
+
 @dataclass(frozen=True)
 class KnnTask(Task):
     """Weighted k-NN on the view feature, the protocol of DINO and EsViT.
 
     Args:
-        k: numbers of neighbors.
+        k: numbers of neighbors; those of the default that exceed the training images are left out.
         temperature: temperatures T of the neighbors' votes.
     """
 
     name = "knn"
 
-    k: Sequence[int] = (10, 20, 100, 200)
+    k: Sequence[int] = _DEFAULT_K
     temperature: Sequence[float] = (0.07,)
 
     def __post_init__(self) -> None:
@@ -44,7 +47,13 @@ class KnnTask(Task):
         """Refuse more neighbors than there are images."""
         from esvit_hf.features.search import check_neighbors
 
-        check_neighbors(max(self.k), len(data.splits.train))
+        images = len(data.splits.train)
+        check_neighbors(max(self._numbers(images)), images)
+
+    def _numbers(self, images: int) -> Sequence[int]:
+        if tuple(self.k) != _DEFAULT_K:
+            return self.k
+        return [k for k in self.k if k <= images] or [images]
 
     def run(self, data: EvaluationData) -> TaskResult:
         """Measure top-1 and top-5 for every number of neighbors and every temperature."""
@@ -54,11 +63,12 @@ class KnnTask(Task):
         )
 
         train, train_labels, test, test_labels = data.last_blocks(1)
+        numbers = self._numbers(len(train))
         ranked = knn_predictions(
             train,
             train_labels,
             test,
-            k=self.k,
+            k=numbers,
             temperature=self.temperature,
             device=data.store.accelerator.device,
         )
@@ -81,5 +91,5 @@ class KnnTask(Task):
             numbers={"accuracies": rows},
             scores=scores,
             figures={"knn": partial(plot_knn, accuracies)},
-            predicted=ranked[self.k[0], self.temperature[0]][:, 0],
+            predicted=ranked[numbers[0], self.temperature[0]][:, 0],
         )

@@ -280,7 +280,10 @@ def test_images_in_both_splits_are_reported(
             "'knn,linear,segmentation': choose from knn,linear,logistic",
         ),
         (("--tasks", ","), "choose from knn"),
-        (("--tasks", "knn"), "k is 200, the training set has 40 rows: choose k from 1 to 40"),
+        (
+            ("--tasks", "knn", "--knn.k", "[10,200]"),
+            "k is 200, the training set has 40 rows: choose k from 1 to 40",
+        ),
         (
             ("--tasks", "few_shot", "--few_shot.shots", "[50]"),
             "class 'light' has 13 training images, and 50 shots.*lower shots",
@@ -338,6 +341,15 @@ def test_bad_settings(
     last = [line.rsplit("\r", 1)[-1] for line in errors.strip().splitlines()][-1]
     assert re.search(f"^error: .*{message}", last)
     assert not output
+
+
+@pytest.mark.parametrize(("images", "numbers"), [(40, [10, 20]), (6, [6])])
+def test_more_neighbors_than_images_are_left_out_of_the_default(
+    images: int, numbers: list[int], model: Path, data: Path
+) -> None:
+    found = evaluate(model, data, tasks="knn", train_split=f"train[:{images}]", num_workers=0)
+    assert found is not None
+    assert [row["k"] for row in found["tasks"]["knn"]["accuracies"]] == numbers
 
 
 def test_what_is_not_there_is_named(model: Path, data: Path, call: Call) -> None:
