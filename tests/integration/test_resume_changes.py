@@ -95,6 +95,21 @@ def test_more_neighbors_than_images_are_refused_before_training(tmp_path, nothin
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("swin", {"image_size": 224}, "'swin' cannot take RGB crops of 16 x 16 .*esvit_swin, vit"),
+        ("esvit_swin", {"num_channels": 1}, "cannot take RGB crops of 16 x 16 .*num_channels=1"),
+    ],
+)
+def test_a_network_that_cannot_take_the_crops_is_refused(tmp_path, name, fields, message):
+    small = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "window_size": 7}
+    words = ("--model.name", name, "--model.config", json.dumps(small | fields))
+    with pytest.raises(ValueError, match=message):
+        pretrain(small_run(tmp_path / "run", *words))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_last_checkpoint_is_written_once(tmp_path, monkeypatch):
     saved = []
     save = loop.save_checkpoint
