@@ -87,11 +87,21 @@ def test_steps_in_shards_equal_steps_with_replicas():
 
 
 @pytest.mark.distributed
-def test_a_wrong_setting_is_said_once_by_all_processes_together(tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    words = command(tmp_path / "run", 2, resume=False)[1:]
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+        [
+            *("-m", "accelerate.commands.launch", "--config_file"),
+            str(FOLDER / "two_cpu_processes.yaml"),
+        ],
+    ],
+)
+def test_a_wrong_setting_is_said_by_all_together_and_last_by_the_launcher(tmp_path, launcher):
+    words = command(tmp_path / "run", 2, resume=False)[2:]
+    program = ["-m", "esvit_hf.commands.main", "pretrain", *words]
     done = subprocess.run(
-        [*launcher, "--nproc_per_node", "2", *words, "--data.train_split", "training"],
+        [sys.executable, *launcher, *program, "--data.train_split", "training"],
         env=CPU,
         capture_output=True,
         text=True,
@@ -99,5 +109,8 @@ def test_a_wrong_setting_is_said_once_by_all_processes_together(tmp_path):
     )
     assert done.returncode != 0
     assert "src/esvit_hf/pretraining" not in done.stderr
-    ours = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(ours) == 1 and "training" in ours[0] and "process 1" not in ours[0]
+    lines = done.stderr.splitlines()
+    ours = [line for line in lines if line.startswith("error:")]
+    # At once, and after what the launcher says of it.
+    assert ours == [lines[-1]] * 2 and "training" in ours[0] and "process 1" not in ours[0]
+    assert f"traceback : {ours[0]}" in done.stderr

@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tests.support.paths import EXAMPLES, FASHION_MNIST
 from transformers import AutoImageProcessor, AutoModel
@@ -106,6 +107,7 @@ def test_a_loop_of_your_own_lowers_the_loss_and_leaves_a_network(
     [
         (ValueError("a\n b"), 2),
         (FloatingPointError("a b"), 2),
+        (SafetensorError("a b"), 2),
         (KeyboardInterrupt(), 130),
     ],
 )

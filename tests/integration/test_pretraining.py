@@ -279,6 +279,22 @@ def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
     assert kept and kept[-1] == f"step-{lines[-1]['step'] - 1:09d}"
 
 
+def test_the_online_knn_is_shown_and_may_use_another_data_set(tmp_path, capfd):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(16):
+        pixels = np.random.default_rng(number).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number}.png")
+    labeled = ("--run.knn_dataset", str(FASHION_MNIST), "--run.knn_train_split", "train[:100]")
+    words = ("--data.dataset", str(photos), "--schedule.max_steps", "1", *labeled)
+    asked = ("--run.knn_every_epochs", "1", "--run.knn_split", "test[:50]")
+    result = pretrain(small_run(tmp_path / "run", *words, *asked))
+    said, shown = capfd.readouterr()
+    share = result.metrics["knn20_top1"]
+    assert f"step 1: knn20_top1 {share:.1%}" in said and "step 0: knn20_top1" in said
+    assert f"k-NN={share:.1%}" in shown
+
+
 def test_tensorboard_is_written_if_it_is_installed(tmp_path):
     pretrain(small_run(tmp_path, "--schedule.max_steps", "2", "--run.trackers", "[auto]"))
     assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))

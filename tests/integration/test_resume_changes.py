@@ -71,9 +71,41 @@ def test_other_changes_are_applied_and_said(tmp_path, capsys):
     assert second > 100 * first
 
 
+def test_the_card_says_what_was_changed_on_the_way(tmp_path):
+    folder = tmp_path / "run"
+    words = ("--run.resume", "true", "--schedule.max_steps")
+    pretrain(small_run(folder, "--schedule.max_steps", "1", "--optimizer.learning_rate", "1"))
+    assert "changed on the way" not in (folder / "README.md").read_text()
+    pretrain(small_run(folder, *words, "2", "--optimizer.learning_rate", "2"))
+    pretrain(small_run(folder, *words, "3", "--optimizer.learning_rate", "2"))
+    (row,) = [
+        line for line in (folder / "README.md").read_text().splitlines() if "on the way" in line
+    ]
+    assert row == (
+        "| changed on the way | from step 1 on, optimizer.learning_rate was 1.0 and is 2.0 |"
+    )
+    recipe = read_yaml((folder / "recipe.yaml").read_text())
+    assert recipe["run"]["resume"] is False
+
+
 def test_more_neighbors_than_images_are_refused_before_training(tmp_path, nothing_is_built):
     words = ("--run.knn_every_epochs", "1", "--run.knn_neighbors", "10001")
     with pytest.raises(ValueError, match="knn_neighbors is 10001, but .* 10000 images: lower it"):
+        pretrain(small_run(tmp_path / "run", *words))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("swin", {"image_size": 224}, "'swin' cannot take RGB crops of 16 x 16 .*esvit_swin, vit"),
+        ("esvit_swin", {"num_channels": 1}, "cannot take RGB crops of 16 x 16 .*num_channels=1"),
+    ],
+)
+def test_a_network_that_cannot_take_the_crops_is_refused(tmp_path, name, fields, message):
+    small = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "window_size": 7}
+    words = ("--model.name", name, "--model.config", json.dumps(small | fields))
+    with pytest.raises(ValueError, match=message):
         pretrain(small_run(tmp_path / "run", *words))
     assert not (tmp_path / "run").exists()
 
@@ -113,6 +145,17 @@ def test_a_finished_demo_refuses_another_learning_rate(tmp_path):
     assert "top-1" not in done.stdout
 
 
+def test_a_teacher_that_cannot_be_written_is_one_line_and_written_by_a_resumed_run(tmp_path):
+    (tmp_path / "model.safetensors").mkdir()
+    words = ("--schedule.max_steps", "1")
+    with pytest.raises(OSError, match="teacher cannot be written .*step 1 is complete: make room"):
+        pretrain(small_run(tmp_path, *words))
+    (tmp_path / "model.safetensors").rmdir()
+    pretrain(small_run(tmp_path, *words, "--run.resume", "true"))
+    assert (tmp_path / "model.safetensors").stat().st_size > 1000
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1]
+
+
 def test_all_files_of_a_run_have_the_modes_of_the_umask(finished, tmp_path):
     (tmp_path / "usual").touch()
     usual = (tmp_path / "usual").stat().st_mode
@@ -129,7 +172,10 @@ def test_all_files_of_a_run_have_the_modes_of_the_umask(finished, tmp_path):
         lambda folder: torch.save([1], folder / "optimizer.bin"),
         lambda folder: torch.save({"step": 2}, folder / "custom_checkpoint_2.pkl"),
         lambda folder: torch.save(
-            {"step": 7, "broken_images": 0, "total_batch": 16, "num_processes": 1},
+            {
+                **{"step": 7, "broken_images": 0, "total_batch": 16, "num_processes": 1},
+                **{"skipped_steps": 0, "changes": []},
+            },
             folder / "custom_checkpoint_2.pkl",
         ),
         lambda folder: torch.save({"a": "b"}, folder / "custom_checkpoint_3.pkl"),

@@ -2,14 +2,18 @@
 JSON.
 """
 
+import contextlib
 import functools
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from esvit_hf.common.command_line import parse_function
 from esvit_hf.common.errors import one_line
@@ -17,6 +21,13 @@ from esvit_hf.common.errors import one_line
 __all__ = ["report_errors", "run"]
 
 _SECONDS_FOR_THE_FIRST = 3
+_SAY_AFTER = """
+import select, sys
+launcher = select.poll()
+launcher.register(int(sys.argv[1]))
+launcher.poll(60_000)
+print(sys.argv[2], file=sys.stderr)
+"""
 
 
 def report_errors(main: Callable[..., int]) -> Callable[..., int]:
@@ -35,7 +46,7 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
     def guarded(*args: Any, **kwargs: Any) -> int:
         try:
             return main(*args, **kwargs)
-        except (ValueError, FloatingPointError, OSError) as error:
+        except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
             _say(one_line(error, None))
             return 2
         except KeyboardInterrupt:
@@ -50,7 +61,31 @@ def _say(problem: str) -> None:
         # The first process mostly says the same, and the launcher then ends this one.
         time.sleep(_SECONDS_FOR_THE_FIRST)
         problem = f"process {rank}: {problem}"
-    print("error:", problem, file=sys.stderr)
+    line = f"error: {problem}"
+    print(line, file=sys.stderr)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _tell_launcher(line)
+
+
+def _tell_launcher(line: str) -> None:
+    """Give torch's elastic launcher, which `accelerate launch` starts too, the reason for its
+    report, and repeat the line after the traceback that the launcher ends with (on Linux).
+    """
+    if report := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        details = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        reason = {"message": {"message": line, "extraInfo": details}}
+        with contextlib.suppress(OSError):
+            Path(report).write_text(json.dumps(reason))
+    if sys.platform == "linux":
+        launcher = os.pidfd_open(os.getppid())
+        # In a session of its own: the launcher ends those of its processes.
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _SAY_AFTER, str(launcher), line],
+            pass_fds=[launcher],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
 
 def run(function: Callable[..., dict[str, Any] | None]) -> None:

@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser
 from esvit_hf.common.arguments import PythonOnly, argument_types, read_docstring
 from esvit_hf.common.errors import one_line
 
-__all__ = ["describe", "nearest", "parse_function"]
+__all__ = ["check_options", "describe", "nearest", "parse_function"]
 
 
 def parse_function(
@@ -46,7 +46,7 @@ def parse_function(
         Arguments for the function.
 
     Raises:
-        ValueError: a word does not fit; the message says which and what is expected.
+        ValueError: words do not fit; the message says which and what is expected.
         SystemExit: after `--help`.
     """
     parameters = _parameters(function, groups)
@@ -75,19 +75,53 @@ def parse_function(
                 metavar=name.upper(),
                 help=_escape(documented.arguments.get(name, "")),
             )
-    spelled_out = list(_spell_out(parser, words, types))
-    try:
-        values = parser.parse_args(spelled_out).as_dict()
-    except ArgumentError as error:
-        raise ValueError(_explain(str(error), parser, spelled_out, types)) from error
-    arguments = {
-        name: hint(**values.get(name, {})) if _is_group(hint) else values[name]
-        for name, hint, _, _ in parameters
-    }
+    problems: list[str] = []
+    values = _read_words(parser, words, types, problems)
+    arguments: dict[str, Any] = {}
+    for name, hint, _, _ in parameters:
+        try:
+            arguments[name] = hint(**values.get(name, {})) if _is_group(hint) else values.get(name)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
     for name, group in groups.items():
         if arguments[name] == group():
             del arguments[name]
     return arguments
+
+
+def check_options(kind: type, options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Check options that a caller gives by name against the fields of a dataclass.
+
+    Args:
+        kind: dataclass.
+        options: values by the names of fields.
+        name: what the options belong to, for messages.
+
+    Returns:
+        The options, with values that a command line would give as well turned into their types.
+
+    Raises:
+        ValueError: a field does not exist, or a value has another type; all such problems together.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, as_group=False)
+    hints = argument_types(kind)
+    known = [field.name for field in dataclasses.fields(kind)]
+    checked, problems = {}, []
+    for option, value in options.items():
+        if option not in known:
+            hint = nearest(option, known) or f": it has {', '.join(known) or 'no options'}"
+            problems.append(f"{name} has no option {option!r}{hint}")
+            continue
+        try:
+            checked[option] = parser.parse_object({option: value}).as_dict()[option]
+        except (ArgumentError, TypeError, ValueError):
+            problems.append(f"{name}.{option} is {value!r}: give {describe(hints[option])}")
+    if problems:
+        raise ValueError("; ".join(problems))
+    return checked
 
 
 def describe(hint: Any) -> str:
@@ -266,10 +300,44 @@ def _is_boolean(hint: Any) -> bool:
     return _members(hint) == [bool]
 
 
+def _read_words(
+    parser: ArgumentParser, words: Sequence[str], types: Mapping[str, Any], problems: list[str]
+) -> dict[str, Any]:
+    """Read a command line; add what is wrong to the problems, and leave it out."""
+    rest = list(_spell_out(parser, words, types, problems))
+    while True:
+        try:
+            return dict(parser.parse_args(rest).as_dict())
+        except ArgumentError as error:
+            wrong = _wrong_flag(str(error))
+            # Without a flag that is wrong, words are missing or too many that are not.
+            is_known = wrong is not None and wrong in types
+            if is_known or not problems:
+                problems.append(_explain(str(error), parser, rest, types))
+            if wrong is None or not is_known:
+                return {}
+            rest = list(_without(wrong, rest))
+
+
+def _wrong_flag(message: str) -> str | None:
+    found = re.match(r'Parser key "([^"]+)"|argument --([\w.]+).*: expected one argument', message)
+    return found and (found[1] or found[2])
+
+
+def _without(name: str, words: Sequence[str]) -> Iterator[str]:
+    rest = list(reversed(words))
+    while rest:
+        word = rest.pop()
+        if word.partition("=")[0] != f"--{name}":
+            yield word
+        elif word == f"--{name}" and rest and not rest[-1].startswith("--"):
+            rest.pop()
+
+
 def _spell_out(
-    parser: ArgumentParser, words: Sequence[str], types: Mapping[str, Any]
+    parser: ArgumentParser, words: Sequence[str], types: Mapping[str, Any], problems: list[str]
 ) -> Iterator[str]:
-    """Give every boolean flag its value, and refuse flags that do not exist."""
+    """Give every boolean flag its value; leave out flags that do not exist, and say so."""
     known = [flag for flag in parser._option_string_actions if not flag.endswith("+")]
     booleans = {f"--{name}" for name, hint in types.items() if _is_boolean(hint)}
     mappings = tuple(
@@ -291,7 +359,9 @@ def _spell_out(
         elif flag in known or flag.startswith(mappings):
             yield word
         else:
-            raise ValueError(f"{parser.prog} has no flag {flag}{nearest(flag, known)}")
+            problems.append(f"{parser.prog} has no flag {flag}{nearest(flag, known)}")
+            if not equals and rest and not rest[-1].startswith("--"):
+                rest.pop()
 
 
 def _explain(

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ __all__ = [
     "expand_home",
     "flush_to_disk",
     "give_usual_modes",
+    "make_writable_folder",
     "public_name",
     "write_aside",
 ]
@@ -50,6 +52,20 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_writable_folder(folder: Path) -> None:
+    """Make a folder, or find out that nothing can be written to the one that is there.
+
+    Args:
+        folder: its parents are made too.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def give_usual_modes(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from esvit_hf.common.files import give_usual_modes
+from esvit_hf.common.files import give_usual_modes, make_writable_folder
 from esvit_hf.evaluation.classifiers.linear_probe import LinearProbeResult
 from esvit_hf.models.modeling_esvit_common import EsvitForImageClassification
 
@@ -25,7 +25,7 @@ def check_probe_fits(model: PreTrainedModel, blocks: Sequence[int], folder: Path
 
     Raises:
         ValueError: the network's classifier is not one linear layer on what the probe sees, or the
-            folder is taken.
+            folder is taken or cannot be written.
     """
     if list(blocks) != [1]:
         raise ValueError(
@@ -44,6 +44,12 @@ def check_probe_fits(model: PreTrainedModel, blocks: Sequence[int], folder: Path
             f"linear.output_dir {str(folder)!r} exists and is not an empty folder: give another "
             f"name"
         )
+    try:
+        make_writable_folder(folder)
+    except OSError as error:
+        raise ValueError(
+            f"linear.output_dir {str(folder)!r} cannot be written ({error}): give another name"
+        ) from error
 
 
 def save_probe(
@@ -73,7 +79,6 @@ def save_probe(
     with torch.no_grad():
         classifier.classifier.weight.copy_(probe.weight)
         classifier.classifier.bias.copy_(probe.bias)
-    folder.mkdir(parents=True, exist_ok=True)
     classifier.save_pretrained(folder)
     image_processor.save_pretrained(folder)
     give_usual_modes(folder)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from esvit_hf.common.files import make_writable_folder
 from esvit_hf.common.markdown import format_table
 from esvit_hf.evaluation.task import TaskResult
 from esvit_hf.figures.look import Picture
@@ -157,12 +158,12 @@ def prepare_folder(folder: Path) -> None:
         folder: may exist.
 
     Raises:
-        ValueError: it cannot be made, or matplotlib is missing.
+        ValueError: it cannot be made or written to, or matplotlib is missing.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("the report's figures need matplotlib: pip install 'esvit-hf[plots]'")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_writable_folder(folder)
     except OSError as error:
         raise ValueError(
             f"the report cannot be written to {folder} ({error}): name another folder"

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from esvit_hf.common.command_line import check_options
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -246,17 +248,11 @@ def make_tasks(names: Sequence[str], options: Mapping[str, Any]) -> list[Task]:
 def _make_task(task: type[Task], options: Any) -> Task:
     if isinstance(options, task):
         return options
-    from argparse import ArgumentError
-
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(task, as_group=False)
-    try:
-        values = parser.parse_object(dict(options)).as_dict()
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ValueError(f"options of {task.name} are {options!r}: {error}") from error
-    return task(**{name: values[name] for name in options})
+    if not isinstance(options, Mapping):
+        raise ValueError(
+            f"{task.name} is {options!r}: give a dictionary of its options, or a {task.__name__}"
+        )
+    return task(**check_options(task, options, task.name))
 
 
 def check_above_zero(name: str, values: Sequence[float]) -> None:

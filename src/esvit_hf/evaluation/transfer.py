@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from esvit_hf.common.accelerator_state import own_accelerator_state, start_accelerator
 from esvit_hf.common.arguments import flat_arguments
+from esvit_hf.common.files import make_writable_folder
 from esvit_hf.common.options import Compute
 from esvit_hf.evaluation.command_words import flag
 from esvit_hf.evaluation.transfer_datasets import TRANSFER_DATASETS, TransferDataset
@@ -72,7 +73,7 @@ def transfer(
             f"as 0.2"
         )
     try:
-        (folder / "results").mkdir(parents=True, exist_ok=True)
+        make_writable_folder(folder / "results")
     except OSError as error:
         raise ValueError(
             f"--report {folder} is no folder to write to ({error}): name another one"

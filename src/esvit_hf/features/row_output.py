@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from esvit_hf.common.files import write_aside
+from esvit_hf.common.files import make_writable_folder, write_aside
 from esvit_hf.features.row_files import WRITERS, WRITERS_OF_REGIONS, companion, write_rows
 
 __all__ = ["PartRecord", "RowOutput"]
@@ -183,9 +182,7 @@ class RowOutput:
     def _check_place(self) -> None:
         folder = self._path.parent
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
+            make_writable_folder(folder)
         except OSError as error:
             raise ValueError(
                 f"--output is {self._path}, and nothing can be written to {folder} ({error}): "

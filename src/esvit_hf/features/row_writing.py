@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from datasets.table import InMemoryTable
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from esvit_hf.common.files import public_name
 from esvit_hf.features.row_features import RowOptions, compute_parts

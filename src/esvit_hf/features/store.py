@@ -25,7 +25,7 @@ from torch import Tensor
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import digest_file, expand_home
+from esvit_hf.common.files import digest_file, expand_home, make_writable_folder
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.features.extraction import Features, extract_features, load_image_processor
 
@@ -99,7 +99,7 @@ class FeatureStore:
                 )
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_writable_folder(self.folder)
         except OSError as error:
             raise ValueError(
                 f"features cannot be kept in {folder} ({error}): name another folder"

@@ -1,5 +1,6 @@
 """What the Hub's refusals mean and what to do about them, in one line."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from esvit_hf.common.errors import one_line
 __all__ = ["explained", "may_pass", "seconds_to_wait"]
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a valid token"
+_OF_THE_DISK = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS)
 _REMEDIES = {
     400: "correct what it names",
     401: _LOG_IN,
@@ -75,6 +77,11 @@ def _explain(error: BaseException) -> str:
         return "the Hub is switched off by HF_HUB_OFFLINE: unset it and run the command again"
     if isinstance(error, LocalTokenNotFoundError):
         return f"nobody is logged in: {_LOG_IN}, and run the command again"
+    if isinstance(error, OSError) and (error.filename or error.errno in _OF_THE_DISK):
+        return (
+            f"a file of this machine cannot be read or written ({one_line(error, 200)}): make "
+            f"room, or correct its rights, and run the command again"
+        )
     if not isinstance(error, HfHubHTTPError):
         return (
             f"the connection to the Hub failed ({one_line(error, 200)}): check the network and run "

@@ -11,6 +11,7 @@ __all__ = ["RECIPE_FILE", "public_place", "public_recipe"]
 
 RECIPE_FILE = "recipe.yaml"
 
+_PLACES = (("data", "dataset"), ("model", "name"), ("run", "output_dir"), ("run", "knn_dataset"))
 _SHIPPED = Path(__file__).parents[1] / "recipes"
 
 
@@ -31,9 +32,9 @@ def public_recipe(text: str) -> str:
     sections = values.values() if isinstance(values, dict) else [values]
     if not all(isinstance(section, dict) for section in sections):
         raise ValueError(f"{RECIPE_FILE} is no recipe: remove it, or write it again")
-    for section, field in (("data", "dataset"), ("model", "name"), ("run", "output_dir")):
-        if field in values.get(section, {}):
-            values[section][field] = public_place(values[section][field])
+    for section, field in _PLACES:
+        if (place := values.get(section, {}).get(field)) is not None:
+            values[section][field] = public_place(place)
     if "run" in values:
         values["run"]["resume"] = False
     return write_yaml(values)

@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from esvit_hf.acceleration.linear import use_fast_linear
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
+from esvit_hf.common.errors import one_line
 from esvit_hf.hub.heads_file import SavedHead, find_heads, read_heads
 from esvit_hf.pretraining.distillation import DistillationNetwork, DistillationParts
 from esvit_hf.pretraining.ema import set_teacher_mode
@@ -74,10 +75,12 @@ def build_parts(recipe: Recipe) -> DistillationParts:
     """Build student, teacher and centers, with the heads that the recipe's model brings.
 
     Raises:
-        ValueError: if heads that come along do not fit the recipe.
+        ValueError: if heads that come along do not fit the recipe, or the network cannot take its
+            crops.
     """
     # Small steps do not change 16-bit weights, which the model's folder or fields may bring.
     backbone = build_backbone(recipe).to(torch.get_default_dtype())
+    check_crops(recipe, backbone)
     objectives = build_objectives(recipe.objectives)
     heads, centers = {}, nn.ModuleDict()
     for name, objective in objectives.items():
@@ -92,6 +95,33 @@ def build_parts(recipe: Recipe) -> DistillationParts:
     if recipe.run.checkpointed_blocks:
         checkpoint_blocks(backbone.model, recipe.run.checkpointed_blocks)
     return DistillationParts(objectives, student, teacher, centers)
+
+
+@torch.no_grad()
+def check_crops(recipe: Recipe, backbone: RegionBackbone) -> None:
+    """Run a network once on a crop of every size of the recipe.
+
+    Args:
+        recipe: the recipe.
+        backbone: the network, which keeps its mode.
+
+    Raises:
+        ValueError: it cannot take one.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    for size in sorted({view.size for view in recipe.data.views}):
+        try:
+            backbone(torch.zeros(1, 3, size, size))
+        # What networks of others raise for a size or channels that they do not take.
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"model.name {recipe.model.name!r} cannot take RGB crops of {size} x {size} pixels "
+                f"({one_line(error)}): change the size in data.views or fields of model.config "
+                f"(image_size, num_channels), or take a network for any size, such as esvit_swin, "
+                f"vit or convnext"
+            ) from error
+    backbone.train(was_training)
 
 
 def checkpoint_blocks(model: PreTrainedModel, count: int) -> None:

@@ -38,6 +38,7 @@ class Progress:
         broken_images: images replaced so far because they could not be decoded.
         skipped_steps: steps so far whose gradients overflowed in float16, so that the weights
             stayed.
+        changes: sentences about fields of the recipe that were changed on the way.
     """
 
     def __init__(self, total_batch: int, num_processes: int) -> None:
@@ -46,10 +47,11 @@ class Progress:
         self.step = 0
         self.broken_images = 0
         self.skipped_steps = 0
+        self.changes: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state to save."""
-        return dict(vars(self))
+        return vars(self) | {"changes": list(self.changes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved state.
@@ -72,7 +74,7 @@ class Progress:
                 stacklevel=2,
             )
         self.step, self.broken_images = state["step"], state["broken_images"]
-        self.skipped_steps = state["skipped_steps"]
+        self.skipped_steps, self.changes = state["skipped_steps"], list(state["changes"])
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, kept: int | None) -> Path:

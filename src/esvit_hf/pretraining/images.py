@@ -11,6 +11,19 @@ from esvit_hf.pretraining.interruption import leave_signals_to_the_run
 from esvit_hf.pretraining.recipe import Recipe
 
 
+def load_knn_split(recipe: Recipe, split: str) -> ImageSource:
+    """Open one split of the data set of the online k-NN.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    if recipe.run.knn_dataset is None:
+        return load_split(recipe, split)
+    return load_image_source(
+        recipe.run.knn_dataset, split=split, label_column=recipe.data.label_column
+    )
+
+
 def load_split(recipe: Recipe, split: str) -> ImageSource:
     """Open one split of the recipe's data set.
 

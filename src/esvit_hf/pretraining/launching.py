@@ -10,12 +10,12 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     ProjectConfiguration,
     broadcast_object_list,
-    is_tensorboard_available,
 )
 
 from esvit_hf.common.accelerator_state import start_accelerator
 from esvit_hf.common.errors import one_line
 from esvit_hf.pretraining.recipe import Recipe
+from esvit_hf.pretraining.tracking import make_trackers
 
 Decision = TypeVar("Decision")
 
@@ -27,15 +27,13 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     """Start Accelerate with the recipe's precision and trackers.
 
     Raises:
-        ValueError: if it was launched with an engine that does not fit, or for fp16 on a CPU.
+        ValueError: if it was launched with an engine that does not fit, for fp16 on a CPU, or for
+            a tracker that is not installed.
     """
-    trackers = [name for name in recipe.run.trackers if name != "auto"]
-    if "auto" in recipe.run.trackers and is_tensorboard_available():
-        trackers.append("tensorboard")
     accelerator = start_accelerator(
         recipe.run.mixed_precision,
         setting="run.mixed_precision",
-        log_with=trackers or None,
+        log_with=make_trackers(recipe) or None,
         project_config=ProjectConfiguration(
             project_dir=str(recipe.run.output_dir), logging_dir=str(recipe.run.output_dir / "logs")
         ),

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel
 
 from esvit_hf.common.accelerator_state import own_accelerator_state
+from esvit_hf.common.errors import one_line
 from esvit_hf.data.color import augment
 from esvit_hf.data.items import ItemSource
 from esvit_hf.data.multicrop import CropBatch
@@ -49,11 +51,12 @@ from esvit_hf.pretraining.output_folder import locked_output
 from esvit_hf.pretraining.publishing import RunPublisher, fetch_resume_point, remove_resume_point
 from esvit_hf.pretraining.readings import Readings
 from esvit_hf.pretraining.recipe import Recipe, recipe_yaml
-from esvit_hf.pretraining.resuming import check_resumed_recipe
+from esvit_hf.pretraining.resuming import check_resumed_recipe, decides_steps
 from esvit_hf.pretraining.run_folder import export_run
 from esvit_hf.pretraining.schedules import largest_weight
 from esvit_hf.pretraining.starting import Data, Model, Start, use_threads
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
+from esvit_hf.pretraining.tracking import start_trackers
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,8 @@ class Pretraining:
         self.publisher = RunPublisher(recipe) if pushes else None
         self.source = load_training_images(recipe) if source is None else source
         self.knn: OnlineKnn | None = None
+        self.shown: dict[str, str] = {}
         if recipe.run.knn_every_epochs:
-            assert isinstance(self.source, ImageSource)
             self.knn = OnlineKnn(recipe, self.source, accelerator)
         self.teacher_views = sum(view.count for view in recipe.data.views if view.teacher)
         self.total_batch = self.images_of_a_step()
@@ -124,20 +127,23 @@ class Pretraining:
         self.total_steps = recipe.schedule.num_epochs * steps_per_epoch
         if recipe.schedule.max_steps is not None:
             self.total_steps = min(self.total_steps, recipe.schedule.max_steps)
-        if checkpoint is not None:
-            self.check_changes(checkpoint)
+        changes = self.check_changes(checkpoint) if checkpoint is not None else []
         self.build(steps_per_epoch)
         self.saved_step = 0
         if checkpoint is not None:
             self.load(checkpoint, fetched)
             self.saved_step = self.progress.step
+            self.progress.changes += changes
         elif recipe.run.resume:
             accelerator.print(
                 "resume: the run ended before its first checkpoint and starts again at step 0"
             )
 
-    def check_changes(self, checkpoint: Path) -> None:
+    def check_changes(self, checkpoint: Path) -> list[str]:
         """Say which changes of the recipe a resumed run applies.
+
+        Returns:
+            A sentence for each of those that its steps depend on.
 
         Raises:
             ValueError: one cannot be applied.
@@ -149,8 +155,10 @@ class Pretraining:
                 self.recipe, saved, step=step, total_steps=self.total_steps
             ),
         )
-        for change in changes:
-            self.accelerator.print(f"resume: from step {step} on, {change}")
+        said = {name: f"from step {step} on, {change}" for name, change in changes.items()}
+        for sentence in said.values():
+            self.accelerator.print(f"resume: {sentence}")
+        return [sentence for name, sentence in said.items() if decides_steps(name)]
 
     def load(self, checkpoint: Path, fetched: bool) -> None:
         """Load a checkpoint; one from the Hub that does not fit is removed again.
@@ -217,7 +225,14 @@ class Pretraining:
         signal = self.train()
         self.save()
         if self.accelerator.is_main_process:
-            self.export(output)
+            try:
+                self.export(output)
+            except (OSError, SafetensorError) as error:
+                raise OSError(
+                    f"the teacher cannot be written to {output} ({one_line(error)}); the "
+                    f"checkpoint of step {self.progress.step} is complete: make room there, and "
+                    f"run the same command with --run.resume true to write it again"
+                ) from error
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         if self.publisher is not None:
@@ -236,7 +251,7 @@ class Pretraining:
             whole = replace(recipe, run=replace(recipe.run, resume=False, overwrite=False))
             (output / RECIPE).write_text(recipe_yaml(whole))
         accelerator.wait_for_everyone()
-        accelerator.init_trackers("")
+        start_trackers(accelerator, recipe)
         self.log = MetricsLog(accelerator, output / "metrics.jsonl", self.progress.step)
         self.readings = Readings(
             accelerator,
@@ -307,8 +322,9 @@ class Pretraining:
                 }
                 | self.step.signals(micro_batch)
             )
-            bar.set_postfix(loss=f"{logged['loss']:.3f}", refresh=False)
+            self.shown["loss"] = f"{logged['loss']:.3f}"
         self.evaluate_and_save_when_due()
+        bar.set_postfix(self.shown, refresh=False)
 
     def next_crops(self, batches: Iterator[CropBatch]) -> tuple[list[Tensor], CropBoxes]:
         """Fetch the next images of this process, and color and normalize their crops on its
@@ -347,10 +363,17 @@ class Pretraining:
                 self.publisher.push_beside(step, self.export)
 
     def measure_knn(self) -> None:
-        """Log the teacher's k-NN accuracy, if the recipe asks for it."""
-        if self.knn is not None:
-            self.log.write(self.progress.step, self.knn.measure(self.step.teacher))
-            self.readings.restart_clock()
+        """Log and show the teacher's k-NN accuracy, if the recipe asks for it."""
+        if self.knn is None:
+            return
+        measured = self.knn.measure(self.step.teacher)
+        self.log.write(self.progress.step, measured)
+        ((name, share),) = measured.items()
+        self.shown["k-NN"] = f"{share:.1%}"
+        if self.accelerator.is_main_process:
+            # Above the bar, which it would tear otherwise.
+            tqdm.write(f"step {self.progress.step}: {name} {share:.1%}")
+        self.readings.restart_clock()
 
     def export(self, folder: Path) -> None:
         """Write the teacher as it is now, with all that belongs to it, to a folder."""
@@ -361,6 +384,7 @@ class Pretraining:
             steps=self.progress.step,
             total_batch=self.total_batch,
             metrics=self.log.last,
+            changes=self.progress.changes,
         )
 
     def save(self) -> None:

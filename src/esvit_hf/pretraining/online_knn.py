@@ -2,18 +2,21 @@
 
 from accelerate import Accelerator
 
+from esvit_hf.data.items import ItemSource
 from esvit_hf.data.sources import ImageSource
+from esvit_hf.data.streaming import StreamSource
 from esvit_hf.evaluation.classifiers.nearest_neighbors import knn_accuracy
 from esvit_hf.features.extraction import extract_features, shared_labels
 from esvit_hf.pretraining.distillation import DistillationNetwork
 from esvit_hf.pretraining.ema import set_teacher_mode
-from esvit_hf.pretraining.images import load_split
+from esvit_hf.pretraining.images import load_knn_split
 from esvit_hf.pretraining.recipe import Recipe
 from esvit_hf.pretraining.run_folder import make_processor
 
 
 class OnlineKnn:
-    """Classifies the recipe's k-NN split by the labels of its training split.
+    """Classifies the recipe's k-NN split by the labels of the training images, or of another data
+    set.
 
     Args:
         recipe: the recipe.
@@ -25,11 +28,19 @@ class OnlineKnn:
             fewer images than neighbors.
     """
 
-    def __init__(self, recipe: Recipe, source: ImageSource, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: ImageSource | ItemSource | StreamSource,
+        accelerator: Accelerator,
+    ) -> None:
         self.recipe = recipe
         self.accelerator = accelerator
         self.processor = make_processor(recipe)
-        self.sources = source, load_split(recipe, recipe.run.knn_split)
+        if recipe.run.knn_dataset is not None:
+            source = load_knn_split(recipe, recipe.run.knn_train_split)
+        assert isinstance(source, ImageSource), "other data need a data set of the k-NN"
+        self.sources = source, load_knn_split(recipe, recipe.run.knn_split)
         self.labels = shared_labels(*self.sources)
         if recipe.run.knn_neighbors > len(source):
             raise ValueError(

@@ -224,7 +224,8 @@ class RunSettings:
     )
     checkpoints_kept: int = setting("number of checkpoints kept", 2, above=0)
     trackers: list[str] = setting(
-        "Accelerate trackers (tensorboard, wandb, ...); auto is TensorBoard if it is installed",
+        "Accelerate trackers (tensorboard, wandb, mlflow, ...), named after the output folder; "
+        "auto is TensorBoard if it is installed",
         factory=lambda: ["auto"],
     )
     knn_every_epochs: int = setting(
@@ -232,13 +233,20 @@ class RunSettings:
         0,
         at_least=0,
     )
-    knn_split: str = setting(
-        "split whose images are classified by the training split's labels", "test"
+    knn_dataset: str | None = setting(
+        "labeled data set of the online k-NN; that of the training if not given", None
     )
+    knn_train_split: str = setting(
+        "split of knn_dataset whose labels classify; without knn_dataset those of the training "
+        "images do",
+        "train",
+    )
+    knn_split: str = setting("split whose images are classified by these labels", "test")
     knn_neighbors: int = setting("number of neighbors of the online k-NN", 20, above=0)
 
     def __post_init__(self) -> None:
         _expand_home(self, "output_dir")
+        _expand_home(self, "knn_dataset")
 
 
 @dataclass(frozen=True)
@@ -314,10 +322,11 @@ class Recipe:
                 f"optimizer.warmup_epochs must not exceed schedule.num_epochs ({epochs}); it is "
                 f"{self.optimizer.warmup_epochs}"
             )
-        if self.data.streaming and self.run.knn_every_epochs:
+        if self.data.streaming and self.run.knn_every_epochs and self.run.knn_dataset is None:
             yield (
                 f"run.knn_every_epochs must be 0 with data.streaming: true, as the online k-NN "
-                f"reads images by index; it is {self.run.knn_every_epochs}"
+                f"reads images by index, or run.knn_dataset must name other data; it is "
+                f"{self.run.knn_every_epochs}"
             )
         if not any(view.teacher for view in self.data.views):
             yield "data.views need at least one with teacher: true"

@@ -33,12 +33,17 @@ def read_words(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: as `load_recipe`.
     """
-    if not words or words[0].startswith("-"):
-        return read_values(AUTO, _read_flags(words))
-    first, flags = words[0], _read_flags(words[1:])
-    if is_folder_of_images(first):
-        return read_values(AUTO, {"data.dataset": first, **flags})
-    return read_values(first, flags)
+    has_first = bool(words) and not words[0].startswith("-")
+    flags, problems = _read_flags(words[has_first:])
+    if not has_first:
+        values = read_values(AUTO, flags)
+    elif is_folder_of_images(words[0]):
+        values = read_values(AUTO, {"data.dataset": words[0], **flags})
+    else:
+        values = read_values(words[0], flags)
+    if problems:
+        raise SettingsError([*problems, *_other_problems(values)])
+    return values
 
 
 def read_recipe(words: Sequence[str]) -> Recipe:
@@ -131,11 +136,16 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ValueError(f"recipe {str(path)!r} is no YAML ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"recipe {str(path)!r} must be a mapping of sections; it is {values!r}")
-    data = values.get("data")
-    if isinstance(data, dict) and str(data.get("dataset")).startswith("./"):
-        beside, shipped = (folder / data["dataset"] for folder in (path.resolve().parent, RECIPES))
-        data["dataset"] = str(shipped if shipped.exists() and not beside.exists() else beside)
+    for section, field in (("data", "dataset"), ("run", "knn_dataset")):
+        fields = values.get(section)
+        if isinstance(fields, dict) and str(fields.get(field)).startswith("./"):
+            fields[field] = _find_beside(path, fields[field])
     return values
+
+
+def _find_beside(path: Path, place: str) -> str:
+    beside, shipped = (folder / place for folder in (path.resolve().parent, RECIPES))
+    return str(shipped if shipped.exists() and not beside.exists() else beside)
 
 
 def replace_field(values: dict[str, Any], name: str, value: Any) -> None:
@@ -155,8 +165,28 @@ def replace_field(values: dict[str, Any], name: str, value: Any) -> None:
     replace_field(values[first], rest, value)
 
 
-def _read_flags(words: Sequence[str]) -> dict[str, Any]:
-    """Return the values of flags by their names with dots, in their order."""
+def _other_problems(values: Mapping[str, Any]) -> list[str]:
+    """List what is wrong with values beside flags; a wrong flag may be what is missing."""
+    automatic = automatic_fields(values)
+    given = {
+        section: {
+            field: value for field, value in fields.items() if f"{section}.{field}" not in automatic
+        }
+        if isinstance(fields, Mapping)
+        else fields
+        for section, fields in values.items()
+    }
+    try:
+        make_settings(Recipe, given)
+    except SettingsError as error:
+        return [problem for problem in error.problems if not problem.endswith(" is missing")]
+    return []
+
+
+def _read_flags(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of flags by their names with dots, in their order, and what is wrong with
+    others.
+    """
     kinds = {each.name: optional_kind(each.kind) for each in list_settings(Recipe)}
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -164,9 +194,10 @@ def _read_flags(words: Sequence[str]) -> dict[str, Any]:
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            raise ValueError(
+            problems.append(
                 f"{word!r} is no flag: write [RECIPE or FOLDER] [--section.field VALUE ...]"
             )
+            continue
         name, equals, text = word[2:].partition("=")
         if not equals and name.startswith("no_") and kinds.get(name[3:], (None,))[0] is bool:
             values[name[3:]] = False
@@ -178,14 +209,15 @@ def _read_flags(words: Sequence[str]) -> dict[str, Any]:
         if name not in kinds and not _holds_fields(name, kinds):
             problems.append(f"--{_unknown_flag(name, kinds)}")
         elif given:
-            values[name] = _parse(name, text, kind, optional)
+            try:
+                values[name] = _parse(name, text, kind, optional)
+            except ValueError as error:
+                problems.append(str(error))
         elif kind is bool:
             values[name] = True
         else:
             problems.append(f"--{name} needs a value")
-    if problems:
-        raise SettingsError(problems)
-    return values
+    return values, problems
 
 
 def _holds_fields(name: str, kinds: Mapping[str, tuple[Any, bool]]) -> bool:

@@ -9,7 +9,7 @@ from esvit_hf.hub.recipe_file import public_place
 from esvit_hf.pretraining.recipe import Recipe
 from esvit_hf.pretraining.recipe_reading import load_recipe
 
-__all__ = ["check_resumed_recipe", "recipe_changes"]
+__all__ = ["check_resumed_recipe", "decides_steps", "recipe_changes"]
 
 # A checkpoint holds networks, centers and a place in the order of the images: these decide their
 # form or their meaning.
@@ -25,10 +25,12 @@ _FOR_STEPS = ("optimizer", "schedule", "run.mixed_precision")
 # Where a run lies and how it is started is no part of what it computes.
 _NOT_COMPARED = ("run.resume", "run.output_dir", "hub")
 # A folder may have moved with all that is in it.
-_PLACES = ("data.dataset", "model.name")
+_PLACES = ("data.dataset", "model.name", "run.knn_dataset")
 
 
-def check_resumed_recipe(recipe: Recipe, saved: Path, *, step: int, total_steps: int) -> list[str]:
+def check_resumed_recipe(
+    recipe: Recipe, saved: Path, *, step: int, total_steps: int
+) -> dict[str, str]:
     """Compare the recipe of a resumed run with the one that it was started with.
 
     Args:
@@ -38,7 +40,7 @@ def check_resumed_recipe(recipe: Recipe, saved: Path, *, step: int, total_steps:
         total_steps: optimizer steps that the whole run would have.
 
     Returns:
-        One sentence for every change that is applied.
+        One sentence for every change that is applied, by the name of its field.
 
     Raises:
         ValueError: a change cannot be applied, or nothing is left to do.
@@ -50,7 +52,7 @@ def check_resumed_recipe(recipe: Recipe, saved: Path, *, step: int, total_steps:
             f"run.output_dir"
         )
     if not saved.is_file():
-        return []
+        return {}
     try:
         changes = recipe_changes(load_recipe(saved), recipe)
     except ValueError as error:
@@ -68,17 +70,23 @@ def check_resumed_recipe(recipe: Recipe, saved: Path, *, step: int, total_steps:
             f"resume: {'; '.join(fixed)}, which cannot change in a run: set it back, or start a "
             f"new run in another run.output_dir"
         )
-    late = [
-        sentence
-        for name, sentence in changes.items()
-        if _lies_in(name, _FOR_STEPS) and name != "schedule.max_steps"
-    ]
+    late = [sentence for name, sentence in changes.items() if decides_steps(name)]
     if late and step == total_steps:
         raise ValueError(
             f"resume: the run is finished at step {step}, and {'; '.join(late)}: no step is left "
             f"to apply that to; set it back, or start a new run in another run.output_dir"
         )
-    return list(changes.values())
+    return changes
+
+
+def decides_steps(name: str) -> bool:
+    """Tell whether the steps that are still to come depend on a field; how many there are does not
+    change them.
+
+    Args:
+        name: of the field, with dots.
+    """
+    return _lies_in(name, _FOR_STEPS) and name != "schedule.max_steps"
 
 
 def recipe_changes(before: Recipe, after: Recipe) -> dict[str, str]:
@@ -93,7 +101,7 @@ def recipe_changes(before: Recipe, after: Recipe) -> dict[str, str]:
     """
     old, new = dict(_flat(asdict(before))), dict(_flat(asdict(after)))
     for values in (old, new):
-        values |= {name: public_place(values[name]) for name in _PLACES}
+        values |= {name: public_place(values[name]) for name in _PLACES if values[name]}
     return {
         name: f"{name} was {_shown(old, name)} and is {_shown(new, name)}"
         for name in dict.fromkeys((*old, *new))

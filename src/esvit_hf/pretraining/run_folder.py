@@ -3,6 +3,7 @@ heads, model card.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def export_run(
     steps: int,
     total_batch: int,
     metrics: dict[str, Any],
+    changes: Sequence[str] = (),
 ) -> None:
     """Write the teacher, its processor, its heads and a card to the run's output folder.
 
@@ -54,6 +56,7 @@ def export_run(
         steps: optimizer steps done.
         total_batch: images of an optimizer step.
         metrics: last measured numbers, for the card.
+        changes: sentences about fields of the recipe that were changed on the way.
     """
     output: Path = recipe.run.output_dir
     model = teacher.backbone.model
@@ -65,7 +68,14 @@ def export_run(
     (output / MEASUREMENTS_FILE).unlink(missing_ok=True)
     write_card(
         output,
-        _run_facts(recipe, teacher, steps=steps, total_batch=total_batch, metrics=metrics),
+        _run_facts(
+            recipe,
+            teacher,
+            steps=steps,
+            total_batch=total_batch,
+            metrics=metrics,
+            changes=changes,
+        ),
     )
 
 
@@ -76,6 +86,7 @@ def _run_facts(
     steps: int,
     total_batch: int,
     metrics: dict[str, Any],
+    changes: Sequence[str],
 ) -> CardFacts:
     model, name, dataset = (
         teacher.backbone.model,
@@ -108,6 +119,7 @@ def _run_facts(
             "data": f"`{dataset}`",
             "optimizer steps": steps,
             "images of a step": total_batch,
+            **({"changed on the way": "; ".join(changes)} if changes else {}),
         },
         command="esvit pretrain recipe.yaml",
         command_remark="The run, with the recipe below, which is in this folder as well:",

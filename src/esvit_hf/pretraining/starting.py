@@ -180,7 +180,7 @@ class Start:
         data, settings = self._data, self.draft.data
         if data is None:
             return load_training_images(self.draft)
-        if self.draft.run.knn_every_epochs:
+        if self.draft.run.knn_every_epochs and self.draft.run.knn_dataset is None:
             raise ValueError(
                 "run.knn_every_epochs is above 0, and data in memory has no other split to "
                 "classify: set it to 0, or give data as a folder or name"

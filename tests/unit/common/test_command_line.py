@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from esvit_hf.common.command_line import describe, nearest, parse_function
+from esvit_hf.common.command_line import check_options, describe, nearest, parse_function
 
 if TYPE_CHECKING:
     from torch.nn import Module as Network
@@ -139,6 +139,23 @@ def test_groups_are_passed_if_something_in_them_is_given() -> None:
     assert not {"linear", "logistic"} & set(got)
 
 
+def test_options_from_python() -> None:
+    options = {"epochs": 3, "rates": [1, 0.5], "blocks": [2]}
+    assert check_options(Probe, options, "probe") == {
+        "epochs": 3,
+        "rates": [1.0, 0.5],
+        "blocks": (2,),
+    }
+    with pytest.raises(ValueError) as error:
+        check_options(Probe, {"epoch": 1, "rates": "x", "deep": [1], "zzz": 2}, "probe")
+    assert str(error.value) == (
+        "probe has no option 'epoch': did you mean epochs?; "
+        "probe.rates is 'x': give a number or a list of numbers; "
+        "probe.deep is [1]: give true or false; "
+        "probe has no option 'zzz': it has epochs, rates, deep, blocks"
+    )
+
+
 USAGE = "esvit measure MODEL OTHERS ... --output PATH [--flag value ...]"
 
 
@@ -165,6 +182,13 @@ USAGE = "esvit measure MODEL OTHERS ... --output PATH [--flag value ...]"
         (["--no_k"], "esvit measure has no flag --no_k: did you mean --k?"),
         (["--progress", "3"], "esvit measure has no flag --progress: did you mean --probe.rates?"),
         (["--zzz=3"], "esvit measure has no flag --zzz"),
+        (
+            ["--outptu", "x", "--k", "x", "--layer", "--probe.epochs=y", "--no_probe.deep"],
+            "esvit measure has no flag --outptu: did you mean --output?; "
+            "--k is 'x': give an integer or a list of integers; "
+            "--layer has no value: give an integer; --probe.epochs is 'y': give an integer",
+        ),
+        (["--output", "[1", "--k=x"], "--k is 'x': give an integer or a list of integers"),
     ],
 )
 def test_wrong_words(words: list[str], message: str) -> None:

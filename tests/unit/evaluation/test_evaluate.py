@@ -338,6 +338,16 @@ def test_images_in_both_splits_are_reported(
             ),
             "another folder",
         ),
+        # Folders that are there and take no file, whoever asks.
+        (("--tasks", "knn", "--knn.k", "[1]", "--report", "/proc"), "name another folder"),
+        (("--tasks", "knn", "--knn.k", "[1]", "--features_folder", "/proc"), "another folder"),
+        (
+            (
+                *("--tasks", "linear", "--linear.blocks", "[1]"),
+                *("--linear.output_dir", "/proc/x"),
+            ),
+            "/proc/x' cannot be written",
+        ),
     ],
 )
 def test_bad_settings(
@@ -350,6 +360,15 @@ def test_bad_settings(
     last = [line.rsplit("\r", 1)[-1] for line in errors.strip().splitlines()][-1]
     assert re.search(f"^error: .*{message}", last)
     assert not output
+
+
+@pytest.mark.parametrize(("images", "numbers"), [(40, [10, 20]), (6, [6])])
+def test_more_neighbors_than_images_are_left_out_of_the_default(
+    images: int, numbers: list[int], model: Path, data: Path
+) -> None:
+    found = evaluate(model, data, tasks="knn", train_split=f"train[:{images}]", num_workers=0)
+    assert found is not None
+    assert [row["k"] for row in found["tasks"]["knn"]["accuracies"]] == numbers
 
 
 def test_what_is_not_there_is_named(model: Path, data: Path, call: Call) -> None:
@@ -405,9 +424,9 @@ def test_a_network_without_regions_or_attention(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"knn": {"k": 3}}, "options of knn are {'k': 3}"),
+        ({"knn": {"k": 3}}, "knn.k is 3: give a list of integers"),
         ({"knn": {"neighbors": [3]}}, "neighbors"),
-        ({"knn": [3]}, "options of knn are"),
+        ({"knn": [3]}, "knn is .3.: give a dictionary of its options, or a KnnTask"),
         ({"epochs": 3}, "evaluate has no argument 'epochs'"),
         ({"tasks": ["few_shot"], "knn": {"k": [3]}}, "options of knn are given"),
         ({"tasks": []}, "choose from knn"),

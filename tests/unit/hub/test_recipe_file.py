@@ -21,15 +21,17 @@ from esvit_hf.pretraining.recipe_reading import load_recipe
 )
 def test_a_recipe_without_folders_starts_the_run_anew(dataset: str, public: str) -> None:
     fields = {"data.dataset": dataset, "run.output_dir": "/scratch/me/run", "run.resume": True}
+    fields["run.knn_dataset"] = "/scratch/me/labeled"
     recipe = load_recipe("demo", fields | {"model.name": "~/start", "model.config": {}})
     made = read_yaml(public_recipe(recipe_yaml(recipe)))
     assert made["data"].pop("dataset") == public
     assert made["model"].pop("name") == "start"
     assert made["run"].pop("output_dir") == "run"
     assert made["run"].pop("resume") is False
+    assert made["run"].pop("knn_dataset") == "labeled"
     before = read_yaml(recipe_yaml(recipe))
     del before["data"]["dataset"], before["model"]["name"]
-    del before["run"]["output_dir"], before["run"]["resume"]
+    del before["run"]["output_dir"], before["run"]["resume"], before["run"]["knn_dataset"]
     assert made == before
 
 

@@ -109,6 +109,11 @@ def test_a_dataset_may_lie_beside_its_recipe(
         (["--run.seed.x", "1"], "--run.seed.x does not exist"),
         (["--no_run.seed"], "--no_run.seed does not exist: did you mean run.seed?"),
         (["--run.sed", "1", "--run.resum"], "run.sed .* run.seed?; --run.resum .* run.resume?"),
+        (
+            ["--run.sed", "1", "--run.batch_size", "0", "--heads", "[1", "--run.compile", "maybe"],
+            "--run.sed does not exist.*; --heads '[1' is no YAML.*; run.batch_size must be above 0"
+            ".*; run.compile must be true or false",
+        ),
         (["--model", "vit"], "model must be a mapping of fields to values; it is 'vit'"),
         (["--run", "{sed: 1}"], "run.sed does not exist: did you mean run.seed?"),
     ],
@@ -164,6 +169,12 @@ def test_fields_that_are_auto_are_named_where_they_have_no_value() -> None:
         load_recipe("demo", {"run.batch_size": "auto", "model.name": "auto"})
     with pytest.raises(ValueError, match="run.seed must be a whole number; it is 'auto'"):
         load_recipe("demo", {"run.seed": "auto"})
+
+
+def test_a_mistyped_flag_is_not_missed_as_well() -> None:
+    with pytest.raises(ValueError) as error:
+        read_recipe(["--data.datset", "photos"])
+    assert str(error.value) == "--data.datset does not exist: did you mean data.dataset?"
 
 
 def test_overrides_leave_their_source_alone() -> None:
