@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser
 
 from esvit_hf.common.arguments import PythonOnly, argument_types, read_docstring
 from esvit_hf.common.errors import one_line
+from esvit_hf.common.files import expand_homes
 
 __all__ = ["describe", "nearest", "parse_function"]
 
@@ -77,7 +78,7 @@ def parse_function(
             )
     spelled_out = list(_spell_out(parser, words, types))
     try:
-        values = parser.parse_args(spelled_out).as_dict()
+        values = expand_homes(parser.parse_args(spelled_out).as_dict())
     except ArgumentError as error:
         raise ValueError(_explain(str(error), parser, spelled_out, types)) from error
     arguments = {

@@ -14,13 +14,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from esvit_hf.common.errors import one_line
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS
 from esvit_hf.models.image_processing_esvit import convert_image, read_orientation, to_uint8
 
 SIDEWAYS_ORIENTATIONS = frozenset({5, 6, 7, 8})
 # Pillow recognizes these, but has no decoder of its own for them.
 UNDECODABLE_FORMATS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
-MAX_IMAGE_PIXELS = 89_478_485
-"""Images with more pixels are refused before they are decoded, unless another limit is given."""
 
 _BROKEN_SHOWN = 5
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS
 from esvit_hf.data.color import (
     PARAMETER_LAYOUT,
     ColorParameters,
@@ -22,7 +23,6 @@ from esvit_hf.data.color import (
 )
 from esvit_hf.data.cropping import Crop, cut_crops, jpeg_reduction, reduce_box
 from esvit_hf.data.decoding import (
-    MAX_IMAGE_PIXELS,
     UndecodableImageError,
     finish_image,
     open_image,

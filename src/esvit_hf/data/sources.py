@@ -12,12 +12,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from esvit_hf.data.decoding import (
-    MAX_IMAGE_PIXELS,
-    BrokenImage,
-    UndecodableImageError,
-    decode_image,
-)
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS
+from esvit_hf.data.decoding import BrokenImage, UndecodableImageError, decode_image
 from esvit_hf.data.fingerprints import fingerprint_rows
 from esvit_hf.data.labels import Labels, find_label_column, read_labels
 from esvit_hf.data.loading import load_dataset_split

@@ -124,6 +124,7 @@ def _settings(
         "regions": options.regions,
         "refuse_broken": options.refuse_broken,
         "reduce_jpegs": options.reduce_jpegs,
+        "max_image_pixels": options.max_image_pixels,
         "rows_per_shard": rows_per_shard,
     }
 

@@ -22,6 +22,7 @@ def load_split(recipe: Recipe, split: str) -> ImageSource:
         config_name=recipe.data.config_name,
         image_column=recipe.data.image_column,
         label_column=recipe.data.label_column,
+        max_image_pixels=recipe.data.max_image_pixels,
     )
 
 
@@ -47,7 +48,12 @@ def make_crop_loader(
 ) -> DataLoader[CropBatch]:
     """Build the loader of the recipe's crops, whose workers outlive a signal to the run."""
     dataset = MultiCropDataset(
-        source, recipe.data.views, recipe.run.seed, recipe.data.max_broken_fraction
+        source,
+        recipe.data.views,
+        recipe.run.seed,
+        recipe.data.max_broken_fraction,
+        recipe.data.reduce_jpegs,
+        recipe.data.max_image_pixels,
     )
     return make_multicrop_loader(
         dataset,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from esvit_hf.common.files import expand_home
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS
 from esvit_hf.common.settings import SettingsError, check_settings, setting
 from esvit_hf.common.yaml_text import write_yaml
 from esvit_hf.data.views import ViewSpec, dino_views
@@ -60,6 +61,14 @@ class DataSettings:
     )
     max_broken_fraction: float = setting(
         "share of undecodable images above which the run stops", 0.01, at_least=0, at_most=1
+    )
+    max_image_pixels: int = setting(
+        "images with more pixels count as undecodable", MAX_IMAGE_PIXELS, above=0
+    )
+    reduce_jpegs: bool = setting(
+        "decode JPEG files at a half, a quarter or an eighth of their size where every crop is "
+        "still to be made smaller than that",
+        True,
     )
     views: list[ViewSpec] = setting(
         "the crops of an image; those with teacher: true are seen by the teacher too",
