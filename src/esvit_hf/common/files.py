@@ -135,7 +135,7 @@ def expand_homes(value: Any) -> Any:
         return expand_home(value)
     if type(value) in (list, tuple):
         return type(value)(map(expand_homes, value))
-    if isinstance(value, dict):
+    if type(value) is dict:
         return {name: expand_homes(item) for name, item in value.items()}
     return value
 

@@ -120,6 +120,7 @@ def _settings(
         **store.identity(source),  # type: ignore[arg-type]
         "model": public_name(store.model) if isinstance(store.model, str) else "in memory",
         "columns": {name: str(kind) for name, kind in source.columns.items()},
+        "class_names": getattr(source.columns.get("label"), "names", None),
         "blocks": options.blocks,
         "regions": options.regions,
         "refuse_broken": options.refuse_broken,
