@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from esvit_hf.acceleration.linear import use_fast_linear
 from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.backbones.channels import inflate_channels
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.hub.heads_file import SavedHead, find_heads, read_heads
 from esvit_hf.pretraining.distillation import DistillationNetwork, DistillationParts
@@ -34,11 +35,21 @@ def build_backbone(recipe: Recipe) -> RegionBackbone:
     """
     if not starts_from_scratch(recipe):
         _check_place(recipe.model.name)
-        return load_backbone(
+        config = dict(recipe.model.config)
+        channels = config.pop("num_channels", None) if recipe.model.inflate else None
+        backbone = load_backbone(
             recipe.model.name,
             revision=recipe.model.revision,
             trust_remote_code=recipe.model.trust_remote_code,
-            **recipe.model.config,
+            **config,
+        )
+        if channels is None:
+            return backbone
+        return RegionBackbone(inflate_channels(backbone.model, channels))
+    if recipe.model.inflate:
+        raise ValueError(
+            f"model.inflate is true, but model.name {recipe.model.name!r} is a type without "
+            f"weights: leave model.inflate out, or name a folder or Hub model"
         )
     known = {*AutoConfig.for_model(recipe.model.name).to_dict(), "attn_implementation"}
     unknown = sorted(set(recipe.model.config) - set(known))

@@ -102,6 +102,11 @@ class ModelSettings:
     )
     revision: str | None = setting("branch, tag or commit of a Hub model", None)
     trust_remote_code: bool = setting("run code that a Hub model's repository ships", False)
+    inflate: bool = setting(
+        "start from weights for images of another number of channels than config.num_channels: "
+        "those of the first layer are repeated over the channels",
+        False,
+    )
 
     def __post_init__(self) -> None:
         _expand_home(self, "name")
@@ -308,6 +313,8 @@ class Recipe:
                 f"run.knn_every_epochs must be 0 with data.streaming: true, as the online k-NN "
                 f"reads images by index; it is {self.run.knn_every_epochs}"
             )
+        if self.model.inflate and "num_channels" not in self.model.config:
+            yield "model.inflate needs model.config.num_channels, the number of channels"
         if not any(view.teacher for view in self.data.views):
             yield "data.views need at least one with teacher: true"
         if sum(view.count for view in self.data.views) < 2:
