@@ -41,7 +41,8 @@ def inflate_channels(model: PreTrainedModel, num_channels: int) -> PreTrainedMod
     # A pooling head that was left out stays so.
     is_headless = getattr(model, "pooler", model) is None
     options = {"add_pooling_layer": False} if is_headless else {}
-    wider = type(model)(config, **options).to(model.dtype)
+    wider = type(model)(config, **options)
+    torch.nn.Module.to(wider, model.dtype)
     wider.load_state_dict(_inflate(model.state_dict(), wider.state_dict(), before, num_channels))
     return wider.eval()
 

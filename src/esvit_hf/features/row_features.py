@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.limits import MAX_IMAGE_PIXELS
-from esvit_hf.data.decoding import UndecodableImageError, finish_image, open_image
+from esvit_hf.data.decoding import UndecodableImageError, decode_stored, finish_image, open_image
 from esvit_hf.features.rows import RowSource, row_name
 
 __all__ = ["PartBatches", "PartFeatures", "RowOptions", "compute_parts", "reduced_side"]
@@ -167,11 +168,16 @@ class _PreparedImages(Dataset[_Batch]):
         self.max_image_pixels = max_image_pixels
 
     def __getitems__(self, indices: list[int]) -> _Batch:
-        images: dict[int, Image.Image] = {}
+        images: dict[int, Image.Image | np.ndarray] = {}
+        keeps_values = getattr(self.processor, "keeps_values", False)
         broken: dict[int, str] = {}
         for index, value in zip(indices, self.source.read_encoded(indices), strict=True):
             try:
-                images[index] = _decode(value, self.least_side, self.max_image_pixels)
+                images[index] = (
+                    decode_stored(value, max_image_pixels=self.max_image_pixels)
+                    if keeps_values
+                    else _decode(value, self.least_side, self.max_image_pixels)
+                )
             except UndecodableImageError as error:
                 broken[index] = str(error)
         kept = torch.tensor(list(images), dtype=torch.int64)

@@ -35,13 +35,13 @@ def build_backbone(recipe: Recipe) -> RegionBackbone:
     """
     if not starts_from_scratch(recipe):
         _check_place(recipe.model.name)
-        config = dict(recipe.model.config)
-        channels = config.pop("num_channels", None) if recipe.model.inflate else None
+        fields = dict(recipe.model.config)
+        channels = fields.pop("num_channels", None) if recipe.model.inflate else None
         backbone = load_backbone(
             recipe.model.name,
             revision=recipe.model.revision,
             trust_remote_code=recipe.model.trust_remote_code,
-            **config,
+            **fields,
         )
         if channels is None:
             return backbone
@@ -89,6 +89,7 @@ def build_parts(recipe: Recipe) -> DistillationParts:
     """
     # Small steps do not change 16-bit weights, which the model's folder or fields may bring.
     backbone = build_backbone(recipe).to(torch.get_default_dtype())
+    _check_channels(recipe, backbone)
     objectives = build_objectives(recipe.objectives)
     heads, centers = {}, nn.ModuleDict()
     for name, objective in objectives.items():
@@ -103,6 +104,20 @@ def build_parts(recipe: Recipe) -> DistillationParts:
     if recipe.run.checkpointed_blocks:
         checkpoint_blocks(backbone.model, recipe.run.checkpointed_blocks)
     return DistillationParts(objectives, student, teacher, centers)
+
+
+def _check_channels(recipe: Recipe, backbone: RegionBackbone) -> None:
+    """Refuse images of another number of channels than the network takes.
+
+    Raises:
+        ValueError: they are.
+    """
+    taken, given = getattr(backbone.model.config, "num_channels", None) or 3, recipe.data.channels
+    if taken != given:
+        raise ValueError(
+            f"the network takes {taken} channels, and data.image_mean and data.image_std are for "
+            f"{given}: give {taken} numbers for each of them, in units of the range of values"
+        )
 
 
 def checkpoint_blocks(model: PreTrainedModel, count: int) -> None:

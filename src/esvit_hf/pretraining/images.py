@@ -54,6 +54,8 @@ def make_crop_loader(
         recipe.data.max_broken_fraction,
         recipe.data.reduce_jpegs,
         recipe.data.max_image_pixels,
+        recipe.data.channels,
+        recipe.data.value_range,
     )
     return make_multicrop_loader(
         dataset,

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from esvit_hf.common.accelerator_state import own_accelerator_state
-from esvit_hf.data.color import augment
+from esvit_hf.data.color import IMAGENET_MEAN, IMAGENET_STD, augment
 from esvit_hf.data.multicrop import CropBatch
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.pretraining.build import build_parts, describe_model
@@ -106,6 +106,8 @@ class Pretraining:
         if checkpoint is not None:
             self.check_changes(checkpoint)
         self.build(steps_per_epoch)
+        self.mean = recipe.data.image_mean or IMAGENET_MEAN
+        self.std = recipe.data.image_std or IMAGENET_STD
         self.saved_step = 0
         if checkpoint is not None:
             self.load(checkpoint, fetched)
@@ -300,7 +302,7 @@ class Pretraining:
             )
         batch = batch.to(self.accelerator.device, non_blocking=True)
         crops = [
-            augment(crop, parameters)
+            augment(crop, parameters, mean=self.mean, std=self.std)
             for crop, parameters in zip(batch.crops, batch.parameters, strict=True)
         ]
         return crops, CropBoxes(batch.boxes, batch.mirrored)

@@ -70,6 +70,19 @@ class DataSettings:
         "still to be made smaller than that",
         True,
     )
+    value_range: tuple[float, float] | None = setting(
+        "smallest and largest value of a pixel, for images that 8 bits do not hold; without it, "
+        "8 and 16 bits have the range of their type and floating-point numbers are in 0..1",
+        None,
+    )
+    image_mean: list[float] | None = setting(
+        "mean of each channel, in units of the range of values; ImageNet's if not given, which is "
+        "for three channels",
+        None,
+    )
+    image_std: list[float] | None = setting(
+        "standard deviation of each channel, in the same units", None, above=0
+    )
     views: list[ViewSpec] = setting(
         "the crops of an image; those with teacher: true are seen by the teacher too",
         factory=dino_views,
@@ -84,6 +97,11 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         _expand_home(self, "dataset")
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the images."""
+        return 3 if self.image_mean is None else len(self.image_mean)
 
 
 @dataclass(frozen=True)
@@ -315,6 +333,7 @@ class Recipe:
             )
         if self.model.inflate and "num_channels" not in self.model.config:
             yield "model.inflate needs model.config.num_channels, the number of channels"
+        yield from self._wrong_channels()
         if not any(view.teacher for view in self.data.views):
             yield "data.views need at least one with teacher: true"
         if sum(view.count for view in self.data.views) < 2:
@@ -329,6 +348,19 @@ class Recipe:
                 check_repo_id(self.hub.model_id)
             except ValueError as error:
                 yield f"hub.model_id: {error}"
+
+    def _wrong_channels(self) -> Iterator[str]:
+        """Say what does not fit in the settings of the pixels."""
+        mean, std, value_range = self.data.image_mean, self.data.image_std, self.data.value_range
+        if (mean is None) != (std is None) or (mean and std and len(mean) != len(std)):
+            yield (
+                f"data.image_mean and data.image_std must have one number for each channel; they "
+                f"are {mean} and {std}"
+            )
+        if mean == []:
+            yield "data.image_mean must not be empty"
+        if value_range is not None and value_range[0] >= value_range[1]:
+            yield f"data.value_range must have the smallest value first; it is {value_range}"
 
     def _idle_objectives(self) -> Iterator[str]:
         """Say which objectives never take part, and when none does."""
