@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from esvit_hf.common.accelerator_state import own_accelerator_state
-from esvit_hf.data.color import IMAGENET_MEAN, IMAGENET_STD, augment
+from esvit_hf.data.color import IMAGENET_MEAN, IMAGENET_STD, NUM_COLORS, augment
 from esvit_hf.data.multicrop import CropBatch
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.pretraining.build import build_parts, describe_model
@@ -227,6 +227,11 @@ class Pretraining:
             f"{self.total_steps} steps of {self.total_batch} images on "
             f"{accelerator.num_processes} x {accelerator.device}"
         )
+        if recipe.data.channels != NUM_COLORS:
+            accelerator.print(
+                f"images of {recipe.data.channels} channels: saturation, hue and grayscale of the "
+                f"views are left out"
+            )
         if self.progress.step == 0:
             self.measure_knn()
 
