@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[demo,dev,onnx,plots,tracking]"
+	$(BIN)/pip install --quiet --editable ".[demo,dev,dicom,onnx,plots,tiff,tracking]"
 	touch $@
 
 demo: $(INSTALLED)
@@ -54,7 +54,7 @@ chaos: $(INSTALLED)
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	sed -n 's/^ *\([A-Za-z0-9_-]*\)\(\[.*\]\)\{0,1\}>=\([0-9.]*\)$$/\1==\3/p' setup.cfg > .venv-oldest/oldest.txt
-	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/oldest.txt --editable ".[demo,dev,onnx,plots,tracking]"
+	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/oldest.txt --editable ".[demo,dev,dicom,onnx,plots,tiff,tracking]"
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 DOCS_INSTALLED := $(VENV)/.installed-docs

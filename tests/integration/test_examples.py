@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
@@ -100,6 +101,28 @@ def test_a_loop_of_your_own_lowers_the_loss_and_leaves_a_network(
     assert len(losses) == 16
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
     assert AutoModel.from_pretrained(tmp_path).config.embed_dim == 32
+
+
+def test_images_of_many_channels_from_pretraining_to_k_nn(
+    run_example: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (str(tmp_path), "--count", "8", "--size", "16", "--num_epochs", "1")
+    with pytest.raises(SystemExit) as ended:
+        run_example("pretrain_many_channels", *words)
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "images of 6 channels: saturation, hue and grayscale" in printed
+    assert printed.splitlines()[-1] == "k-NN on the test pictures: 100.0 %"
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "network")
+    assert (processor.num_channels, processor.value_range) == (6, [0, 10000])
+    rows = Dataset.from_parquet(str(tmp_path / "features.parquet"), cache_dir=str(tmp_path))
+    network = AutoModel.from_pretrained(tmp_path / "network").eval()
+    file = tmp_path / "pictures" / "train" / rows["file"][0].removeprefix("train/")
+    with torch.no_grad():
+        pixels = processor(tifffile.imread(file), return_tensors="pt").pixel_values
+        assert pixels.shape == (1, 6, 16, 16)
+        expected = network(pixels).pooler_output[0]
+    torch.testing.assert_close(torch.tensor(rows["feature"][0]), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def _top_level(paths: Iterable[Path]) -> set[str]:
 # What pyproject.toml requires to build the package.
 BUILD = {"setuptools"}
 REQUIRED = declared("options", "install_requires")
-OPTIONAL = declared("options.extras_require", "plots", "tracking", "onnx", "demo")
+OPTIONAL = declared("options.extras_require", "plots", "tracking", "onnx", "tiff", "dicom", "demo")
 DEVELOPMENT = declared("options.extras_require", "dev")
 
 

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from esvit_hf.common.arguments import flat_arguments
+
 __all__ = ["export"]
 
 
+@flat_arguments
 def export(
     model: str | Path,
     output: str | Path,

@@ -18,6 +18,7 @@ def show_page(
     config_name: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    max_image_pixels: int = DataSplit.max_image_pixels,
     host: str = "127.0.0.1",
     port: int = 7860,
     cache: FeatureCache,
@@ -56,7 +57,11 @@ def show_page(
         raise ValueError(f"--port is {port}: choose one from 1 to 65535, for example 7860")
     source = None
     if dataset is not None:
-        source = load_images(DataSplit(dataset, config_name, image_column, label_column, split))
+        source = load_images(
+            DataSplit(
+                dataset, config_name, image_column, label_column, max_image_pixels, split=split
+            )
+        )
     accelerator = Accelerator()
     stores = [open_store(model, Batches(), cache, accelerator)]
     if compare is not None:

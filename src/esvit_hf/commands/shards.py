@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from esvit_hf.common.arguments import flat_arguments
+
 __all__ = ["index", "repack"]
 
 
+@flat_arguments
 def index(
     dataset: str | Path, output: str | Path, *, split: str = "train", config_name: str | None = None
 ) -> dict[str, Any] | None:
@@ -29,6 +32,7 @@ def index(
     return write_index(str(dataset), Path(output), split=split, config_name=config_name)
 
 
+@flat_arguments
 def repack(
     source: str | Path,
     output: str | Path,

@@ -35,6 +35,7 @@ def print_checkpoints(chosen: EntryFilter, *, json: bool = False) -> dict[str, A
     return None
 
 
+@flat_arguments
 def build(name: str, *, checkpoint: str | Path, output: str | Path) -> dict[str, Any]:
     """Turn a released checkpoint of the authors into a Hub folder: model, image processor, heads
     and card.

@@ -9,11 +9,10 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from inspect import Parameter
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from esvit_hf.common import options
-from esvit_hf.common.files import expand_home
+from esvit_hf.common.files import expand_homes
 
 __all__ = ["Docstring", "PythonOnly", "argument_types", "flat_arguments", "read_docstring"]
 
@@ -93,7 +92,7 @@ def flat_arguments(function: Callable[..., Result]) -> Callable[..., Result]:
         except TypeError as error:
             raise TypeError(f"{function.__name__}() {error}") from None
         bound.apply_defaults()
-        values = {name: _at_home(value) for name, value in bound.arguments.items()}
+        values = {name: expand_homes(value) for name, value in bound.arguments.items()}
         for name, group in groups.items():
             fields = dataclasses.fields(group)
             values[name] = group(**{field.name: values.pop(field.name) for field in fields})
@@ -107,13 +106,6 @@ def flat_arguments(function: Callable[..., Result]) -> Callable[..., Result]:
     }
     flat.__doc__ = _flat_docstring(function, signature, groups)
     return flat
-
-
-def _at_home(value: Any) -> Any:
-    """Replace `~` in paths, and in lists of them; anything else stays."""
-    if isinstance(value, (str, Path)):
-        return expand_home(value)
-    return [_at_home(item) for item in value] if isinstance(value, list) else value
 
 
 def _field_parameters(group: type, kind: Any) -> Iterator[Parameter]:

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser
 
 from esvit_hf.common.arguments import PythonOnly, argument_types, read_docstring
 from esvit_hf.common.errors import one_line
+from esvit_hf.common.files import expand_homes
 
 __all__ = ["check_options", "describe", "nearest", "parse_function"]
 
@@ -76,7 +77,7 @@ def parse_function(
                 help=_escape(documented.arguments.get(name, "")),
             )
     problems: list[str] = []
-    values = _read_words(parser, words, types, problems)
+    values = expand_homes(_read_words(parser, words, types, problems))
     arguments: dict[str, Any] = {}
     for name, hint, _, _ in parameters:
         try:

@@ -8,12 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = [
     "HUB_NAME",
     "digest_file",
     "expand_home",
+    "expand_homes",
     "flush_to_disk",
     "give_usual_modes",
     "make_writable_folder",
@@ -132,6 +133,27 @@ def expand_home(place: Place) -> Place:
         return type(place)(Path(place).expanduser())
     except RuntimeError as error:
         raise ValueError(f"{place} names no home folder: give the path without ~") from error
+
+
+def expand_homes(value: Any) -> Any:
+    """Replace `~` in paths, and in lists and mappings of them.
+
+    Args:
+        value: of any kind.
+
+    Returns:
+        The same; what holds no path is left alone.
+
+    Raises:
+        ValueError: as `expand_home`.
+    """
+    if isinstance(value, (str, Path)):
+        return expand_home(value)
+    if type(value) in (list, tuple):
+        return type(value)(map(expand_homes, value))
+    if type(value) is dict:
+        return {name: expand_homes(item) for name, item in value.items()}
+    return value
 
 
 def public_name(name_or_path: str | Path) -> str:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS
+
 __all__ = ["Batches", "Compute", "DataSource", "DataSplit", "FeatureCache", "ModelSource"]
 
 
@@ -34,12 +36,14 @@ class DataSource:
         config_name: configuration of the data set, if it has several.
         image_column: column with the images; found by its type if not given.
         label_column: column with the labels; found by its type if not given.
+        max_image_pixels: images with more pixels count as broken and are not decoded.
     """
 
     dataset: str | Path
     config_name: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    max_image_pixels: int = MAX_IMAGE_PIXELS
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 JITTER_ORDERS = tuple(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE)))
 NO_JITTER = -1
 NUM_SLOTS = 3
+NUM_COLORS = 3
 
 
 class ColorSample(NamedTuple):
@@ -193,8 +194,8 @@ def augment(
     parameters: ColorParameters,
     dtype: torch.dtype = torch.float32,
     *,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
 ) -> Tensor:
     """Apply the color operations to a batch of crops and normalize it.
 
@@ -207,15 +208,18 @@ def augment(
     2 on average, because this is a true Gaussian where Pillow's is three box filters of the same
     total variance.
 
+    Of images that have not three channels, saturation, hue and grayscale are left out: they are
+    about colors. The rest is done to all channels alike, contrast around their common mean.
+
     Args:
-        crops: (B, 3, S, S) uint8.
+        crops: (B, C, S, S) uint8, or floating-point numbers of 0..255.
         parameters: of the same B crops, on the same device.
         dtype: of the result.
         mean: of each channel, subtracted; in units of the value range 0..1.
         std: of each channel, divided by; in units of the value range 0..1.
 
     Returns:
-        (B, 3, S, S) of `dtype`, normalized.
+        (B, C, S, S) of `dtype`, normalized.
 
     Source: EsViT section 4 and its reference code (the augmentation of DINO).
     """
@@ -224,7 +228,7 @@ def augment(
         pixels = crops[:, :1] if plan.gray_images else crops
         pixels = pixels.index_select(0, parameters.sorting).float()
         _jitter(pixels, parameters)
-        if plan.num_grayscale and not plan.gray_images:
+        if plan.num_grayscale and pixels.shape[1] == NUM_COLORS:
             rows = parameters.grayscale[: plan.num_grayscale]
             pixels.index_copy_(0, rows, _gray(pixels.index_select(0, rows)).expand(-1, 3, -1, -1))
         if plan.num_blurred:
@@ -279,9 +283,9 @@ def _fill_up(values: np.ndarray, length: int) -> Tensor:
 
 
 def _gray(pixels: Tensor) -> Tensor:
-    """Gray values (B, 1, S, S) of (B, 3, S, S), or of a batch that has one channel already."""
-    if pixels.shape[1] == 1:
-        return pixels
+    """Gray values (B, 1, S, S) of (B, 3, S, S); of other numbers of channels their mean."""
+    if pixels.shape[1] != NUM_COLORS:
+        return pixels.mean(1, keepdim=True)
     red, green, blue = pixels.split(1, dim=1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
@@ -296,7 +300,7 @@ def _jitter(pixels: Tensor, parameters: ColorParameters) -> None:
     for slot, (start, stop) in enumerate(before):
         if plan.active_slots[slot]:
             _affine(pixels[start:stop], parameters.coefficients[slot, :, start:stop])
-    if plan.hue and not plan.gray_images:
+    if plan.hue and pixels.shape[1] == NUM_COLORS:
         _rotate_hue(pixels[first:], parameters.hue[first:])
     for slot, (start, stop) in enumerate(after, start=NUM_SLOTS):
         if plan.active_slots[slot]:
@@ -310,7 +314,7 @@ def _affine(pixels: Tensor, coefficients: Tensor) -> None:
     factor, gray_factor, mean_factor = coefficients[:, :, None, None, None]
     gray = _gray(pixels)
     mean = gray.mean((2, 3), keepdim=True)
-    if pixels.shape[1] == 1:
+    if pixels.shape[1] != NUM_COLORS:
         pixels.mul_(factor + gray_factor).add_(mean_factor * mean).clamp_(0, 255)
     else:
         offset = (gray * gray_factor).addcmul_(mean_factor, mean)
@@ -344,15 +348,17 @@ def _rotate_hue(pixels: Tensor, sextants: Tensor) -> None:
 
 def _normalize(
     pixels: Tensor,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: Sequence[float],
+    std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    """Normalize (B, 1 or 3, S, S) values of 0..255; by plain numbers: a constant tensor would
+    """Normalize (B, 1 or C, S, S) values of 0..255; by plain numbers: a constant tensor would
     wait.
     """
-    output = torch.empty(len(pixels), 3, *pixels.shape[2:], dtype=dtype, device=pixels.device)
-    for channel in range(3):
+    output = torch.empty(
+        len(pixels), len(mean), *pixels.shape[2:], dtype=dtype, device=pixels.device
+    )
+    for channel in range(len(mean)):
         source = pixels[:, channel % pixels.shape[1]]
         output[:, channel] = source * (1 / (255 * std[channel])) - mean[channel] / std[channel]
     return output

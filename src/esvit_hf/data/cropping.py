@@ -134,7 +134,7 @@ def reduce_box(box: CropBox, reduction: int, width: int, height: int) -> CropBox
 
 
 def cut_crops(
-    image: Image.Image,
+    image: Image.Image | np.ndarray,
     crops: Sequence[Crop],
     outputs: Sequence[Tensor],
     *,
@@ -148,14 +148,19 @@ def cut_crops(
     next to hard edges, about one value in 5,000 differs by more.
 
     Args:
-        image: in mode `RGB` or `L`.
+        image: in mode `RGB` or `L`, or (height, width, channels) float32 of 0..255.
         crops: what to cut out.
         outputs: (3, height, width) uint8 for each crop, overwritten; a grayscale crop is repeated.
+            Of a float image (channels, height, width) float32.
         interpolation: of the resize.
     """
-    interleaved = np.array(image).reshape(1, image.height, image.width, -1)
-    pixels = torch.from_numpy(interleaved).permute(0, 3, 1, 2)
+    interleaved = np.array(image)
+    pixels = torch.from_numpy(interleaved.reshape(1, *interleaved.shape[:2], -1))
+    pixels = pixels.permute(0, 3, 1, 2)
     for (box, mirrored), output in zip(crops, outputs, strict=True):
         region = pixels[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
         resized = F.interpolate(region, output.shape[-2:], mode=interpolation, antialias=True)[0]
+        if resized.is_floating_point():
+            # Bicubic overshoot, which whole numbers cut by themselves.
+            resized = resized.clamp_(0, 255)
         output.copy_(resized.flip(-1) if mirrored else resized)

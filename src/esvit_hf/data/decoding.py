@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from esvit_hf.common.errors import one_line
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS
+from esvit_hf.data.array_files import read_array
 from esvit_hf.models.image_processing_esvit import convert_image, read_orientation, to_uint8
 
 SIDEWAYS_ORIENTATIONS = frozenset({5, 6, 7, 8})
 # Pillow recognizes these, but has no decoder of its own for them.
 UNDECODABLE_FORMATS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
-MAX_IMAGE_PIXELS = 89_478_485
-"""Images with more pixels are refused before they are decoded, unless another limit is given."""
 
 _BROKEN_SHOWN = 5
 
@@ -104,14 +104,7 @@ def open_image(value: object, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Im
     """
     try:
         image = _open(value)
-        width, height = image.size
-        if width * height == 0:
-            raise UndecodableImageError(f"an image of {width} x {height} has no pixels")
-        if width * height > max_image_pixels:
-            raise UndecodableImageError(
-                f"{width} x {height} pixels are more than the limit of {max_image_pixels} "
-                f"(max_image_pixels)"
-            )
+        _check_pixels(*image.size, max_image_pixels)
         return image
     except UndecodableImageError:
         raise
@@ -162,16 +155,67 @@ def finish_image(image: Image.Image, *, keep_grayscale: bool = False) -> Image.I
         raise UndecodableImageError(_reason(error)) from error
 
 
-def _open(value: object) -> Image.Image:
+def decode_stored(
+    value: object, *, max_image_pixels: int = MAX_IMAGE_PIXELS
+) -> Image.Image | np.ndarray:
+    """Decode one image of any number of channels, and leave its values as they are.
+
+    Args:
+        value: as for :func:`decode_image`.
+        max_image_pixels: images with more pixels are refused.
+
+    Returns:
+        What :func:`esvit_hf.models.image_processing_esvit.convert_channels` takes.
+
+    Raises:
+        UndecodableImageError: the value is no image, is truncated, or has too many pixels.
+    """
+    try:
+        content = _content(value)
+        array = read_array(content) if isinstance(content, bytes) else content
+        if isinstance(array, Image.Image) or array is None:
+            image = open_image(content, max_image_pixels=max_image_pixels)
+            image.load()
+            return image
+        array = np.asarray(array)
+        if array.ndim not in (2, 3) or array.size == 0:
+            raise UndecodableImageError(f"an array of shape {array.shape} is no image")
+        height, width = sorted(array.shape)[-2:]
+        _check_pixels(width, height, max_image_pixels)
+        return array
+    except UndecodableImageError:
+        raise
+    except Exception as error:
+        raise UndecodableImageError(_reason(error)) from error
+
+
+def _content(value: object) -> object:
+    """Bytes of an encoded image; anything else as it is."""
     if isinstance(value, dict):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if value is None:
         raise UndecodableImageError("there is neither a path nor any bytes")
-    if isinstance(value, Image.Image):
-        return value
     if isinstance(value, (str, os.PathLike)):
         value = Path(value).read_bytes()
-    if isinstance(value, (bytes, bytearray, memoryview)):
+    return bytes(value) if isinstance(value, (bytearray, memoryview)) else value
+
+
+def _check_pixels(width: int, height: int, limit: int) -> None:
+    if width * height == 0:
+        raise UndecodableImageError(f"an image of {width} x {height} has no pixels")
+    if width * height > limit:
+        raise UndecodableImageError(
+            f"{width} x {height} pixels are more than the limit of {limit} (max_image_pixels)"
+        )
+
+
+def _open(value: object) -> Image.Image:
+    value = _content(value)
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, bytes):
+        if (array := read_array(value, tiff=False)) is not None:
+            return _image_from_array(array)
         with _without_limit_of_pillow():
             return Image.open(io.BytesIO(value), formats=_readable_formats())
     return _image_from_array(np.asarray(value))

@@ -15,6 +15,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 
+from esvit_hf.data.array_files import ARRAY_ENDINGS
 from esvit_hf.data.decoding import image_endings
 
 __all__ = ["SPLIT_FOLDERS", "ImageFolder", "list_image_folder"]
@@ -160,6 +161,10 @@ def list_image_folder(path: Path) -> ImageFolder:
         raise ValueError(
             f"{error.filename} cannot be read ({error.strerror}): check its permissions"
         ) from error
+    if not images:
+        # Beside pictures such files are something else, such as masks or kept features.
+        images = [entry for entry, reason in others if reason in ARRAY_ENDINGS]
+        others = [(entry, reason) for entry, reason in others if reason not in ARRAY_ENDINGS]
     return ImageFolder(path, sorted(images), others)
 
 

@@ -25,6 +25,7 @@ from esvit_hf.data.image_folder import SPLIT_FOLDERS, ImageFolder, list_image_fo
 
 ARCHIVES = {".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"}
 UNPACK = "unpack it and give the folder of its files (pretraining can stream .tar files)"
+UNREADABLE = (DatasetsError, OSError, ValueError, RuntimeError)
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -77,7 +78,7 @@ def split_names(name_or_path: str, config_name: str | None = None) -> list[str]:
         return local_split_names(path)
     try:
         return list(get_dataset_split_names(name_or_path, config_name))
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{name_or_path} cannot be found or read ({one_line(error)}); check the path or name, "
             f"and --config_name"
@@ -98,7 +99,10 @@ def local_split_names(path: Path) -> list[str]:
         ValueError: the folder cannot be read as a data set.
     """
     if (path / "dataset_dict.json").is_file():
-        return list(json.loads((path / "dataset_dict.json").read_text())["splits"])
+        try:
+            return list(json.loads((path / "dataset_dict.json").read_text())["splits"])
+        except (KeyError, *UNREADABLE) as error:
+            raise _damaged_folder(path, error) from error
     if path.is_file() or (path / "state.json").is_file():
         return ["train"]
     folder = list_image_folder(path)
@@ -106,7 +110,7 @@ def local_split_names(path: Path) -> list[str]:
         return list(folder.splits()) if folder.images else []
     try:
         return list(get_dataset_split_names(str(path)))
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{path} cannot be read as a data set ({one_line(error)}); check the path"
         ) from error
@@ -177,9 +181,19 @@ def _is_described(folder: ImageFolder) -> bool:
 
 
 def _load_saved(path: Path, split: str) -> Dataset:
-    loaded = load_from_disk(str(path))
+    try:
+        loaded = load_from_disk(str(path))
+    except (KeyError, *UNREADABLE) as error:
+        raise _damaged_folder(path, error) from error
     rows = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
     return take_slices(path, split, list(rows), lambda names: {name: rows[name] for name in names})
+
+
+def _damaged_folder(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} looks like a folder of save_to_disk but cannot be read "
+        f"({type(error).__name__}: {one_line(error)}): save the data set again"
+    )
 
 
 def take_slices(
@@ -231,7 +245,7 @@ def _load(
 ) -> Dataset:
     try:
         return load_dataset(builder, name=config_name, split=split, data_files=data_files)
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{place} cannot be loaded ({one_line(error)}); check the path or name, --split and "
             f"--config_name"

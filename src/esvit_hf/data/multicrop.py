@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS
 from esvit_hf.data.color import (
     PARAMETER_LAYOUT,
     ColorParameters,
@@ -22,13 +23,14 @@ from esvit_hf.data.color import (
 )
 from esvit_hf.data.cropping import Crop, cut_crops, jpeg_reduction, reduce_box
 from esvit_hf.data.decoding import (
-    MAX_IMAGE_PIXELS,
     UndecodableImageError,
+    decode_stored,
     finish_image,
     open_image,
     upright_size,
 )
 from esvit_hf.data.views import ViewSpec, expand_views
+from esvit_hf.models.image_processing_esvit import convert_channels
 
 REPLACEMENT_ATTEMPTS = 20
 # The share of broken images is not judged before a process has read this many, or as many as there
@@ -57,6 +59,8 @@ class CropBatch:
         buffer: (bytes,) uint8: indices, parameters, places, crops.
         num_images: B.
         sizes: side of each view in pixels.
+        num_channels: channels C of the crops.
+        dtype: of the crops.
         plans: what the host knows about the color parameters of each view.
         broken: index and reason of each image of this batch that could not be decoded and was
             replaced.
@@ -66,21 +70,32 @@ class CropBatch:
     num_images: int
     sizes: tuple[int, ...]
     plans: tuple[ColorPlan, ...] = ()
+    num_channels: int = 3
+    dtype: torch.dtype = torch.uint8
     broken: list[tuple[int, str]] = field(default_factory=list)
 
     @classmethod
-    def allocate(cls, num_images: int, sizes: Sequence[int]) -> "CropBatch":
+    def allocate(
+        cls,
+        num_images: int,
+        sizes: Sequence[int],
+        num_channels: int = 3,
+        dtype: torch.dtype = torch.uint8,
+    ) -> "CropBatch":
         """Reserve the memory of a batch.
 
         Args:
             num_images: B.
             sizes: side of each view in pixels.
+            num_channels: channels of the crops.
+            dtype: of the crops.
 
         Returns:
             A batch with undefined content, on the CPU.
         """
-        length = sum(_num_bytes(*part) for part in _layout(num_images, sizes))
-        return cls(torch.empty(length, dtype=torch.uint8), num_images, tuple(sizes))
+        layout = _layout(num_images, sizes, num_channels, dtype)
+        buffer = torch.empty(sum(_num_bytes(*part) for part in layout), dtype=torch.uint8)
+        return cls(buffer, num_images, tuple(sizes), num_channels=num_channels, dtype=dtype)
 
     @property
     def indices(self) -> Tensor:
@@ -99,12 +114,12 @@ class CropBatch:
     @property
     def mirrored(self) -> Tensor:
         """(V, B) bool: whether left and right of each crop change places."""
-        return self._parts()[-len(self.sizes) - 1]
+        return self._parts()[-1]
 
     @property
     def crops(self) -> list[Tensor]:
-        """One (B, 3, S, S) uint8 tensor a view, the teacher's views first."""
-        return self._parts()[-len(self.sizes) :]
+        """One (B, C, S, S) tensor a view, values 0..255, the teacher's views first."""
+        return self._parts()[-len(self.sizes) - 1 : -1]
 
     @property
     def parameters(self) -> list[ColorParameters]:
@@ -143,7 +158,7 @@ class CropBatch:
         return replace(self, plans=tuple(parameters.plan for parameters in packed))
 
     def _parts(self) -> list[Tensor]:
-        layout = _layout(self.num_images, self.sizes)
+        layout = _layout(self.num_images, self.sizes, self.num_channels, self.dtype)
         pieces = self.buffer.split([_num_bytes(*part) for part in layout])
         return [
             piece.view(dtype).view(shape)
@@ -201,6 +216,10 @@ class MultiCropDataset(Dataset[CropBatch]):
         reduce_jpegs: decode JPEGs at a half, a quarter or an eighth of their size where every crop
             is still to be made smaller than that.
         max_image_pixels: images with more pixels count as broken.
+        num_channels: channels C of the crops.
+        value_range: smallest and largest value of a pixel; with it, or with another number of
+            channels than three, crops are float32, as
+            :func:`esvit_hf.models.image_processing_esvit.convert_channels` makes them.
 
     Raises:
         ValueError: a setting is out of range, or no view is for the teacher.
@@ -214,6 +233,8 @@ class MultiCropDataset(Dataset[CropBatch]):
         max_broken_fraction: float = 0.01,
         reduce_jpegs: bool = True,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
+        num_channels: int = 3,
+        value_range: Sequence[float] | None = None,
     ) -> None:
         if seed < 0:
             raise ValueError(f"seed is {seed}; set it to 0 or more")
@@ -227,6 +248,9 @@ class MultiCropDataset(Dataset[CropBatch]):
         self.max_broken_fraction = max_broken_fraction
         self.reduce_jpegs = reduce_jpegs
         self.max_image_pixels = max_image_pixels
+        self.num_channels = num_channels
+        self.value_range = value_range
+        self.keeps_values = num_channels != 3 or value_range is not None
         self._num_read = 0
         self._broken: dict[int, str] = {}
 
@@ -246,7 +270,12 @@ class MultiCropDataset(Dataset[CropBatch]):
             TooManyBrokenImagesError: more than the allowed share of the images cannot be decoded.
             IndexError: an index is out of range.
         """
-        batch = CropBatch.allocate(len(keys), [view.size for view in self.views])
+        batch = CropBatch.allocate(
+            len(keys),
+            [view.size for view in self.views],
+            self.num_channels,
+            torch.float32 if self.keeps_values else torch.uint8,
+        )
         crops = batch.crops
         values = self.source.read_encoded([index for _, index in keys])
         made = [
@@ -296,6 +325,8 @@ class MultiCropDataset(Dataset[CropBatch]):
         """Write all crops of one image; return their places in it as it was decoded, their color
         operations and whether the image is grayscale.
         """
+        if self.keeps_values:
+            return self._crop_stored(value, generator, outputs)
         image = open_image(value, max_image_pixels=self.max_image_pixels)
         width, height = upright_size(image)
         samples = [view.sample(generator, width, height) for view in self.views]
@@ -316,6 +347,21 @@ class MultiCropDataset(Dataset[CropBatch]):
             ]
         cut_crops(image, crops, outputs)
         return crops, [sample.color for sample in samples], image.mode == "L"
+
+    def _crop_stored(
+        self, value: object, generator: random.Random, outputs: Sequence[Tensor]
+    ) -> tuple[list[Crop], list[ColorSample], bool]:
+        """As `_crop`, for images that keep their values."""
+        stored = decode_stored(value, max_image_pixels=self.max_image_pixels)
+        try:
+            pixels = convert_channels(stored, self.num_channels, self.value_range)
+        except ValueError as error:
+            raise UndecodableImageError(str(error)) from error
+        height, width = pixels.shape[:2]
+        samples = [view.sample(generator, width, height) for view in self.views]
+        crops = [sample.crop for sample in samples]
+        cut_crops(pixels, crops, outputs)
+        return crops, [sample.color for sample in samples], False
 
     def _describe(self, index: int) -> str:
         """Name an image in messages, as the source does if it can."""
@@ -390,21 +436,23 @@ def _keep_batch(batch: Any) -> Any:
     return batch
 
 
-def _layout(num_images: int, sizes: Sequence[int]) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+def _layout(
+    num_images: int, sizes: Sequence[int], num_channels: int, dtype: torch.dtype
+) -> list[tuple[torch.dtype, tuple[int, ...]]]:
     """Type and shape of what lies in a batch's buffer: indices, each parameter of all views, boxes,
-    whether they are mirrored, crops.
+    crops, whether they are mirrored.
 
     Wider numbers come first, so that all are aligned.
     """
     parameters = [
         (dtype, (*shape, num_images)) for dtype, shape in PARAMETER_LAYOUT.values() for _ in sizes
     ]
-    crops = [(torch.uint8, (num_images, 3, size, size)) for size in sizes]
-    places = [
-        (torch.float32, (len(sizes), num_images, 4)),
-        (torch.bool, (len(sizes), num_images)),
+    crops = [(dtype, (num_images, num_channels, size, size)) for size in sizes]
+    boxes, mirrored = (len(sizes), num_images, 4), (len(sizes), num_images)
+    return [
+        *((torch.int64, (num_images,)), *parameters, (torch.float32, boxes)),
+        *(*crops, (torch.bool, mirrored)),
     ]
-    return [(torch.int64, (num_images,)), *parameters, *places, *crops]
 
 
 def _num_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:

@@ -5,19 +5,16 @@ behind one class.
 import copy
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from esvit_hf.data.decoding import (
-    MAX_IMAGE_PIXELS,
-    BrokenImage,
-    UndecodableImageError,
-    decode_image,
-)
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS
+from esvit_hf.data.decoding import BrokenImage, UndecodableImageError, decode_image, decode_stored
 from esvit_hf.data.fingerprints import fingerprint_rows
 from esvit_hf.data.labels import Labels, find_label_column, read_labels
 from esvit_hf.data.loading import load_dataset_split
@@ -179,6 +176,18 @@ class ImageSource:
             for row in rows
         ]
 
+    def read_stored(self, indices: Sequence[int]) -> list[Image.Image | np.ndarray | BrokenImage]:
+        """Fetch and decode images of any number of channels.
+
+        Args:
+            indices: places of the images, each in [0, len).
+
+        Returns:
+            One value an index, for an image processor that keeps values, or a
+            :class:`BrokenImage` where decoding failed.
+        """
+        return self._read(indices, decode_stored)
+
     def read(self, indices: Sequence[int]) -> list[Image.Image | BrokenImage]:
         """Fetch and decode images.
 
@@ -191,10 +200,13 @@ class ImageSource:
         Raises:
             IndexError: an index is out of range.
         """
-        images: list[Image.Image | BrokenImage] = []
+        return self._read(indices, decode_image)
+
+    def _read(self, indices: Sequence[int], decode: Callable[..., Any]) -> list[Any]:
+        images: list[Any] = []
         for index, value in zip(indices, self.read_encoded(indices), strict=True):
             try:
-                images.append(decode_image(value, max_image_pixels=self.max_image_pixels))
+                images.append(decode(value, max_image_pixels=self.max_image_pixels))
             except UndecodableImageError as error:
                 images.append(BrokenImage(int(index), str(error), self.describe(index)))
         return images

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from esvit_hf.common.accelerator_state import own_accelerator_state, start_accelerator
 from esvit_hf.common.arguments import flat_arguments
 from esvit_hf.common.files import public_name
-from esvit_hf.common.options import Compute
+from esvit_hf.common.options import Compute, DataSource
 from esvit_hf.evaluation.command_words import flag, word
 from esvit_hf.evaluation.report import Report, prepare_folder
 from esvit_hf.evaluation.task import EvaluationData, Task, TaskResult, make_tasks
@@ -50,6 +50,7 @@ def evaluate(
     config_name: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    max_image_pixels: int = DataSource.max_image_pixels,
     mask_column: str = "mask",
     batch_size: int = Compute.batch_size,
     num_workers: int = Compute.num_workers,
@@ -116,7 +117,11 @@ def evaluate(
             "image_column": image_column,
             "label_column": label_column,
         }
-        splits = load_splits(**columns, labels=any(need.labels for need in needs))
+        splits = load_splits(
+            **columns,
+            max_image_pixels=max_image_pixels,
+            labels=any(need.labels for need in needs),
+        )
         masks = (
             load_masks(mask_column, **columns)
             if any(need.masks for need in needs)

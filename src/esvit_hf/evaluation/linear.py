@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from esvit_hf.common.files import expand_homes
 from esvit_hf.evaluation.task import (
     EvaluationData,
     Needs,
@@ -54,6 +55,7 @@ class LinearTask(Task):
     output_dir: Path | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "output_dir", expand_homes(self.output_dir))
         check_above_zero("linear.blocks", self.blocks)
         check_above_zero("linear.learning_rates", self.learning_rates)
         check_above_zero("linear.epochs", [self.epochs])

@@ -69,6 +69,14 @@ class RandomCrops:
             for index, image in zip(indices, read, strict=True)
         ]
 
+    def read_stored(self, indices: Sequence[int]) -> list[Image.Image | np.ndarray | BrokenImage]:
+        """Refuse images that are not RGB.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("random crops are made of RGB images: leave out --linear.augment")
+
     def _crop(self, image: Image.Image, index: int) -> Image.Image:
         generator = random.Random(f"{self.seed} {self.epoch} {index}")
         crop = sample_crop(

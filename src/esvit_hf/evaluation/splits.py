@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS
 from esvit_hf.data.labels import names_in_common
 from esvit_hf.data.loading import split_names, take_slices
 from esvit_hf.data.sources import ImageSource, load_image_source
@@ -70,6 +71,7 @@ def load_splits(
     config_name: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
     labels: bool = True,
 ) -> LabeledSplits:
     """Open the training and the test images of a data set.
@@ -85,6 +87,7 @@ def load_splits(
         config_name: configuration of the data set, if it has several.
         image_column: column with the images; found by its type if None.
         label_column: column with the labels, integers or strings; found by its type if None.
+        max_image_pixels: images with more pixels count as broken.
         labels: false if the images need none; then they have no labels and no classes.
 
     Returns:
@@ -111,13 +114,17 @@ def load_splits(
             f"--test_split or --test_fraction",
             stacklevel=2,
         )
-    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
+    options: dict[str, Any] = {
+        "image_column": image_column,
+        "label_column": label_column,
+        "max_image_pixels": max_image_pixels,
+    }
 
     def read_split(split: str) -> ImageSource:
         if isinstance(dataset, str):
-            return load_image_source(dataset, split=split, config_name=config_name, **columns)
+            return load_image_source(dataset, split=split, config_name=config_name, **options)
         return ImageSource(
-            _rows_of(dataset, split), name=f"{IN_MEMORY_DATA} (split {split})", **columns
+            _rows_of(dataset, split), name=f"{IN_MEMORY_DATA} (split {split})", **options
         )
 
     train = read_split(train_split)

@@ -73,6 +73,9 @@ class ReadableImages(Protocol):
     def read(self, indices: Sequence[int]) -> list[Image.Image | BrokenImage]:
         """Fetch images by index, in mode RGB."""
 
+    def read_stored(self, indices: Sequence[int]) -> list[Image.Image | np.ndarray | BrokenImage]:
+        """Fetch images by index as they are stored, for a processor that keeps values."""
+
     def describe(self, index: int) -> str:
         """Name an image in messages."""
 
@@ -252,7 +255,8 @@ class _PreprocessedImages(Dataset[_Batch]):
         self.processor = processor
 
     def __getitems__(self, indices: list[int]) -> _Batch:
-        read = self.source.read(indices)
+        keeps_values = getattr(self.processor, "keeps_values", False)
+        read = (self.source.read_stored if keeps_values else self.source.read)(indices)
         broken = [image for image in read if isinstance(image, BrokenImage)]
         kept = [
             pair for pair in zip(indices, read, strict=True) if not isinstance(pair[1], BrokenImage)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from esvit_hf.common.accelerator_state import own_accelerator_state, start_accelerator
 from esvit_hf.common.arguments import flat_arguments
-from esvit_hf.common.options import Compute, FeatureCache, ModelSource
+from esvit_hf.common.options import Compute, DataSource, FeatureCache, ModelSource
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,6 +36,7 @@ def extract_features(
     id_column: str | None = None,
     streaming: bool = False,
     reduce_jpegs: bool = True,
+    max_image_pixels: int = DataSource.max_image_pixels,
     compute: Compute,
 ) -> "dict[str, Any] | Dataset | None":
     """Save a row of features for every image.
@@ -83,7 +84,13 @@ def extract_features(
     from esvit_hf.features.rows import open_rows
 
     options = RowOptions(
-        blocks, regions, broken == "refuse", reduce_jpegs, compute.batch_size, compute.num_workers
+        blocks,
+        regions,
+        broken == "refuse",
+        reduce_jpegs,
+        max_image_pixels,
+        compute.batch_size,
+        compute.num_workers,
     )
     if rows_per_shard is None:
         rows_per_shard = 1_000 if regions else 10_000

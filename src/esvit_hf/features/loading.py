@@ -57,6 +57,7 @@ def load_images(data: DataSplit) -> ImageSource:
         config_name=data.config_name,
         image_column=data.image_column,
         label_column=data.label_column,
+        max_image_pixels=data.max_image_pixels,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -12,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
-from esvit_hf.data.decoding import UndecodableImageError, finish_image, open_image
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS
+from esvit_hf.data.decoding import UndecodableImageError, decode_stored, finish_image, open_image
 from esvit_hf.features.rows import RowSource, row_name
 
 __all__ = ["PartBatches", "PartFeatures", "RowOptions", "compute_parts", "reduced_side"]
@@ -34,6 +36,7 @@ class RowOptions:
         refuse_broken: stop at an image that cannot be decoded, instead of leaving it out.
         reduce_jpegs: decode JPEG files at a half, a quarter or an eighth of their size where twice
             the size that the image processor makes is left.
+        max_image_pixels: images with more pixels are broken.
         batch_size: images at once on each device.
         num_workers: processes that decode images, for each device.
     """
@@ -42,6 +45,7 @@ class RowOptions:
     regions: bool = False
     refuse_broken: bool = False
     reduce_jpegs: bool = True
+    max_image_pixels: int = MAX_IMAGE_PIXELS
     batch_size: int = 64
     num_workers: int = 2
 
@@ -108,7 +112,7 @@ def compute_parts(
     """
     side = reduced_side(processor) if options.reduce_jpegs else None
     loader = DataLoader(
-        _PreparedImages(source, processor, side),
+        _PreparedImages(source, processor, side, options.max_image_pixels),
         batch_sampler=PartBatches(parts, options),
         collate_fn=_unchanged,
         num_workers=options.num_workers,
@@ -152,18 +156,28 @@ class _PreparedImages(Dataset[_Batch]):
     """Reads, decodes and preprocesses a whole batch at once, in a worker."""
 
     def __init__(
-        self, source: RowSource, processor: Callable[..., Any], least_side: int | None
+        self,
+        source: RowSource,
+        processor: Callable[..., Any],
+        least_side: int | None,
+        max_image_pixels: int,
     ) -> None:
         self.source = source
         self.processor = processor
         self.least_side = least_side
+        self.max_image_pixels = max_image_pixels
 
     def __getitems__(self, indices: list[int]) -> _Batch:
-        images: dict[int, Image.Image] = {}
+        images: dict[int, Image.Image | np.ndarray] = {}
+        keeps_values = getattr(self.processor, "keeps_values", False)
         broken: dict[int, str] = {}
         for index, value in zip(indices, self.source.read_encoded(indices), strict=True):
             try:
-                images[index] = _decode(value, self.least_side)
+                images[index] = (
+                    decode_stored(value, max_image_pixels=self.max_image_pixels)
+                    if keeps_values
+                    else _decode(value, self.least_side, self.max_image_pixels)
+                )
             except UndecodableImageError as error:
                 broken[index] = str(error)
         kept = torch.tensor(list(images), dtype=torch.int64)
@@ -181,8 +195,8 @@ class _PreparedImages(Dataset[_Batch]):
         return _Batch(prepared["pixel_values"], kept, broken)
 
 
-def _decode(value: object, least_side: int | None) -> Image.Image:
-    image = open_image(value)
+def _decode(value: object, least_side: int | None, max_image_pixels: int) -> Image.Image:
+    image = open_image(value, max_image_pixels=max_image_pixels)
     if least_side is not None and image.format == "JPEG":
         spare = min(image.size) / least_side
         reduction = next((factor for factor in JPEG_REDUCTIONS if spare >= factor), 1)

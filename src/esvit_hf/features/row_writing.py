@@ -120,10 +120,12 @@ def _settings(
         **store.identity(source),  # type: ignore[arg-type]
         "model": public_name(store.model) if isinstance(store.model, str) else "in memory",
         "columns": {name: str(kind) for name, kind in source.columns.items()},
+        "class_names": getattr(source.columns.get("label"), "names", None),
         "blocks": options.blocks,
         "regions": options.regions,
         "refuse_broken": options.refuse_broken,
         "reduce_jpegs": options.reduce_jpegs,
+        "max_image_pixels": options.max_image_pixels,
         "rows_per_shard": rows_per_shard,
     }
 

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import build_hf_headers, http_backoff, validate_repo_id
 from tqdm.auto import tqdm
 
+from esvit_hf.common.arguments import flat_arguments
 from esvit_hf.common.errors import one_line
 from esvit_hf.hub.cards import CARD_FILE, check_card, update_card
 from esvit_hf.hub.errors import explained, may_pass, seconds_to_wait
@@ -55,6 +56,7 @@ class Publication:
     left_out: list[str]
 
 
+@flat_arguments
 def push(
     folder: str | Path,
     repo_id: str,

@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from esvit_hf.acceleration.linear import use_fast_linear
 from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.backbones.channels import inflate_channels
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.common.errors import one_line
 from esvit_hf.hub.heads_file import SavedHead, find_heads, read_heads
@@ -35,11 +36,21 @@ def build_backbone(recipe: Recipe) -> RegionBackbone:
     """
     if not starts_from_scratch(recipe):
         _check_place(recipe.model.name)
-        return load_backbone(
+        fields = dict(recipe.model.config)
+        channels = fields.pop("num_channels", None) if recipe.model.inflate else None
+        backbone = load_backbone(
             recipe.model.name,
             revision=recipe.model.revision,
             trust_remote_code=recipe.model.trust_remote_code,
-            **recipe.model.config,
+            **fields,
+        )
+        if channels is None:
+            return backbone
+        return RegionBackbone(inflate_channels(backbone.model, channels))
+    if recipe.model.inflate:
+        raise ValueError(
+            f"model.inflate is true, but model.name {recipe.model.name!r} is a type without "
+            f"weights: leave model.inflate out, or name a folder or Hub model"
         )
     known = {*AutoConfig.for_model(recipe.model.name).to_dict(), "attn_implementation"}
     unknown = sorted(set(recipe.model.config) - set(known))
@@ -80,6 +91,7 @@ def build_parts(recipe: Recipe) -> DistillationParts:
     """
     # Small steps do not change 16-bit weights, which the model's folder or fields may bring.
     backbone = build_backbone(recipe).to(torch.get_default_dtype())
+    _check_channels(recipe, backbone)
     check_crops(recipe, backbone)
     objectives = build_objectives(recipe.objectives)
     heads, centers = {}, nn.ModuleDict()
@@ -112,16 +124,31 @@ def check_crops(recipe: Recipe, backbone: RegionBackbone) -> None:
     backbone.eval()
     for size in sorted({view.size for view in recipe.data.views}):
         try:
-            backbone(torch.zeros(1, 3, size, size))
+            backbone(torch.zeros(1, recipe.data.channels, size, size))
         # What networks of others raise for a size or channels that they do not take.
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"model.name {recipe.model.name!r} cannot take RGB crops of {size} x {size} pixels "
+                f"model.name {recipe.model.name!r} cannot take crops of {size} x {size} pixels and "
+                f"{recipe.data.channels} channels "
                 f"({one_line(error)}): change the size in data.views or fields of model.config "
                 f"(image_size, num_channels), or take a network for any size, such as esvit_swin, "
                 f"vit or convnext"
             ) from error
     backbone.train(was_training)
+
+
+def _check_channels(recipe: Recipe, backbone: RegionBackbone) -> None:
+    """Refuse images of another number of channels than the network takes.
+
+    Raises:
+        ValueError: they are.
+    """
+    taken, given = getattr(backbone.model.config, "num_channels", None) or 3, recipe.data.channels
+    if taken != given:
+        raise ValueError(
+            f"the network takes {taken} channels, and data.image_mean and data.image_std are for "
+            f"{given}: give {taken} numbers for each of them, in units of the range of values"
+        )
 
 
 def checkpoint_blocks(model: PreTrainedModel, count: int) -> None:

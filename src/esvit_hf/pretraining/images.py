@@ -36,6 +36,7 @@ def load_split(recipe: Recipe, split: str) -> ImageSource:
         config_name=recipe.data.config_name,
         image_column=recipe.data.image_column,
         label_column=recipe.data.label_column,
+        max_image_pixels=recipe.data.max_image_pixels,
     )
 
 
@@ -61,7 +62,14 @@ def make_crop_loader(
 ) -> DataLoader[CropBatch]:
     """Build the loader of the recipe's crops, whose workers outlive a signal to the run."""
     dataset = MultiCropDataset(
-        source, recipe.data.views, recipe.run.seed, recipe.data.max_broken_fraction
+        source,
+        recipe.data.views,
+        recipe.run.seed,
+        recipe.data.max_broken_fraction,
+        recipe.data.reduce_jpegs,
+        recipe.data.max_image_pixels,
+        recipe.data.channels,
+        recipe.data.value_range,
     )
     return make_multicrop_loader(
         dataset,

@@ -18,7 +18,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from esvit_hf.common.accelerator_state import own_accelerator_state
 from esvit_hf.common.errors import one_line
-from esvit_hf.data.color import augment
+from esvit_hf.data.color import IMAGENET_MEAN, IMAGENET_STD, NUM_COLORS, augment
 from esvit_hf.data.items import ItemSource
 from esvit_hf.data.multicrop import CropBatch
 from esvit_hf.data.sources import ImageSource
@@ -129,6 +129,8 @@ class Pretraining:
             self.total_steps = min(self.total_steps, recipe.schedule.max_steps)
         changes = self.check_changes(checkpoint) if checkpoint is not None else []
         self.build(steps_per_epoch)
+        self.mean = recipe.data.image_mean or IMAGENET_MEAN
+        self.std = recipe.data.image_std or IMAGENET_STD
         self.saved_step = 0
         if checkpoint is not None:
             self.load(checkpoint, fetched)
@@ -266,6 +268,11 @@ class Pretraining:
             f"{self.total_steps} steps of {self.total_batch} images on "
             f"{accelerator.num_processes} x {accelerator.device}"
         )
+        if recipe.data.channels != NUM_COLORS:
+            accelerator.print(
+                f"images of {recipe.data.channels} channels: saturation, hue and grayscale of the "
+                f"views are left out"
+            )
         if self.progress.step == 0:
             self.measure_knn()
 
@@ -342,7 +349,7 @@ class Pretraining:
             )
         batch = batch.to(self.accelerator.device, non_blocking=True)
         crops = [
-            augment(crop, parameters)
+            augment(crop, parameters, mean=self.mean, std=self.std)
             for crop, parameters in zip(batch.crops, batch.parameters, strict=True)
         ]
         return crops, CropBoxes(batch.boxes, batch.mirrored)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from esvit_hf.common.files import expand_home
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS
 from esvit_hf.common.settings import SettingsError, check_settings, setting
 from esvit_hf.common.yaml_text import write_yaml
 from esvit_hf.data.views import ViewSpec, dino_views
@@ -78,6 +79,27 @@ class DataSettings:
     max_broken_fraction: float = setting(
         "share of undecodable images above which the run stops", 0.01, at_least=0, at_most=1
     )
+    max_image_pixels: int = setting(
+        "images with more pixels count as undecodable", MAX_IMAGE_PIXELS, above=0
+    )
+    reduce_jpegs: bool = setting(
+        "decode JPEG files at a half, a quarter or an eighth of their size where every crop is "
+        "still to be made smaller than that",
+        True,
+    )
+    value_range: tuple[float, float] | None = setting(
+        "smallest and largest value of a pixel, for images that 8 bits do not hold; without it, "
+        "8 and 16 bits have the range of their type and floating-point numbers are in 0..1",
+        None,
+    )
+    image_mean: list[float] | None = setting(
+        "mean of each channel, in units of the range of values; ImageNet's if not given, which is "
+        "for three channels",
+        None,
+    )
+    image_std: list[float] | None = setting(
+        "standard deviation of each channel, in the same units", None, above=0
+    )
     views: list[ViewSpec] = setting(
         "the crops of an image; those with teacher: true are seen by the teacher too",
         factory=dino_views,
@@ -92,6 +114,11 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         _expand_home(self, "dataset")
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the images."""
+        return 3 if self.image_mean is None else len(self.image_mean)
 
 
 @dataclass(frozen=True)
@@ -110,6 +137,11 @@ class ModelSettings:
     )
     revision: str | None = setting("branch, tag or commit of a Hub model", None)
     trust_remote_code: bool = setting("run code that a Hub model's repository ships", False)
+    inflate: bool = setting(
+        "start from weights for images of another number of channels than config.num_channels: "
+        "those of the first layer are repeated over the channels",
+        False,
+    )
 
     def __post_init__(self) -> None:
         _expand_home(self, "name")
@@ -328,6 +360,9 @@ class Recipe:
                 f"reads images by index, or run.knn_dataset must name other data; it is "
                 f"{self.run.knn_every_epochs}"
             )
+        if self.model.inflate and "num_channels" not in self.model.config:
+            yield "model.inflate needs model.config.num_channels, the number of channels"
+        yield from self._wrong_channels()
         if not any(view.teacher for view in self.data.views):
             yield "data.views need at least one with teacher: true"
         if sum(view.count for view in self.data.views) < 2:
@@ -344,6 +379,19 @@ class Recipe:
                 check_repo_id(self.hub.model_id)
             except ValueError as error:
                 yield f"hub.model_id: {error}"
+
+    def _wrong_channels(self) -> Iterator[str]:
+        """Say what does not fit in the settings of the pixels."""
+        mean, std, value_range = self.data.image_mean, self.data.image_std, self.data.value_range
+        if (mean is None) != (std is None) or (mean and std and len(mean) != len(std)):
+            yield (
+                f"data.image_mean and data.image_std must have one number for each channel; they "
+                f"are {mean} and {std}"
+            )
+        if mean == []:
+            yield "data.image_mean must not be empty"
+        if value_range is not None and value_range[0] >= value_range[1]:
+            yield f"data.value_range must have the smallest value first; it is {value_range}"
 
     def _idle_objectives(self) -> Iterator[str]:
         """Say which objectives never take part, and when none does."""

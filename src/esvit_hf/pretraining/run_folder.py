@@ -31,7 +31,12 @@ def dataset_name(recipe: Recipe) -> str:
 def make_processor(recipe: Recipe) -> EsvitImageProcessor:
     """Build the evaluation transform that belongs to the recipe's largest view."""
     crop = max(view.size for view in recipe.data.views)
+    data = recipe.data
+    statistics = {"image_mean": data.image_mean, "image_std": data.image_std}
     return EsvitImageProcessor(
+        num_channels=data.channels,
+        value_range=data.value_range,
+        **(statistics if data.image_mean else {}),
         size={"shortest_edge": round(crop * recipe.data.eval_resize_ratio)},
         crop_size={"height": crop, "width": crop},
     )

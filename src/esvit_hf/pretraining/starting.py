@@ -183,14 +183,15 @@ class Start:
         if self.draft.run.knn_every_epochs and self.draft.run.knn_dataset is None:
             raise ValueError(
                 "run.knn_every_epochs is above 0, and data in memory has no other split to "
-                "classify: set it to 0, or give data as a folder or name"
+                "classify: set it to 0, give data as a folder or name, or name a data set in "
+                "run.knn_dataset"
             )
-        column = settings.image_column
+        column, limit = settings.image_column, settings.max_image_pixels
         if isinstance(data, Dataset):
-            return ImageSource(data, image_column=column)
+            return ImageSource(data, image_column=column, max_image_pixels=limit)
         if _is_list_of_paths(data):
             rows = _join(data, split=settings.train_split, image_column=column)
-            return ImageSource(rows, name=settings.dataset)
+            return ImageSource(rows, name=settings.dataset, max_image_pixels=limit)
         return ItemSource(data, image_column=column)
 
 

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from esvit_hf.common.arguments import flat_arguments
+
 __all__ = ["convert_checkpoint"]
 
 
+@flat_arguments
 def convert_checkpoint(
     checkpoint: str | Path,
     output: str | Path,

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from esvit_hf.common.arguments import flat_arguments
 from esvit_hf.common.markdown import format_table
 from esvit_hf.hub.cards import CardFacts, ReportedAccuracies, make_card, replace_section
 from esvit_hf.hub.training_data import IMAGENET_1K
@@ -187,6 +188,7 @@ def released_table() -> str:
     )
 
 
+@flat_arguments
 def write_cards(output: str | Path, *, page: str | Path | None = None) -> dict[str, Any]:
     """Write the cards of all entries of the zoo, and their table into a text.
 

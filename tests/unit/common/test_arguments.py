@@ -60,7 +60,7 @@ def test_the_fields_are_arguments() -> None:
     assert list(inspect.signature(measure).parameters) == [
         *("model", "image", "dataset", "output", "count", "probe"),
         *("processor", "revision", "trust_remote_code"),
-        *("config_name", "image_column", "label_column", "split"),
+        *("config_name", "image_column", "label_column", "max_image_pixels", "split"),
         *("batch_size", "num_workers", "mixed_precision", "others"),
     ]
     kinds = [each.kind for each in inspect.signature(measure).parameters.values()]

@@ -4,6 +4,7 @@ all together.
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
+from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torchvision.transforms import functional as F
 
@@ -286,3 +288,27 @@ def test_a_view_without_jitter_strength_changes_nothing() -> None:
     assert not parameters.plan.hue
     result = augment(crops, parameters, mean=(0, 0, 0), std=(1, 1, 1)) * 255
     torch.testing.assert_close(result, crops.float(), rtol=0, atol=1e-3)
+
+
+def test_channels_that_are_no_colors_are_treated_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(1, 5, 8, 8, generator=generator) * 200
+    plain = {"mean": [0.0] * 5, "std": [1 / 255] * 5}
+
+    def changed(**color: Any) -> Tensor:
+        return augment(pixels, pack_color_samples([ColorSample(**color)]), **plain)
+
+    torch.testing.assert_close(changed(), pixels)
+    # About colors, which these channels are not.
+    for color in ({"hue": 0.3}, {"saturation": 1.4}, {"grayscale": True}):
+        torch.testing.assert_close(changed(order=0, **color), pixels)
+    brighter = (pixels * 1.2).clamp(0, 255)
+    torch.testing.assert_close(changed(order=0, brightness=1.2), brighter)
+    contrast = (pixels * 0.7 + 0.3 * pixels.mean()).clamp(0, 255)
+    torch.testing.assert_close(changed(order=0, contrast=0.7), contrast)
+    inverted = torch.where(pixels < 128, pixels, 255 - pixels)
+    torch.testing.assert_close(changed(solarize=True), inverted)
+    blurred = changed(blur_sigma=1.0)
+    for channel in range(5):
+        one = gaussian_blur(pixels[:, channel : channel + 1], torch.tensor([1.0]))
+        torch.testing.assert_close(blurred[:, channel : channel + 1], one)

@@ -384,3 +384,17 @@ def test_unknown_hub_name_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     ) as error:
         load_image_source("nobody/nothing")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "damaged", ["state.json", "dataset_dict.json", "data-00000-of-00001.arrow"]
+)
+@pytest.mark.parametrize("content", ["", "{}", "{"])
+def test_a_damaged_folder_of_save_to_disk_is_one_line(
+    damaged: str, content: str, tmp_path: Path
+) -> None:
+    rows = Dataset.from_dict({"image": [b"x"], "label": [0]})
+    datasets.DatasetDict(train=rows).save_to_disk(str(tmp_path / "data"))
+    next((tmp_path / "data").rglob(damaged)).write_text(content)
+    with pytest.raises(ValueError, match=r"/data looks like a folder of save_to_disk but cannot"):
+        load_image_source(str(tmp_path / "data"))

@@ -32,7 +32,7 @@ def write(folder: Path, split: str, labels: list[Any], feature: Any, *, seed: in
     rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
 
 
-def load(folder: Path, **columns: str) -> Any:
+def load(folder: Path, **columns: Any) -> Any:
     return load_splits(str(folder), train_split="train", test_split="test", **columns)
 
 
@@ -50,6 +50,14 @@ def test_numbers_are_their_own_names(tmp_path: Path) -> None:
     splits = load(tmp_path)
     assert splits.class_names == ["1999", "2024", str(2**40)]
     assert (splits.train_labels.tolist(), splits.test_labels.tolist()) == ([1, 0, 2], [0, 1, 2])
+
+
+def test_the_limit_of_pixels_holds_for_both_parts(tmp_path: Path) -> None:
+    for seed, split in enumerate(("train", "test")):
+        write(tmp_path, split, [0, 1], Value("int64"), seed=seed)
+    splits = load(tmp_path, max_image_pixels=63)
+    for part in (splits.train, splits.test):
+        assert "the limit of 63" in part.read([1])[0].reason
 
 
 def test_one_class(tmp_path: Path) -> None:

@@ -166,6 +166,9 @@ def test_rows_in_memory_with_labels_and_ids(folder: Path, tmp_path: Path) -> Non
     }
     extract(folder, tmp_path / "rows.safetensors", data)
     assert load_file(tmp_path / "rows.safetensors")["labels"].tolist() == [1, -1, 0]
+    with safe_open(tmp_path / "rows.safetensors", framework="pt") as file:
+        made_from = json.loads(file.metadata()["esvit_hf"])
+    assert made_from["class_names"] == ["cat", "dog"]
 
 
 @pytest.mark.filterwarnings("ignore:1 of 6 images")

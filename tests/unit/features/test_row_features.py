@@ -78,6 +78,15 @@ def test_large_jpegs_are_decoded_reduced(
         assert torch.cosine_similarity(reduced, full).min() > 0.99
 
 
+def test_images_beyond_the_limit_of_pixels_are_broken(
+    backbone: RegionBackbone, model: str, tmp_path: Path
+) -> None:
+    rows = source(tmp_path, count=2)
+    (found,) = compute(backbone, model, rows, [range(2)], max_image_pixels=1599)
+    assert "1600" not in found.broken[0] and "the limit of 1599" in found.broken[0]
+    assert not compute(backbone, model, rows, [range(2)], max_image_pixels=1600)[0].broken
+
+
 def test_features_that_are_not_finite(backbone: RegionBackbone, model: str, tmp_path: Path) -> None:
     rows = source(tmp_path, count=2)
     with torch.no_grad():

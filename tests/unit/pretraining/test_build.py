@@ -104,3 +104,25 @@ def test_weights_are_float32_whatever_the_folder_holds(tmp_path, dtype):
         assert parameter.dtype == torch.float32
     for name, weight in parts.teacher.backbone.model.state_dict().items():
         assert torch.equal(weight, saved.state_dict()[name].float())
+
+
+def test_weights_for_three_channels_serve_five(tmp_path):
+    torch.manual_seed(0)
+    shape = {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]}
+    EsvitSwinModel(EsvitSwinConfig(**shape, window_size=4)).save_pretrained(tmp_path)
+    model = {"name": str(tmp_path), "config": {"num_channels": 5}, "inflate": True}
+    recipe = load_recipe({"data": {"dataset": "x"}, "model": model})
+    wide, narrow = build_backbone(recipe), EsvitSwinModel.from_pretrained(tmp_path)
+    image = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        found = wide(image[:, [0, 1, 2, 0, 1]]).pooled
+        expected = narrow(image).pooler_output
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_inflating_needs_weights_and_a_number_of_channels():
+    model = {"name": "esvit_swin", "config": {"num_channels": 5}, "inflate": True}
+    with pytest.raises(ValueError, match="'esvit_swin' is a type without weights"):
+        build_backbone(load_recipe({"data": {"dataset": "x"}, "model": model}))
+    with pytest.raises(ValueError, match="model.inflate needs model.config.num_channels"):
+        load_recipe({"data": {"dataset": "x"}, "model": {"inflate": True}})

@@ -30,6 +30,7 @@ WRONG_TYPES: dict[str, list[Any]] = {
     "list": ["many", 3, {"a": 1}, [{"a": 1}]],
     "dict": ["many", 3, [1]],
     "Literal": ["many", 3, [1], {"a": 1}],
+    "tuple": ["many", 3, [1], {"a": 1}, ["a", "b"]],
 }
 EVIL = [
     -1,
