@@ -73,7 +73,7 @@ class CardFacts:
         summary: what it is, a paragraph.
         model_type: of the configuration.
         limits: what the training images do to the features, in sentences.
-        training: facts about the training, by their names.
+        training: facts about the training, by their names; the card has no such part without them.
         command: that trains such a network.
         command_remark: what the command is.
         license: as the Hub spells it, None if the owner has not chosen one.
@@ -94,9 +94,9 @@ class CardFacts:
     summary: str
     model_type: str
     limits: str
-    training: Mapping[str, Any]
-    command: str
-    command_remark: str
+    training: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    command_remark: str = ""
     license: str | None = None
     license_remark: str = ""
     datasets: Sequence[str] = ()
