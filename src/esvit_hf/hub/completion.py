@@ -16,7 +16,7 @@ from esvit_hf.registration.families import FAMILIES
 if TYPE_CHECKING:
     from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
 
-__all__ = ["complete_folder", "count_parameters", "make_image_processor"]
+__all__ = ["complete_folder", "count_parameters", "make_image_processor", "write_own_code"]
 
 _PROCESSOR_FILE = "preprocessor_config.json"
 _DEFAULT_IMAGE_SIZE = 224
@@ -40,17 +40,26 @@ def complete_folder(folder: Path, title: str) -> list[str]:
     """
     config = _read_json(folder / "config.json")
     said = []
-    if config.get("model_type") in FAMILIES.values() and not config.get("auto_map"):
-        _write_code_of_network(folder, config)
-        said.append("the code of the network is added, for those who load it without esvit-hf")
     if not (folder / _PROCESSOR_FILE).is_file():
         said.append(_write_processor(folder, config))
-    else:
-        said += _write_code_of_processor(folder)
+    for file, classes in _own_classes(folder).items():
+        if not _read_json(folder / file).get("auto_map"):
+            _write_code(folder / file, classes)
+            said.append(f"the code of what {file} names is added, to load it without esvit-hf")
     if not (folder / CARD_FILE).is_file():
         write_card(folder, _facts(folder, config, title))
         said.append(f"{CARD_FILE} is added, a card; of the training it says nothing: write it in")
     return said
+
+
+def write_own_code(folder: Path) -> None:
+    """Write the code of this package's classes, as it is now, into a model folder.
+
+    Args:
+        folder: with config.json and preprocessor_config.json.
+    """
+    for file, classes in _own_classes(folder).items():
+        _write_code(folder / file, classes)
 
 
 def make_image_processor(image_size: Any) -> "EsvitImageProcessor":
@@ -100,7 +109,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _write_code_of_network(folder: Path, config: Mapping[str, Any]) -> None:
+def _own_classes(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the classes of this package that load a folder, by file and name of the Auto class."""
     from transformers import (
         MODEL_FOR_BACKBONE_MAPPING,
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
@@ -108,27 +118,22 @@ def _write_code_of_network(folder: Path, config: Mapping[str, Any]) -> None:
         AutoConfig,
     )
 
-    kind = type(AutoConfig.for_model(config["model_type"]))
-    _write_code(
-        folder / "config.json",
-        {
-            "AutoConfig": kind,
-            "AutoModel": MODEL_MAPPING[kind],
-            "AutoModelForImageClassification": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[kind],
-            "AutoBackbone": MODEL_FOR_BACKBONE_MAPPING[kind],
-        },
-    )
-
-
-def _write_code_of_processor(folder: Path) -> list[str]:
     from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
 
-    values = _read_json(folder / _PROCESSOR_FILE)
-    own = values.get("image_processor_type") == EsvitImageProcessor.__name__
-    if not own or values.get("auto_map"):
-        return []
-    _write_code(folder / _PROCESSOR_FILE, {"AutoImageProcessor": EsvitImageProcessor})
-    return ["the code of the image processor is added"]
+    found: dict[str, dict[str, Any]] = {}
+    model_type = str(_read_json(folder / "config.json").get("model_type"))
+    if model_type in FAMILIES.values():
+        config = type(AutoConfig.for_model(model_type))
+        found["config.json"] = {
+            "AutoConfig": config,
+            "AutoModel": MODEL_MAPPING[config],
+            "AutoModelForImageClassification": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[config],
+            "AutoBackbone": MODEL_FOR_BACKBONE_MAPPING[config],
+        }
+    processor = _read_json(folder / _PROCESSOR_FILE).get("image_processor_type")
+    if processor == EsvitImageProcessor.__name__:
+        found[_PROCESSOR_FILE] = {"AutoImageProcessor": EsvitImageProcessor}
+    return found
 
 
 def _write_code(file: Path, classes: Mapping[str, Any]) -> None:
