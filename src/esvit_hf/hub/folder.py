@@ -20,9 +20,9 @@ _BELONGS = re.compile(r".*\.(safetensors|json|md|py|png|svg)|metrics\.jsonl|reci
 # What training programs leave beside a model; it stays here.
 _LEFT_OUT = re.compile(r"\..*|__pycache__|checkpoints|checkpoint-\d+|logs|runs|training_args\.bin")
 _TOKEN = re.compile(r"\bhf_(?:oauth_|jwt_)?[A-Za-z0-9]{30,}")
-# Two or more parts at the start of a word: no part of a web address, no `and/or`.
+# Two or more parts at the start of a word: no part of a web address or pattern, no `and/or`.
 _ABSOLUTE_PATH = re.compile(
-    r"(?<![\w/.:~<>)\]*-])(?:/(?:[\w.~@+-]+/)+[\w.~@+-]+|[A-Za-z]:\\[\w.~-]+)"
+    r"(?<![\w/.:~<>)\]}*?+@%&!-])(?:/(?:[\w.~@+-]+/)+[\w.~@+-]+|[A-Za-z]:\\[\w.~-]+)"
 )
 
 
