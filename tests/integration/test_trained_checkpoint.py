@@ -2,6 +2,10 @@
 intact shows here.
 """
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +46,20 @@ def test_it_is_ready_for_the_hub_as_it_stands(name: str) -> None:
     check_loads(folder)
     card = (ROOT / "model_cards" / f"{name}.md").read_bytes()
     assert (folder / "README.md").read_bytes() == card, "run `make cards`"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_first_block_of_its_card_runs_as_it_stands(name: str, tmp_path: Path) -> None:
+    (block, *_) = re.findall(
+        r"```python\n(.*?)```", (CHECKPOINTS / name / "README.md").read_text(), flags=re.DOTALL
+    )
+    program = "import sys; sys.modules['esvit_hf'] = None\n" + block
+    subprocess.run(
+        [sys.executable, "-I", "-c", program + "\nprint(outputs.pooler_output.shape)"],
+        cwd=CHECKPOINTS,
+        env={"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        check=True,
+    )
 
 
 @pytest.mark.parametrize(

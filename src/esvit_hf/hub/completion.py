@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from esvit_hf.hub.cards import CARD_FILE, CardFacts, write_card
+from esvit_hf.hub.cards import CARD_FILE, CardFacts, network_rows, write_card
 from esvit_hf.registration.families import FAMILIES
 
 if TYPE_CHECKING:
     from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
 
-__all__ = ["complete_folder", "count_parameters", "make_image_processor", "write_own_code"]
+__all__ = ["complete_folder", "make_image_processor", "write_own_code"]
 
 _PROCESSOR_FILE = "preprocessor_config.json"
 _DEFAULT_IMAGE_SIZE = 224
@@ -81,12 +81,8 @@ def make_image_processor(image_size: Any) -> "EsvitImageProcessor":
     )
 
 
-def count_parameters(folder: Path) -> int:
-    """Count the numbers in the tensors of a model folder.
-
-    Raises:
-        ValueError: a file is unreadable.
-    """
+def _count_parameters(folder: Path) -> int:
+    """Count the numbers in the tensors of a model folder."""
     count = 0
     for path in sorted(folder.glob("model*.safetensors")):
         try:
@@ -179,15 +175,13 @@ def _facts(folder: Path, config: Mapping[str, Any], title: str) -> CardFacts:
     return CardFacts(
         title=title,
         name=title,
-        summary=(
-            f"A network of type `{model_type}` with {count_parameters(folder):,} parameters. How "
-            f"it was trained is not written down here."
-        ),
+        summary=(f"A network of type `{model_type}`. How it was trained is not written down here."),
         model_type=model_type,
         limits=(
             "What the network knows comes from the pictures that it was trained on, which are not "
             "named here."
         ),
+        network=network_rows(config, _count_parameters(folder)),
         classes=classes,
         has_heads=(folder / HEADS_FILE).is_file(),
     )

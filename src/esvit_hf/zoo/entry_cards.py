@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from esvit_hf.common.markdown import format_table
-from esvit_hf.hub.cards import CardFacts, ReportedAccuracies, make_card, replace_section, write_card
+from esvit_hf.hub.cards import (
+    CardFacts,
+    ReportedAccuracies,
+    make_card,
+    network_rows,
+    replace_section,
+    write_card,
+)
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, write_measurements
 from esvit_hf.hub.training_data import IMAGENET_1K
 from esvit_hf.reference.architectures import RESNET_50, SWIN_TINY_W7
@@ -69,6 +76,7 @@ def entry_facts(entry: ZooEntry) -> CardFacts:
         summary=summary,
         model_type=architecture.model_type,
         limits=entry.data.limits,
+        network=network_rows(architecture.fields, architecture.parameters, entry.license),
         training=_training_rows(entry),
         command=_training_command(entry),
         command_remark=remark,
