@@ -45,7 +45,7 @@ reproduce-quick: $(INSTALLED)
 	$(REPRODUCTION) table --output outputs/reproduction_quick --results_folder outputs/reproduction_quick
 
 cards: $(INSTALLED)
-	$(BIN)/esvit zoo cards model_cards --page docs/zoo.md
+	$(BIN)/esvit zoo cards model_cards --page docs/zoo.md --folders examples/checkpoints
 
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.support.chaos

@@ -23,6 +23,7 @@ from esvit_hf.commands.command_line import run
 from esvit_hf.data.cropping import sample_crop_box
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.data.sources import ImageSource, load_image_source
+from esvit_hf.evaluation.command_words import flag
 from esvit_hf.evaluation.metrics import load_metric
 from esvit_hf.features.extraction import load_image_processor, shared_labels
 from esvit_hf.hub.classifier_card import write_classifier_card
@@ -125,6 +126,12 @@ def main(
         hub_model_id: NAME/MODEL to publish.
         hub_private_repo: make the repository private.
     """
+    decisive = {
+        **{"train_split": train_split, "test_split": test_split},
+        **{"image_column": image_column, "label_column": label_column},
+        **{"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate},
+        **{"bf16": bf16, "seed": seed},
+    }
     repo_id = check_target(output_dir, hub_model_id) if push_to_hub else None
     train, test = (
         load_image_source(
@@ -191,7 +198,12 @@ def main(
             f"{epochs:g} epochs of AdamW at rate {learning_rate:g}, {batch_size} images a step of "
             f"each device"
         ),
-        command=["python", "examples/fine_tune.py", model, dataset, "--epochs", f"{epochs:g}"],
+        settings={name: value for name, value in decisive.items() if value is not None}
+        | {"devices": trainer.args.world_size},
+        command=[
+            *("python", "examples/fine_tune.py", model, dataset),
+            *(word for name, value in decisive.items() for word in flag(name, value, None)),
+        ],
     )
     report = {
         "model": model,

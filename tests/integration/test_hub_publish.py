@@ -92,13 +92,14 @@ def test_small_files_travel_inside_the_commit(hub: HubServer, run_folder: Path) 
 
 
 def test_words_of_the_command() -> None:
-    flags = ["--private", "--create_pr", "--dry_run", "--revision", "v1"]
+    flags = ["--private", "--create_pr", "--dry_run", "--trust_remote_code", "--revision", "v1"]
     assert parse_function(push_verb, ["folder", REPO, *flags], program="esvit push") == {
         "folder": "folder",
         "repo_id": REPO,
         "private": True,
         "create_pr": True,
         "dry_run": True,
+        "trust_remote_code": True,
         "revision": "v1",
     }
 
@@ -169,7 +170,7 @@ def test_what_does_not_belong_on_the_hub_is_refused(hub: HubServer, run_folder: 
         ("README.md", card.replace("library_name", "library").encode(), "library_name"),
         ("README.md", b"# No metadata", "metadata"),
         ("model.safetensors", b"not tensors", "not readable"),
-        ("preprocessor_config.json", None, "no preprocessor_config.json"),
+        ("config.json", None, "has no config.json"),
     ):
         path = run_folder / name
         before = path.read_bytes() if path.exists() else None

@@ -2,6 +2,10 @@
 intact shows here.
 """
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,9 @@ from tests.support.paths import FASHION_MNIST, ROOT
 from transformers import AutoModel
 
 from esvit_hf.evaluation.evaluate import evaluate
+from esvit_hf.hub.cards import check_card
+from esvit_hf.hub.folder import check_files, foreign_code
+from esvit_hf.hub.fresh_process import check_loads
 from esvit_hf.zoo.entries import find_entry
 
 CHECKPOINTS = ROOT / "examples" / "checkpoints"
@@ -28,6 +35,31 @@ def test_it_is_the_zoo_entry(name: str) -> None:
     found = {field: getattr(model.config, field) for field in architecture.fields}
     assert found == architecture.fields
     assert sum(path.stat().st_size for path in (CHECKPOINTS / name).iterdir()) <= LARGEST_BYTES
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_it_is_ready_for_the_hub_as_it_stands(name: str) -> None:
+    folder = CHECKPOINTS / name
+    assert foreign_code(folder) == [], "run `make cards`"
+    check_files(folder)
+    check_card(folder)
+    check_loads(folder)
+    card = (ROOT / "model_cards" / f"{name}.md").read_bytes()
+    assert (folder / "README.md").read_bytes() == card, "run `make cards`"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_first_block_of_its_card_runs_as_it_stands(name: str, tmp_path: Path) -> None:
+    (block, *_) = re.findall(
+        r"```python\n(.*?)```", (CHECKPOINTS / name / "README.md").read_text(), flags=re.DOTALL
+    )
+    program = "import sys; sys.modules['esvit_hf'] = None\n" + block
+    subprocess.run(
+        [sys.executable, "-I", "-c", program + "\nprint(outputs.pooler_output.shape)"],
+        cwd=CHECKPOINTS,
+        env={"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        check=True,
+    )
 
 
 @pytest.mark.parametrize(

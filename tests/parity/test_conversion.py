@@ -18,6 +18,9 @@ from transformers import AutoConfig, AutoModel
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.commands.main import main
+from esvit_hf.hub.cards import check_card
+from esvit_hf.hub.folder import foreign_code
+from esvit_hf.hub.fresh_process import check_loads
 from esvit_hf.hub.heads_file import HEADS_FILE, SavedHead, read_heads, write_heads
 from esvit_hf.pretraining.build import build_parts
 from esvit_hf.pretraining.heads import ProjectionHead
@@ -179,6 +182,16 @@ def test_a_folder_goes_back_to_the_reference(
         first, second = load_file(folder / part), load_file(tmp_path / "again" / part)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_converted_folder_is_ready_for_the_hub(
+    golden: Callable[[str], Any], convert: Convert, tmp_path: Path
+) -> None:
+    for name in ("swin_w7_view_region", "vit_view_region"):
+        convert(golden(name).checkpoint, tmp_path / name, "--with_heads", *FIELDS[name])
+        check_card(tmp_path / name)
+        assert foreign_code(tmp_path / name) == []
+        check_loads(tmp_path / name)
 
 
 def test_without_heads_the_reference_gets_the_backbone_alone(

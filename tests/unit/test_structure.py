@@ -18,7 +18,7 @@ BELOW: dict[str, set[str]] = {
     "registration": {"models"},
     "backbones": {"acceleration", "common", "models"},
     "data": {"common", "models"},
-    "hub": {"common"},
+    "hub": {"common", "models", "registration"},
     "export": {"common", "models"},
     "features": {"acceleration", "backbones", "common", "data", "models"},
     "regions": {"backbones", "common", "data", "features", "models"},

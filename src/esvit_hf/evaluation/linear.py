@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["LEARNING_RATES", "LinearTask"]
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+# By whether they are augmented.
+_IMAGES = {True: "random crops and flips", False: "no augmentation"}
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class LinearTask(Task):
         shares = {"top1": result.top1, "top5": result.top5, "mean_per_class": result.mean_per_class}
         accuracies = {name: percent(share) for name, share in shares.items()}
         features = f"the last {result.blocks} blocks" if result.blocks > 1 else "the view feature"
-        images = "random crops and flips" if self.augment else "no augmentation"
+        images = _IMAGES[self.augment]
         held_out = f"a held-out {100 * self.validation_fraction:g} % of the training images"
         protocol = (
             f"linear classifier on {features}, SGD, {self.epochs} epochs, {images}, rate "
@@ -172,5 +174,14 @@ class LinearTask(Task):
             dataset=data.dataset,
             split=data.test_split,
             protocol=found.scores[0].protocol,
+            settings={
+                "training images": data.train_split,
+                "augmentation": _IMAGES[self.augment],
+                "learning rates tried": ", ".join(f"{rate:g}" for rate in self.learning_rates),
+                "epochs": self.epochs,
+                "features of a step": self.batch_size,
+                "held-out share of the training images": self.validation_fraction,
+                "seed": data.seed,
+            },
             command=data.command,
         )

@@ -26,6 +26,7 @@ __all__ = [
     "ReportedAccuracies",
     "check_card",
     "make_card",
+    "network_rows",
     "replace_section",
     "update_card",
     "write_card",
@@ -73,7 +74,8 @@ class CardFacts:
         summary: what it is, a paragraph.
         model_type: of the configuration.
         limits: what the training images do to the features, in sentences.
-        training: facts about the training, by their names.
+        network: what a user has to know about its size, by name.
+        training: facts about the training, by their names; the card has no such part without them.
         command: that trains such a network.
         command_remark: what the command is.
         license: as the Hub spells it, None if the owner has not chosen one.
@@ -94,9 +96,10 @@ class CardFacts:
     summary: str
     model_type: str
     limits: str
-    training: Mapping[str, Any]
-    command: str
-    command_remark: str
+    network: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    command_remark: str = ""
     license: str | None = None
     license_remark: str = ""
     datasets: Sequence[str] = ()
@@ -108,6 +111,36 @@ class CardFacts:
     reported: Sequence[ReportedAccuracies] = ()
     reported_url: str = ""
     reported_remark: str = ""
+
+
+def network_rows(
+    config: Mapping[str, Any], parameters: int, license_name: str | None = None
+) -> dict[str, str]:
+    """Say how large a network is.
+
+    Args:
+        config: fields of its configuration.
+        parameters: their number.
+        license_name: license of the weights, None if the owner has not chosen one.
+
+    Returns:
+        Rows of a table, by name; what the configuration does not show is left out.
+    """
+    megabytes = 4 * parameters / 1e6
+    rows = {
+        "parameters": f"{parameters:,}",
+        "weights in float32": f"{megabytes:.2g} MB" if megabytes < 10 else f"{megabytes:.0f} MB",
+    }
+    width = config.get("hidden_size") or (config.get("hidden_sizes") or [None])[-1]
+    if width is None and isinstance(config.get("embed_dim"), int) and "depths" in config:
+        width = config["embed_dim"] * 2 ** (len(config["depths"]) - 1)
+    if width is not None:
+        rows["numbers of a feature"] = str(width)
+    if size := config.get("image_size"):
+        height, side = (size, size) if isinstance(size, int) else size
+        channels = config.get("num_channels", 3)
+        rows["input"] = f"{height} x {side} pixels, {channels} channels"
+    return rows | {"license": license_name or "not chosen by the owner"}
 
 
 def make_card(

@@ -23,6 +23,7 @@ def write_classifier_card(
     dataset: str,
     split: str,
     protocol: str,
+    settings: Mapping[str, object],
     command: Sequence[str],
 ) -> None:
     """Write measurements and card beside a saved classifier; of folders of this machine they give
@@ -37,7 +38,8 @@ def write_classifier_card(
         dataset: Hub name or folder of the images.
         split: images that were classified.
         protocol: how it was trained and measured, in one line.
-        command: words of the command line.
+        settings: what else decided the number, such as images, augmentation and seed, by name.
+        command: words of the command line that repeats it.
     """
     name, network, images = folder.resolve().name, public_name(source), public_name(dataset)
     line = shlex.join(map(public_name, command))
@@ -57,7 +59,7 @@ def write_classifier_card(
         limits=(
             f"The classifier knows the classes of `{images}` and gives one of them to any image."
         ),
-        training={"start": f"`{network}`", task: protocol},
+        training={"start": f"`{network}`", task: protocol, "test images": split, **settings},
         command=line,
         command_remark="Trained and measured with:",
         base_model=source if HUB_NAME.fullmatch(source) and not Path(source).exists() else None,

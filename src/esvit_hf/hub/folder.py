@@ -13,16 +13,16 @@ from safetensors import SafetensorError, safe_open
 
 from esvit_hf.hub.recipe_file import RECIPE_FILE, public_recipe
 
-__all__ = ["copy_for_hub", "check_files"]
+__all__ = ["check_files", "copy_for_hub", "foreign_code"]
 
-_NEEDED = ("config.json", "preprocessor_config.json", "README.md")
+_OWN_CODE = Path(__file__).parents[1] / "models"
 _BELONGS = re.compile(r".*\.(safetensors|json|md|py|png|svg)|metrics\.jsonl|recipe\.yaml")
 # What training programs leave beside a model; it stays here.
 _LEFT_OUT = re.compile(r"\..*|__pycache__|checkpoints|checkpoint-\d+|logs|runs|training_args\.bin")
 _TOKEN = re.compile(r"\bhf_(?:oauth_|jwt_)?[A-Za-z0-9]{30,}")
-# Two or more parts at the start of a word: no part of a web address, no `and/or`.
+# Two or more parts at the start of a word: no part of a web address or pattern, no `and/or`.
 _ABSOLUTE_PATH = re.compile(
-    r"(?<![\w/.:~<>)\]*-])(?:/(?:[\w.~@+-]+/)+[\w.~@+-]+|[A-Za-z]:\\[\w.~-]+)"
+    r"(?<![\w/.:~<>)\]}*?+@%&!-])(?:/(?:[\w.~@+-]+/)+[\w.~@+-]+|[A-Za-z]:\\[\w.~-]+)"
 )
 
 
@@ -41,11 +41,10 @@ def copy_for_hub(source: Path, target: Path) -> list[str]:
     """
     if not source.is_dir():
         raise ValueError(f"{source} is not a folder: give the folder of a saved model")
-    missing = [name for name in _NEEDED if not (source / name).is_file()]
-    if missing or not any(source.glob("*.safetensors")):
+    missing = [name for name in ("config.json", "*.safetensors") if not any(source.glob(name))]
+    if missing:
         raise ValueError(
-            f"{source} has no {', '.join(missing or ['*.safetensors'])}: save model and image "
-            f"processor with save_pretrained, and write a model card as README.md"
+            f"{source} has no {' and no '.join(missing)}: save the model with save_pretrained"
         )
     left_out = []
     target.mkdir()
@@ -64,6 +63,29 @@ def copy_for_hub(source: Path, target: Path) -> list[str]:
                 f"(png, svg) go: move it out of the folder"
             )
     return left_out
+
+
+def foreign_code(folder: Path) -> list[str]:
+    """Find code that loading a folder would run and that is not what this package writes.
+
+    Args:
+        folder: of a model, that has passed `check_files`.
+
+    Returns:
+        Names of files, and of classes that a JSON file takes from another place.
+    """
+    files = [
+        path.name
+        for path in sorted(folder.rglob("*.py"))
+        if not (_OWN_CODE / path.name).is_file()
+        or path.read_bytes() != (_OWN_CODE / path.name).read_bytes()
+    ]
+    places = [
+        place
+        for path in sorted(folder.glob("*.json"))
+        for place in _places_of_code(json.loads(path.read_text(encoding="utf-8")))
+    ]
+    return files + places
 
 
 def check_files(folder: Path) -> None:
@@ -121,3 +143,13 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _strings(item)
+
+
+def _places_of_code(value: Any) -> Iterator[str]:
+    """Yield the classes that transformers would take from another folder or repository."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name == "auto_map":
+                yield from (text for text in _strings(item) if "--" in text)
+            else:
+                yield from _places_of_code(item)

@@ -11,13 +11,20 @@ from pathlib import Path
 __all__ = ["check_loads"]
 
 _PROGRAM = Path(__file__).with_name("standalone_outputs.py")
+# What Python and its libraries need to start; anything else may be a secret.
+_KEPT = (
+    *("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "SYSTEMROOT"),
+    *("LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TEMP", "TMP"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS"),
+)
 
 
 def check_loads(folder: Path) -> None:
     """Load a folder in two new processes, one without this package, and compare what the model
     computes.
 
-    Both work without network and without a token, and run the code that the folder carries.
+    Both run the code that the folder carries. They get no environment variables but the few that
+    Python needs, so no tokens, and an empty folder as home; the Hub is switched off.
 
     Args:
         folder: model folder with an image processor.
@@ -50,12 +57,14 @@ def check_loads(folder: Path) -> None:
 
 
 def _start(folder: Path, kind: str, output: Path) -> "subprocess.Popen[str]":
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    home = output.with_suffix(".home")
+    home.mkdir()
+    environment = {name: os.environ[name] for name in _KEPT if name in os.environ} | {
+        "HOME": str(home),
+        "USERPROFILE": str(home),
+        "HF_HOME": str(home / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
     }
-    environment = kept | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(output.with_suffix(".home"))}
     # Isolated, Python looks for modules among the installed ones alone.
     isolation = ["-I"] if kind == "without" else []
     return subprocess.Popen(

@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 from esvit_hf.common.arguments import flat_arguments
 from esvit_hf.common.errors import one_line
 from esvit_hf.hub.cards import CARD_FILE, check_card, update_card
+from esvit_hf.hub.completion import complete_folder
 from esvit_hf.hub.errors import explained, may_pass, seconds_to_wait
-from esvit_hf.hub.folder import check_files, copy_for_hub
+from esvit_hf.hub.folder import check_files, copy_for_hub, foreign_code
 from esvit_hf.hub.fresh_process import check_loads
 
 __all__ = [
@@ -65,8 +66,11 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
     dry_run: bool = False,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Publish a model folder on the Hub in one commit, after checking that it loads anywhere.
+
+    What it lacks is added to what is published and said: code, image processor, card.
 
     Args:
         folder: output of a run, a conversion, or save_pretrained.
@@ -75,6 +79,8 @@ def push(
         revision: branch to commit to, made from main if it does not exist.
         create_pr: open a pull request instead of changing the branch.
         dry_run: build and check, and send nothing.
+        trust_remote_code: run code in the folder that is not this package's own, to check that it
+            loads; read it before.
 
     Returns:
         `url`, `commit`, `files` that were sent and names `left_out`.
@@ -95,6 +101,7 @@ def push(
         create_pr=create_pr,
         dry_run=dry_run,
         load=True,
+        trust_remote_code=trust_remote_code,
     )
     return asdict(result)
 
@@ -149,6 +156,7 @@ def publish(
     create_pr: bool = False,
     dry_run: bool = False,
     load: bool = True,
+    trust_remote_code: bool = False,
     extra_files: Mapping[str, Path] = MappingProxyType({}),
     message: str | None = None,
 ) -> Publication:
@@ -162,6 +170,7 @@ def publish(
         create_pr: open a pull request instead of changing the branch.
         dry_run: stop before anything is sent.
         load: check in new processes that the folder loads; takes seconds.
+        trust_remote_code: let that run code which is not this package's own.
         extra_files: files from elsewhere, by their names in the repository.
         message: first line of the commit.
 
@@ -176,7 +185,7 @@ def publish(
         try:
             left_out = _build(folder, built, repo_id, extra_files)
             if load:
-                check_loads(built)
+                _check_loads(folder, built, trust=trust_remote_code)
         except ValueError as error:
             # What is to be corrected is in the folder, not in its copy.
             raise ValueError(str(error).replace(str(built), str(folder))) from error
@@ -205,11 +214,28 @@ def _build(folder: Path, built: Path, repo_id: str, extra_files: Mapping[str, Pa
     for name, path in extra_files.items():
         (built / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, built / name)
+    for sentence in complete_folder(built, folder.resolve().name):
+        tqdm.write(f"{folder}: {sentence}")
     if _OWN_CARD in (built / CARD_FILE).read_text(encoding="utf-8"):
         update_card(built, repo_id)
     check_card(built)
     check_files(built)
     return left_out
+
+
+def _check_loads(folder: Path, built: Path, *, trust: bool) -> None:
+    if (foreign := foreign_code(built)) and not trust:
+        raise ValueError(
+            f"{folder} brings code that is not this version's of esvit-hf ({', '.join(foreign)}), "
+            f"and the check that it loads would run it: read it and give --trust_remote_code, or "
+            f"save the model again with save_pretrained"
+        )
+    if code := sorted(path.name for path in built.glob("*.py")):
+        tqdm.write(
+            f"{folder}: its code ({', '.join(code)}) runs now, in new processes without your "
+            f"environment variables and home folder, to check that it loads"
+        )
+    check_loads(built)
 
 
 def check_target(folder: Path | None, repo_id: str | None) -> str:

@@ -27,15 +27,19 @@ def main(folder: str, output: str) -> None:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     classifies = any("ForImageClassification" in name for name in config.architectures or ())
     auto_class = AutoModelForImageClassification if classifies else AutoModel
-    model = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
+    model, report = auto_class.from_pretrained(
+        folder, trust_remote_code=True, output_loading_info=True
+    )
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     pixels = processor(image, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        outputs = model(pixel_values=pixels.to(model.dtype), return_dict=True)
+        outputs = model.eval()(pixel_values=pixels.to(model.dtype), return_dict=True)
+    # Some networks of transformers, saved without a pooler, get a random one when loaded.
+    random = {"pooler_output"} if any("pooler" in key for key in report["missing_keys"]) else set()
     tensors = {
         name: value.contiguous()
         for name, value in outputs.items()
-        if isinstance(value, torch.Tensor)
+        if isinstance(value, torch.Tensor) and name not in random
     }
     save_file(
         {"pixel_values": pixels, **tensors},

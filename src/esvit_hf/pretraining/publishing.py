@@ -138,6 +138,7 @@ class RunPublisher:
             private=self.recipe.hub.private,
             extra_files={RESUME_FILE: resume_point} if kept else {},
             load=load,
+            trust_remote_code=self.recipe.model.trust_remote_code,
             message=f"Pretraining, step {step}",
         )
 

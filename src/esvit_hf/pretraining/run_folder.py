@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from esvit_hf.common.files import give_usual_modes
-from esvit_hf.hub.cards import CardFacts, write_card
+from esvit_hf.hub.cards import CardFacts, network_rows, write_card
 from esvit_hf.hub.heads_file import HEADS_FILE, write_heads
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE
 from esvit_hf.hub.recipe_file import public_place, public_recipe
@@ -119,6 +119,7 @@ def _run_facts(
         limits=known.limits
         if known
         else f"What the network knows comes from the pictures of `{dataset}`.",
+        network=network_rows(model.config.to_dict(), parameters),
         training={
             "start": "random weights" if starts_from_scratch(recipe) else f"weights of `{start}`",
             "data": f"`{dataset}`",

@@ -72,8 +72,7 @@ def _infer_resnet_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> 
     return ResNetConfig(**{**fields, **given})
 
 
-_RESNET = r"backbone\.backbone\."
-_RESNET_LAYER = _RESNET + r"layer(?P<stage>\d+)\.(?P<layer>\d+)\."
+_RESNET_LAYER = r"layer(?P<stage>\d+)\.(?P<layer>\d+)\."
 
 
 def _resnet_name(template: str) -> Callable[[re.Match[str]], str]:
@@ -109,10 +108,10 @@ BASELINE_RULES: tuple[NetworkRule, ...] = (
     ),
     NetworkRule(
         name="resnet",
-        signature=_RESNET + r"conv1\.weight",
+        signature=r"conv1\.weight",
         renames=(
-            (_RESNET + r"conv1\.weight", r"embedder.embedder.convolution.weight"),
-            (_RESNET + r"bn1\.(\w+)", r"embedder.embedder.normalization.\1"),
+            (r"conv1\.weight", r"embedder.embedder.convolution.weight"),
+            (r"bn1\.(\w+)", r"embedder.embedder.normalization.\1"),
             (
                 _RESNET_LAYER + r"conv(?P<part>\d)\.weight",
                 _resnet_name(

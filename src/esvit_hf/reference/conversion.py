@@ -25,7 +25,8 @@ def convert_checkpoint(
     processor, and loads with `from_pretrained`.
 
     Args:
-        checkpoint: checkpoint.pth of the reference; with to_reference a model folder or Hub name.
+        checkpoint: checkpoint.pth of the reference, or a file of one network alone; with
+            to_reference a model folder or Hub name.
         output: folder to write, new or empty; with to_reference a new file.
         to_reference: write a checkpoint in the reference's layout.
         with_heads: heads and centers come along, so that pretraining continues with them.

@@ -14,9 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.files import write_aside
+from esvit_hf.hub.completion import complete_folder, make_image_processor
 from esvit_hf.hub.heads_file import HEADS_FILE, SavedHead, write_heads
-from esvit_hf.models.configuration_esvit_common import as_pair
-from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
 from esvit_hf.reference.from_reference import (
     REFERENCE_HEADS,
     model_from_checkpoint,
@@ -34,10 +33,6 @@ __all__ = [
     "write_model",
     "write_new",
 ]
-
-_DEFAULT_IMAGE_SIZE = 224
-# The evaluation transform resizes to this multiple of the crop.
-_RESIZE_RATIO = 256 / 224
 
 
 def convert_to_folder(
@@ -76,6 +71,7 @@ def convert_to_folder(
         raise ValueError(f"{str(checkpoint_file)!r} has no heads: convert it without.")
     with write_new(output) as folder:
         write_model(model, heads, folder)
+        complete_folder(folder, output.resolve().name)
     return {
         "output": str(output),
         "model_type": model.config.model_type,
@@ -124,7 +120,7 @@ def write_model(model: PreTrainedModel, heads: Mapping[str, SavedHead], folder: 
     """
     folder.mkdir()
     model.save_pretrained(folder)
-    _make_processor(model.config).save_pretrained(folder)
+    make_image_processor(getattr(model.config, "image_size", None)).save_pretrained(folder)
     if heads:
         write_heads(heads, folder / HEADS_FILE)
 
@@ -269,11 +265,3 @@ def _check_head(state: Mapping[str, Tensor], place: str) -> None:
             raise ValueError(
                 f"{place}: {name} is {found.get(name)}, expected is {expected.get(name)}."
             )
-
-
-def _make_processor(config: PreTrainedConfig) -> EsvitImageProcessor:
-    height, width = as_pair(getattr(config, "image_size", _DEFAULT_IMAGE_SIZE), "image_size")
-    return EsvitImageProcessor(
-        size={"shortest_edge": round(max(height, width) * _RESIZE_RATIO)},
-        crop_size={"height": height, "width": width},
-    )

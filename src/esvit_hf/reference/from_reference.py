@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel
 
 from esvit_hf.pretraining.objectives.region import RegionObjective
@@ -31,6 +32,14 @@ REFERENCE_HEADS: dict[str, tuple[str, str]] = {
 }
 """What the reference calls the head and the center of an objective."""
 
+# What wraps a network: data parallelism, compilation, a head beside it.
+_WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.|backbone\.|model\.)+")
+# Where a file keeps its only network.
+_NETWORK_KEYS = ("model", "state_dict")
+_CLASSIFIER = re.compile(r"(?:head|fc|classifier|linear|head\.fc)\.(?:weight|bias)")
+# Which regions of a shifted window attend to each other; other code of Swin keeps it.
+_MASK = re.compile(r"layers\.\d+\.blocks\.\d+\.attn_mask")
+
 # Names behind the head's. A head of one layer has no index in the reference.
 _HEAD_RENAMES: tuple[Rename, ...] = (
     (r"mlp\.(\d+)\.(\w+)", r"layers.\1.\2"),
@@ -41,13 +50,16 @@ _HEAD_RENAMES: tuple[Rename, ...] = (
 
 
 def read_reference_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Open a checkpoint file of the reference without executing anything in it.
+    """Open a checkpoint file of the reference, or one with a network alone, without executing
+    anything in it.
 
     Args:
-        path: `checkpoint.pth` as the reference's training writes it.
+        path: `checkpoint.pth` as the reference's training writes it, or a file that maps names to
+            tensors, at the top or under `model` or `state_dict`.
 
     Returns:
-        The dictionary in the file; `student` and `teacher`, where present, map names to tensors.
+        The dictionary in the file; `student` and `teacher`, where present, map names to tensors. A
+        network alone is the `teacher`.
 
     Raises:
         ValueError: If there is no file, or it is truncated, foreign, or holds objects other than
@@ -73,10 +85,7 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Any]:
         if isinstance(checkpoint, dict) and name in checkpoint
     ]
     if not networks:
-        raise ValueError(
-            f"{str(path)!r} holds neither 'student' nor 'teacher' weights: not a reference "
-            f"checkpoint."
-        )
+        checkpoint, networks = {"teacher": _find_network(checkpoint, path)}, ["teacher"]
     for name in networks:
         state = checkpoint[name]
         if not isinstance(state, dict) or not all(
@@ -87,6 +96,21 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Any]:
                 f"checkpoint."
             )
     return checkpoint
+
+
+def _find_network(content: Any, path: Path) -> State:
+    """Find the tensors of a file that holds one network."""
+    while isinstance(content, dict):
+        inside = [content[key] for key in _NETWORK_KEYS if isinstance(content.get(key), dict)]
+        if not inside:
+            if content and all(isinstance(value, Tensor) for value in content.values()):
+                return dict(content)
+            break
+        content = inside[0]
+    raise ValueError(
+        f"{str(path)!r} holds no network: neither 'student' nor 'teacher' weights, nor names and "
+        f"tensors, at the top or under {' or '.join(map(repr, _NETWORK_KEYS))}."
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -105,8 +129,8 @@ def split_reference_state_dict(
     """Separate backbone, view head and region head and give their tensors this package's names.
 
     Args:
-        state: `student` or `teacher` of a reference checkpoint, with or without the prefix
-            `module.`.
+        state: `student` or `teacher` of a reference checkpoint, with or without the
+            names of what wraps it, such as `module.`.
         arch: Family of the backbone; recognized from the names if None.
 
     Returns:
@@ -135,17 +159,22 @@ def _find_rule(state: Mapping[str, Tensor], arch: str | None) -> NetworkRule:
                 return rule
         raise ValueError(f"arch={arch!r} is unknown; known: {known}.")
     for rule in NETWORK_RULES:
-        if any(re.fullmatch(rf"(?:module\.)?{rule.signature}", name) for name in state):
+        if any(re.fullmatch(rule.signature, plain_name(name)) for name in state):
             return rule
     sample = ", ".join(list(state)[:3])
     raise ValueError(f"the names ({sample}, ...) belong to none of the known networks ({known}).")
+
+
+def plain_name(name: str) -> str:
+    """Return a tensor's name without those of what wraps the network, such as `module.`."""
+    return name[match.end() :] if (match := _WRAPPERS.match(name)) else name
 
 
 def rename(name: str, renames: tuple[Rename, ...]) -> str | None:
     """Translate one name.
 
     Args:
-        name: Name of the reference, without `module.`.
+        name: Name of the reference, without what wraps the network.
         renames: Patterns and replacements of a `NetworkRule`.
 
     Returns:
@@ -166,9 +195,9 @@ def _split(state: Mapping[str, Tensor], rule: NetworkRule) -> tuple[State, State
     shared: State = {}
     unused = []
     for reference_name, tensor in state.items():
-        name = reference_name.removeprefix("module.")
-        if not tensor.numel():
-            # Positions of the global tokens of a ViL's stage that has none.
+        name = plain_name(reference_name)
+        # Empty are the positions of the global tokens of a ViL's stage that has none.
+        if not tensor.numel() or _CLASSIFIER.fullmatch(name) or _MASK.fullmatch(name):
             continue
         if name.startswith("head_dense."):
             part, renamed = region_head, rename(name.removeprefix("head_dense."), _HEAD_RENAMES)
@@ -184,8 +213,8 @@ def _split(state: Mapping[str, Tensor], rule: NetworkRule) -> tuple[State, State
             unused.append(reference_name)
         elif renamed in part:
             raise ValueError(
-                f"the checkpoint names the tensor {reference_name!r} twice, with and without "
-                f"'module.'."
+                f"the checkpoint names the tensor {name!r} twice, such as {reference_name!r}: "
+                f"remove one network from it."
             )
         elif part is backbone and "{part}" in renamed:
             pieces = tensor.chunk(len(rule.parts))
@@ -290,6 +319,8 @@ def model_from_checkpoint(
     """
     rule = _find_rule(_find_weights(checkpoint, path, weights), arch)
     backbone, _, _, recomputed = _split(checkpoint[weights], rule)
+    if left := [name for name in checkpoint[weights] if _CLASSIFIER.fullmatch(plain_name(name))]:
+        tqdm.write(f"{path}: a classifier is left out, {' and '.join(left)}")
     settings = {} if experiment is None else read_experiment(experiment)
     # The command line of the run, which the checkpoint keeps, wins over its file.
     options = read_options(getattr(checkpoint.get("args"), "opts", None) or ())

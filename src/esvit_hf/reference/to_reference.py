@@ -16,6 +16,7 @@ from esvit_hf.hub.heads_file import SavedHead, find_heads, read_heads
 from esvit_hf.reference.from_reference import (
     NETWORK_RULES,
     REFERENCE_HEADS,
+    plain_name,
     position_indices,
     rename,
 )
@@ -199,7 +200,7 @@ def _arrange_backbone(
     recomputed = position_indices(model)
     arranged, used = {}, set()
     for name in names:
-        renamed = rename(name, rule.renames)
+        renamed = rename(plain_name(name), rule.renames)
         assert renamed is not None, name
         pieces = (
             [renamed.format(part=part) for part in rule.parts] if "{part}" in renamed else [renamed]

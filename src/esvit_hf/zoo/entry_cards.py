@@ -7,7 +7,15 @@ from typing import Any
 
 from esvit_hf.common.arguments import flat_arguments
 from esvit_hf.common.markdown import format_table
-from esvit_hf.hub.cards import CardFacts, ReportedAccuracies, make_card, replace_section
+from esvit_hf.hub.cards import (
+    CardFacts,
+    ReportedAccuracies,
+    make_card,
+    network_rows,
+    replace_section,
+    write_card,
+)
+from esvit_hf.hub.measurements import MEASUREMENTS_FILE, write_measurements
 from esvit_hf.hub.training_data import IMAGENET_1K
 from esvit_hf.reference.architectures import RESNET_50, SWIN_TINY_W7
 from esvit_hf.zoo.entries import AUTHORS_COMMIT, AUTHORS_REPOSITORY, ENTRIES, Release, ZooEntry
@@ -69,6 +77,7 @@ def entry_facts(entry: ZooEntry) -> CardFacts:
         summary=summary,
         model_type=architecture.model_type,
         limits=entry.data.limits,
+        network=network_rows(architecture.fields, architecture.parameters, entry.license),
         training=_training_rows(entry),
         command=_training_command(entry),
         command_remark=remark,
@@ -189,13 +198,17 @@ def released_table() -> str:
 
 
 @flat_arguments
-def write_cards(output: str | Path, *, page: str | Path | None = None) -> dict[str, Any]:
+def write_cards(
+    output: str | Path, *, page: str | Path | None = None, folders: str | Path | None = None
+) -> dict[str, Any]:
     """Write the cards of all entries of the zoo, and their table into a text.
 
     Args:
         output: folder for the cards, one file each.
         page: text whose part between '<!-- zoo: begin -->' and '<!-- zoo: end -->' becomes the
             table.
+        folders: folder with model folders of entries, by name; they get card, measurements and the
+            code of this package as it is now.
 
     Returns:
         The folder and the number of cards.
@@ -211,4 +224,17 @@ def write_cards(output: str | Path, *, page: str | Path | None = None) -> dict[s
         path = Path(page)
         text = replace_section(path.read_text(encoding="utf-8"), "zoo", released_table(), path)
         path.write_text(text, encoding="utf-8")
+    if folders is not None:
+        for entry in ENTRIES:
+            if (model := Path(folders) / entry.name).is_dir():
+                _complete(model, entry)
     return {"output": str(folder), "cards": len(ENTRIES)}
+
+
+def _complete(folder: Path, entry: ZooEntry) -> None:
+    # It needs transformers, which the list of commands does without.
+    from esvit_hf.hub.completion import write_own_code
+
+    write_own_code(folder)
+    write_measurements(entry.measurements, folder / MEASUREMENTS_FILE)
+    write_card(folder, entry_facts(entry))

@@ -377,3 +377,10 @@ def test_a_card_of_other_hands_is_not_overwritten(folder: Path) -> None:
     with pytest.raises(ValueError, match="lacks the comments '<!-- measured: begin -->'"):
         update_card(folder)
     assert path.read_bytes() == before
+
+
+def test_numbers_of_a_run_have_sensible_digits() -> None:
+    numbers = {"loss": 2.123456789, "rate": 1e-5, "step": 12345}
+    facts = replace(entry_facts(ENTRY), during_run=numbers)
+    text = make_card(facts).text
+    assert "| loss | 2.123 |" in text and "| rate | 1e-05 |" in text and "| step | 12345 |" in text
