@@ -159,7 +159,8 @@ def neighbors(
     """Plot the images of a data set whose view features are most similar to those of an image.
 
     Features of the data set are computed once and kept. The last line of the output is a JSON
-    object with the places of the images in the data set, their classes and the cosine similarities.
+    object with the places of the images in the data set, their names (with the path of the file, where
+    there is one), their classes and the cosine similarities.
 
     Args:
         image: image file.
@@ -202,7 +203,12 @@ def neighbors(
     return {
         "output": str(output),
         "neighbors": [
-            {"index": near.index, "class": near.class_name, "cosine": round(near.cosine, 4)}
+            {
+                "index": near.index,
+                "name": near.name,
+                "class": near.class_name,
+                "cosine": round(near.cosine, 4),
+            }
             for near in found
         ],
     }

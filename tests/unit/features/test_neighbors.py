@@ -146,10 +146,30 @@ def test_command(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert main([str(word) for word in words]) == 0
         report = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
         assert report["output"] == str(tmp_path / "out.png")
-        assert report["neighbors"][0] == {"index": 0, "class": "Ankle boot", "cosine": 1.0}
+        assert report["neighbors"][0] == {
+            "index": 0,
+            "name": "image 0",
+            "class": "Ankle boot",
+            "cosine": 1.0,
+        }
         assert len(report["neighbors"]) == 3
     assert (tmp_path / "out.png").stat().st_size > 5000
     assert len(list((tmp_path / "features").glob("*.safetensors"))) == 1
+
+
+def test_command_names_files(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, color in (("red.png", "red"), ("blue.png", "blue")):
+        Image.new("RGB", (32, 32), color).save(photos / name)
+    words = ["neighbors", model, photos / "blue.png", photos, "--output", tmp_path / "out.png"]
+    words += ["--count", "1", "--num_workers", "0", "--features_folder", tmp_path / "features"]
+    assert main([str(word) for word in words]) == 0
+    (found,) = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["neighbors"]
+    assert found["name"] == f"image 0 ({photos / 'blue.png'})"
+    assert found["class"] is None
 
 
 @pytest.mark.parametrize(
