@@ -159,8 +159,8 @@ def neighbors(
     """Plot the images of a data set whose view features are most similar to those of an image.
 
     Features of the data set are computed once and kept. The last line of the output is a JSON
-    object with the places of the images in the data set, their names (with the path of the file, where
-    there is one), their classes and the cosine similarities.
+    object with the places of the images in the data set, their names with the paths of their files,
+    their classes and the cosine similarities.
 
     Args:
         image: image file.
@@ -179,7 +179,7 @@ def neighbors(
     from esvit_hf.features.loading import load_images, open_store
     from esvit_hf.features.neighbors import nearest_images, view_feature
     from esvit_hf.figures.look import check_picture_path
-    from esvit_hf.figures.regions import plot_neighbors
+    from esvit_hf.figures.neighbors import plot_neighbors
 
     output = Path(output)
     check_picture_path(output)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from esvit_hf.figures.look import Picture, drawing
+from esvit_hf.figures.look import Picture, new_picture
 
 __all__ = ["plot_region_pairs"]
 
@@ -47,7 +47,7 @@ def plot_region_pairs(
     right = left + second.shape[-1] * zoom
     starts = [(x, y) for x, y in first_points]
     ends = [(left + x * zoom, y * zoom) for x, y in second_points]
-    with drawing(_WIDTH, _WIDTH * _IMAGES_SHARE * height / right) as picture:
+    with new_picture(_WIDTH, _WIDTH * _IMAGES_SHARE * height / right) as picture:
         from matplotlib.patheffects import withStroke
 
         axes = picture.figure.subplots()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "COLOR_MAP", "FORMATS", "Picture", "check_picture_path", "drawing"]
+__all__ = ["COLORS", "COLOR_MAP", "FORMATS", "Picture", "check_picture_path", "new_picture"]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette without its yellow, which white paper swallows."""
@@ -102,7 +102,7 @@ def check_picture_path(path: Path) -> None:
 
 
 @contextmanager
-def drawing(width: float, height: float) -> Iterator[Picture]:
+def new_picture(width: float, height: float) -> Iterator[Picture]:
     """Draw in the project's look: what is added to the figure inside the `with` block follows it.
 
     Lines take `COLORS` in order, each with a dash pattern of its own.

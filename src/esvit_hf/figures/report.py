@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from esvit_hf.figures.look import COLORS, Picture, drawing
+from esvit_hf.figures.look import COLORS, Picture, new_picture
 
 __all__ = [
     "plot_attention_entropy",
@@ -28,7 +28,7 @@ def plot_knn(accuracies: Mapping[tuple[int, float], tuple[float, float]]) -> Pic
     """
     temperatures = sorted({temperature for _, temperature in accuracies})
     counts = sorted({k for k, _ in accuracies})
-    with drawing(6.3, 2.6) as picture:
+    with new_picture(6.3, 2.6) as picture:
         panels = picture.figure.subplots(1, 2)
         for place, (axes, title) in enumerate(zip(panels, ("top-1", "top-5"), strict=True)):
             for temperature in temperatures:
@@ -56,7 +56,7 @@ def plot_linear_probe(
     Returns:
         The picture.
     """
-    with drawing(6.3, 2.6) as picture:
+    with new_picture(6.3, 2.6) as picture:
         over_rates, over_epochs = picture.figure.subplots(1, 2)
         for blocks in sorted({blocks for blocks, _ in history}):
             rates = sorted(rate for count, rate in history if count == blocks)
@@ -96,7 +96,7 @@ def plot_few_shot(
     Returns:
         The picture.
     """
-    with drawing(3.2, 2.6) as picture:
+    with new_picture(3.2, 2.6) as picture:
         axes = picture.figure.subplots()
         heights, bars = [100 * mean for mean in means], [100 * spread for spread in spreads]
         axes.errorbar(shots, heights, yerr=bars, marker="o", capsize=3)
@@ -115,7 +115,7 @@ def plot_logistic(validation: Mapping[float, float], chosen: float) -> Picture:
     Returns:
         The picture.
     """
-    with drawing(3.2, 2.6) as picture:
+    with new_picture(3.2, 2.6) as picture:
         axes = picture.figure.subplots()
         strengths = sorted(validation)
         axes.plot(strengths, [100 * validation[strength] for strength in strengths], marker="o")
@@ -143,7 +143,7 @@ def plot_correspondence_accuracy(
     Returns:
         The picture.
     """
-    with drawing(4.2, 2.6) as picture:
+    with new_picture(4.2, 2.6) as picture:
         axes = picture.figure.subplots()
         ticks: dict[int, str] = {}
         for place, (protocol, shares) in enumerate(protocols.items()):
@@ -171,7 +171,7 @@ def plot_attention_entropy(
     Returns:
         The picture.
     """
-    with drawing(4.2, 2.6) as picture:
+    with new_picture(4.2, 2.6) as picture:
         axes = picture.figure.subplots()
         heads = [(block, entropy) for block, row in entropies.items() for entropy in row]
         axes.plot(*zip(*heads, strict=True), "o", alpha=0.7, label="head")
@@ -205,7 +205,7 @@ def plot_confusion(
     shares = 100 * confusion_matrix(labels, predicted, labels=classes, normalize="true")
     named = len(class_names) <= _NAMED_CLASSES
     side = min(6.3, 2.8 + 0.2 * len(class_names)) if named else 5.0
-    with drawing(side, 0.85 * side) as picture:
+    with new_picture(side, 0.85 * side) as picture:
         axes = picture.figure.subplots()
         image = axes.imshow(shares, vmin=0, vmax=100)
         picture.figure.colorbar(image, ax=axes, label="share of the true class (%)", fraction=0.046)

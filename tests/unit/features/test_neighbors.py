@@ -17,7 +17,7 @@ from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.commands.main import main
 from esvit_hf.data.sources import ImageSource, load_image_source
 from esvit_hf.features.extraction import Features as ImageFeatures
-from esvit_hf.features.extraction import extract_features, load_image_processor
+from esvit_hf.features.extraction import compute_features, load_image_processor
 from esvit_hf.features.neighbors import Neighbor, class_name, nearest_images, view_feature
 
 CLOTHES = FASHION_MNIST
@@ -44,7 +44,7 @@ def clothes() -> ImageSource:
 
 def test_agrees_with_scikit_learn(model: str, clothes: ImageSource) -> None:
     backbone, processor = load_backbone(model), load_image_processor(model)
-    features = extract_features(backbone, clothes, processor)
+    features = compute_features(backbone, clothes, processor)
     (image,) = load_image_source(str(CLOTHES), split="train[7:8]").read([0])
     assert isinstance(image, Image.Image)
     query = view_feature(backbone, processor, image)
@@ -69,7 +69,7 @@ def test_agrees_with_scikit_learn(model: str, clothes: ImageSource) -> None:
 
 def test_an_image_of_the_data_set_finds_itself(model: str, clothes: ImageSource) -> None:
     backbone, processor = load_backbone(model), load_image_processor(model)
-    features = extract_features(backbone, clothes, processor)
+    features = compute_features(backbone, clothes, processor)
     (image,) = clothes.read([13])
     assert isinstance(image, Image.Image)
     query = view_feature(backbone, processor, image)
