@@ -86,7 +86,8 @@ def prepare_pipeline(folder: Path, batch_size: int, workers: int, device: str) -
 
 def prepare_timm(folder: Path, batch_size: int, workers: int, device: str) -> Run:
     def run() -> np.ndarray:
-        network = SwinModel.from_pretrained(folder / "model").to(device).eval()
+        network = SwinModel.from_pretrained(folder / "model").eval()
+        network.to(device)
         loader = timm.data.create_loader(
             timm.data.create_dataset("", str(folder / "photos")),
             (3, SIDE, SIDE),
