@@ -12,25 +12,7 @@ from datasets import load_dataset
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from esvit_hf.figures.look import new_picture
-
-SIDE = 1.6
-
-
-def plot_sheet(rows: list[list[tuple[Path, str]]], output: Path) -> None:
-    """Plot image files with titles, in rows."""
-    columns = max(map(len, rows))
-    with new_picture(SIDE * columns, (SIDE + 0.3) * len(rows)) as picture:
-        panels = picture.figure.subplots(len(rows), columns, squeeze=False)
-        for axes in panels.flat:
-            axes.set_axis_off()
-        for line, row in zip(panels, rows, strict=True):
-            for axes, (path, title) in zip(line, row, strict=False):
-                image = Image.open(path).convert("RGB")
-                image.thumbnail((300, 300))
-                axes.imshow(image)
-                axes.set_title(title, fontsize=7)
-    picture.save(output)
+from esvit_hf.figures.neighbors import plot_image_rows
 
 
 def main() -> None:
@@ -58,11 +40,13 @@ def main() -> None:
     print("outliers")
     for place in outliers:
         print(f"  {nearest[place]:.3f}  {names[place]}")
+    shown = {*outliers, *(place for pair in found for place in pair)}
+    images = {place: Image.open(words.folder / names[place]).convert("RGB") for place in shown}
     if found:
-        sheet = [[(words.folder / names[place], names[place]) for place in pair] for pair in found]
-        plot_sheet(sheet, words.output / "duplicates.png")
-    sheet = [[(words.folder / names[place], f"{nearest[place]:.2f}") for place in outliers]]
-    plot_sheet(sheet, words.output / "outliers.png")
+        sheet = [[(images[place], names[place]) for place in pair] for pair in found]
+        plot_image_rows(sheet).save(words.output / "duplicates.png")
+    sheet = [[(images[place], f"{nearest[place]:.2f}") for place in outliers]]
+    plot_image_rows(sheet).save(words.output / "outliers.png")
 
 
 if __name__ == "__main__":

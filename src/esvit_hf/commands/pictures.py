@@ -26,9 +26,8 @@ def correspond(
 ) -> dict[str, Any]:
     """Join the regions of two images that look most alike to a vision model, by lines.
 
-    The picture shows what the network sees of the images. The last line of the output is a JSON
-    object with the centers of the regions in pixels of the image files, and the cosine
-    similarities.
+    The picture shows the images as they are. The last line of the output is a JSON object with the
+    centers of the regions in pixels of the image files, and the cosine similarities.
 
     Args:
         first: image file.
@@ -47,7 +46,7 @@ def correspond(
     """
     from accelerate import Accelerator
 
-    from esvit_hf.features.input_format import apply_processor, read_input_format, read_input_frame
+    from esvit_hf.features.input_format import apply_processor, read_input_frame
     from esvit_hf.features.loading import load_network
     from esvit_hf.figures.correspondence import plot_region_pairs
     from esvit_hf.figures.look import check_picture_path
@@ -65,20 +64,20 @@ def correspond(
         count=count,
         layer=layer,
     )
-    input_format = read_input_format(image_processor)
-    shown = [input_format.restore(pixel_values)[0] for pixel_values in inputs]
-    rows = pairs.first.tolist(), pairs.second.tolist(), pairs.similarity.tolist()
-    plot_region_pairs(shown[0], shown[1], *rows).save(output)
     frames = [read_input_frame(image_processor, image.size) for image in images]
+    starts = [frames[0].to_image(point) for point in pairs.first.tolist()]
+    ends = [frames[1].to_image(point) for point in pairs.second.tolist()]
+    similarities = pairs.similarity.tolist()
+    plot_region_pairs(images[0], images[1], starts, ends, similarities).save(output)
     return {
         "output": str(output),
         "pairs": [
             {
-                "first": frames[0].to_image(start),
-                "second": frames[1].to_image(end),
+                "first": start,
+                "second": end,
                 "similarity": round(similarity, 4),
             }
-            for start, end, similarity in zip(*rows, strict=True)
+            for start, end, similarity in zip(starts, ends, similarities, strict=True)
         ],
     }
 

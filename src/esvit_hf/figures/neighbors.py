@@ -1,16 +1,15 @@
-"""An image and those that resemble it."""
+"""Images with titles: an image and those that resemble it."""
 
 from collections.abc import Sequence
 
 from PIL import Image
 
-from esvit_hf.figures.look import Picture, new_picture
+from esvit_hf.figures.look import Picture, new_picture, shrink
 
-__all__ = ["plot_neighbors"]
+__all__ = ["plot_image_rows", "plot_neighbors"]
 
-_NEIGHBOR_SIDE = 1.5
+_SIDE = 1.5
 _NEIGHBORS_IN_A_ROW = 5
-_LARGEST_SIDE = 1000
 _TITLE_LETTERS = 18
 
 
@@ -39,21 +38,33 @@ def plot_neighbors(
         for image, name, cosine in zip(neighbors, names, cosines, strict=True)
     ]
     columns = min(len(panels), _NEIGHBORS_IN_A_ROW)
-    rows = -(-len(panels) // columns)
-    with new_picture(columns * _NEIGHBOR_SIDE, rows * (_NEIGHBOR_SIDE + 0.35)) as picture:
-        grid = picture.figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes in grid:
+    return plot_image_rows(
+        [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    )
+
+
+def plot_image_rows(rows: Sequence[Sequence[tuple[Image.Image, str]]]) -> Picture:
+    """Plot images in rows, with a title above each.
+
+    Args:
+        rows: RGB images and titles; rows may differ in length.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    columns = max(map(len, rows))
+    with new_picture(columns * _SIDE, len(rows) * (_SIDE + 0.35)) as picture:
+        grid = picture.figure.subplots(len(rows), columns, squeeze=False)
+        for axes in grid.flat:
             axes.set_axis_off()
-        for axes, (image, title) in zip(grid, panels, strict=False):
-            axes.imshow(_small(image))
-            axes.set_title(title, fontsize=8)
+        for line, row in zip(grid, rows, strict=True):
+            for axes, (image, title) in zip(line, row, strict=False):
+                axes.imshow(shrink(image))
+                axes.set_title(title, fontsize=8)
     return picture
-
-
-def _small(image: Image.Image) -> Image.Image:
-    shown = image.copy()
-    shown.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
-    return shown
 
 
 def _shortened(name: str) -> str:
