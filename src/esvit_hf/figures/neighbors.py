@@ -9,6 +9,9 @@ from esvit_hf.figures.look import Picture, new_picture, shrink
 __all__ = ["plot_image_rows", "plot_neighbors"]
 
 _SIDE = 1.5
+_TITLE = 0.35
+# Height over width of a place: taller images are made narrower.
+_TALLEST = 1.0
 _NEIGHBORS_IN_A_ROW = 5
 _TITLE_LETTERS = 18
 
@@ -56,8 +59,12 @@ def plot_image_rows(rows: Sequence[Sequence[tuple[Image.Image, str]]]) -> Pictur
         ImportError: without matplotlib.
     """
     columns = max(map(len, rows))
-    with new_picture(columns * _SIDE, len(rows) * (_SIDE + 0.35)) as picture:
-        grid = picture.figure.subplots(len(rows), columns, squeeze=False)
+    heights = [
+        _SIDE * max(min(image.height / image.width, _TALLEST) for image, _ in row) + _TITLE
+        for row in rows
+    ]
+    with new_picture(columns * _SIDE, sum(heights)) as picture:
+        grid = picture.figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
         for axes in grid.flat:
             axes.set_axis_off()
         for line, row in zip(grid, rows, strict=True):

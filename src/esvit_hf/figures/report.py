@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from esvit_hf.figures.look import COLORS, Picture, new_picture
 
 __all__ = [
     "plot_attention_entropy",
     "plot_confusion",
     "plot_correspondence_accuracy",
+    "plot_feature_map",
     "plot_few_shot",
     "plot_knn",
     "plot_linear_probe",
@@ -15,6 +18,7 @@ __all__ = [
 ]
 
 _NAMED_CLASSES = 40
+_MARKERS = ("o", "^")
 
 
 def plot_knn(accuracies: Mapping[tuple[int, float], tuple[float, float]]) -> Picture:
@@ -216,4 +220,42 @@ def plot_confusion(
             size = 8 if len(class_names) <= 20 else 6
             axes.set_xticks(classes, class_names, rotation=90, fontsize=size)
             axes.set_yticks(classes, class_names, fontsize=size)
+    return picture
+
+
+def plot_feature_map(places: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Picture:
+    """Plot images as points, in the color of their class.
+
+    Args:
+        places: (M, 2) of the images; (M, 1) lie on a line.
+        labels: (M,) int64 classes.
+        class_names: name of each class. The most frequent classes have a color and a marker; the
+            others are gray.
+
+    Returns:
+        The picture.
+    """
+    counts = np.bincount(labels, minlength=len(class_names))
+    frequent = np.argsort(-counts, kind="stable")[: len(COLORS) * len(_MARKERS)]
+    colored = sorted(number for number in frequent.tolist() if counts[number])
+    across, up = places[:, 0], places[:, 1] if places.shape[1] > 1 else np.zeros(len(places))
+    with new_picture(6.3, 4.2) as picture:
+        axes = picture.figure.subplots()
+        rest = ~np.isin(labels, colored)
+        if rest.any():
+            axes.scatter(across[rest], up[rest], s=5, color="0.8", label="other classes")
+        for number, label in enumerate(colored):
+            of_class = labels == label
+            axes.scatter(
+                across[of_class],
+                up[of_class],
+                s=8,
+                alpha=0.7,
+                linewidths=0,
+                color=COLORS[number % len(COLORS)],
+                marker=_MARKERS[number // len(COLORS)],
+                label=class_names[label],
+            )
+        axes.set(xlabel="first component", ylabel="second component", title="Map of the features")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return picture

@@ -103,10 +103,13 @@ def test_a_report_of_every_task(
         "attention_entropy",
         "confusion_matrix",
         "correspondence",
+        "feature_map",
         "few_shot",
         "knn",
         "linear_probe",
         "logistic",
+        "neighbors",
+        "worst_errors",
     )
     files = [f"{name}.png" for name in pictures]
     assert sorted(path.name for path in out.iterdir()) == sorted(

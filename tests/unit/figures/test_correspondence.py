@@ -54,5 +54,5 @@ def test_the_legend_has_room_beside_wide_photographs() -> None:
     picture.figure.canvas.draw()
     (axes,) = picture.figure.axes
     legend = axes.get_legend().get_window_extent()
-    assert 0 <= legend.y0 and legend.y1 <= picture.figure.bbox.height
+    assert legend.y0 >= 0 and legend.y1 <= picture.figure.bbox.height
     assert axes.get_window_extent().width > 0.75 * picture.figure.bbox.width
