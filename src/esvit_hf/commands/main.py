@@ -127,8 +127,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
     groups: Mapping[str, type] = _load(command.groups) if command.groups else {}
     result = function(**parse_function(function, rest, program=f"esvit {name}", groups=groups))
     if result is not None:
-        if command.summary:
-            print(_load(command.summary)(result))
+        if command.summary and (summary := _load(command.summary)(result)):
+            print(summary)
         print(json.dumps(result))
     return 0
 

@@ -69,8 +69,10 @@ def format_answer(report: Mapping[str, Any]) -> str:
         report: content of report.json.
 
     Returns:
-        Lines of text, in columns.
+        Lines of text, in columns; no text if no task gave a score.
     """
+    if not report["answer"]:
+        return ""
     cells = _cells(report["answer"])
     rows = [list(cells[0]), *(list(row.values()) for row in cells)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -106,8 +106,9 @@ class Report:
                 plot().save(folder / f"{name}.png")
 
     def _page(self) -> str:
-        lines = [f"# {self.facts['model']} on {self.dataset}", "", _READING, ""]
-        lines.append(answer_table(answer_rows(self.results, self.random_results)))
+        lines = [f"# {self.facts['model']} on {self.dataset}"]
+        if answer := answer_rows(self.results, self.random_results):
+            lines += ["", _READING, "", answer_table(answer)]
         lines += ["", *(f"> {note}" for note in self.notes)] if self.notes else []
         for name in self.figures:
             lines += ["", _CAPTIONS[name], "", f"![{name.replace('_', ' ')}]({name}.png)"]

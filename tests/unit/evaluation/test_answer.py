@@ -44,6 +44,10 @@ def test_numbers_stand_beside_those_of_the_random_network() -> None:
     assert "random" not in answer_table(answer_rows(results(75.0), {}))
 
 
+def test_tasks_without_scores_have_no_table() -> None:
+    assert format_answer({"answer": answer_rows({"own": TaskResult("", "", {}, [])}, {})}) == ""
+
+
 def test_an_evaluation_begins_with_the_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
