@@ -72,9 +72,8 @@ wheel-smoke: $(INSTALLED)
 	rm -rf dist $(SMOKE)
 	$(BIN)/python -m build --quiet
 	$(PYTHON) -m venv $(SMOKE)
-	$(SMOKE)/bin/pip install --quiet dist/*.whl
-	cd $(SMOKE) && bin/esvit --version && bin/esvit recipes && bin/python -c "import esvit_hf; \
-	    from transformers import AutoConfig; print(AutoConfig.for_model('esvit_swin').model_type)"
+	$(SMOKE)/bin/pip install --quiet "$$(echo dist/*.whl)[plots]"
+	cd / && $(CURDIR)/$(SMOKE)/bin/python -I $(CURDIR)/tests/support/wheel_smoke.py
 
 audit: $(INSTALLED)
 	$(BIN)/pip freeze --exclude-editable > $(VENV)/installed.txt

@@ -6,6 +6,7 @@ text file that a page links to is copied, and so is a picture.
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -14,6 +15,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from esvit_hf.pretraining.recipe_help import recipe_help
+
+sys.path.append(str(Path(__file__).parent))
+from notebooks import FOLDER, render  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -33,6 +37,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are kept elsewhere."""
     for place, path in PAGES.items():
         files.append(File.generated(config, place, content=path.read_text(encoding="utf-8")))
+    for notebook in sorted(FOLDER.glob("*.ipynb")):
+        text, pictures = render(notebook)
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=text))
+        for name, picture in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=picture))
+        files.remove(files.get_file_from_path(f"notebooks/{notebook.name}"))
     return files
 
 
@@ -43,6 +53,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     kept = {source: page for page, source in PAGES.items()}
 
     def replace(link: re.Match[str]) -> str:
+        if os.path.normpath(Path(place).parent / link["target"]) in files.src_uris:
+            return link[0]
         target = Path(os.path.normpath(path.parent / link["target"]))
         if not target.exists():
             raise PluginError(f"{place} links to {link['target']}, which does not exist")

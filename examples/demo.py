@@ -15,7 +15,7 @@ from esvit_hf.commands.command_line import report_errors
 from esvit_hf.data.sources import load_image_source
 from esvit_hf.evaluation.classifiers.linear_probe import linear_probe
 from esvit_hf.evaluation.classifiers.nearest_neighbors import knn_accuracy
-from esvit_hf.features.extraction import extract_features, shared_labels
+from esvit_hf.features.extraction import compute_features, shared_labels
 from esvit_hf.figures.training_curves import plot_training
 from esvit_hf.hub.cards import update_card
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
@@ -42,7 +42,7 @@ def evaluate(backbone: RegionBackbone, recipe: Recipe) -> dict[str, float]:
     ]
     train_labels, test_labels = shared_labels(*sources)
     train, test = (
-        extract_features(
+        compute_features(
             backbone,
             source,
             processor,

@@ -32,7 +32,7 @@ from esvit_hf.evaluation.classifiers.linear_probe import linear_probe
 from esvit_hf.evaluation.classifiers.nearest_neighbors import knn_accuracy
 from esvit_hf.features.extraction import (
     Features,
-    extract_features,
+    compute_features,
     load_image_processor,
     shared_labels,
 )
@@ -313,7 +313,7 @@ class Splits:
             load_image_source(self.dataset, split=split) for split in (self.train, self.test)
         ]
         train, test = (
-            extract_features(backbone, source, processor, batch_size=256, num_workers=num_workers)
+            compute_features(backbone, source, processor, batch_size=256, num_workers=num_workers)
             for source in sources
         )
         train_labels, test_labels = shared_labels(*sources)

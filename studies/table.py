@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.measure import ROOT
 from scipy.stats import ttest_rel
 
-from esvit_hf.figures.look import COLORS, Picture, drawing
+from esvit_hf.figures.look import COLORS, Picture, new_picture
 from esvit_hf.figures.training_curves import plot_training, read_metrics
 
 RESULT = "result.json"
@@ -173,7 +173,7 @@ def plot_compute(results: Sequence[Result]) -> Picture:
     Runs that a GPU trained are left out, and those that `comparable_costs` leaves out.
     """
     costs = by_variant(comparable_costs(results))
-    with drawing(7.5, 4.5) as picture:
+    with new_picture(7.5, 4.5) as picture:
         axes = picture.figure.subplots()
         styles, bounds = product(("-", "-."), COLORS), iter(("--", ":"))
         for variant, members in by_variant(results).items():

@@ -13,7 +13,7 @@ from tests.support.process_group import run_on_processes
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.data.sources import ImageSource
-from esvit_hf.features.extraction import extract_features
+from esvit_hf.features.extraction import compute_features
 
 # Full and uneven last batches, an odd number of batches, and a process without any image.
 COUNTS = (8, 11, 13, 3)
@@ -51,7 +51,7 @@ def all_features(blocks: int) -> dict[str, torch.Tensor]:
     accelerator = Accelerator()
     tensors = {}
     for count in COUNTS:
-        features = extract_features(
+        features = compute_features(
             backbone,
             source(count),
             processor,
@@ -62,7 +62,7 @@ def all_features(blocks: int) -> dict[str, torch.Tensor]:
         assert features.labels is not None
         tensors[f"{count}.values"], tensors[f"{count}.labels"] = features.values, features.labels
     with pytest.raises(ValueError, match=r"^2 of 9 images cannot be decoded.*image 3: .*image 5: "):
-        extract_features(
+        compute_features(
             backbone, source(9, (3, 5)), processor, batch_size=BATCH_SIZE, accelerator=accelerator
         )
     return tensors

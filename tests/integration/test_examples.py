@@ -20,7 +20,7 @@ from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.commands.command_line import report_errors
 from esvit_hf.data.sources import load_image_source
-from esvit_hf.features.extraction import extract_features
+from esvit_hf.features.extraction import compute_features
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_extract_features(run_example: Run, model: str, dataset: str, tmp_path: 
     target = tmp_path / "features.safetensors"
     run_example("extract_features", model, dataset, "--split", "test", "--output", str(target))
     saved = load_file(target)
-    expected = extract_features(
+    expected = compute_features(
         load_backbone(model),
         load_image_source(dataset, split="test"),
         AutoImageProcessor.from_pretrained(model),

@@ -15,7 +15,7 @@ from tests.support.small_runs import assert_equal_runs, read_metrics, small_run
 
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.data.sources import load_image_source
-from esvit_hf.features.extraction import extract_features, load_image_processor
+from esvit_hf.features.extraction import compute_features, load_image_processor
 from esvit_hf.pretraining.loop import Pretraining, pretrain
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("exact_convolutions")]
@@ -63,7 +63,7 @@ def test_a_run_agrees_with_the_cpu(tmp_path, model_type):
         load_image_processor(str(tmp_path / "gpu")),
     )
     backbone = load_backbone(str(tmp_path / "gpu"))
-    ours = extract_features(backbone, images, processor, batch_size=32).values
+    ours = compute_features(backbone, images, processor, batch_size=32).values
     assert next(backbone.parameters()).is_cuda
     with torch.no_grad():
         pixels = processor(images.read(range(100)), return_tensors="pt").pixel_values

@@ -21,7 +21,7 @@ from transformers import (
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.data.sources import load_image_source
 from esvit_hf.evaluation.evaluate import evaluate
-from esvit_hf.features.extraction import extract_features
+from esvit_hf.features.extraction import compute_features
 from esvit_hf.hub.push import check_target, publish
 
 SPLITS = {"train_split": "train[:300]", "test_split": "test[:60]"}
@@ -53,7 +53,7 @@ def test_a_saved_probe_classifies_as_it_was_measured(
     classifier = AutoModelForImageClassification.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
     test = load_image_source(str(FASHION_MNIST), split=SPLITS["test_split"])
-    features = extract_features(
+    features = compute_features(
         load_backbone(str(tmp_path / "run")), test, processor, num_workers=0
     )
     with torch.no_grad():

@@ -27,7 +27,7 @@ from esvit_hf.evaluation.classifiers.logistic_regression import logistic_probe
 from esvit_hf.evaluation.transfer import transfer
 from esvit_hf.evaluation.transfer_data import load_transfer_data
 from esvit_hf.evaluation.transfer_datasets import TRANSFER_DATASETS
-from esvit_hf.features.extraction import extract_features, load_image_processor
+from esvit_hf.features.extraction import compute_features, load_image_processor
 from esvit_hf.hub.measurements import read_measurements
 
 pytestmark = pytest.mark.filterwarnings("ignore:the best L2 strength", "ignore:the last fit")
@@ -101,7 +101,7 @@ def test_numbers_are_those_of_scikit_learn(
     data = load_transfer_data(BY_NAME[name], copies[name])
     backbone, processor = load_backbone(models[0]), load_image_processor(models[0])
     features = {
-        split: extract_features(backbone, source, processor).values.double().numpy()
+        split: compute_features(backbone, source, processor).values.double().numpy()
         for split, source in data.sources.items()
     }
     fitted_on = [split for split in ("train", "validation") if split in features]

@@ -24,12 +24,15 @@ class Command:
         help: one line for the list of commands.
         groups: `module:mapping` from names of further arguments to dataclasses of their options; an
             argument whose options are all at their defaults is not passed.
+        summary: `module:function` from what the command returns to text for people, which is
+            printed before the JSON.
         reads_words: the function takes the words behind the command and returns the exit code.
     """
 
     function: str
     help: str
     groups: str | None = None
+    summary: str | None = None
     reads_words: bool = False
 
 
@@ -46,6 +49,7 @@ COMMANDS = {
         "esvit_hf.evaluation.evaluate:evaluate",
         "Evaluate a vision model with several protocols, and write a report with figures.",
         groups="esvit_hf.evaluation.task:TASKS",
+        summary="esvit_hf.evaluation.answer:format_answer",
     ),
     "transfer": Command(
         "esvit_hf.evaluation.transfer:transfer",
@@ -123,6 +127,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
     groups: Mapping[str, type] = _load(command.groups) if command.groups else {}
     result = function(**parse_function(function, rest, program=f"esvit {name}", groups=groups))
     if result is not None:
+        if command.summary and (summary := _load(command.summary)(result)):
+            print(summary)
         print(json.dumps(result))
     return 0
 

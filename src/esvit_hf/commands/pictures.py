@@ -26,9 +26,8 @@ def correspond(
 ) -> dict[str, Any]:
     """Join the regions of two images that look most alike to a vision model, by lines.
 
-    The picture shows what the network sees of the images. The last line of the output is a JSON
-    object with the centers of the regions in pixels of the image files, and the cosine
-    similarities.
+    The picture shows the images as they are. The last line of the output is a JSON object with the
+    centers of the regions in pixels of the image files, and the cosine similarities.
 
     Args:
         first: image file.
@@ -47,7 +46,7 @@ def correspond(
     """
     from accelerate import Accelerator
 
-    from esvit_hf.features.input_format import apply_processor, read_input_format, read_input_frame
+    from esvit_hf.features.input_format import apply_processor, read_input_frame
     from esvit_hf.features.loading import load_network
     from esvit_hf.figures.correspondence import plot_region_pairs
     from esvit_hf.figures.look import check_picture_path
@@ -65,20 +64,20 @@ def correspond(
         count=count,
         layer=layer,
     )
-    input_format = read_input_format(image_processor)
-    shown = [input_format.restore(pixel_values)[0] for pixel_values in inputs]
-    rows = pairs.first.tolist(), pairs.second.tolist(), pairs.similarity.tolist()
-    plot_region_pairs(shown[0], shown[1], *rows).save(output)
     frames = [read_input_frame(image_processor, image.size) for image in images]
+    starts = [frames[0].to_image(point) for point in pairs.first.tolist()]
+    ends = [frames[1].to_image(point) for point in pairs.second.tolist()]
+    similarities = pairs.similarity.tolist()
+    plot_region_pairs(images[0], images[1], starts, ends, similarities).save(output)
     return {
         "output": str(output),
         "pairs": [
             {
-                "first": frames[0].to_image(start),
-                "second": frames[1].to_image(end),
+                "first": start,
+                "second": end,
                 "similarity": round(similarity, 4),
             }
-            for start, end, similarity in zip(*rows, strict=True)
+            for start, end, similarity in zip(starts, ends, similarities, strict=True)
         ],
     }
 
@@ -159,7 +158,8 @@ def neighbors(
     """Plot the images of a data set whose view features are most similar to those of an image.
 
     Features of the data set are computed once and kept. The last line of the output is a JSON
-    object with the places of the images in the data set, their classes and the cosine similarities.
+    object with the places of the images in the data set, their names with the paths of their files,
+    their classes and the cosine similarities.
 
     Args:
         image: image file.
@@ -178,7 +178,7 @@ def neighbors(
     from esvit_hf.features.loading import load_images, open_store
     from esvit_hf.features.neighbors import nearest_images, view_feature
     from esvit_hf.figures.look import check_picture_path
-    from esvit_hf.figures.regions import plot_neighbors
+    from esvit_hf.figures.neighbors import plot_neighbors
 
     output = Path(output)
     check_picture_path(output)
@@ -202,7 +202,12 @@ def neighbors(
     return {
         "output": str(output),
         "neighbors": [
-            {"index": near.index, "class": near.class_name, "cosine": round(near.cosine, 4)}
+            {
+                "index": near.index,
+                "name": near.name,
+                "class": near.class_name,
+                "cosine": round(near.cosine, 4),
+            }
             for near in found
         ],
     }

@@ -30,21 +30,7 @@ def repack(
     split: str = "train",
     shuffle_seed: int | None = 0,
 ) -> dict[str, Any]:
-    """Write a zip or TSV pack as parquet shards; the same command goes on where it was interrupted.
-
-    Rows that hold no image are named, counted and left out.
-
-    Args:
-        source: NAME.zip with NAME_map.txt beside it, a .tsv file, or a folder of .tsv files.
-        output: folder to write.
-        shard_size: rows of the pack in one shard.
-        split: name of the split, which the names of the shards start with.
-        shuffle_seed: seed of the order of the rows; null keeps the order of the pack.
-
-    Raises:
-        ValueError: the pack cannot be read, holds no images, or the folder holds shards of another
-            kind.
-    """
+    """Write a pack as parquet shards, as :func:`esvit_hf.commands.shards.repack` says."""
     source, output = expand_home(source), expand_home(output)
     if shard_size < 1:
         raise ValueError(f"shard_size is {shard_size}; set it to 1 or more")

@@ -236,15 +236,7 @@ def index_shards(urls: Sequence[str]) -> list[list[tuple[int, int]]]:
 def write_index(
     dataset: str, output: Path, *, split: str = "train", config_name: str | None = None
 ) -> dict[str, Any] | None:
-    """Write the index of a data set in shards, which streaming needs for tar files and starts
-    faster with.
-
-    Args:
-        dataset: folder, shards, pattern or Hub name; remote tar files are read as a whole, once.
-        output: file to write, ending with .json; set `dataset` to it for pretraining.
-        split: which part of the data.
-        config_name: configuration of a data set that has several.
-    """
+    """Write an index, as :func:`esvit_hf.commands.shards.index` says."""
     output = expand_home(output)
     if output.suffix != ".json":
         raise ValueError(f"output {output} must end with .json")

@@ -56,6 +56,8 @@ class CorrespondenceTask(Task):
                     percent(result.accuracy),
                     f"protocol {result.protocol}, {result.grid[0]} x {result.grid[1]} regions, "
                     f"chance {100 * result.chance_accuracy:.2f}",
+                    in_answer=True,
+                    chance=percent(result.chance_accuracy),
                 )
                 for result in results
             ],

@@ -117,7 +117,7 @@ class DenseTask(Task):
             measured = result.scores[name]
             line = f"{protocol}; {layers}, shorter side {self.image_size}"
             scores += [
-                Score(f"miou_{name}", percent(measured.mean_iou), line),
+                Score(f"miou_{name}", percent(measured.mean_iou), line, in_answer=True),
                 Score(f"pixel_accuracy_{name}", percent(measured.pixel_accuracy), line),
             ]
         return TaskResult(

@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,15 +14,12 @@ from esvit_hf.common.options import Compute, DataSource
 from esvit_hf.evaluation.command_words import flag, word
 from esvit_hf.evaluation.report import Report, prepare_folder
 from esvit_hf.evaluation.task import EvaluationData, Task, TaskResult, make_tasks
-from esvit_hf.figures.report import plot_confusion
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from transformers import PreTrainedModel
 
     from esvit_hf.backbones.adapter import RegionBackbone
-    from esvit_hf.evaluation.splits import LabeledSplits
-    from esvit_hf.figures.look import Picture
 
 __all__ = ["evaluate"]
 
@@ -42,6 +38,7 @@ def evaluate(
     train_split: str = "train",
     test_split: str | None = None,
     test_fraction: float | None = None,
+    compare_random: bool = False,
     seed: int = 0,
     features_folder: str | Path | None = None,
     processor: str | Path | Callable[..., Any] | None = None,
@@ -74,6 +71,8 @@ def evaluate(
         test_split: images to test on; the split test, else validation, else a fifth of every
             class of train_split if neither this nor test_fraction is given.
         test_fraction: share of every class of train_split to test on instead of a split.
+        compare_random: measure a network of the same architecture with random weights as well,
+            which takes as long again.
         seed: of all that is random.
         features_folder: where features are kept; ~/.cache/esvit_hf/features if not given. Those of
             a loaded network are not kept.
@@ -99,7 +98,14 @@ def evaluate(
     # Imported late: the help of the command line comes from this module, without torch.
 
     from esvit_hf.evaluation.masks import load_masks
-    from esvit_hf.evaluation.running import describe, open_network, overlap_notes, run_tasks
+    from esvit_hf.evaluation.report_figures import report_figures
+    from esvit_hf.evaluation.running import (
+        describe,
+        open_network,
+        overlap_notes,
+        random_network,
+        run_tasks,
+    )
     from esvit_hf.evaluation.splits import IN_MEMORY_DATA, load_splits
     from esvit_hf.features.store import FeatureStore, default_features_folder
 
@@ -158,7 +164,11 @@ def evaluate(
             task.check(data)
         if report is not None:
             prepare_folder(Path(report))
-        results = run_tasks(chosen, data)
+        results, measured = run_tasks(chosen, data)
+        random_results: dict[str, TaskResult] = {}
+        if compare_random:
+            without_files = [task.without_files() for task in chosen]
+            random_results, _ = run_tasks(without_files, random_network(data))
     if not accelerator.is_main_process:
         return None
     written = Report(
@@ -168,7 +178,8 @@ def evaluate(
         command=shlex.join(data.command),
         notes=overlap_notes(splits),
         results=results,
-        figures=_confusion(results, splits),
+        random_results=random_results,
+        figures=report_figures(measured, results),
     )
     if report is not None:
         written.write(Path(report))
@@ -192,26 +203,3 @@ def _command(given: Mapping[str, Any], tasks: Sequence[Task]) -> list[str]:
             value = getattr(task, option.name)
             words += flag(f"{task.name}.{option.name}", value, option.default)
     return words
-
-
-def _confusion(
-    results: Mapping[str, TaskResult], splits: "LabeledSplits"
-) -> "dict[str, Callable[[], Picture]]":
-    """The confusion matrix of the classifier that is right most often."""
-    labels = splits.test_labels
-    classifiers = [
-        (int((result.predicted == labels).sum()), result.title, result.predicted.tolist())
-        for result in results.values()
-        if result.predicted is not None
-    ]
-    if not classifiers:
-        return {}
-    _, title, predicted = max(classifiers, key=lambda classifier: classifier[0])
-    figure = partial(
-        plot_confusion,
-        predicted,
-        labels.tolist(),
-        splits.class_names,
-        f"Confusion of the {title}",
-    )
-    return {"confusion_matrix": figure}

@@ -79,6 +79,8 @@ class FewShotTask(Task):
                 percent(result.mean),
                 f"nearest class mean (centered, cosine) of {result.shots} images a class, mean of "
                 f"{self.draws} draws, standard deviation {100 * result.spread:.2f}",
+                in_answer=result.shots == max(self.shots),
+                chance=percent(1 / len(data.splits.class_names)),
             )
             for result in results
         ]

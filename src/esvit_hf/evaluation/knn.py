@@ -11,6 +11,7 @@ from esvit_hf.evaluation.task import (
     Score,
     Task,
     TaskResult,
+    accuracy_answer,
     check_above_zero,
     percent,
 )
@@ -88,7 +89,9 @@ class KnnTask(Task):
             top1, top5 = map(percent, shares)
             rows.append({"k": count, "temperature": value, "top1": top1, "top5": top5})
             protocol = f"weighted k-NN on the view feature, k = {count}, T = {value:g}"
-            scores += [Score("top1", top1, protocol), Score("top5", top5, protocol)]
+            first = not rows[1:]
+            scores.append(accuracy_answer("top1", top1, protocol, data, is_first=first))
+            scores.append(Score("top5", top5, protocol))
         return TaskResult(
             title="k-NN",
             protocol=(

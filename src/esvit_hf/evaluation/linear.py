@@ -1,5 +1,6 @@
 """The task `linear`: linear classifiers trained on frozen features, the best one tested."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from esvit_hf.evaluation.task import (
     Score,
     Task,
     TaskResult,
+    accuracy_answer,
     check_above_zero,
     percent,
 )
@@ -100,10 +102,14 @@ class LinearTask(Task):
             augmented=self._augmented_features(data) if self.augment else None,
             progress=accelerator.is_main_process,
         )
-        found = self._describe(result)
+        found = self._describe(result, data)
         if self.output_dir is not None and accelerator.is_main_process:
             self._save(data, result, found)
         return found
+
+    def without_files(self) -> "LinearTask":
+        """The same without a folder for the classifier."""
+        return dataclasses.replace(self, output_dir=None)
 
     def _augmented_features(self, data: EvaluationData) -> "AugmentedFeatures":
         from esvit_hf.evaluation.random_crops import AugmentedFeatures
@@ -119,7 +125,7 @@ class LinearTask(Task):
             accelerator=data.store.accelerator,
         )
 
-    def _describe(self, result: "LinearProbeResult") -> TaskResult:
+    def _describe(self, result: "LinearProbeResult", data: EvaluationData) -> TaskResult:
         shares = {"top1": result.top1, "top5": result.top5, "mean_per_class": result.mean_per_class}
         accuracies = {name: percent(share) for name, share in shares.items()}
         features = f"the last {result.blocks} blocks" if result.blocks > 1 else "the view feature"
@@ -146,7 +152,10 @@ class LinearTask(Task):
                     for (count, rate), share in result.validation.items()
                 ],
             },
-            scores=[Score(metric, value, protocol) for metric, value in accuracies.items()],
+            scores=[
+                accuracy_answer("top1", accuracies["top1"], protocol, data),
+                *(Score(metric, accuracies[metric], protocol) for metric in list(accuracies)[1:]),
+            ],
             figures={
                 "linear_probe": partial(
                     plot_linear_probe, result.history, (result.blocks, result.learning_rate)

@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from functools import partial
 
-from esvit_hf.evaluation.task import EvaluationData, Needs, Score, Task, TaskResult, percent
+from esvit_hf.evaluation.task import (
+    EvaluationData,
+    Needs,
+    Score,
+    Task,
+    TaskResult,
+    accuracy_answer,
+    percent,
+)
 from esvit_hf.figures.report import plot_logistic
 
 __all__ = ["LogisticTask"]
@@ -51,7 +59,10 @@ class LogisticTask(Task):
                     for strength, share in sorted(result.validation.items())
                 ],
             },
-            scores=[Score("top1", top1, protocol), Score("mean_per_class", mean, protocol)],
+            scores=[
+                accuracy_answer("top1", top1, protocol, data),
+                Score("mean_per_class", mean, protocol),
+            ],
             figures={"logistic": partial(plot_logistic, result.validation, result.strength)},
             predicted=result.scores.argmax(dim=1),
         )

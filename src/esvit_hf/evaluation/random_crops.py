@@ -16,7 +16,7 @@ from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.data.cropping import cut_crops, sample_crop
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.data.sources import ImageSource
-from esvit_hf.features.extraction import extract_features
+from esvit_hf.features.extraction import compute_features
 
 __all__ = ["AugmentedFeatures", "RandomCrops"]
 
@@ -139,7 +139,7 @@ class AugmentedFeatures:
             float32 on the CPU.
         """
         crops = RandomCrops(self.source, self.size, seed=self.seed, epoch=epoch)
-        return extract_features(self.backbone, crops, self.processor, **self.options).values
+        return compute_features(self.backbone, crops, self.processor, **self.options).values
 
 
 class _Normalize:

@@ -11,6 +11,7 @@ from typing import Any
 
 from esvit_hf.common.files import make_writable_folder
 from esvit_hf.common.markdown import format_table
+from esvit_hf.evaluation.answer import answer_rows, answer_table
 from esvit_hf.evaluation.task import TaskResult
 from esvit_hf.figures.look import Picture
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
@@ -19,6 +20,25 @@ __all__ = ["MODEL_CARD_BLOCK", "Report", "prepare_folder"]
 
 MODEL_CARD_BLOCK = "model_card_block.md"
 """Name of the file with the section for a model card."""
+
+
+# What to see in each figure, by the name of its file.
+_CAPTIONS = {
+    "confusion_matrix": "Which classes are taken for which, by the most accurate classifier.",
+    "neighbors": "Test images, and beside each the training images that are most similar to it.",
+    "worst_errors": (
+        "The surest errors: test images, and beside each the most similar training image, which "
+        "is of another class. Often it is the label that is wrong."
+    ),
+    "feature_map": (
+        "Test images as points: the first two principal components of the view features. Classes "
+        "that lie apart are easy to tell apart; the reverse does not hold."
+    ),
+}
+_READING = (
+    "Shares are in percent. An interval holds the share of all images of this kind in 95 of 100 "
+    "cases. Chance is what guessing gives."
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +52,7 @@ class Report:
         command: command line that gives the numbers.
         notes: what a reader must know to judge the numbers.
         results: of each task, by its name.
+        random_results: the same of a network with random weights; empty if it was not measured.
         figures: what plots figures that belong to no single task, by the name of their file.
     """
 
@@ -41,6 +62,7 @@ class Report:
     command: str
     notes: list[str]
     results: Mapping[str, TaskResult]
+    random_results: Mapping[str, TaskResult]
     figures: Mapping[str, Callable[[], Picture]]
 
     def as_json(self) -> dict[str, Any]:
@@ -49,6 +71,7 @@ class Report:
             **self.facts,
             "command": self.command,
             "notes": self.notes,
+            "answer": answer_rows(self.results, self.random_results),
             "tasks": {name: result.numbers for name, result in self.results.items()},
         }
 
@@ -84,15 +107,17 @@ class Report:
                 plot().save(folder / f"{name}.png")
 
     def _page(self) -> str:
-        facts = [{"": key, " ": value} for key, value in self._facts()]
-        lines = [f"# {self.facts['model']} on {self.dataset}", "", format_table(facts)]
-        if self.notes:
-            lines += ["", *(f"> {note}" for note in self.notes)]
+        lines = [f"# {self.facts['model']} on {self.dataset}"]
+        if answer := answer_rows(self.results, self.random_results):
+            lines += ["", _READING, "", answer_table(answer)]
+        lines += ["", *(f"> {note}" for note in self.notes)] if self.notes else []
+        for name in self.figures:
+            lines += ["", _CAPTIONS[name], "", f"![{name.replace('_', ' ')}]({name}.png)"]
         for result in self.results.values():
             lines += _section(result)
-        for name in self.figures:
-            lines += ["", f"![{name.replace('_', ' ')}]({name}.png)"]
-        return "\n".join([*lines, "", *_code(self.command)]) + "\n"
+        facts = [{"": key, " ": value} for key, value in self._facts()]
+        lines += ["", "## How it was measured", "", format_table(facts), "", *_code(self.command)]
+        return "\n".join(lines) + "\n"
 
     def _facts(self) -> list[tuple[str, Any]]:
         return [
@@ -139,9 +164,13 @@ def _section(result: TaskResult) -> list[str]:
     if plain:
         lines += ["", format_table(plain)]
     for key, rows in tables.items():
-        if len(result.numbers) > 1:
-            lines += ["", f"{key.replace('_', ' ').capitalize()}:"]
+        title = key.replace("_", " ").capitalize()
+        if key == "validation":
+            lines += ["", "<details markdown>", f"<summary>{title}</summary>"]
+        elif len(result.numbers) > 1:
+            lines += ["", f"{title}:"]
         lines += ["", format_table(rows)]
+        lines += ["", "</details>"] if key == "validation" else []
     for name in result.figures:
         lines += ["", f"![{result.title}]({name}.png)"]
     return lines

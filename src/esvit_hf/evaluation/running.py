@@ -17,8 +17,9 @@ from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.evaluation.splits import LabeledSplits, overlapping_images
 from esvit_hf.evaluation.task import EvaluationData, Task, TaskResult
 from esvit_hf.features.input_format import apply_processor
+from esvit_hf.features.store import FeatureStore
 
-__all__ = ["describe", "open_network", "overlap_notes", "run_tasks"]
+__all__ = ["describe", "open_network", "overlap_notes", "random_network", "run_tasks"]
 
 _OVERLAPS_SHOWN = 3
 _SOFTWARE = ("esvit-hf", "torch", "transformers", "datasets")
@@ -57,7 +58,9 @@ def open_network(model: str | Path | PreTrainedModel | RegionBackbone) -> Iterat
             parameter.requires_grad_(True)
 
 
-def run_tasks(tasks: Sequence[Task], data: EvaluationData) -> dict[str, TaskResult]:
+def run_tasks(
+    tasks: Sequence[Task], data: EvaluationData
+) -> tuple[dict[str, TaskResult], EvaluationData]:
     """Run tasks on features that are computed once; every process must call this.
 
     Args:
@@ -65,7 +68,8 @@ def run_tasks(tasks: Sequence[Task], data: EvaluationData) -> dict[str, TaskResu
         data: without features.
 
     Returns:
-        Results by the tasks' names, in their order; complete on the first process alone.
+        Results by the tasks' names, in their order, complete on the first process alone; and the
+        data with features.
 
     Raises:
         ValueError: the network cannot do a task; the message names the remedy.
@@ -83,7 +87,31 @@ def run_tasks(tasks: Sequence[Task], data: EvaluationData) -> dict[str, TaskResu
     results = {task.name: task.run(data) for task in tasks if task.needs().network}
     if data.store.accelerator.is_main_process:
         results |= {task.name: task.run(data) for task in tasks if not task.needs().network}
-    return {task.name: results[task.name] for task in tasks if task.name in results}
+    return {task.name: results[task.name] for task in tasks if task.name in results}, data
+
+
+def random_network(data: EvaluationData) -> EvaluationData:
+    """Replace the network by one of its architecture with random weights.
+
+    Args:
+        data: without features.
+
+    Returns:
+        The same images; features of the random network are not kept.
+    """
+    model = data.store.backbone.model
+    with torch.random.fork_rng():
+        torch.manual_seed(data.seed)
+        other = RegionBackbone(type(model)(model.config))
+    store = FeatureStore(
+        data.store.folder,
+        other,
+        processor=data.store.processor,
+        batch_size=data.batch_size,
+        num_workers=data.num_workers,
+        accelerator=data.store.accelerator,
+    )
+    return dataclasses.replace(data, store=store)
 
 
 @torch.no_grad()

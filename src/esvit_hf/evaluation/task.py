@@ -113,11 +113,17 @@ class Score:
         metric: its name.
         value: the number; shares are in percent.
         protocol: how it was measured, in one line.
+        in_answer: whether it stands in the table that a report begins with.
+        chance: what guessing gives.
+        images: number of images that the share is of; gives a confidence interval.
     """
 
     metric: str
     value: float
     protocol: str
+    in_answer: bool = False
+    chance: float | None = None
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,11 @@ class TaskResult:
     scores: list[Score]
     figures: "Mapping[str, Callable[[], Picture]]" = field(default_factory=dict)
     predicted: "Tensor | None" = None
+
+    @property
+    def answers(self) -> list[Score]:
+        """The scores that a report begins with; the first one if the task chooses none."""
+        return [score for score in self.scores if score.in_answer] or self.scores[:1]
 
 
 @dataclass(frozen=True)
@@ -169,6 +180,10 @@ class Task(ABC):
         Raises:
             ValueError: they do not fit; the message names the remedy.
         """
+
+    def without_files(self) -> "Task":
+        """Return the task such that it measures the same and writes nothing."""
+        return self
 
     @abstractmethod
     def run(self, data: EvaluationData) -> TaskResult:
@@ -267,6 +282,25 @@ def check_above_zero(name: str, values: Sequence[float]) -> None:
     """
     if not values or min(values) <= 0:
         raise ValueError(f"--{name} is {list(values)}: give one value above 0 or more")
+
+
+def accuracy_answer(
+    metric: str, value: float, protocol: str, data: EvaluationData, *, is_first: bool = True
+) -> Score:
+    """Describe the accuracy of a classifier on all test images.
+
+    Args:
+        metric: its name.
+        value: in percent.
+        protocol: how it was measured, in one line.
+        data: what it was measured on.
+        is_first: whether it stands in the table that a report begins with.
+
+    Returns:
+        The score, with the accuracy of guessing.
+    """
+    chance = percent(1 / len(data.splits.class_names))
+    return Score(metric, value, protocol, is_first, chance, len(data.splits.test))
 
 
 def percent(share: float) -> float:

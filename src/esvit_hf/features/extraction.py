@@ -26,7 +26,7 @@ __all__ = [
     "Features",
     "ReadableImages",
     "check_matrices",
-    "extract_features",
+    "compute_features",
     "load_image_processor",
     "shared_labels",
 ]
@@ -80,7 +80,7 @@ class ReadableImages(Protocol):
         """Name an image in messages."""
 
 
-def extract_features(
+def compute_features(
     backbone: RegionBackbone,
     source: ReadableImages,
     processor: Callable[..., Any],

@@ -46,7 +46,7 @@ class Neighbor:
 def view_feature(
     backbone: RegionBackbone, processor: Callable[..., Any], image: Image.Image
 ) -> Tensor:
-    """Compute the view feature of one image, as `extract_features` does for a data set.
+    """Compute the view feature of one image, as `compute_features` does for a data set.
 
     Args:
         backbone: in evaluation mode.

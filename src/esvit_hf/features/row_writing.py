@@ -42,7 +42,7 @@ def write_features(
         rows_per_shard: images of a part: what memory holds at once.
 
     Returns:
-        As `extract_features` of features/files.py; None on processes but the first.
+        As `extract_features`; None on processes but the first.
 
     Raises:
         ValueError: a stopped run with other settings left parts, or as `compute_parts`.

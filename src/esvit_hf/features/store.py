@@ -27,7 +27,7 @@ from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.files import digest_file, expand_home, make_writable_folder
 from esvit_hf.data.sources import ImageSource
-from esvit_hf.features.extraction import Features, extract_features, load_image_processor
+from esvit_hf.features.extraction import Features, compute_features, load_image_processor
 
 __all__ = ["FeatureStore", "default_features_folder"]
 
@@ -177,7 +177,7 @@ class FeatureStore:
             The features, with the labels of `source`.
 
         Raises:
-            ValueError: as `extract_features`.
+            ValueError: as `compute_features`.
         """
         if isinstance(self.model, RegionBackbone):
             return self._extract(source, blocks)
@@ -210,7 +210,7 @@ class FeatureStore:
         return features
 
     def _extract(self, source: ImageSource, blocks: int) -> Features:
-        return extract_features(
+        return compute_features(
             self.backbone,
             source,
             self.processor,

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from esvit_hf.figures.look import COLORS, Picture, drawing
+from esvit_hf.figures.look import COLORS, Picture, new_picture
 
 __all__ = ["plot_attention"]
 
@@ -41,7 +41,7 @@ def plot_attention(
     side = _WIDTH / max(across, _FEWEST_COLUMNS)
     percent, gray = 100 * maps, image.float().mean(dim=0).numpy()
     bottom, right = rows * stride[0], columns * stride[1]
-    with drawing(across * side, down * (side * height / width + _TITLE) + _SCALE) as picture:
+    with new_picture(across * side, down * (side * height / width + _TITLE) + _SCALE) as picture:
         from matplotlib.patheffects import withStroke
         from matplotlib.ticker import MaxNLocator
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from PIL import Image
 
-from esvit_hf.figures.look import Picture, drawing
+from esvit_hf.figures.look import Picture, new_picture, shrink
 
 __all__ = ["plot_region_pairs"]
 
@@ -14,13 +14,15 @@ _WIDTH = 6.3
 _GAP = 0.06
 # Of the figure's width; the rest is the legend's.
 _IMAGES_SHARE = 0.84
+# Inches of the legend's height.
+_LEGEND_TITLE, _LEGEND_LINE = 0.4, 0.19
 # More lines than this at one place are counted, not listed.
 _NUMBERS_SHOWN = 3
 
 
 def plot_region_pairs(
-    first: Tensor,
-    second: Tensor,
+    first: Image.Image,
+    second: Image.Image,
     first_points: Sequence[Sequence[float]],
     second_points: Sequence[Sequence[float]],
     similarities: Sequence[float],
@@ -29,8 +31,8 @@ def plot_region_pairs(
     beside their similarities.
 
     Args:
-        first: (3, H, W) uint8.
-        second: (3, H', W') uint8, as high in the picture as the first.
+        first: RGB.
+        second: RGB, as high in the picture as the first.
         first_points: x and y of each pair's point in pixels of the first image.
         second_points: x and y of each pair's point in pixels of the second image.
         similarities: cosine of each pair.
@@ -41,20 +43,21 @@ def plot_region_pairs(
     Raises:
         ImportError: without matplotlib.
     """
-    height, width = first.shape[-2:]
-    zoom = height / second.shape[-2]
+    width, height = first.size
+    zoom = height / second.height
     left = width * (1 + _GAP)
-    right = left + second.shape[-1] * zoom
+    right = left + second.width * zoom
     starts = [(x, y) for x, y in first_points]
     ends = [(left + x * zoom, y * zoom) for x, y in second_points]
-    with drawing(_WIDTH, _WIDTH * _IMAGES_SHARE * height / right) as picture:
+    legend = _LEGEND_TITLE + _LEGEND_LINE * len(similarities)
+    with new_picture(_WIDTH, max(legend, _WIDTH * _IMAGES_SHARE * height / right)) as picture:
         from matplotlib.patheffects import withStroke
 
         axes = picture.figure.subplots()
         axes.set_axis_off()
         axes.set_anchor("W")
-        axes.imshow(first.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
-        axes.imshow(second.permute(1, 2, 0).numpy(), extent=(left, right, height, 0))
+        axes.imshow(shrink(first), extent=(0, width, height, 0))
+        axes.imshow(shrink(second), extent=(left, right, height, 0))
         colors = []
         for number, similarity in enumerate(similarities):
             (line,) = axes.plot(

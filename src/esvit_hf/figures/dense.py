@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from esvit_hf.figures.look import COLORS, Picture, drawing
+from esvit_hf.figures.look import COLORS, Picture, new_picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +60,7 @@ def plot_segmentations(images: Sequence[Segmentation], class_names: Sequence[str
     present = sorted({int(number) for image in images for number in image.truth.unique()} - {-1})
     named = present if len(present) <= _NAMED_CLASSES else []
     legend_rows = -(-len(named) // 6)
-    with drawing(width, row_height * len(images) + 0.3 + 0.2 * legend_rows) as picture:
+    with new_picture(width, row_height * len(images) + 0.3 + 0.2 * legend_rows) as picture:
         from matplotlib.patches import Patch
 
         panels = picture.figure.subplots(len(images), len(titles), squeeze=False)
@@ -100,7 +100,7 @@ def plot_class_iou(
         The picture.
     """
     height = 0.9 + 0.22 * min(len(class_names), _NAMED_CLASSES)
-    with drawing(4.8, height) as picture:
+    with new_picture(4.8, height) as picture:
         axes = picture.figure.subplots()
         thickness = 0.8 / len(protocols)
         for place, (protocol, shares) in enumerate(protocols.items()):

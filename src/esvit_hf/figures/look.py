@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "COLOR_MAP", "FORMATS", "Picture", "check_picture_path", "drawing"]
+__all__ = [
+    "COLORS",
+    "COLOR_MAP",
+    "FORMATS",
+    "Picture",
+    "check_picture_path",
+    "new_picture",
+    "shrink",
+]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette without its yellow, which white paper swallows."""
@@ -20,6 +30,7 @@ COLOR_MAP = "cividis"
 
 FORMATS = (".png", ".pdf")
 
+_LARGEST_SIDE = 1000
 _INSTALL_HINT = "figures need matplotlib: pip install 'esvit-hf[plots]'"
 
 _LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
@@ -102,7 +113,7 @@ def check_picture_path(path: Path) -> None:
 
 
 @contextmanager
-def drawing(width: float, height: float) -> Iterator[Picture]:
+def new_picture(width: float, height: float) -> Iterator[Picture]:
     """Draw in the project's look: what is added to the figure inside the `with` block follows it.
 
     Lines take `COLORS` in order, each with a dash pattern of its own.
@@ -126,3 +137,17 @@ def drawing(width: float, height: float) -> Iterator[Picture]:
     lines = cycler(color=COLORS) + cycler(linestyle=_LINE_STYLES)
     with matplotlib.rc_context({**_STYLE, "axes.prop_cycle": lines}):
         yield Picture(Figure(figsize=(width, height)))
+
+
+def shrink(image: Image.Image) -> Image.Image:
+    """Make a photograph no larger than a figure can show.
+
+    Args:
+        image: stays as it is.
+
+    Returns:
+        A copy of at most 1000 pixels a side.
+    """
+    shown = image.copy()
+    shown.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+    return shown

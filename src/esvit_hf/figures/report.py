@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
-from esvit_hf.figures.look import COLORS, Picture, drawing
+import numpy as np
+
+from esvit_hf.figures.look import COLORS, Picture, new_picture
 
 __all__ = [
     "plot_attention_entropy",
     "plot_confusion",
     "plot_correspondence_accuracy",
+    "plot_feature_map",
     "plot_few_shot",
     "plot_knn",
     "plot_linear_probe",
@@ -15,6 +18,7 @@ __all__ = [
 ]
 
 _NAMED_CLASSES = 40
+_MARKERS = ("o", "^")
 
 
 def plot_knn(accuracies: Mapping[tuple[int, float], tuple[float, float]]) -> Picture:
@@ -28,7 +32,7 @@ def plot_knn(accuracies: Mapping[tuple[int, float], tuple[float, float]]) -> Pic
     """
     temperatures = sorted({temperature for _, temperature in accuracies})
     counts = sorted({k for k, _ in accuracies})
-    with drawing(6.3, 2.6) as picture:
+    with new_picture(6.3, 2.6) as picture:
         panels = picture.figure.subplots(1, 2)
         for place, (axes, title) in enumerate(zip(panels, ("top-1", "top-5"), strict=True)):
             for temperature in temperatures:
@@ -56,7 +60,7 @@ def plot_linear_probe(
     Returns:
         The picture.
     """
-    with drawing(6.3, 2.6) as picture:
+    with new_picture(6.3, 2.6) as picture:
         over_rates, over_epochs = picture.figure.subplots(1, 2)
         for blocks in sorted({blocks for blocks, _ in history}):
             rates = sorted(rate for count, rate in history if count == blocks)
@@ -96,7 +100,7 @@ def plot_few_shot(
     Returns:
         The picture.
     """
-    with drawing(3.2, 2.6) as picture:
+    with new_picture(3.2, 2.6) as picture:
         axes = picture.figure.subplots()
         heights, bars = [100 * mean for mean in means], [100 * spread for spread in spreads]
         axes.errorbar(shots, heights, yerr=bars, marker="o", capsize=3)
@@ -115,7 +119,7 @@ def plot_logistic(validation: Mapping[float, float], chosen: float) -> Picture:
     Returns:
         The picture.
     """
-    with drawing(3.2, 2.6) as picture:
+    with new_picture(3.2, 2.6) as picture:
         axes = picture.figure.subplots()
         strengths = sorted(validation)
         axes.plot(strengths, [100 * validation[strength] for strength in strengths], marker="o")
@@ -143,7 +147,7 @@ def plot_correspondence_accuracy(
     Returns:
         The picture.
     """
-    with drawing(4.2, 2.6) as picture:
+    with new_picture(4.2, 2.6) as picture:
         axes = picture.figure.subplots()
         ticks: dict[int, str] = {}
         for place, (protocol, shares) in enumerate(protocols.items()):
@@ -171,7 +175,7 @@ def plot_attention_entropy(
     Returns:
         The picture.
     """
-    with drawing(4.2, 2.6) as picture:
+    with new_picture(4.2, 2.6) as picture:
         axes = picture.figure.subplots()
         heads = [(block, entropy) for block, row in entropies.items() for entropy in row]
         axes.plot(*zip(*heads, strict=True), "o", alpha=0.7, label="head")
@@ -205,7 +209,7 @@ def plot_confusion(
     shares = 100 * confusion_matrix(labels, predicted, labels=classes, normalize="true")
     named = len(class_names) <= _NAMED_CLASSES
     side = min(6.3, 2.8 + 0.2 * len(class_names)) if named else 5.0
-    with drawing(side, 0.85 * side) as picture:
+    with new_picture(side, 0.85 * side) as picture:
         axes = picture.figure.subplots()
         image = axes.imshow(shares, vmin=0, vmax=100)
         picture.figure.colorbar(image, ax=axes, label="share of the true class (%)", fraction=0.046)
@@ -216,4 +220,42 @@ def plot_confusion(
             size = 8 if len(class_names) <= 20 else 6
             axes.set_xticks(classes, class_names, rotation=90, fontsize=size)
             axes.set_yticks(classes, class_names, fontsize=size)
+    return picture
+
+
+def plot_feature_map(places: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Picture:
+    """Plot images as points, in the color of their class.
+
+    Args:
+        places: (M, 2) of the images; (M, 1) lie on a line.
+        labels: (M,) int64 classes.
+        class_names: name of each class. The most frequent classes have a color and a marker; the
+            others are gray.
+
+    Returns:
+        The picture.
+    """
+    counts = np.bincount(labels, minlength=len(class_names))
+    frequent = np.argsort(-counts, kind="stable")[: len(COLORS) * len(_MARKERS)]
+    colored = sorted(number for number in frequent.tolist() if counts[number])
+    across, up = places[:, 0], places[:, 1] if places.shape[1] > 1 else np.zeros(len(places))
+    with new_picture(6.3, 4.2) as picture:
+        axes = picture.figure.subplots()
+        rest = ~np.isin(labels, colored)
+        if rest.any():
+            axes.scatter(across[rest], up[rest], s=5, color="0.8", label="other classes")
+        for number, label in enumerate(colored):
+            of_class = labels == label
+            axes.scatter(
+                across[of_class],
+                up[of_class],
+                s=8,
+                alpha=0.7,
+                linewidths=0,
+                color=COLORS[number % len(COLORS)],
+                marker=_MARKERS[number // len(COLORS)],
+                label=class_names[label],
+            )
+        axes.set(xlabel="first component", ylabel="second component", title="Map of the features")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return picture

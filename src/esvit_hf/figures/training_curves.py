@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from esvit_hf.figures.look import Picture, drawing
+from esvit_hf.figures.look import Picture, new_picture
 
 __all__ = ["plot_training", "read_metrics"]
 
@@ -46,7 +46,7 @@ def plot_training(metrics: Path, num_prototypes: int) -> Picture:
     objectives = dict.fromkeys(
         name.removesuffix("_loss") for line in lines for name in line if name.endswith("_loss")
     )
-    with drawing(12, 3.6) as picture:
+    with new_picture(12, 3.6) as picture:
         loss_axes, entropy_axes, knn_axes = picture.figure.subplots(1, 3)
         loss_axes.plot(*series("loss"), label="total")
         for objective in objectives:

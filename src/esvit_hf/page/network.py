@@ -11,7 +11,7 @@ from torch import Tensor
 
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.data.sources import ImageSource
-from esvit_hf.features.extraction import Features, extract_features
+from esvit_hf.features.extraction import Features, compute_features
 from esvit_hf.features.neighbors import Neighbor, nearest_images, view_feature
 from esvit_hf.features.store import FeatureStore
 from esvit_hf.regions.attention import query_attention
@@ -130,7 +130,7 @@ class PageNetwork:
         """
         if self._features is None:
             self._features = (
-                extract_features(self.backbone, source, self._store.processor)
+                compute_features(self.backbone, source, self._store.processor)
                 if self.untrained
                 else self._store.features(source)
             )

@@ -6,7 +6,7 @@ from esvit_hf.data.items import ItemSource
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.data.streaming import StreamSource
 from esvit_hf.evaluation.classifiers.nearest_neighbors import knn_accuracy
-from esvit_hf.features.extraction import extract_features, shared_labels
+from esvit_hf.features.extraction import compute_features, shared_labels
 from esvit_hf.pretraining.distillation import DistillationNetwork
 from esvit_hf.pretraining.ema import set_teacher_mode
 from esvit_hf.pretraining.images import load_knn_split
@@ -51,7 +51,7 @@ class OnlineKnn:
     def measure(self, teacher: DistillationNetwork) -> dict[str, float]:
         """Return the top-1 accuracy, a share, under its name in `metrics.jsonl`."""
         train, test = (
-            extract_features(
+            compute_features(
                 teacher.backbone,
                 source,
                 self.processor,

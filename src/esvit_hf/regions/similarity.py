@@ -3,7 +3,6 @@ a chosen one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,23 +10,10 @@ from torch import Tensor
 
 from esvit_hf.regions.whole_images import ImageRegions
 
-__all__ = ["RegionMatch", "region_colors", "similar_regions", "similarity_map"]
+__all__ = ["region_colors", "similarity_map"]
 
 # Of normalized features in double precision; less is rounding.
 _SMALLEST_SPAN = 1e-9
-
-
-@dataclass(frozen=True)
-class RegionMatch:
-    """A region that resembles a chosen one.
-
-    Attributes:
-        point: (x, y) of its center in pixels of its image.
-        cosine: similarity of the features, in [-1, 1].
-    """
-
-    point: tuple[float, float]
-    cosine: float
 
 
 def region_colors(images: Sequence[ImageRegions]) -> list[Tensor]:
@@ -78,22 +64,3 @@ def similarity_map(query: ImageRegions, point: tuple[float, float], image: Image
     return F.cosine_similarity(
         image.features, query.features[row, column].expand_as(image.features), dim=2
     )
-
-
-def similar_regions(similarities: Tensor, image: ImageRegions, count: int) -> list[RegionMatch]:
-    """List the most similar regions.
-
-    Args:
-        similarities: (h, w) from `similarity_map`.
-        image: image that they belong to.
-        count: number of regions; all if there are fewer.
-
-    Returns:
-        Matches from the most similar on; of equal ones the first in row-major order.
-    """
-    values, indices = similarities.flatten().sort(descending=True, stable=True)
-    columns = image.grid[1]
-    return [
-        RegionMatch(image.center(*divmod(int(index), columns)), float(value))
-        for value, index in zip(values[:count], indices[:count], strict=True)
-    ]

@@ -26,7 +26,7 @@ from esvit_hf.evaluation.classifiers.nearest_neighbors import knn_accuracy
 from esvit_hf.evaluation.evaluate import evaluate
 from esvit_hf.evaluation.linear import LinearTask
 from esvit_hf.evaluation.splits import load_splits
-from esvit_hf.features.extraction import extract_features
+from esvit_hf.features.extraction import compute_features
 from esvit_hf.hub.measurements import read_measurements
 from esvit_hf.regions.attention import measure_attention_entropy
 from esvit_hf.regions.correspondence import measure_correspondence
@@ -103,10 +103,13 @@ def test_a_report_of_every_task(
         "attention_entropy",
         "confusion_matrix",
         "correspondence",
+        "feature_map",
         "few_shot",
         "knn",
         "linear_probe",
         "logistic",
+        "neighbors",
+        "worst_errors",
     )
     files = [f"{name}.png" for name in pictures]
     assert sorted(path.name for path in out.iterdir()) == sorted(
@@ -149,7 +152,7 @@ def test_a_report_of_every_task(
     # The features are there: neither the network nor an image is read for the tasks that need
     # features alone.
     monkeypatch.setattr("esvit_hf.features.store.load_backbone", None)
-    monkeypatch.setattr("esvit_hf.features.store.extract_features", None)
+    monkeypatch.setattr("esvit_hf.features.store.compute_features", None)
     code, output, _ = call(
         model, "shades", "--tasks", "knn,linear,logistic,few_shot", "--report", "again", *SETTINGS
     )
@@ -174,7 +177,7 @@ def test_the_numbers_are_those_of_the_classifiers_and_measurements(model: Path, 
     assert found is not None
     backbone, processor = load_backbone(str(model)), AutoImageProcessor.from_pretrained(model)
     splits = load_splits(str(data), train_split="train", test_split="test")
-    two = [extract_features(backbone, s, processor, blocks=2) for s in (splits.train, splits.test)]
+    two = [compute_features(backbone, s, processor, blocks=2) for s in (splits.train, splits.test)]
     one = [features.last_blocks(1) for features in two]
     labels = splits.train_labels, splits.test_labels
     inputs = (one[0].values, labels[0], one[1].values, labels[1])

@@ -29,7 +29,7 @@ from esvit_hf.evaluation.task import (
     make_tasks,
     register_task,
 )
-from esvit_hf.features.extraction import extract_features, load_image_processor
+from esvit_hf.features.extraction import compute_features, load_image_processor
 
 SPLITS = {"train_split": "train[:40]", "test_split": "test[:20]"}
 
@@ -61,7 +61,7 @@ def recall(k: int) -> float:
     backbone, processor = load_backbone("model"), load_image_processor("model")
     splits = load_splits(str(FASHION_MNIST), **SPLITS)
     train, test = (
-        F.normalize(extract_features(backbone, source, processor).values)
+        F.normalize(compute_features(backbone, source, processor).values)
         for source in (splits.train, splits.test)
     )
     best = (test @ train.T).argsort(dim=1, descending=True)[:, :k]

@@ -16,7 +16,7 @@ from transformers import ViTConfig, ViTModel
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.data.sources import ImageSource
-from esvit_hf.features.extraction import extract_features, load_image_processor, shared_labels
+from esvit_hf.features.extraction import compute_features, load_image_processor, shared_labels
 
 PROCESSOR = EsvitImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32})
 
@@ -57,7 +57,7 @@ def test_every_row_is_the_feature_of_its_image(
     backbone: RegionBackbone, num_workers: int, blocks: int
 ) -> None:
     images = source(11)
-    features = extract_features(
+    features = compute_features(
         backbone, images, PROCESSOR, blocks=blocks, batch_size=4, num_workers=num_workers
     )
     assert features.values.dtype == torch.float32 and features.values.shape == (
@@ -75,23 +75,23 @@ def test_every_row_is_the_feature_of_its_image(
 
 
 def test_unlabeled_images(backbone: RegionBackbone) -> None:
-    assert extract_features(backbone, source(2, labeled=False), PROCESSOR).labels is None
+    assert compute_features(backbone, source(2, labeled=False), PROCESSOR).labels is None
 
 
 def test_stochastic_depth_is_off_and_the_mode_comes_back(backbone: RegionBackbone) -> None:
     backbone.train()
-    first, again = (extract_features(backbone, source(5), PROCESSOR).values for _ in range(2))
+    first, again = (compute_features(backbone, source(5), PROCESSOR).values for _ in range(2))
     assert backbone.training
     assert torch.equal(first, again)
-    assert torch.equal(first, extract_features(backbone.eval(), source(5), PROCESSOR).values)
+    assert torch.equal(first, compute_features(backbone.eval(), source(5), PROCESSOR).values)
     assert not backbone.training
 
 
 def test_mixed_precision_comes_from_the_accelerator(backbone: RegionBackbone) -> None:
-    exact = extract_features(backbone, source(5), PROCESSOR).values
+    exact = compute_features(backbone, source(5), PROCESSOR).values
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(mixed_precision="bf16")
-    mixed = extract_features(backbone, source(5), PROCESSOR, accelerator=accelerator).values
+    mixed = compute_features(backbone, source(5), PROCESSOR, accelerator=accelerator).values
     AcceleratorState._reset_state(reset_partial_state=True)
     assert mixed.dtype == torch.float32
     assert not torch.equal(mixed, exact)
@@ -103,7 +103,7 @@ def test_broken_images_are_named_and_refused(backbone: RegionBackbone, num_worke
     with pytest.raises(
         ValueError, match=r"^3 of 9 images cannot be decoded.*image 1: .*image 4: .*image 8: "
     ) as caught:
-        extract_features(
+        compute_features(
             backbone, source(9, broken=(4, 1, 8)), PROCESSOR, batch_size=2, num_workers=num_workers
         )
     assert "\n" not in str(caught.value)
@@ -111,14 +111,14 @@ def test_broken_images_are_named_and_refused(backbone: RegionBackbone, num_worke
 
 def test_many_broken_images_are_counted(backbone: RegionBackbone) -> None:
     with pytest.raises(ValueError, match=r"^8 of 8 images.*and 3 more"):
-        extract_features(backbone, source(8, broken=tuple(range(8))), PROCESSOR, batch_size=2)
+        compute_features(backbone, source(8, broken=tuple(range(8))), PROCESSOR, batch_size=2)
 
 
 def test_broken_files_are_named_by_their_path(backbone: RegionBackbone, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"damaged")
     files = ImageSource(Dataset.from_dict({"image": [str(tmp_path / "broken.png")]}))
     with pytest.raises(ValueError, match=r"^1 of 1 images .*image 0 \(.*/broken\.png\): the bytes"):
-        extract_features(backbone, files, PROCESSOR)
+        compute_features(backbone, files, PROCESSOR)
 
 
 def test_features_that_are_not_finite() -> None:
@@ -131,21 +131,21 @@ def test_features_that_are_not_finite() -> None:
     backbone = RegionBackbone(model)
     torch.nn.init.constant_(model.embeddings.cls_token, torch.inf)
     with pytest.raises(ValueError, match="4 of 4 images are not finite, the first is image 0"):
-        extract_features(backbone, source(4), PROCESSOR)
+        compute_features(backbone, source(4), PROCESSOR)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_processor_that_keeps_sizes(backbone: RegionBackbone, num_workers: int) -> None:
     keeps_sizes = EsvitImageProcessor(do_resize=False, do_center_crop=False)
     with pytest.raises(ValueError, match="cannot batch image 0 to image 1 .*fixed size") as caught:
-        extract_features(backbone, source(4), keeps_sizes, batch_size=2, num_workers=num_workers)
+        compute_features(backbone, source(4), keeps_sizes, batch_size=2, num_workers=num_workers)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("setting", [{"batch_size": 0}, {"blocks": 0}, {"num_workers": -1}])
 def test_bad_settings(backbone: RegionBackbone, setting: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="give at least"):
-        extract_features(backbone, source(2), PROCESSOR, **setting)  # type: ignore[arg-type]
+        compute_features(backbone, source(2), PROCESSOR, **setting)  # type: ignore[arg-type]
 
 
 def named(labels: list[int], names: list[str] | None) -> ImageSource:

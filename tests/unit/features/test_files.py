@@ -231,6 +231,16 @@ def test_what_does_not_work_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("output", ["file/rows.csv", "file/rows/", "/proc/rows.csv", "rows.txt"])
+def test_an_output_is_tested_before_the_model_is_loaded(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(ValueError, match=r"--output is .*(rows\.csv|rows\.txt|shard:05d)"):
+        esvit_hf.extract_features("no model", "no images", output=output)
+
+
 def test_a_folder_without_an_image_that_can_be_decoded(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_text("no image")

@@ -17,7 +17,7 @@ from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.commands.main import main
 from esvit_hf.data.sources import ImageSource, load_image_source
 from esvit_hf.features.extraction import Features as ImageFeatures
-from esvit_hf.features.extraction import extract_features, load_image_processor
+from esvit_hf.features.extraction import compute_features, load_image_processor
 from esvit_hf.features.neighbors import Neighbor, class_name, nearest_images, view_feature
 
 CLOTHES = FASHION_MNIST
@@ -44,7 +44,7 @@ def clothes() -> ImageSource:
 
 def test_agrees_with_scikit_learn(model: str, clothes: ImageSource) -> None:
     backbone, processor = load_backbone(model), load_image_processor(model)
-    features = extract_features(backbone, clothes, processor)
+    features = compute_features(backbone, clothes, processor)
     (image,) = load_image_source(str(CLOTHES), split="train[7:8]").read([0])
     assert isinstance(image, Image.Image)
     query = view_feature(backbone, processor, image)
@@ -69,7 +69,7 @@ def test_agrees_with_scikit_learn(model: str, clothes: ImageSource) -> None:
 
 def test_an_image_of_the_data_set_finds_itself(model: str, clothes: ImageSource) -> None:
     backbone, processor = load_backbone(model), load_image_processor(model)
-    features = extract_features(backbone, clothes, processor)
+    features = compute_features(backbone, clothes, processor)
     (image,) = clothes.read([13])
     assert isinstance(image, Image.Image)
     query = view_feature(backbone, processor, image)
@@ -146,10 +146,30 @@ def test_command(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert main([str(word) for word in words]) == 0
         report = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
         assert report["output"] == str(tmp_path / "out.png")
-        assert report["neighbors"][0] == {"index": 0, "class": "Ankle boot", "cosine": 1.0}
+        assert report["neighbors"][0] == {
+            "index": 0,
+            "name": "image 0",
+            "class": "Ankle boot",
+            "cosine": 1.0,
+        }
         assert len(report["neighbors"]) == 3
     assert (tmp_path / "out.png").stat().st_size > 5000
     assert len(list((tmp_path / "features").glob("*.safetensors"))) == 1
+
+
+def test_command_names_files(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, color in (("red.png", "red"), ("blue.png", "blue")):
+        Image.new("RGB", (32, 32), color).save(photos / name)
+    words = ["neighbors", model, photos / "blue.png", photos, "--output", tmp_path / "out.png"]
+    words += ["--count", "1", "--num_workers", "0", "--features_folder", tmp_path / "features"]
+    assert main([str(word) for word in words]) == 0
+    (found,) = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["neighbors"]
+    assert found["name"] == f"image 0 ({photos / 'blue.png'})"
+    assert found["class"] is None
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 part.
 """
 
+import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from tests.support.feature_memory import FEW, MANY, ROW_BYTES
 from tests.support.paths import ROOT
 from tests.support.photo_folders import noise, save_model
 
@@ -66,8 +68,43 @@ def test_what_was_written_before_a_stop_is_not_computed_again(
         assert write("whole") == found
 
 
-def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.support.feature_memory", str(tmp_path)]
+def test_memory_does_not_grow_with_the_rows() -> None:
+    few, many, width = 1000, 5000, 8192
+    command = [sys.executable, "-m", "benchmarks.features_memory", "--rows", f"[{few}, {many}]"]
+    command += ["--width", str(width), "--rows_per_shard", "200"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) < 0.25 * (MANY - FEW) * ROW_BYTES
+    first, second = json.loads(done.stdout.splitlines()[-1])
+    assert second["peak"] - first["peak"] < 0.25 * (many - few) * 4 * width / 2**20
+
+
+def test_a_killed_run_goes_on(tmp_path: Path) -> None:
+    """Killed by `kill -9` between two parts or within one, it ends with the rows of a whole run."""
+    save_model(tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    for seed in range(200):
+        noise(seed, 36, 36).save(tmp_path / "photos" / f"{seed:03d}.png")
+    words = [sys.executable, "-m", "esvit_hf.commands.main", "features", "model", "photos"]
+    words += ["--rows_per_shard", "1", "--num_workers", "0", "--output"]
+    command = [*words, "stopped/"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    shards = tmp_path / "stopped"
+    while process.poll() is None and not (shards / "features-00003.parquet").exists():
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    state = shards / ".features-_shard_05d_.parquet.parts"
+    before = {path.stem: path.stat().st_mtime_ns for path in state.glob("0*.json")}
+    written = {path: path.stat().st_mtime_ns for path in shards.glob("*.parquet")}
+    assert 3 <= len(before) < 200
+    for output in ("stopped/", "whole.parquet"):
+        done = subprocess.run([*words, output], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    kept = [path for path in written if path.stem[-5:] in before]
+    assert all(path.stat().st_mtime_ns == written[path] for path in kept)
+    assert {path.name for path in shards.iterdir()} == {
+        f"features-{number:05d}.parquet" for number in range(200)
+    }
+    found = pyarrow.concat_tables([pyarrow.parquet.read_table(p) for p in sorted(shards.iterdir())])
+    whole = pyarrow.parquet.read_table(tmp_path / "whole.parquet")
+    assert found.to_pylist() == whole.to_pylist()

@@ -21,7 +21,7 @@ from PIL import Image as PILImage
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.data.sources import ImageSource, load_image_source
-from esvit_hf.features.extraction import extract_features, load_image_processor
+from esvit_hf.features.extraction import compute_features, load_image_processor
 from esvit_hf.features.store import FeatureStore, default_features_folder
 
 
@@ -73,7 +73,7 @@ def test_a_second_store_reads_what_the_first_computed(model: str, tmp_path: Path
     first = store(tmp_path, model)
     computed = first.features(source(), blocks=3)
     assert loads_network(first)
-    expected = extract_features(
+    expected = compute_features(
         load_backbone(model), source(), load_image_processor(model), blocks=3
     )
     assert torch.equal(computed.values, expected.values)
@@ -87,7 +87,7 @@ def test_a_second_store_reads_what_the_first_computed(model: str, tmp_path: Path
         assert found.labels is not None and found.labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
     torch.testing.assert_close(
         second.features(source()).values,
-        extract_features(load_backbone(model), source(), load_image_processor(model)).values,
+        compute_features(load_backbone(model), source(), load_image_processor(model)).values,
     )
     assert not loads_network(second)
     assert len(list(tmp_path.glob("*.safetensors"))) == len(list(tmp_path.glob("*.json"))) == 1
@@ -282,4 +282,4 @@ def test_a_replaced_file_is_noticed(model: str, tmp_path: Path) -> None:
     images = load_image_source(str(tmp_path / "data"))
     kept = again.features(images).values
     assert loads_network(again)
-    assert torch.equal(kept, extract_features(again.backbone, images, again.processor).values)
+    assert torch.equal(kept, compute_features(again.backbone, images, again.processor).values)

@@ -7,13 +7,13 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from esvit_hf.figures.look import COLORS, check_picture_path, drawing
+from esvit_hf.figures.look import COLORS, check_picture_path, new_picture
 from esvit_hf.figures.training_curves import plot_training
 
 
 def test_png_and_pdf(tmp_path: Path) -> None:
     settings = dict(matplotlib.rcParams)
-    with drawing(4, 3) as picture:
+    with new_picture(4, 3) as picture:
         axes = picture.figure.subplots()
         lines = [axes.plot([0, 1], [number, 2])[0] for number in range(3)]
     assert [to_hex(line.get_color()).upper() for line in lines] == list(COLORS[:3])
@@ -45,14 +45,17 @@ def rgb(color: str) -> tuple[int, int, int]:
 def test_other_formats(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=r"must end in \.png or \.pdf"):
         check_picture_path(tmp_path / name)
-    with drawing(1, 1) as picture, pytest.raises(ValueError, match=r"must end in \.png or \.pdf"):
+    with (
+        new_picture(1, 1) as picture,
+        pytest.raises(ValueError, match=r"must end in \.png or \.pdf"),
+    ):
         picture.save(tmp_path / name)
 
 
 def test_files_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        drawing(1, 1) as picture,
+        new_picture(1, 1) as picture,
         pytest.raises(ValueError, match="cannot write .*file.figure.png"),
     ):
         picture.save(tmp_path / "file" / "figure.png")

@@ -17,7 +17,7 @@ from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.layouts import BackboneFeatures
-from esvit_hf.regions.similarity import region_colors, similar_regions, similarity_map
+from esvit_hf.regions.similarity import region_colors, similarity_map
 from esvit_hf.regions.whole_images import ImageRegions, WholeImages
 
 CELL = 8
@@ -190,15 +190,6 @@ def test_similarity_by_formula() -> None:
     assert float(own.max()) == float(own[1, 2])
 
 
-def test_similar_regions_in_order() -> None:
-    image = regions(torch.zeros(2, 3, 1), (40, 60))
-    similarities = torch.tensor([[0.1, 0.9, 0.3], [0.9, -0.5, 0.4]])
-    found = similar_regions(similarities, image, 3)
-    assert [match.point for match in found] == [(30, 10), (10, 30), (50, 30)]
-    assert [match.cosine for match in found] == pytest.approx([0.9, 0.9, 0.4])
-    assert len(similar_regions(similarities, image, 100)) == 6
-
-
 def test_colors_are_principal_components() -> None:
     """Directions and stretch agree with an eigendecomposition; images share both."""
     generator = torch.Generator().manual_seed(0)
@@ -209,9 +200,9 @@ def test_colors_are_principal_components() -> None:
     colors = region_colors([regions(first), regions(second)])
     assert [tuple(values.shape) for values in colors] == [(4, 5, 3), (3, 3, 3)]
     rows = F.normalize(torch.cat([first.flatten(0, 1), second.flatten(0, 1)]).double(), dim=1)
-    centerd = rows - rows.mean(dim=0)
-    _, directions = torch.linalg.eigh(centerd.T @ centerd)
-    projected = centerd @ directions.flip(1)[:, :3]
+    centered = rows - rows.mean(dim=0)
+    _, directions = torch.linalg.eigh(centered.T @ centered)
+    projected = centered @ directions.flip(1)[:, :3]
     found = torch.cat([values.flatten(0, 1) for values in colors]).double()
     for component in range(3):
         expected = projected[:, component]

@@ -1,0 +1,181 @@
+"""From a folder of JPEG files to features on disk, against the pipeline of transformers and a loop
+with timm's loader.
+
+`python -m benchmarks.features` prints images in a second. All run one network of transformers, a
+Swin-T of random weights, and resize whole images to its input; the features are compared first.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import timm.data
+import torch
+from jsonargparse import auto_cli
+from torch.nn import functional as F
+from transformers import SwinConfig, SwinModel, ViTImageProcessor, pipeline
+
+import esvit_hf
+from benchmarks.data import SAMPLE_PHOTOGRAPHS
+from benchmarks.measure import Row, Run, compare, interleave
+from esvit_hf.data.color import IMAGENET_MEAN, IMAGENET_STD
+
+SIDE = 224
+SIMILAR = 0.99
+"""Least cosine of the features of two libraries, whose resizing differs by rounding."""
+
+
+@contextmanager
+def prepare_files(photographs: Path, images: int) -> Iterator[Path]:
+    """Make a folder with a model, and copies of the photographs beside each other."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        torch.manual_seed(0)
+        SwinModel(SwinConfig(image_size=SIDE)).save_pretrained(folder / "model")
+        ViTImageProcessor(
+            size={"height": SIDE, "width": SIDE},
+            resample=3,
+            image_mean=IMAGENET_MEAN,
+            image_std=IMAGENET_STD,
+        ).save_pretrained(folder / "model")
+        (folder / "photos").mkdir()
+        files = sorted(
+            path for path in photographs.iterdir() if path.suffix.lower() in (".jpg", ".jpeg")
+        )
+        for number in range(images):
+            shutil.copy(files[number % len(files)], folder / "photos" / f"{number:05d}.jpg")
+        yield folder
+
+
+def prepare_ours(folder: Path, batch_size: int, workers: int, *, reduce_jpegs: bool) -> Run:
+    def run() -> np.ndarray:
+        esvit_hf.extract_features(
+            folder / "model",
+            folder / "photos",
+            output=folder / "ours.npy",
+            batch_size=batch_size,
+            num_workers=workers,
+            reduce_jpegs=reduce_jpegs,
+            overwrite=True,
+        )
+        return np.load(folder / "ours.npy")
+
+    return run
+
+
+def prepare_pipeline(folder: Path, batch_size: int, workers: int, device: str) -> Run:
+    def run() -> np.ndarray:
+        extract = pipeline(
+            "image-feature-extraction",
+            model=str(folder / "model"),
+            device=device,
+            batch_size=batch_size,
+            num_workers=workers,
+        )
+        files = [str(path) for path in sorted((folder / "photos").iterdir())]
+        features = [output[0] for output in extract(files, pool=True)]
+        np.save(folder / "pipeline.npy", np.array(features, dtype=np.float32))
+        return np.load(folder / "pipeline.npy")
+
+    return run
+
+
+def prepare_timm(folder: Path, batch_size: int, workers: int, device: str) -> Run:
+    def run() -> np.ndarray:
+        network = SwinModel.from_pretrained(folder / "model").eval()
+        network.to(device)
+        loader = timm.data.create_loader(
+            timm.data.create_dataset("", str(folder / "photos")),
+            (3, SIDE, SIDE),
+            batch_size,
+            interpolation="bicubic",
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            num_workers=workers,
+            crop_pct=1.0,
+            crop_mode="squash",
+            use_prefetcher=False,
+            persistent_workers=False,
+            device=torch.device(device),
+        )
+        with torch.inference_mode():
+            features = [network(images.to(device)).pooler_output.cpu() for images, _ in loader]
+        np.save(folder / "timm.npy", torch.cat(features).numpy())
+        return np.load(folder / "timm.npy")
+
+    return run
+
+
+def measure(
+    photographs: Path = SAMPLE_PHOTOGRAPHS,
+    images: int = 512,
+    batch_size: int = 32,
+    num_workers: int = 2,
+    rounds: int = 5,
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu",
+) -> list[Row]:
+    """Time all ways in turns.
+
+    Args:
+        photographs: folder of JPEG files.
+        images: copies of them.
+        batch_size: images at once.
+        num_workers: processes that decode.
+        rounds: runs of each way that count.
+        device: of the pipeline and of timm's loop; ours takes a GPU where there is one.
+
+    Returns:
+        Seconds for all images, with JPEG files decoded as they are, and at a part of their size.
+    """
+    with prepare_files(photographs, images) as folder:
+        shared = (folder, batch_size, num_workers)
+        others = {
+            "pipeline of transformers": prepare_pipeline(*shared, device),
+            "timm's loader": prepare_timm(*shared, device),
+        }
+        ours = {
+            "whole files": prepare_ours(*shared, reduce_jpegs=False),
+            "reduced files": prepare_ours(*shared, reduce_jpegs=True),
+        }
+        expected = torch.from_numpy(ours["whole files"]())
+        for name, run in others.items():
+            found = torch.from_numpy(run())
+            cosine = float(F.cosine_similarity(found, expected, dim=1).min())
+            assert cosine > SIMILAR, f"features of {name} differ: cosine {cosine:.4f}"
+        seconds = interleave({**ours, **others}, rounds=rounds, warmup=0)
+    against = {name: seconds[name] for name in others}
+    return [
+        compare(f"{images} images to features, {name}", seconds[name], against, reach=1.0)
+        for name in ours
+    ]
+
+
+def main(
+    photographs: Path = SAMPLE_PHOTOGRAPHS,
+    images: int = 512,
+    batch_size: int = 32,
+    num_workers: int = 2,
+    rounds: int = 5,
+) -> None:
+    """Print images in a second.
+
+    Args:
+        photographs: folder of JPEG files.
+        images: copies of them.
+        batch_size: images at once.
+        num_workers: processes that decode.
+        rounds: runs of each way that count.
+    """
+    rows = measure(photographs, images, batch_size, num_workers, rounds)
+    for row in rows:
+        print(f"{images / row.ours:8.1f} images/s  {row.name}")
+    for name, seconds in rows[0].peers.items():
+        print(f"{images / seconds:8.1f} images/s  {name}")
+
+
+if __name__ == "__main__":
+    auto_cli(main)
