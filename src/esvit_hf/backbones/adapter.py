@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel, TimmWrapperModel
 
 from esvit_hf.backbones.layouts import (
     BackboneFeatures,
@@ -60,6 +60,8 @@ class RegionBackbone(nn.Module):
     Attributes:
         model: the network.
         feature_dim: channels C of regions and view feature.
+        native_size: height and width, in pixels, that the network was configured for; None if it
+            does not say.
 
     Raises:
         ValueError: the network takes no images, has no spatial tokens, or gives random outputs in
@@ -75,7 +77,7 @@ class RegionBackbone(nn.Module):
                 f"{name} takes {model.main_input_name!r}, not images (pixel_values): choose a "
                 f"vision model, or pass the vision tower of a multimodal one"
             )
-        self._native_size = _configured_image_size(model.config)
+        self.native_size = _configured_image_size(model)
         self._interpolates = (
             "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         )
@@ -86,7 +88,7 @@ class RegionBackbone(nn.Module):
             self.feature_dim = model.config.hidden_size
         else:
             self._measure(
-                _pair(image_size) if image_size is not None else self._native_size or (224, 224)
+                _pair(image_size) if image_size is not None else self.native_size or (224, 224)
             )
 
     def forward(self, pixel_values: Tensor) -> BackboneFeatures:
@@ -266,9 +268,7 @@ class RegionBackbone(nn.Module):
         if self._interpolates:
             # At the native size interpolation is the identity, except in ViT with a non-square
             # grid, which it breaks.
-            options["interpolate_pos_encoding"] = (
-                tuple(pixel_values.shape[-2:]) != self._native_size
-            )
+            options["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != self.native_size
         return self.model(
             pixel_values=pixel_values.to(self.model.dtype), return_dict=True, **options
         )
@@ -325,8 +325,11 @@ def _pair(value: Any) -> tuple[int, int]:
     return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def _configured_image_size(config: PretrainedConfig) -> tuple[int, int] | None:
+def _configured_image_size(model: PreTrainedModel) -> tuple[int, int] | None:
+    config = model.config
     size = getattr(config, "image_size", None)
+    if size is None and isinstance(model, TimmWrapperModel):
+        size = getattr(getattr(model.timm_model, "patch_embed", None), "img_size", None)
     if size is None:
         input_size = (getattr(config, "pretrained_cfg", None) or {}).get("input_size")
         size = input_size[-2:] if input_size else None
