@@ -16,8 +16,8 @@ from esvit_hf.backbones.layouts import (
     BackboneFeatures,
     MapLayout,
     TokenLayout,
+    find_hidden_layouts,
     find_layout,
-    find_token_layout,
 )
 from esvit_hf.common.errors import one_line
 from esvit_hf.models.modeling_esvit_common import AttentionLayout, full_attention_layout
@@ -82,6 +82,7 @@ class RegionBackbone(nn.Module):
             "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         )
         self._layout: MapLayout | TokenLayout | None = None
+        self._hidden_layouts: list[MapLayout | TokenLayout | None] = []
         self._final_norm: str | None = None
         self.feature_dim: int
         if isinstance(model, _RegionModel):
@@ -152,9 +153,12 @@ class RegionBackbone(nn.Module):
             self._check_count(count, len(rows))
             return rows[-count:]
         self._check_count(count, len(hidden_states or ()) - 1)
-        assert self._layout is not None
         norm = self.model.get_submodule(self._final_norm) if self._final_norm else None
-        rows = [self._layout.pool(_normalized(state, norm)) for state in hidden_states[-count:-1]]
+        layers = range(len(hidden_states or ()))[-count:-1]
+        rows = [
+            self._hidden_layout(layer, hidden_states).pool(_normalized(hidden_states[layer], norm))
+            for layer in layers
+        ]
         return [*rows, self._read(output, pixel_values).pooled]
 
     def layer_regions(
@@ -191,15 +195,20 @@ class RegionBackbone(nn.Module):
             layouts = self.model.attention_layouts(height, width)
             layout = [layouts[0], *layouts][layer]
             return state[:, layout.num_global_tokens :], layout.grid
-        if state.ndim == 4:
-            channels_last = isinstance(self._layout, MapLayout) and self._layout.channels_last
-            features = MapLayout(channels_last).read(state, height, width)
-            return features.regions, features.grid
-        prefix = self._layout.prefix if isinstance(self._layout, TokenLayout) else 0
-        name, stride = type(self.model).__name__, _first_stride(self.model)
-        found = find_token_layout(state.shape[1] - prefix, (height, width), stride, name)
-        features = TokenLayout(found.stride, prefix).read(state, height, width)
+        features = self._hidden_layout(layer, hidden_states).read(state, height, width)
         return features.regions, features.grid
+
+    def _hidden_layout(
+        self, layer: int, hidden_states: Sequence[Tensor]
+    ) -> MapLayout | TokenLayout:
+        layout = self._hidden_layouts[layer]
+        if layout is None:
+            raise ValueError(
+                f"hidden state {layer} of {type(self.model).__name__} has the shape "
+                f"{tuple(hidden_states[layer].shape)}, which is no map of regions: choose another "
+                f"layer or fewer blocks"
+            )
+        return layout
 
     def attention_maps(self, pixel_values: Tensor) -> list[tuple[Tensor, AttentionLayout]]:
         """Attention probabilities of every block.
@@ -289,7 +298,12 @@ class RegionBackbone(nn.Module):
         name = type(self.model).__name__
         output, records = self._observe(image_size)
         last: Tensor = output.last_hidden_state
-        self._layout = find_layout(last, image_size, _first_stride(self.model), name)
+        stride = _first_stride(self.model)
+        self._layout = find_layout(last, image_size, stride, name)
+        hidden_states = getattr(output, "hidden_states", None) or ()
+        self._hidden_layouts = find_hidden_layouts(
+            hidden_states, self._layout, image_size, stride, name
+        )
         features = self._layout.read(last, *image_size)
         self.feature_dim = features.pooled.shape[1]
         self._final_norm = _find_final_norm(output, records)
