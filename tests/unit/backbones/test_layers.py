@@ -41,9 +41,9 @@ def vil() -> EsvitVilModel:
     return EsvitVilModel(config)
 
 
-def deit() -> DeiTModel:
+def deit(channels: int = 16) -> DeiTModel:
     config = DeiTConfig(
-        hidden_size=16,
+        hidden_size=channels,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=16,
@@ -148,11 +148,11 @@ def test_hidden_states_that_are_no_grid_are_refused() -> None:
             output.hidden_states = (output.hidden_states[0].mT, *output.hidden_states[1:])
         return output
 
-    model = deit()
+    model = deit(channels=20)
     model.register_forward_hook(scrambled)
     backbone, pixels = RegionBackbone(model).eval(), torch.randn(1, 3, 32, 32)
-    assert backbone.block_features(pixels, 2)[0].shape == (1, 16)
-    with pytest.raises(ValueError, match=r"hidden state 0 of DeiTModel has the shape \(1, 16, 18"):
+    assert backbone.block_features(pixels, 2)[0].shape == (1, 20)
+    with pytest.raises(ValueError, match=r"hidden state 0 of DeiTModel has the shape \(1, 20, 18"):
         backbone.layer_regions(pixels, 0)
 
 
