@@ -350,6 +350,26 @@ def test_upernet_trains_through_the_backbone(network):
     assert all(parameter.grad is not None for parameter in model.backbone.parameters())
 
 
+def test_upernet_takes_the_backbone_of_a_folder(network, tmp_path):
+    model = build(network.model, network.config())
+    model.save_pretrained(tmp_path / "model")
+    backbone = network.backbone.from_pretrained(
+        tmp_path / "model", out_features=["stage1", "stage2"]
+    )
+    sizes = {"hidden_size": 16, "pool_scales": [1, 2], "use_auxiliary_head": False, "num_labels": 3}
+    segmenter = UperNet(UperNetConfig(backbone_config=backbone.config, **sizes)).eval()
+    segmenter.backbone = backbone
+    pixels = images(1, 3, SIZE, SIZE)
+    with torch.no_grad():
+        maps = segmenter.backbone(pixels).feature_maps
+        torch.testing.assert_close(
+            maps[-1].flatten(2).transpose(1, 2), model(pixels).last_hidden_state
+        )
+        segmenter.save_pretrained(tmp_path / "segmenter")
+        again = UperNet.from_pretrained(tmp_path / "segmenter")
+        torch.testing.assert_close(again(pixels).logits, segmenter(pixels).logits)
+
+
 def test_compiles_into_one_graph(network):
     model = build(network.model, network.config())
     pixels = images(2, 3, 32, 40)
