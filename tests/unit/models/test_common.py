@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.support.networks import SIZE, build, features, gradients, images
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -368,6 +369,24 @@ def test_upernet_takes_the_backbone_of_a_folder(network, tmp_path):
         segmenter.save_pretrained(tmp_path / "segmenter")
         again = UperNet.from_pretrained(tmp_path / "segmenter")
         torch.testing.assert_close(again(pixels).logits, segmenter(pixels).logits)
+
+
+def test_every_linear_layer_is_found_by_tools(network):
+    model = build(network.model, network.config())
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    assert {type(module) for module in linear} == {nn.Linear}
+    pixels, counted = images(2, 3, SIZE, SIZE), []
+
+    def count(module, inputs, output):
+        counted.append(2 * output.numel() * module.in_features)
+
+    for module in linear:
+        module.register_forward_hook(count)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(pixels)
+    found = counter.get_flop_counts()["Global"]
+    products = sum(found.get(name, 0) for name in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    assert products == sum(counted) > 0
 
 
 def test_compiles_into_one_graph(network):
