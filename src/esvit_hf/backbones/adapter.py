@@ -10,14 +10,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel, TimmWrapperModel
 
 from esvit_hf.backbones.layouts import (
     BackboneFeatures,
     MapLayout,
     TokenLayout,
+    find_hidden_layouts,
     find_layout,
-    find_token_layout,
 )
 from esvit_hf.common.errors import one_line
 from esvit_hf.models.modeling_esvit_common import AttentionLayout, full_attention_layout
@@ -60,6 +60,8 @@ class RegionBackbone(nn.Module):
     Attributes:
         model: the network.
         feature_dim: channels C of regions and view feature.
+        native_size: height and width, in pixels, that the network was configured for; None if it
+            does not say.
 
     Raises:
         ValueError: the network takes no images, has no spatial tokens, or gives random outputs in
@@ -75,18 +77,19 @@ class RegionBackbone(nn.Module):
                 f"{name} takes {model.main_input_name!r}, not images (pixel_values): choose a "
                 f"vision model, or pass the vision tower of a multimodal one"
             )
-        self._native_size = _configured_image_size(model.config)
+        self.native_size = _configured_image_size(model)
         self._interpolates = (
             "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         )
         self._layout: MapLayout | TokenLayout | None = None
+        self._hidden_layouts: list[MapLayout | TokenLayout | None] = []
         self._final_norm: str | None = None
         self.feature_dim: int
         if isinstance(model, _RegionModel):
             self.feature_dim = model.config.hidden_size
         else:
             self._measure(
-                _pair(image_size) if image_size is not None else self._native_size or (224, 224)
+                _pair(image_size) if image_size is not None else self.native_size or (224, 224)
             )
 
     def forward(self, pixel_values: Tensor) -> BackboneFeatures:
@@ -150,9 +153,12 @@ class RegionBackbone(nn.Module):
             self._check_count(count, len(rows))
             return rows[-count:]
         self._check_count(count, len(hidden_states or ()) - 1)
-        assert self._layout is not None
         norm = self.model.get_submodule(self._final_norm) if self._final_norm else None
-        rows = [self._layout.pool(_normalized(state, norm)) for state in hidden_states[-count:-1]]
+        layers = range(len(hidden_states or ()))[-count:-1]
+        rows = [
+            self._hidden_layout(layer, hidden_states).pool(_normalized(hidden_states[layer], norm))
+            for layer in layers
+        ]
         return [*rows, self._read(output, pixel_values).pooled]
 
     def layer_regions(
@@ -189,15 +195,20 @@ class RegionBackbone(nn.Module):
             layouts = self.model.attention_layouts(height, width)
             layout = [layouts[0], *layouts][layer]
             return state[:, layout.num_global_tokens :], layout.grid
-        if state.ndim == 4:
-            channels_last = isinstance(self._layout, MapLayout) and self._layout.channels_last
-            features = MapLayout(channels_last).read(state, height, width)
-            return features.regions, features.grid
-        prefix = self._layout.prefix if isinstance(self._layout, TokenLayout) else 0
-        name, stride = type(self.model).__name__, _first_stride(self.model)
-        found = find_token_layout(state.shape[1] - prefix, (height, width), stride, name)
-        features = TokenLayout(found.stride, prefix).read(state, height, width)
+        features = self._hidden_layout(layer, hidden_states).read(state, height, width)
         return features.regions, features.grid
+
+    def _hidden_layout(
+        self, layer: int, hidden_states: Sequence[Tensor]
+    ) -> MapLayout | TokenLayout:
+        layout = self._hidden_layouts[layer]
+        if layout is None:
+            raise ValueError(
+                f"hidden state {layer} of {type(self.model).__name__} has the shape "
+                f"{tuple(hidden_states[layer].shape)}, which is no map of regions: choose another "
+                f"layer or fewer blocks"
+            )
+        return layout
 
     def attention_maps(self, pixel_values: Tensor) -> list[tuple[Tensor, AttentionLayout]]:
         """Attention probabilities of every block.
@@ -266,9 +277,7 @@ class RegionBackbone(nn.Module):
         if self._interpolates:
             # At the native size interpolation is the identity, except in ViT with a non-square
             # grid, which it breaks.
-            options["interpolate_pos_encoding"] = (
-                tuple(pixel_values.shape[-2:]) != self._native_size
-            )
+            options["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != self.native_size
         return self.model(
             pixel_values=pixel_values.to(self.model.dtype), return_dict=True, **options
         )
@@ -289,7 +298,12 @@ class RegionBackbone(nn.Module):
         name = type(self.model).__name__
         output, records = self._observe(image_size)
         last: Tensor = output.last_hidden_state
-        self._layout = find_layout(last, image_size, _first_stride(self.model), name)
+        stride = _first_stride(self.model)
+        self._layout = find_layout(last, image_size, stride, name)
+        hidden_states = getattr(output, "hidden_states", None) or ()
+        self._hidden_layouts = find_hidden_layouts(
+            hidden_states, self._layout, image_size, stride, name
+        )
         features = self._layout.read(last, *image_size)
         self.feature_dim = features.pooled.shape[1]
         self._final_norm = _find_final_norm(output, records)
@@ -325,8 +339,11 @@ def _pair(value: Any) -> tuple[int, int]:
     return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def _configured_image_size(config: PretrainedConfig) -> tuple[int, int] | None:
+def _configured_image_size(model: PreTrainedModel) -> tuple[int, int] | None:
+    config = model.config
     size = getattr(config, "image_size", None)
+    if size is None and isinstance(model, TimmWrapperModel):
+        size = getattr(getattr(model.timm_model, "patch_embed", None), "img_size", None)
     if size is None:
         input_size = (getattr(config, "pretrained_cfg", None) or {}).get("input_size")
         size = input_size[-2:] if input_size else None

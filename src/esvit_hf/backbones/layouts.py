@@ -1,11 +1,20 @@
 """How the outputs of a foreign network lie: as maps or as tokens, and in which grid."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-__all__ = ["BackboneFeatures", "MapLayout", "TokenLayout", "find_layout", "find_token_layout"]
+__all__ = [
+    "BackboneFeatures",
+    "MapLayout",
+    "TokenLayout",
+    "find_hidden_layouts",
+    "find_layout",
+    "find_token_layout",
+]
 
 
 @dataclass(frozen=True)
@@ -50,8 +59,8 @@ class MapLayout:
         return BackboneFeatures(regions, regions.mean(dim=1), (maps.shape[1], maps.shape[2]))
 
     def pool(self, hidden_state: Tensor) -> Tensor:
-        """Average a map, or tokens (B, N, C), over its positions: (B, C)."""
-        return _mean_over_positions(hidden_state)
+        """Average a map over its positions: (B, C)."""
+        return hidden_state.mean(dim=(1, 2) if self.channels_last else (2, 3))
 
 
 @dataclass(frozen=True)
@@ -101,9 +110,7 @@ class TokenLayout:
 
     def pool(self, hidden_state: Tensor) -> Tensor:
         """Take the class token where there is one, else the mean over the positions: (B, C)."""
-        if self.prefix and hidden_state.ndim == 3:
-            return hidden_state[:, 0]
-        return _mean_over_positions(hidden_state)
+        return hidden_state[:, 0] if self.prefix else hidden_state.mean(dim=1)
 
 
 def find_layout(
@@ -125,12 +132,75 @@ def find_layout(
     """
     if last_hidden_state.ndim == 3:
         return find_token_layout(last_hidden_state.shape[1], image_size, first_stride, name)
-    # (B, C, h, w) or (B, h, w, C): the grid has the image's proportions.
+    return MapLayout(_measured_channels_last(last_hidden_state, image_size) is True)
+
+
+def find_hidden_layouts(
+    hidden_states: Sequence[Any],
+    last: MapLayout | TokenLayout,
+    image_size: tuple[int, int],
+    first_stride: tuple[int, int],
+    name: str,
+) -> list[MapLayout | TokenLayout | None]:
+    """Tell how a network lays out every hidden state; not all need to lie as the last output does.
+
+    Args:
+        hidden_states: What it makes of one image, in order.
+        last: Layout of its last output.
+        image_size: Height and width of that image in pixels.
+        first_stride: Pixels between its patches, vertically and horizontally.
+        name: Of the network, for errors.
+
+    Returns:
+        The layouts; None for a state that is neither a map nor tokens of a grid.
+    """
+    maps = [state for state in hidden_states if isinstance(state, Tensor) and state.ndim == 4]
+    measured = [_measured_channels_last(state, image_size) for state in maps]
+    # A map as wide as it has channels tells nothing: it lies as the other maps do.
+    known = {channels_last for channels_last in measured if channels_last is not None}
+    others = known.pop() if len(known) == 1 else isinstance(last, MapLayout) and last.channels_last
+    prefixes = {0, last.prefix} if isinstance(last, TokenLayout) else {0}
+    layouts: list[MapLayout | TokenLayout | None] = []
+    for state in hidden_states:
+        layout: MapLayout | TokenLayout | None = None
+        if isinstance(state, Tensor) and state.ndim == 4:
+            if _sides(state, image_size):
+                channels_last = _measured_channels_last(state, image_size)
+                layout = MapLayout(others if channels_last is None else channels_last)
+        elif isinstance(state, Tensor) and state.ndim == 3:
+            found = _tokens_of_a_grid(state.shape[1], image_size, first_stride, name)
+            layout = found if found is not None and found.prefix in prefixes else None
+        layouts.append(layout)
+    return layouts
+
+
+def _tokens_of_a_grid(
+    tokens: int, image_size: tuple[int, int], first_stride: tuple[int, int], name: str
+) -> TokenLayout | None:
+    try:
+        return find_token_layout(tokens, image_size, first_stride, name)
+    except ValueError:
+        return None
+
+
+def _sides(state: Tensor, image_size: tuple[int, int]) -> list[bool]:
+    """Say which readings give a grid with the image's proportions: True for channels last."""
     height, width = image_size
-    _, first, second, third = last_hidden_state.shape
-    looks_channels_last = first * width == second * height
-    looks_channels_first = second * width == third * height
-    return MapLayout(channels_last=looks_channels_last and not looks_channels_first)
+    _, first, second, third = state.shape
+    # Each side may be rounded by less than one token.
+    rounding = max(height, width)
+    grids = {True: (first, second), False: (second, third)}
+    return [
+        channels_last
+        for channels_last, (rows, columns) in grids.items()
+        if abs(rows * width - columns * height) < rounding
+    ]
+
+
+def _measured_channels_last(state: Tensor, image_size: tuple[int, int]) -> bool | None:
+    """Read off a map of one image whether channels come last; None if it may be either."""
+    found = _sides(state, image_size)
+    return found[0] if len(found) == 1 else None
 
 
 def find_token_layout(
@@ -162,10 +232,6 @@ def find_token_layout(
         f"{name} has no spatial tokens (an image of {height} x {width} pixels becomes {tokens} "
         f"tokens): choose a network that gives features per region"
     )
-
-
-def _mean_over_positions(hidden_state: Tensor) -> Tensor:
-    return hidden_state.mean(dim=1) if hidden_state.ndim == 3 else hidden_state.mean(dim=(2, 3))
 
 
 def _possible_grids(height: int, width: int, stride: tuple[int, int]) -> list[tuple[int, int]]:

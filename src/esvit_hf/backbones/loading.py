@@ -12,6 +12,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 from esvit_hf.acceleration.linear import use_fast_linear
 from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.backbones.foreign_swin import own_swin
 from esvit_hf.common.errors import one_line
 
 __all__ = ["load_backbone"]
@@ -25,6 +26,9 @@ def load_backbone(
     **config_fields: Any,
 ) -> RegionBackbone:
     """Load pretrained weights as a `RegionBackbone`.
+
+    Swin weights of transformers and timm become an `EsvitSwinModel`, which gives the same regions
+    and takes images of any size.
 
     Args:
         name_or_path: Hub name or folder of any vision `AutoModel`.
@@ -84,6 +88,7 @@ def load_backbone(
             f"{name_or_path!r}, for example {left[0]!r}: its configuration has fewer layers than "
             f"were saved"
         )
+    backbone = own_swin(backbone) or backbone
     use_fast_linear(backbone)
     return backbone.eval()
 

@@ -1,6 +1,7 @@
 """Regions of any layer of any network: which hidden state, which tokens, which grid."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from transformers import (
     PreTrainedModel,
     ResNetConfig,
     ResNetModel,
+    SamVisionConfig,
+    SamVisionModel,
     SwinConfig,
     SwinModel,
     TimmWrapperConfig,
@@ -38,9 +41,9 @@ def vil() -> EsvitVilModel:
     return EsvitVilModel(config)
 
 
-def deit() -> DeiTModel:
+def deit(channels: int = 16) -> DeiTModel:
     config = DeiTConfig(
-        hidden_size=16,
+        hidden_size=channels,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=16,
@@ -102,24 +105,55 @@ def test_regions_of_every_layer(name: str) -> None:
             backbone.layer_regions(pixels, len(states))
 
 
-def test_maps_with_channels_last() -> None:
+@pytest.mark.parametrize("embed_dim", [8, 24])
+def test_maps_may_lie_otherwise_than_the_last_output(embed_dim: int) -> None:
     arguments = {
         "img_size": 32,
-        "embed_dim": 8,
+        "embed_dim": embed_dim,
         "depths": (1, 2),
         "num_heads": (1, 2),
         "window_size": 4,
     }
     config = TimmWrapperConfig(architecture="swin_tiny_patch4_window7_224", model_args=arguments)
-    backbone, pixels = (
-        RegionBackbone(TimmWrapperModel(config), image_size=32).eval(),
-        torch.randn(2, 3, 32, 32),
-    )
+    backbone, pixels = RegionBackbone(TimmWrapperModel(config)).eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        output = backbone.model(pixels, output_hidden_states=True)
+        assert output.last_hidden_state.shape == (2, 4, 4, 2 * embed_dim)
+        for layer, (state, side) in enumerate(zip(output.hidden_states, (8, 4), strict=True)):
+            assert state.shape[2:] == (side, side)
+            regions, grid = backbone.layer_regions(pixels, layer)
+            assert grid == (side, side)
+            assert torch.equal(regions, state.flatten(2).transpose(1, 2))
+
+
+def test_maps_with_channels_last_in_front_of_one_with_channels_first() -> None:
+    sizes = {"hidden_size": 32, "mlp_dim": 64, "output_channels": 24, "window_size": 2}
+    layers = {"num_hidden_layers": 4, "num_attention_heads": 2, "global_attn_indexes": [2]}
+    config = SamVisionConfig(image_size=64, patch_size=16, **sizes, **layers)
+    backbone, pixels = RegionBackbone(SamVisionModel(config)).eval(), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         states = backbone.model(pixels, output_hidden_states=True).hidden_states
-        regions, grid = backbone.layer_regions(pixels, 0)
-    assert grid == (states[0].shape[1], states[0].shape[2]) == (8, 8)
-    assert torch.equal(regions, states[0].flatten(1, 2))
+        found = backbone.block_features(pixels, 4)
+        assert [tuple(row.shape) for row in found] == [(2, 32)] * 3 + [(2, 24)]
+        for row, state in zip(found[:-1], states[-4:-1], strict=True):
+            assert torch.equal(row, state.mean(dim=(1, 2)))
+        regions, grid = backbone.layer_regions(pixels, 1)
+    assert grid == (4, 4)
+    assert torch.equal(regions, states[1].flatten(1, 2))
+
+
+def test_hidden_states_that_are_no_grid_are_refused() -> None:
+    def scrambled(module: DeiTModel, inputs: object, output: Any) -> Any:
+        if output.hidden_states:
+            output.hidden_states = (output.hidden_states[0].mT, *output.hidden_states[1:])
+        return output
+
+    model = deit(channels=20)
+    model.register_forward_hook(scrambled)
+    backbone, pixels = RegionBackbone(model).eval(), torch.randn(1, 3, 32, 32)
+    assert backbone.block_features(pixels, 2)[0].shape == (1, 20)
+    with pytest.raises(ValueError, match=r"hidden state 0 of DeiTModel has the shape \(1, 20, 18"):
+        backbone.layer_regions(pixels, 0)
 
 
 def test_images_that_are_not_square() -> None:

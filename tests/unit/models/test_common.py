@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.support.networks import SIZE, build, features, gradients, images
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -348,6 +349,44 @@ def test_upernet_trains_through_the_backbone(network):
     model(images(2, 3, SIZE, SIZE), labels=torch.randint(0, 3, (2, SIZE, SIZE))).loss.backward()
     assert isinstance(model.backbone, network.backbone)
     assert all(parameter.grad is not None for parameter in model.backbone.parameters())
+
+
+def test_upernet_takes_the_backbone_of_a_folder(network, tmp_path):
+    model = build(network.model, network.config())
+    model.save_pretrained(tmp_path / "model")
+    backbone = network.backbone.from_pretrained(
+        tmp_path / "model", out_features=["stage1", "stage2"]
+    )
+    sizes = {"hidden_size": 16, "pool_scales": [1, 2], "use_auxiliary_head": False, "num_labels": 3}
+    segmenter = UperNet(UperNetConfig(backbone_config=backbone.config, **sizes)).eval()
+    segmenter.backbone = backbone
+    pixels = images(1, 3, SIZE, SIZE)
+    with torch.no_grad():
+        maps = segmenter.backbone(pixels).feature_maps
+        torch.testing.assert_close(
+            maps[-1].flatten(2).transpose(1, 2), model(pixels).last_hidden_state
+        )
+        segmenter.save_pretrained(tmp_path / "segmenter")
+        again = UperNet.from_pretrained(tmp_path / "segmenter")
+        torch.testing.assert_close(again(pixels).logits, segmenter(pixels).logits)
+
+
+def test_every_linear_layer_is_found_by_tools(network):
+    model = build(network.model, network.config())
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    assert {type(module) for module in linear} == {nn.Linear}
+    pixels, counted = images(2, 3, SIZE, SIZE), []
+
+    def count(module, inputs, output):
+        counted.append(2 * output.numel() * module.in_features)
+
+    for module in linear:
+        module.register_forward_hook(count)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(pixels)
+    found = counter.get_flop_counts()["Global"]
+    products = sum(found.get(name, 0) for name in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    assert products == sum(counted) > 0
 
 
 def test_compiles_into_one_graph(network):
