@@ -26,8 +26,8 @@ from esvit_hf.pretraining.optimizer import (
     build_optimizer,
     clip_all_gradients,
     clip_each_gradient,
-    forget_replaced_parameters,
     gradient_norm,
+    start_averages,
 )
 from esvit_hf.pretraining.recipe import Recipe
 from esvit_hf.pretraining.schedules import (
@@ -179,7 +179,7 @@ class DistillationStep:
             # The losses take the prototypes after the forward pass; in the root's shards they would
             # be gone by then.
             self.wrapped_student.set_reshard_after_forward(False, recurse=False)
-            forget_replaced_parameters(self.optimizer)
+            start_averages(self.optimizer)
         self.student: DistillationNetwork = accelerator.unwrap_model(self.wrapped_student)
         self.wrapped_student.train()
         self.teacher_means: defaultdict[str, list[Tensor]] = defaultdict(list)
