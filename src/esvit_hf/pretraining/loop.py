@@ -328,7 +328,10 @@ class Pretraining:
     def measure_knn(self) -> None:
         """Log the teacher's k-NN accuracy, if the recipe asks for it."""
         if self.knn is not None:
-            self.log.write(self.progress.step, self.knn.measure(self.step.teacher))
+            # Whole images would be further sizes to compile for.
+            with torch.compiler.set_stance("force_eager"):
+                measured = self.knn.measure(self.step.teacher)
+            self.log.write(self.progress.step, measured)
             self.readings.restart_clock()
 
     def export(self, folder: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from esvit_hf.acceleration.compilation import compile_blocks
 from esvit_hf.pretraining.batch_norm import synchronize_batch_norms
 from esvit_hf.pretraining.centering import TeacherCenter, mean_bottleneck
 from esvit_hf.pretraining.distillation import (
@@ -170,8 +171,8 @@ class DistillationStep:
             synchronize_batch_norms(parts.student)
             synchronize_batch_norms(self.teacher)
         if recipe.run.compile:
-            parts.student.backbone.compile()
-            self.teacher.backbone.compile()
+            compile_blocks(parts.student.to(accelerator.device).backbone.model)
+            compile_blocks(self.teacher.backbone.model)
         self.wrapped_student, self.optimizer = accelerator.prepare(
             parts.student, build_optimizer(parts.student)
         )
