@@ -27,7 +27,9 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
         model: network of transformers, on the device that it stays on.
         backend: backend of `torch.compile`.
     """
-    blocks = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
+    blocks: list[nn.Module] = [
+        each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)
+    ]
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _GRAPHS_OF_A_BLOCK * len(blocks))
     config.accumulated_recompile_limit = max(
@@ -38,7 +40,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
             if isinstance(depth, StochasticDepth) and depth.rate > 0:
                 _take_rate_as_tensor(depth, next(module.parameters()).device)
         # The forward alone: hooks around it, such as those of shards, are no part of the graph.
-        module.forward = torch.compile(  # type: ignore[method-assign]
+        module.forward = torch.compile(
             module.forward,
             fullgraph=isinstance(model, EsvitPreTrainedModel),
             dynamic=False,
@@ -61,5 +63,5 @@ class _StochasticDepthByTensor(StochasticDepth):
 
 
 def _take_rate_as_tensor(depth: StochasticDepth, device: torch.device) -> None:
-    depth.keep = torch.tensor(1 - depth.rate, device=device)  # type: ignore[assignment]
+    depth.keep = torch.tensor(1 - depth.rate, device=device)
     depth.__class__ = _StochasticDepthByTensor

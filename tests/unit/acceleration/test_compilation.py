@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from esvit_hf.acceleration.compilation import compile_blocks
 
 SIZES = (64, 32)
-SWIN = {"image_size": 64, "embed_dim": 8, "depths": [2, 6], "num_heads": [1, 2], "window_size": 4}
+SWIN = {"image_size": 64, "embed_dim": 8, "depths": [1, 4], "num_heads": [1, 2], "window_size": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -51,30 +51,21 @@ def graphs() -> int:
 
 
 def test_blocks_of_one_form_share_a_graph_for_each_size():
-    network = make_network(**SWIN, drop_path_rate=0.3)
-    compile_blocks(network, backend="eager")
-    step(network)
-    # The block without stochastic depth, a shifted one, and the second stage's one or two forms.
-    assert 0 < graphs() <= 4 * len(SIZES)
-    first = graphs()
-    for _ in range(2):
-        step(network)
-    assert graphs() == first
-    assert not counters["graph_break"]
-
-
-def test_the_teacher_has_graphs_of_its_own_and_none_more():
-    student = make_network(**SWIN, drop_path_rate=0.0)
+    student = make_network(**SWIN, drop_path_rate=0.3)
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
     for network in (student, teacher):
         compile_blocks(network, backend="eager")
     seen = []
-    for _ in range(3):
+    for _ in range(2):
+        step(student)
+        after_student = graphs()
         with torch.inference_mode():
             teacher(torch.zeros(3, 3, 64, 64))
-        step(student)
-        seen.append(graphs())
-    assert seen[0] == seen[1] == seen[2]
+        seen.append((after_student, graphs()))
+    # Of five blocks the first has no stochastic depth; the others are one form.
+    assert seen[0] == (2 * len(SIZES), 2 * len(SIZES) + 2)
+    assert seen[1] == (seen[0][1], seen[0][1])
+    assert not counters["graph_break"]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +89,7 @@ def test_numbers_and_names_are_those_of_the_network_itself(model_type, backend):
 def test_stochastic_depth_drops_as_often_and_keeps_the_mean():
     network = make_network(**SWIN, drop_path_rate=0.5)
     compile_blocks(network, backend="eager")
-    depth = network.get_submodule("stages.1.blocks.5.stochastic_depth")
+    depth = network.get_submodule("stages.1.blocks.3.stochastic_depth")
     scaled = depth(torch.ones(4000, 2, 3))
     assert scaled.unique().tolist() == [0.0, 2.0]
     assert abs(float(scaled.mean()) - 1) < 0.1
