@@ -78,23 +78,34 @@ def words(output_dir, network, batch_size, accumulation_steps, *overrides):
     ]
 
 
-RUNS = {
-    1: [
-        ("swin_32", "esvit_swin", 32, 1),
-        ("swin_4x8", "esvit_swin", 8, 4),
-        ("cvt_32", "esvit_cvt", 32, 1),
-        ("resnet_32", "resnet", 32, 1),
-    ],
-    2: [
-        ("swin_2x16", "esvit_swin", 16, 1),
-        ("swin_2x2x8", "esvit_swin", 8, 2),
-        ("cvt_2x16", "esvit_cvt", 16, 1),
-        ("resnet_2x16", "resnet", 16, 1),
-        ("random_whole", "random", 16, 1),
-        ("random_parts", "random", 16, 1, "--schedule.max_steps", "4"),
-        ("random_parts", "random", 16, 1, "--run.resume", "true"),
-    ],
-}
+# In this order: some runs go on where another number of processes has stopped.
+RUNS = [
+    (
+        1,
+        [
+            ("swin_32", "esvit_swin", 32, 1),
+            ("swin_4x8", "esvit_swin", 8, 4),
+            ("cvt_32", "esvit_cvt", 32, 1),
+            ("resnet_32", "resnet", 32, 1),
+            ("swin_1_then_2", "esvit_swin", 32, 1, "--schedule.max_steps", "4"),
+        ],
+    ),
+    (
+        2,
+        [
+            ("swin_2x16", "esvit_swin", 16, 1),
+            ("swin_2x2x8", "esvit_swin", 8, 2),
+            ("cvt_2x16", "esvit_cvt", 16, 1),
+            ("resnet_2x16", "resnet", 16, 1),
+            ("random_whole", "random", 16, 1),
+            ("random_parts", "random", 16, 1, "--schedule.max_steps", "4"),
+            ("random_parts", "random", 16, 1, "--run.resume", "true"),
+            ("swin_1_then_2", "esvit_swin", 16, 1, "--run.resume", "true"),
+            ("swin_2_then_1", "esvit_swin", 16, 1, "--schedule.max_steps", "4"),
+        ],
+    ),
+    (1, [("swin_2_then_1", "esvit_swin", 32, 1, "--run.resume", "true")]),
+]
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +116,8 @@ def runs(tmp_path_factory):
         2: [sys.executable, "-m", "torch.distributed.run", "--standalone"],
     }
     launchers[2] += ["--nproc_per_node", "2"]
-    for processes, wanted in RUNS.items():
-        plan = folder / f"{processes}.json"
+    for processes, wanted in RUNS:
+        plan = folder / "plan.json"
         plan.write_text(json.dumps([words(folder / name, *settings) for name, *settings in wanted]))
         environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
@@ -127,6 +138,8 @@ def runs(tmp_path_factory):
         ("swin_32", "swin_4x8"),
         ("swin_32", "swin_2x16"),
         ("swin_32", "swin_2x2x8"),
+        ("swin_32", "swin_1_then_2"),
+        ("swin_32", "swin_2_then_1"),
         ("cvt_32", "cvt_2x16"),
         ("resnet_32", "resnet_2x16"),
     ],
@@ -144,7 +157,10 @@ def test_runs_are_equal_however_they_are_spread(runs, one, other):
     for file in (
         "model.safetensors",
         "pretraining_heads.safetensors",
-        "checkpoints/step-000000010/model.safetensors",
+        *(
+            f"checkpoints/step-000000010/{name}.safetensors"
+            for name in ("student", "teacher", "centers", "optimizer")
+        ),
     ):
         left, right = (load_file(runs / name / file) for name in (one, other))
         assert left.keys() == right.keys()

@@ -36,7 +36,7 @@ def exported_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     (folder / "recipe.yaml").write_text(f"run: {{output_dir: {folder}}}\n")
     (folder / "checkpoints" / "step-000000001").mkdir(parents=True)
-    (folder / "checkpoints" / "step-000000001" / "optimizer.bin").write_bytes(b"pickle")
+    (folder / "checkpoints" / "step-000000001" / "optimizer.safetensors").write_bytes(b"tensors")
     return folder
 
 

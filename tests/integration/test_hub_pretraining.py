@@ -19,8 +19,9 @@ from tests.support.small_runs import assert_equal_runs, command, read_metrics, s
 from esvit_hf.commands.main import main
 from esvit_hf.hub.heads_file import HEADS_FILE
 from esvit_hf.hub.push import publish, push_command
+from esvit_hf.pretraining.checkpoint_files import CHECKPOINT_FILES
 from esvit_hf.pretraining.loop import pretrain
-from esvit_hf.pretraining.publishing import RESUME_FILE, RunPublisher
+from esvit_hf.pretraining.publishing import RESUME_FOLDER, RunPublisher
 
 REPO = f"{OWNER}/run"
 
@@ -40,7 +41,8 @@ def test_another_machine_resumes_from_the_hub(hub: HubServer, tmp_path: Path) ->
     publisher.push_beside(4, export)
     assert publisher.running is not None
     publisher.running.result()
-    assert {RESUME_FILE, HEADS_FILE, "model.safetensors", "metrics.jsonl"} <= set(hub.files(REPO))
+    assert {HEADS_FILE, "model.safetensors", "metrics.jsonl"} <= set(hub.files(REPO))
+    assert {f"{RESUME_FOLDER}/{name}" for name in CHECKPOINT_FILES} <= set(hub.files(REPO))
     assert not [name for name in hub.files(REPO) if name.endswith((".bin", ".pkl"))]
     # Another machine: an empty folder, and the name of the repository.
     pretrain(

@@ -132,8 +132,8 @@ def test_the_region_loss_joins_at_its_epoch(tmp_path):
     lines = read_metrics(tmp_path)
     assert ["region_loss" in line for line in lines] == [False, False, True, True]
     assert lines[0]["loss"] == pytest.approx(lines[0]["view_loss"])
-    before = load_file(tmp_path / "checkpoints" / "step-000000002" / "model.safetensors")
-    after = load_file(tmp_path / "checkpoints" / "step-000000004" / "model.safetensors")
+    before = load_file(tmp_path / "checkpoints" / "step-000000002" / "student.safetensors")
+    after = load_file(tmp_path / "checkpoints" / "step-000000004" / "student.safetensors")
     name = "heads.region.layers.0.weight"
     assert not torch.equal(before[name], after[name])
 

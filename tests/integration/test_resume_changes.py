@@ -114,7 +114,7 @@ def test_the_last_checkpoint_is_written_once(tmp_path, monkeypatch):
     saved = []
     save = loop.save_checkpoint
     monkeypatch.setattr(
-        loop, "save_checkpoint", lambda *words: (saved.append(words[2]), save(*words))
+        loop, "save_checkpoint", lambda *words: (saved.append(words[3]), save(*words))
     )
     words = ("--schedule.max_steps", "2", "--run.checkpoint_steps", "1")
     pretrain(small_run(tmp_path, *words))
@@ -167,19 +167,10 @@ def test_all_files_of_a_run_have_the_modes_of_the_umask(finished, tmp_path):
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda folder: (folder / "model.safetensors").unlink(),
-        lambda folder: (folder / "optimizer.bin").write_bytes(b"no archive"),
-        lambda folder: torch.save([1], folder / "optimizer.bin"),
-        lambda folder: torch.save({"step": 2}, folder / "custom_checkpoint_2.pkl"),
-        lambda folder: torch.save(
-            {
-                **{"step": 7, "broken_images": 0, "total_batch": 16, "num_processes": 1},
-                **{"skipped_steps": 0, "changes": []},
-            },
-            folder / "custom_checkpoint_2.pkl",
-        ),
-        lambda folder: torch.save({"a": "b"}, folder / "custom_checkpoint_3.pkl"),
-        lambda folder: save_file({"a": torch.zeros(1)}, folder / "model.safetensors"),
+        lambda folder: (folder / "optimizer.safetensors").write_bytes(b"no tensors"),
+        lambda folder: torch.save({"a": 1}, folder / "teacher.safetensors"),
+        lambda folder: (folder / "state.json").write_text("{}"),
+        lambda folder: save_file({"a": torch.zeros(1)}, folder / "student.safetensors"),
     ],
 )
 def test_a_checkpoint_of_something_else_is_one_line(finished, tmp_path, spoil):

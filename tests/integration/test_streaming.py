@@ -131,7 +131,7 @@ def state(output_dir):
     )
     last = sorted((output_dir / "checkpoints").iterdir())[-1]
     return tensors | {
-        f"student.{name}": value for name, value in load_file(last / "model.safetensors").items()
+        f"student.{name}": value for name, value in load_file(last / "student.safetensors").items()
     }
 
 

@@ -174,9 +174,7 @@ def final_state(output_dir: Path) -> dict[str, Any]:
             f"{path.parent.name}/{path.name}:{name}": value
             for name, value in load_file(path).items()
         }
-    for path in (*last.glob("*.bin"), *last.glob("*.pkl")):
-        # Written by this very run; random states are no tensors alone.
-        state[path.name] = torch.load(path, weights_only=False)
+    state["state.json"] = json.loads((last / "state.json").read_text())
     return {key.replace(output_dir.name, "run"): value for key, value in state.items()}
 
 

@@ -1,17 +1,23 @@
-"""Six optimizer steps on two processes with replicas, then with FSDP2 shards: `torchrun
-sharded_step.py`.
+"""Six optimizer steps on two processes with replicas and with FSDP2 shards, through a checkpoint in
+the middle: `torchrun sharded_step.py`.
 """
 
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from esvit_hf.data.views import ViewSpec
 from esvit_hf.models.modeling_esvit_swin import EsvitSwinBlock
 from esvit_hf.pretraining.build import build_parts
+from esvit_hf.pretraining.checkpoint_files import RunState, read_state, write_state
 from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 
@@ -49,8 +55,8 @@ class ShardingAccelerator:
         """There is no float16 here."""
 
 
-def numbers(accelerator):
-    """Losses and gradient norms of the steps, then the teacher's parameters."""
+def make_step(accelerator):
+    """Student, teacher and optimizer, in shards if the accelerator makes them."""
     recipe = load_recipe(
         {},
         {
@@ -79,11 +85,20 @@ def numbers(accelerator):
     )
     torch.manual_seed(0)
     parts = build_parts(recipe)
-    step = DistillationStep(
+    return DistillationStep(
         recipe, parts, StepSchedules.from_recipe(recipe, 3, 2 * IMAGES), accelerator
     )
+
+
+def state_of(step):
+    """What a checkpoint of such a run holds."""
+    return RunState(step.student, step.teacher, step.centers, step.optimizer, {})
+
+
+def numbers(accelerator, step, steps):
+    """Losses and gradient norms of some steps, then the teacher's parameters."""
     seen = []
-    for index in range(6):
+    for index in steps:
         generator = torch.Generator().manual_seed(index)
         own = slice(accelerator.process_index * IMAGES, (accelerator.process_index + 1) * IMAGES)
         crops = [
@@ -97,18 +112,38 @@ def numbers(accelerator):
     )
 
 
+@contextmanager
+def shared_folder(accelerator):
+    """A folder of all processes, until all are done with it."""
+    place = [tempfile.mkdtemp() if accelerator.is_main_process else None]
+    yield Path(broadcast_object_list(place)[0])
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(place[0])
+
+
 def main():
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     accelerator = Accelerator(cpu=True)
-    replicas = numbers(accelerator)
-    for reshard in (False, True):
-        torch.testing.assert_close(
-            numbers(ShardingAccelerator(accelerator, reshard=reshard)),
-            replicas,
-            rtol=1e-9,
-            atol=1e-9,
-        )
+    replicas = numbers(accelerator, make_step(accelerator), range(6))
+    engines = [
+        accelerator,
+        *(ShardingAccelerator(accelerator, reshard=reshard) for reshard in (False, True)),
+    ]
+    for engine in engines:
+        first = make_step(engine)
+        numbers(engine, first, range(3))
+        with shared_folder(accelerator) as folder:
+            write_state(accelerator, state_of(first), folder)
+            accelerator.wait_for_everyone()
+            # Every engine goes on from every other's checkpoint.
+            for reader in engines:
+                second = make_step(reader)
+                read_state(accelerator, state_of(second), folder)
+                torch.testing.assert_close(
+                    numbers(reader, second, range(3, 6)), replicas[6:], rtol=1e-9, atol=1e-9
+                )
     print(f"process {accelerator.process_index}: {replicas.numel()} numbers are equal")
     accelerator.end_training()
 

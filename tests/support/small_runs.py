@@ -60,16 +60,15 @@ def read_metrics(output_dir):
 
 
 def networks(output_dir):
-    """Everything a run exports, and the optimizer state of its last checkpoint."""
+    """Everything a run exports, and the tensors of its last checkpoint."""
     tensors = load_file(output_dir / "model.safetensors") | load_file(
         output_dir / "pretraining_heads.safetensors"
     )
     last = sorted((output_dir / "checkpoints").iterdir())[-1]
-    state = torch.load(last / "optimizer.bin", weights_only=True)["state"]
-    for index, values in state.items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
     return tensors | {
-        f"student.{name}": value for name, value in load_file(last / "model.safetensors").items()
+        f"{file.name}/{name}": value
+        for file in last.glob("*.safetensors")
+        for name, value in load_file(file).items()
     }
 
 

@@ -3,7 +3,6 @@ damaged since.
 """
 
 import json
-import pickle
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -15,15 +14,27 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import digest_file, flush_to_disk, give_usual_modes
+from esvit_hf.common.files import digest_file, flush_to_disk
+from esvit_hf.pretraining.checkpoint_files import (
+    CHECKPOINT_FILES,
+    MANIFEST,
+    RunState,
+    read_state,
+    write_state,
+)
 
 PARTIAL = ".partial"
-MANIFEST = "manifest.json"
 RECIPE = "recipe.yaml"
+
+_LISTED_FILES = [name for name in CHECKPOINT_FILES if name != MANIFEST]
 
 
 class CheckpointError(OSError):
     """A checkpoint could not be written."""
+
+
+class ResumeError(ValueError):
+    """A checkpoint belongs to a run with other settings."""
 
 
 class Progress:
@@ -57,10 +68,12 @@ class Progress:
         """Restore a saved state.
 
         Raises:
-            ValueError: if the checkpoint's steps are not those of this run.
+            ResumeError: if the checkpoint's steps are not those of this run.
         """
+        if not all(type(state[name]) is int for name in vars(self)):
+            raise TypeError(f"its progress is {state}")
         if state["total_batch"] != self.total_batch:
-            raise ValueError(
+            raise ResumeError(
                 f"resume: the checkpoint counts steps of {state['total_batch']} images, this run "
                 f"would take {self.total_batch}: set run.batch_size and run.accumulation_steps so "
                 f"that batch_size x accumulation_steps x processes ({self.num_processes}) is "
@@ -77,13 +90,15 @@ class Progress:
         self.skipped_steps, self.changes = state["skipped_steps"], list(state["changes"])
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, kept: int | None) -> Path:
+def save_checkpoint(
+    accelerator: Accelerator, state: RunState, folder: Path, step: int, kept: int | None
+) -> Path:
     """Write everything that a run needs to go on, aside and then by a rename; prune older
     checkpoints.
 
     Args:
-        accelerator: holds student, optimizer, random states and the registered teacher, centers and
-            progress.
+        accelerator: the process's accelerator.
+        state: what to save; random states come on top.
         folder: folder of all checkpoints.
         step: optimizer steps done.
         kept: checkpoints kept, this one included; None keeps all.
@@ -99,25 +114,33 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, kept: int
     if accelerator.is_main_process:
         for left_over in folder.glob(f"*{PARTIAL}"):
             shutil.rmtree(left_over)
-    accelerator.wait_for_everyone()
+        aside.mkdir(parents=True)
     with _named_failure(aside):
-        accelerator.save_state(str(aside))
-    accelerator.wait_for_everyone()
+        write_state(accelerator, state, aside)
     if accelerator.is_main_process:
         with _named_failure(aside):
-            give_usual_modes(aside)
             write_manifest(aside)
-            for path in (*aside.rglob("*"), aside):
-                flush_to_disk(path)
-            if final.exists():
-                shutil.rmtree(final)
-            aside.rename(final)
-            flush_to_disk(folder)
+            appear(aside, final)
         older = [path for path in complete_checkpoints(folder) if path.name < final.name]
         for path in older[: max(0, len(older) + 1 - kept)] if kept else []:
             _remove(path)
     accelerator.wait_for_everyone()
     return final
+
+
+def appear(aside: Path, final: Path) -> None:
+    """Give a complete checkpoint its name, once it is on the disk.
+
+    Args:
+        aside: the checkpoint, beside its place.
+        final: its place; what is there is replaced.
+    """
+    for path in (*aside.iterdir(), aside):
+        flush_to_disk(path)
+    if final.exists():
+        shutil.rmtree(final)
+    aside.rename(final)
+    flush_to_disk(final.parent)
 
 
 @contextmanager
@@ -148,9 +171,8 @@ def _remove(checkpoint: Path) -> None:
 def write_manifest(folder: Path) -> None:
     """List the files of a checkpoint with their sizes and digests in the checkpoint itself."""
     files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest_file(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        path.name: {"bytes": path.stat().st_size, "sha256": digest_file(path)}
+        for path in sorted(folder.iterdir())
     }
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
 
@@ -164,15 +186,16 @@ def find_damage(checkpoint: Path) -> str | None:
     """Compare a checkpoint with its manifest; return what is wrong with it, or None."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError):
+        facts = {name: (files[name]["bytes"], files[name]["sha256"]) for name in _LISTED_FILES}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"{MANIFEST} is missing or cannot be read"
-    for name, facts in files.items():
+    for name, (size, digest) in facts.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
-        if digest_file(path) != facts["sha256"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if digest_file(path) != digest:
             return f"the content of {name} has changed"
     return None
 
@@ -258,26 +281,31 @@ def choose_checkpoint(output_dir: Path, *, resume: bool, overwrite: bool) -> Pat
     return None
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, progress: Progress) -> None:
-    """Load a checkpoint into everything that the accelerator holds.
+def load_checkpoint(
+    accelerator: Accelerator, state: RunState, checkpoint: Path, progress: Progress
+) -> None:
+    """Load a checkpoint into a run.
 
     Args:
-        accelerator: holds what `save_checkpoint` saves.
+        accelerator: the process's accelerator.
+        state: where to load it to.
         checkpoint: folder of the checkpoint.
-        progress: where the run stands, which the accelerator holds as well.
+        progress: where the run stands, a record of its state.
 
     Raises:
-        ValueError: it belongs to other networks, or its files cannot be read.
+        ValueError: it belongs to other networks or settings, or its files cannot be read.
     """
     try:
-        accelerator.load_state(str(checkpoint))
+        read_state(accelerator, state, checkpoint)
         step = checkpoint_step(checkpoint)
         if progress.step != step:
-            raise KeyError(f"it is of step {progress.step!r} and not of step {step}")
+            raise ValueError(f"it is of step {progress.step!r} and not of step {step}")
+    except ResumeError:
+        raise
     # Its content may come from elsewhere and be of any kind.
     except (
-        *(OSError, EOFError, pickle.UnpicklingError, RuntimeError, SafetensorError),
-        *(AttributeError, IndexError, KeyError, TypeError),
+        *(OSError, SafetensorError, AttributeError, LookupError, OverflowError),
+        *(RuntimeError, TypeError, ValueError),
     ) as error:
         raise ValueError(
             f"resume: {checkpoint} does not fit the recipe ({one_line(error)}): give the recipe "

@@ -33,6 +33,7 @@ from esvit_hf.pretraining.checkpoint import (
     remove_checkpoints,
     save_checkpoint,
 )
+from esvit_hf.pretraining.checkpoint_files import RunState
 from esvit_hf.pretraining.images import load_training_images, make_crop_loader
 from esvit_hf.pretraining.interruption import StopRequest
 from esvit_hf.pretraining.launching import (
@@ -169,14 +170,14 @@ class Pretraining:
             ValueError: it does not fit.
         """
         try:
-            load_checkpoint(self.accelerator, checkpoint, self.progress)
+            load_checkpoint(self.accelerator, self.state, checkpoint, self.progress)
         except ValueError:
             if fetched and self.accelerator.is_main_process:
                 remove_resume_point(self.recipe.run.output_dir)
             raise
 
     def build(self, steps_per_epoch: int) -> None:
-        """Build networks and optimizer, and register what a checkpoint holds."""
+        """Build networks and optimizer, and name what a checkpoint holds."""
         recipe, accelerator = self.recipe, self.accelerator
         set_seed(recipe.run.seed)
         parts = build_parts(recipe)
@@ -186,10 +187,14 @@ class Pretraining:
         schedules = StepSchedules.from_recipe(recipe, steps_per_epoch, self.total_batch)
         self.step = DistillationStep(recipe, parts, schedules, accelerator)
         self.progress = Progress(self.total_batch, accelerator.num_processes)
-        self.order = ImageOrder(recipe, self.source, accelerator)
         self.monitor = self.make_monitor()
-        accelerator.register_for_checkpointing(
-            self.step.teacher, self.step.centers, self.progress, self.monitor, self.order
+        self.order = ImageOrder(recipe, self.source, accelerator)
+        self.state = RunState(
+            self.step.student,
+            self.step.teacher,
+            self.step.centers,
+            self.step.optimizer,
+            {"progress": self.progress, "order": self.order, "monitor": self.monitor},
         )
         set_seed(recipe.run.seed, device_specific=True)
 
@@ -373,7 +378,9 @@ class Pretraining:
         """Log and show the teacher's k-NN accuracy, if the recipe asks for it."""
         if self.knn is None:
             return
-        measured = self.knn.measure(self.step.teacher)
+        # Whole images would be further sizes to compile for.
+        with torch.compiler.set_stance("force_eager"):
+            measured = self.knn.measure(self.step.teacher)
         self.log.write(self.progress.step, measured)
         ((name, share),) = measured.items()
         self.shown["k-NN"] = f"{share:.1%}"
@@ -407,6 +414,7 @@ class Pretraining:
         self.log.flush()
         save_checkpoint(
             self.accelerator,
+            self.state,
             self.recipe.run.output_dir / "checkpoints",
             self.progress.step,
             self.recipe.run.checkpoints_kept,

@@ -177,10 +177,18 @@ class RunMonitor:
         return {**state, "peaks": self.peaks.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved state."""
+        """Restore a saved state.
+
+        Raises:
+            TypeError: it is something else.
+        """
+        start = [] if state["start_loss"] is None else [state["start_loss"]]
+        numbers = [*start, *state["losses"], *state["norms"], *state["streaks"].values()]
+        if not all(type(number) in (int, float) for number in (*numbers, state["proven_step"])):
+            raise TypeError(f"what the monitor remembers is {state}")
         for name in REMEMBERED:
             setattr(self, name, state[name])
-        self.peaks = torch.tensor(state["peaks"], device=self.peaks.device)
+        self.peaks.copy_(torch.tensor(state["peaks"]))
 
 
 REMEMBERED = ("start_loss", "losses", "norms", "streaks", "proven_step")

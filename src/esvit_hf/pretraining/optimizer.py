@@ -12,9 +12,6 @@ def build_optimizer(module: nn.Module) -> torch.optim.AdamW:
     not.
 
     The learning rate and the weight decay of the first group are set by schedules at every step.
-    The averages exist from the start: made during the first step, they would lie between its
-    activations and split the memory that the next step's need in one piece (measured: a quarter of
-    the peak on CPU).
     """
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
@@ -23,13 +20,26 @@ def build_optimizer(module: nn.Module) -> torch.optim.AdamW:
             (kept if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
-    for parameter in decayed + kept:
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
+    start_averages(optimizer)
     return optimizer
+
+
+def start_averages(optimizer: torch.optim.Optimizer) -> None:
+    """Make the averages of AdamW before its first step, and free those of parameters that it no
+    longer has, once shards have taken their place.
+
+    Made during the first step, they would lie between its activations and split the memory that the
+    next step's need in one piece (measured: a quarter of the peak on CPU).
+    """
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                # The type that PyTorch itself takes, and turns to.
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
 
 @torch.no_grad()
@@ -37,15 +47,6 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return the norm of all gradients together, a scalar tensor."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-
-
-def forget_replaced_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Free the averages of parameters that the optimizer no longer has, once shards have taken
-    their place.
-    """
-    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    for parameter in [parameter for parameter in optimizer.state if parameter not in held]:
-        del optimizer.state[parameter]
 
 
 @torch.no_grad()

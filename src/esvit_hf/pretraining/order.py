@@ -8,6 +8,7 @@ from esvit_hf.data.items import ItemSource
 from esvit_hf.data.sampling import EpochSampler
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.data.streaming import StreamSource
+from esvit_hf.pretraining.checkpoint import ResumeError
 from esvit_hf.pretraining.recipe import Recipe
 
 
@@ -57,12 +58,12 @@ class ImageOrder:
         """Check that a checkpoint comes from the same order.
 
         Raises:
-            ValueError: naming what differs.
+            ResumeError: naming what differs.
         """
         mine = self.state_dict()
         for name in state.keys() | mine.keys():
             if state.get(name) != mine.get(name):
-                raise ValueError(
+                raise ResumeError(
                     f"resume: {name} was {state.get(name)} and is {mine.get(name)}; images would "
                     f"be repeated and skipped: set it back, or start a new run"
                 )

@@ -17,14 +17,21 @@ from tqdm.auto import tqdm
 
 from esvit_hf.hub.errors import explained
 from esvit_hf.hub.push import Publication, how_to_push, prepare_repository, publish
-from esvit_hf.pretraining.checkpoint import RECIPE, complete_checkpoints
+from esvit_hf.pretraining.checkpoint import (
+    PARTIAL,
+    RECIPE,
+    appear,
+    checkpoint_name,
+    complete_checkpoints,
+    find_damage,
+)
+from esvit_hf.pretraining.checkpoint_files import CHECKPOINT_FILES, read_step
 from esvit_hf.pretraining.launching import decide_together
-from esvit_hf.pretraining.portable_checkpoint import read_portable, write_portable
 from esvit_hf.pretraining.recipe import Recipe
 
 __all__ = ["RunPublisher", "fetch_resume_point", "remove_resume_point"]
 
-RESUME_FILE = "last-checkpoint/resume_point.safetensors"
+RESUME_FOLDER = "last-checkpoint"
 """Where a repository holds the resume point of a run."""
 
 METRICS_FILE = "metrics.jsonl"
@@ -128,15 +135,16 @@ class RunPublisher:
         )
 
     def _publish(self, model: Path, step: int, *, load: bool) -> Publication:
-        resume_point = self.stage / Path(RESUME_FILE).name
         kept = complete_checkpoints(self.stage / "checkpoints")
-        if kept:
-            write_portable(kept[-1], resume_point)
         return publish(
             model,
             self.repo_id,
             private=self.recipe.hub.private,
-            extra_files={RESUME_FILE: resume_point} if kept else {},
+            extra_files={
+                f"{RESUME_FOLDER}/{name}": checkpoint / name
+                for checkpoint in kept
+                for name in CHECKPOINT_FILES
+            },
             load=load,
             trust_remote_code=self.recipe.model.trust_remote_code,
             message=f"Pretraining, step {step}",
@@ -188,16 +196,34 @@ def remove_resume_point(output_dir: Path) -> None:
 def _fetch(repo_id: str, folder: Path) -> None:
     with explained(repo_id):
         try:
-            resume_point = hf_hub_download(repo_id, RESUME_FILE)
-            files = {name: hf_hub_download(repo_id, name) for name in (METRICS_FILE, RECIPE)}
+            files = {
+                name: Path(hf_hub_download(repo_id, name))
+                for name in (
+                    *(f"{RESUME_FOLDER}/{name}" for name in CHECKPOINT_FILES),
+                    *(METRICS_FILE, RECIPE),
+                )
+            }
         except EntryNotFoundError as error:
             raise ValueError(
-                f"{repo_id} has no {RESUME_FILE} that can be reached: it is there after a run with "
-                f"--hub.strategy checkpoint; start without --run.resume"
+                f"{repo_id} has no {RESUME_FOLDER} that can be reached: it is there after a run "
+                f"with --hub.strategy checkpoint; start without --run.resume"
             ) from error
-    read_portable(Path(resume_point), folder)
-    for name, path in files.items():
-        shutil.copyfile(path, folder.parent / name)
+    downloaded = files[f"{RESUME_FOLDER}/{CHECKPOINT_FILES[0]}"].parent
+    damage = find_damage(downloaded)
+    if damage is not None:
+        raise ValueError(
+            f"{repo_id}: its {RESUME_FOLDER} is damaged, or was pushed to while it was read "
+            f"({damage}): try again, or start without --run.resume"
+        )
+    final = folder / checkpoint_name(read_step(downloaded))
+    aside = final.with_suffix(PARTIAL)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name in CHECKPOINT_FILES:
+        shutil.copyfile(downloaded / name, aside / name)
+    for name in (METRICS_FILE, RECIPE):
+        shutil.copyfile(files[name], folder.parent / name)
+    appear(aside, final)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -230,8 +230,8 @@ class RunSettings:
         "autocast dtype; losses, centers and the teacher's average stay float32", "no"
     )
     compile: bool = setting(
-        "compile the student's and the teacher's backbone with torch.compile (needs a C++ "
-        "compiler)",
+        "compile the blocks of student and teacher with torch.compile: the first step takes a "
+        "minute or more (needs a C++ compiler on a CPU)",
         False,
     )
     checkpointed_blocks: int = setting(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from esvit_hf.acceleration.compilation import compile_blocks
 from esvit_hf.pretraining.batch_norm import synchronize_batch_norms
 from esvit_hf.pretraining.centering import TeacherCenter, mean_bottleneck
 from esvit_hf.pretraining.distillation import (
@@ -26,8 +27,8 @@ from esvit_hf.pretraining.optimizer import (
     build_optimizer,
     clip_all_gradients,
     clip_each_gradient,
-    forget_replaced_parameters,
     gradient_norm,
+    start_averages,
 )
 from esvit_hf.pretraining.recipe import Recipe
 from esvit_hf.pretraining.schedules import (
@@ -170,8 +171,8 @@ class DistillationStep:
             synchronize_batch_norms(parts.student)
             synchronize_batch_norms(self.teacher)
         if recipe.run.compile:
-            parts.student.backbone.compile()
-            self.teacher.backbone.compile()
+            compile_blocks(parts.student.to(accelerator.device).backbone.model)
+            compile_blocks(self.teacher.backbone.model)
         self.wrapped_student, self.optimizer = accelerator.prepare(
             parts.student, build_optimizer(parts.student)
         )
@@ -179,7 +180,7 @@ class DistillationStep:
             # The losses take the prototypes after the forward pass; in the root's shards they would
             # be gone by then.
             self.wrapped_student.set_reshard_after_forward(False, recurse=False)
-            forget_replaced_parameters(self.optimizer)
+            start_averages(self.optimizer)
         self.student: DistillationNetwork = accelerator.unwrap_model(self.wrapped_student)
         self.wrapped_student.train()
         self.teacher_means: defaultdict[str, list[Tensor]] = defaultdict(list)
