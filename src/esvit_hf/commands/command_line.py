@@ -20,7 +20,7 @@ from esvit_hf.common.errors import one_line
 
 __all__ = ["report_errors", "run"]
 
-_SECONDS_FOR_THE_FIRST = 3
+_SECONDS_FOR_THE_FIRST = 20
 _SAY_AFTER = """
 import select, sys
 launcher = select.poll()
