@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from esvit_hf.acceleration.compilation import compile_blocks
 from esvit_hf.pretraining.batch_norm import synchronize_batch_norms
 from esvit_hf.pretraining.centering import TeacherCenter, mean_bottleneck
+from esvit_hf.pretraining.compilation import compile_blocks
 from esvit_hf.pretraining.distillation import (
     DistillationNetwork,
     DistillationOutput,

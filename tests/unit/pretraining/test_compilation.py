@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from esvit_hf.acceleration.compilation import compile_blocks
+from esvit_hf.pretraining.compilation import compile_blocks
 
 SIZES = (64, 32)
 SWIN = {"image_size": 64, "embed_dim": 8, "depths": [1, 4], "num_heads": [1, 2], "window_size": 8}
