@@ -1,0 +1,213 @@
+"""In which regime, and with which matching, does the region loss pay? Pretrains a small Swin whose
+last map has 36 regions, by one change at a time, and measures classes, places and segments.
+
+`python -m studies.matching run` trains and measures what is not finished yet and continues what was
+stopped; `table` prints what was found, with paired tests, and writes studies/results/matching.json.
+"""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.run import describe_machine
+from jsonargparse import auto_cli
+
+from esvit_hf.evaluation.evaluate import evaluate
+from esvit_hf.figures.training_curves import read_metrics
+from esvit_hf.pretraining.recipe import Recipe
+from esvit_hf.pretraining.recipe_reading import read_recipe
+from studies.matching_table import table
+from studies.reproduction import SWIN_RECIPE, Usage, Variant, recipe_words, train
+from studies.table import RESULT
+
+OUTPUT = Path("outputs/matching")
+# Maps of 12 x 12, then 6 x 6 regions, and of 3 x 3 for the local crops: windows of 3 divide all of
+# them, and merging pads none.
+MAP_36 = {
+    "data.views": [
+        {"count": 2, "size": 48, "scale": [0.4, 1.0], "teacher": True, "blur_probability": 0.0},
+        {"count": 4, "size": 24, "scale": [0.15, 0.4], "blur_probability": 0.0},
+    ],
+    "data.num_workers": 0,
+    "model.config": {
+        "image_size": 48,
+        "patch_size": 4,
+        "embed_dim": 48,
+        "depths": [1, 2],
+        "num_heads": [2, 4],
+        "window_size": 3,
+        "drop_path_rate": 0.0,
+    },
+    "heads.num_prototypes": 256,
+    "optimizer.warmup_epochs": 0.5,
+    "schedule.num_epochs": 4,
+    "run.knn_every_epochs": 0,
+    "run.trackers": [],
+}
+GLOBAL_REGIONS = 36
+SIGNALS = ("region_image_share", "region_place_share", "region_effective_dimensions")
+
+
+def view() -> Variant:
+    """Make the variant without region loss; its epochs take the processor time of the others'."""
+    return Variant(
+        MAP_36 | {"objectives": {"view": {"weight": 1.0}}, "schedule.num_epochs": 5},
+        recipe=SWIN_RECIPE,
+    )
+
+
+def both(matching: dict[str, Any] | None = None, **region: Any) -> Variant:
+    """Make a variant with both losses.
+
+    Args:
+        matching: settings of the matching that are not the paper's.
+        region: settings of the region objective that are not the paper's.
+    """
+    settings = {"weight": 0.5, **region} | ({"matching": matching} if matching else {})
+    objectives = {"view": {"weight": 1.0 - settings["weight"]}, "region": settings}
+    return Variant(MAP_36 | {"objectives": objectives}, recipe=SWIN_RECIPE)
+
+
+POSITION = {"rule": "position"}
+GLOBAL_ONLY = {"min_regions": GLOBAL_REGIONS}
+VARIANTS = {
+    "V": view(),
+    "V+R": both(),
+    "falling": both(weight_end=0.0, weight_shape="linear"),
+    "position": both(POSITION),
+    "image center": both({"image_center": 0.5}),
+    "centered features": both({"center_features": True}),
+    "global crops": both(GLOBAL_ONLY),
+    "position, falling": both(POSITION, weight_end=0.0, weight_shape="linear"),
+    "position, global crops": both(POSITION | GLOBAL_ONLY),
+    "mixture": both({"rule": "mixture"}),
+    "weight 0.2": both(weight=0.2),
+    "more prototypes": both(num_prototypes=1024),
+    "softer targets": both(teacher_temperature=0.06),
+    "random": Variant(MAP_36, training="none", recipe=SWIN_RECIPE),
+}
+
+
+def measure(folder: Path, dataset: str, dense_dataset: str, *, decide: bool) -> dict[str, float]:
+    """Measure a network by tasks of `esvit evaluate`.
+
+    Args:
+        folder: of the network.
+        dataset: labeled images.
+        dense_dataset: images with masks.
+        decide: whether to test on images that no setting was chosen by.
+
+    Returns:
+        Shares in percent.
+    """
+    halves = {"train_split": "train[:50%]", "test_split": "train[50%:]"}
+    classes, places, segments = (
+        evaluate(folder, source, features_folder=folder / "features", num_workers=0, **settings)
+        for source, settings in (
+            (
+                dataset,
+                {
+                    "tasks": "knn,linear",
+                    "knn": {"k": [20]},
+                    "linear": {"blocks": [1]},
+                    **({"test_split": "validation"} if decide else halves),
+                },
+            ),
+            (
+                dataset,
+                {
+                    "tasks": "correspondence",
+                    "test_split": "validation" if decide else "train[:2000]",
+                },
+            ),
+            (
+                dense_dataset,
+                {
+                    "tasks": "dense",
+                    "dense": {"image_size": 144, "void": [11], "bank_size": 30_000},
+                    "test_split": "test" if decide else "validation",
+                },
+            ),
+        )
+    )
+    assert classes is not None and places is not None and segments is not None
+    protocols = {row["protocol"]: row for row in places["tasks"]["correspondence"]["protocols"]}
+    return {
+        "knn": classes["tasks"]["knn"]["accuracies"][0]["top1"],
+        "linear": classes["tasks"]["linear"]["top1"],
+        **{name: row["accuracy"] for name, row in protocols.items()},
+        **{name: segments["tasks"]["dense"][name] for name in ("miou_retrieval", "miou_linear")},
+    }
+
+
+def finish(
+    variant: str, recipe: Recipe, dataset: str, dense_dataset: str, *, decide: bool
+) -> dict[str, Any]:
+    """Measure a run that has been trained, and write its result."""
+    folder = recipe.run.output_dir
+    usage, metrics = Usage.read(folder), folder / "metrics.jsonl"
+    last = read_metrics(metrics)[-1] if metrics.exists() else {}
+    result = {
+        "variant": variant,
+        "seed": recipe.run.seed,
+        "decides": decide,
+        "epochs": recipe.schedule.num_epochs,
+        "steps": last.get("step", 0),
+        "processor_seconds": usage.processor_seconds,
+        **{name: last[name] for name in SIGNALS if name in last},
+        **measure(folder, dataset, dense_dataset, decide=decide),
+        "machine": describe_machine(),
+    }
+    (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def run(
+    dataset: str,
+    dense_dataset: str,
+    *,
+    variants: list[str] | None = None,
+    seeds: list[int] = [0],  # noqa: B006 - shown by --help, never changed
+    decide: bool = False,
+    output: Path = OUTPUT,
+    fields: list[str] | None = None,
+) -> None:
+    """Train and measure all runs that have no result yet, seed by seed; several processes share the
+    work if each has its own variants or seeds.
+
+    Args:
+        dataset: Hub name or path of the images to pretrain on, with labels for the measures alone.
+        dense_dataset: Hub name or path of images with masks, 11 where a pixel does not count.
+        variants: names of variants; all by default.
+        seeds: of weights, order and crops; variants of one seed start from the same weights.
+        decide: test on validation and test images. Without it, one half of the training images is
+            classified by the other.
+        output: folder of the runs.
+        fields: fields of the recipe to change in all variants, as on the command line.
+
+    Raises:
+        ValueError: for an unknown variant.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    unknown = sorted(set(variants or ()) - set(VARIANTS))
+    if unknown:
+        raise ValueError(
+            f"there is no variant {', '.join(unknown)}: choose from {', '.join(VARIANTS)}"
+        )
+    for seed in seeds:
+        for name in variants or VARIANTS:
+            folder = (output / f"{name.replace(' ', '_')}-seed{seed}").resolve()
+            if not (folder / RESULT).exists():
+                words = recipe_words(
+                    VARIANTS[name], dataset, "validation", seed, folder, fields or []
+                )
+                recipe = read_recipe(words)
+                train(VARIANTS[name], words, recipe)
+                finish(name, recipe, dataset, dense_dataset, decide=decide)
+            print(f"{folder / RESULT}", flush=True)
+
+
+if __name__ == "__main__":
+    auto_cli({"run": run, "table": table}, as_positional=False)
