@@ -18,9 +18,8 @@ from esvit_hf.evaluation.evaluate import evaluate
 from esvit_hf.figures.training_curves import read_metrics
 from esvit_hf.pretraining.recipe import Recipe
 from esvit_hf.pretraining.recipe_reading import read_recipe
-from studies.matching_table import table
+from studies.matching_table import DECISION, SCREENING, table
 from studies.reproduction import SWIN_RECIPE, Usage, Variant, recipe_words, train
-from studies.table import RESULT
 
 OUTPUT = Path("outputs/matching")
 # Maps of 12 x 12, then 6 x 6 regions, and of 3 x 3 for the local crops: windows of 3 divide all of
@@ -142,6 +141,11 @@ def measure(folder: Path, dataset: str, dense_dataset: str, *, decide: bool) -> 
     }
 
 
+def result_name(decide: bool) -> str:
+    """Name the file of a measurement."""
+    return DECISION if decide else SCREENING
+
+
 def finish(
     variant: str, recipe: Recipe, dataset: str, dense_dataset: str, *, decide: bool
 ) -> dict[str, Any]:
@@ -152,7 +156,6 @@ def finish(
     result = {
         "variant": variant,
         "seed": recipe.run.seed,
-        "decides": decide,
         "epochs": recipe.schedule.num_epochs,
         "steps": last.get("step", 0),
         "processor_seconds": usage.processor_seconds,
@@ -160,7 +163,7 @@ def finish(
         **measure(folder, dataset, dense_dataset, decide=decide),
         "machine": describe_machine(),
     }
-    (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+    (folder / result_name(decide)).write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -199,14 +202,14 @@ def run(
     for seed in seeds:
         for name in variants or VARIANTS:
             folder = (output / f"{name.replace(' ', '_')}-seed{seed}").resolve()
-            if not (folder / RESULT).exists():
+            if not (folder / result_name(decide)).exists():
                 words = recipe_words(
                     VARIANTS[name], dataset, "validation", seed, folder, fields or []
                 )
                 recipe = read_recipe(words)
                 train(VARIANTS[name], words, recipe)
                 finish(name, recipe, dataset, dense_dataset, decide=decide)
-            print(f"{folder / RESULT}", flush=True)
+            print(folder / result_name(decide), flush=True)
 
 
 if __name__ == "__main__":

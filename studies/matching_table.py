@@ -9,7 +9,12 @@ from typing import Any
 from scipy.optimize import brentq
 from scipy.stats import nct, t, ttest_rel
 
-from studies.table import RESULTS, Result, by_variant, read_results, summarize
+from studies.table import RESULTS, Result, by_variant, summarize
+
+SCREENING, DECISION = "screening.json", "decision.json"
+"""Names of the files with what was measured on a run, in its folder: to choose by, and to decide
+by, on images that nothing was chosen by.
+"""
 
 COLUMNS = {
     "knn": "k-NN (%)",
@@ -22,6 +27,7 @@ COLUMNS = {
     "region_place_share": "place share",
     "processor_seconds": "processor s",
 }
+BASELINE = "V"
 DECISIVE = ("linear", "knn", "miou_retrieval")
 """Measures that decide, named before the first run; p is corrected for their number (Holm)."""
 LEVEL, POWER = 0.05, 0.8
@@ -72,7 +78,9 @@ def compare(results: Sequence[Result], first: str, second: str) -> list[dict[str
     tests = []
     for name in DECISIVE:
         differences = [after[seed][name] - before[seed][name] for seed in seeds]
-        test = ttest_rel([after[seed][name] for seed in seeds], [before[seed][name] for seed in seeds])
+        test = ttest_rel(
+            [after[seed][name] for seed in seeds], [before[seed][name] for seed in seeds]
+        )
         interval = test.confidence_interval()
         tests.append(
             {
@@ -99,8 +107,67 @@ def format_results(results: Sequence[Result]) -> str:
         "|---|---:" + "|---:" * len(COLUMNS) + "|",
     ]
     for variant, members in by_variant(results).items():
-        cells = [
-            summarize(members, name) if name in members[0] else "" for name in COLUMNS
-        ]
+        cells = [summarize(members, name) if name in members[0] else "" for name in COLUMNS]
         lines.append(f"| {variant} | {len(members)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def format_tests(tests: Sequence[dict[str, Any]]) -> str:
+    """Return paired tests as a Markdown table."""
+    lines = [
+        "| difference of | measure | seeds | difference | 95 % interval | p | p (Holm) |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for test in tests:
+        lines.append(
+            f"| {test['second']} minus {test['first']} | {COLUMNS[test['measure']]} | "
+            f"{len(test['seeds'])} | {test['mean']:+.2f} | {test['low']:+.2f} to "
+            f"{test['high']:+.2f} | {test['p']:.3f} | {test['p_holm']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def read_measurements(output: Path, name: str) -> list[Result]:
+    """Read one kind of measurement of all runs that have it, sorted by variant and seed."""
+    results = [json.loads(path.read_text()) for path in output.glob(f"*/{name}")]
+    return sorted(results, key=lambda result: (result["variant"], result["seed"]))
+
+
+def table(output: Path = Path("outputs/matching"), results_folder: Path = RESULTS) -> None:
+    """Print the tables of all finished runs, and write them as JSON.
+
+    Args:
+        output: folder of the runs.
+        results_folder: where matching.json goes.
+
+    Raises:
+        ValueError: if there is no finished run.
+    """
+    screening, decision = (read_measurements(output, name) for name in (SCREENING, DECISION))
+    if not screening and not decision:
+        raise ValueError(
+            f"{output} holds no finished run: start `python -m studies.matching run` with this "
+            f"output"
+        )
+    tests = [
+        test
+        for variant in by_variant(decision)
+        if variant != BASELINE
+        for test in compare(decision, BASELINE, variant)
+    ]
+    report = {
+        "detectable_in_deviations": {
+            seeds: detectable_difference(seeds, len(DECISIVE)) for seeds in (3, 4, 5, 8)
+        },
+        "earlier_deviations": EARLIER_DEVIATIONS,
+        "screening": screening,
+        "decision": decision,
+        "paired_tests": tests,
+    }
+    results_folder.mkdir(parents=True, exist_ok=True)
+    (results_folder / "matching.json").write_text(json.dumps(report, indent=2) + "\n")
+    for results in (screening, decision):
+        if results:
+            print(format_results(results), end="\n\n")
+    if tests:
+        print(format_tests(tests))
