@@ -8,6 +8,7 @@ stopped; `table` prints what was found, with paired tests, and writes studies/re
 import json
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,55 +90,73 @@ VARIANTS = {
 }
 
 
-def measure(folder: Path, dataset: str, dense_dataset: str, *, decide: bool) -> dict[str, float]:
+@dataclass(frozen=True)
+class Splits:
+    """What a network is measured on.
+
+    Attributes:
+        train: labeled images to learn from.
+        test: labeled images to classify.
+        places: images whose regions have to find their places.
+        segments: images with masks to segment.
+    """
+
+    train: str
+    test: str
+    places: str
+    segments: str
+
+
+SCREENING_SPLITS = Splits("train[:50%]", "train[50%:]", "train[:2000]", "validation")
+DECISION_SPLITS = Splits("train", "validation", "validation", "test")
+
+
+def measure(folder: Path, dataset: str, dense_dataset: str, splits: Splits) -> dict[str, float]:
     """Measure a network by tasks of `esvit evaluate`.
 
     Args:
         folder: of the network.
         dataset: labeled images.
         dense_dataset: images with masks.
-        decide: whether to test on images that no setting was chosen by.
+        splits: of both.
 
     Returns:
         Shares in percent.
     """
-    halves = {"train_split": "train[:50%]", "test_split": "train[50%:]"}
-    classes, places, segments = (
-        evaluate(folder, source, features_folder=folder / "features", num_workers=0, **settings)
-        for source, settings in (
-            (
-                dataset,
-                {
-                    "tasks": "knn,linear",
-                    "knn": {"k": [20]},
-                    "linear": {"blocks": [1]},
-                    **({"test_split": "validation"} if decide else halves),
-                },
-            ),
-            (
-                dataset,
-                {
-                    "tasks": "correspondence",
-                    "test_split": "validation" if decide else "train[:2000]",
-                },
-            ),
-            (
-                dense_dataset,
-                {
-                    "tasks": "dense",
-                    "dense": {"image_size": 144, "void": [11], "bank_size": 30_000},
-                    "test_split": "test" if decide else "validation",
-                },
-            ),
+
+    def tasks(source: str, names: str, **settings: Any) -> dict[str, Any]:
+        report = evaluate(
+            folder,
+            source,
+            tasks=names,
+            features_folder=folder / "features",
+            num_workers=0,
+            **settings,
         )
+        assert report is not None
+        found: dict[str, Any] = report["tasks"]
+        return found
+
+    classes = tasks(
+        dataset,
+        "knn,linear",
+        train_split=splits.train,
+        test_split=splits.test,
+        knn={"k": [20]},
+        linear={"blocks": [1]},
     )
-    assert classes is not None and places is not None and segments is not None
-    protocols = {row["protocol"]: row for row in places["tasks"]["correspondence"]["protocols"]}
+    places = tasks(dataset, "correspondence", test_split=splits.places)
+    segments = tasks(
+        dense_dataset,
+        "dense",
+        test_split=splits.segments,
+        dense={"image_size": 144, "void": [11], "bank_size": 30_000},
+    )
     return {
-        "knn": classes["tasks"]["knn"]["accuracies"][0]["top1"],
-        "linear": classes["tasks"]["linear"]["top1"],
-        **{name: row["accuracy"] for name, row in protocols.items()},
-        **{name: segments["tasks"]["dense"][name] for name in ("miou_retrieval", "miou_linear")},
+        "knn": classes["knn"]["accuracies"][0]["top1"],
+        "linear": classes["linear"]["top1"],
+        **{row["protocol"]: row["accuracy"] for row in places["correspondence"]["protocols"]},
+        **{name: segments["dense"][name] for name in ("miou_retrieval", "miou_linear")},
     }
 
 
@@ -160,7 +179,7 @@ def finish(
         "steps": last.get("step", 0),
         "processor_seconds": usage.processor_seconds,
         **{name: last[name] for name in SIGNALS if name in last},
-        **measure(folder, dataset, dense_dataset, decide=decide),
+        **measure(folder, dataset, dense_dataset, DECISION_SPLITS if decide else SCREENING_SPLITS),
         "machine": describe_machine(),
     }
     (folder / result_name(decide)).write_text(json.dumps(result, indent=2) + "\n")
@@ -207,7 +226,8 @@ def run(
                     VARIANTS[name], dataset, "validation", seed, folder, fields or []
                 )
                 recipe = read_recipe(words)
-                train(VARIANTS[name], words, recipe)
+                if not (folder / result_name(not decide)).exists():
+                    train(VARIANTS[name], words, recipe)
                 finish(name, recipe, dataset, dense_dataset, decide=decide)
             print(folder / result_name(decide), flush=True)
 
