@@ -20,32 +20,11 @@ from esvit_hf.figures.training_curves import read_metrics
 from esvit_hf.pretraining.recipe import Recipe
 from esvit_hf.pretraining.recipe_reading import read_recipe
 from studies.matching_table import DECISION, SCREENING, table
-from studies.reproduction import SWIN_RECIPE, Usage, Variant, recipe_words, train
+from studies.reproduction import Usage, Variant, recipe_words, train
 
 OUTPUT = Path("outputs/matching")
-# Maps of 12 x 12, then 6 x 6 regions, and of 3 x 3 for the local crops: windows of 3 divide all of
-# them, and merging pads none.
-MAP_36 = {
-    "data.views": [
-        {"count": 2, "size": 48, "scale": [0.4, 1.0], "teacher": True, "blur_probability": 0.0},
-        {"count": 4, "size": 24, "scale": [0.15, 0.4], "blur_probability": 0.0},
-    ],
-    "data.num_workers": 0,
-    "model.config": {
-        "image_size": 48,
-        "patch_size": 4,
-        "embed_dim": 48,
-        "depths": [1, 2],
-        "num_heads": [2, 4],
-        "window_size": 3,
-        "drop_path_rate": 0.0,
-    },
-    "heads.num_prototypes": 256,
-    "optimizer.warmup_epochs": 0.5,
-    "schedule.num_epochs": 4,
-    "run.knn_every_epochs": 0,
-    "run.trackers": [],
-}
+RECIPE = "tiny_imagenet_regions"
+UNWATCHED = {"run.knn_every_epochs": 0, "run.trackers": []}
 GLOBAL_REGIONS = 36
 SIGNALS = ("region_image_share", "region_place_share", "region_effective_dimensions")
 
@@ -53,8 +32,8 @@ SIGNALS = ("region_image_share", "region_place_share", "region_effective_dimensi
 def view() -> Variant:
     """Make the variant without region loss; its epochs take the processor time of the others'."""
     return Variant(
-        MAP_36 | {"objectives": {"view": {"weight": 1.0}}, "schedule.num_epochs": 5},
-        recipe=SWIN_RECIPE,
+        UNWATCHED | {"objectives": {"view": {"weight": 1.0}}, "schedule.num_epochs": 5},
+        recipe=RECIPE,
     )
 
 
@@ -67,7 +46,7 @@ def both(matching: dict[str, Any] | None = None, **region: Any) -> Variant:
     """
     settings = {"weight": 0.5, **region} | ({"matching": matching} if matching else {})
     objectives = {"view": {"weight": 1.0 - settings["weight"]}, "region": settings}
-    return Variant(MAP_36 | {"objectives": objectives}, recipe=SWIN_RECIPE)
+    return Variant(UNWATCHED | {"objectives": objectives}, recipe=RECIPE)
 
 
 POSITION = {"rule": "position"}
@@ -86,7 +65,7 @@ VARIANTS = {
     "weight 0.2": both(weight=0.2),
     "more prototypes": both(num_prototypes=1024),
     "softer targets": both(teacher_temperature=0.06),
-    "random": Variant(MAP_36, training="none", recipe=SWIN_RECIPE),
+    "random": Variant(training="none", recipe=RECIPE),
 }
 
 
