@@ -31,6 +31,7 @@ BASELINE = "V"
 DECISIVE = ("linear", "knn", "miou_retrieval")
 """Measures that decide, named before the first run; p is corrected for their number (Holm)."""
 LEVEL, POWER = 0.05, 0.8
+FEWEST_SEEDS = 3
 # Standard deviations of V+R minus V over three seeds of "Swin 32" and "CvT" in reproduction.json.
 EARLIER_DEVIATIONS = {"knn": (0.54, 2.55), "linear": (1.21, 2.80)}
 
@@ -66,14 +67,14 @@ def holm(values: Sequence[float]) -> list[float]:
 
 def compare(results: Sequence[Result], first: str, second: str) -> list[dict[str, Any]]:
     """Test the second minus the first variant seed by seed in the measures that decide; nothing if
-    they have fewer than two seeds in common.
+    they have fewer than three seeds in common: two differences may be equal by chance.
     """
     before, after = (
         {result["seed"]: result for result in by_variant(results).get(name, [])}
         for name in (first, second)
     )
     seeds = sorted(before.keys() & after.keys())
-    if len(seeds) < 2:
+    if len(seeds) < FEWEST_SEEDS:
         return []
     tests = []
     for name in DECISIVE:
@@ -127,23 +128,36 @@ def format_tests(tests: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def read_measurements(output: Path, name: str) -> list[Result]:
-    """Read one kind of measurement of all runs that have it, sorted by variant and seed."""
-    results = [json.loads(path.read_text()) for path in output.glob(f"*/{name}")]
-    return sorted(results, key=lambda result: (result["variant"], result["seed"]))
-
-
-def table(output: Path = Path("outputs/matching"), results_folder: Path = RESULTS) -> None:
-    """Print the tables of all finished runs, and write them as JSON.
+def read_measurements(output: Path, name: str, kept: Sequence[Result]) -> list[Result]:
+    """Read one kind of measurement of all runs that have it, sorted by variant and seed.
 
     Args:
         output: folder of the runs.
-        results_folder: where matching.json goes.
+        name: of the file.
+        kept: measurements of runs whose folders may be elsewhere; those in `output` replace them.
+    """
+    found = [json.loads(path.read_text()) for path in output.glob(f"*/{name}")]
+    results = {(result["variant"], result["seed"]): result for result in [*kept, *found]}
+    return [results[key] for key in sorted(results)]
+
+
+def table(output: Path = Path("outputs/matching"), results_folder: Path = RESULTS) -> None:
+    """Print the tables of all finished runs and of those that matching.json holds already, and
+    write them as JSON; so a study may go on from the JSON alone.
+
+    Args:
+        output: folder of the runs.
+        results_folder: where matching.json is and goes.
 
     Raises:
         ValueError: if there is no finished run.
     """
-    screening, decision = (read_measurements(output, name) for name in (SCREENING, DECISION))
+    path = results_folder / "matching.json"
+    before = json.loads(path.read_text()) if path.exists() else {"screening": [], "decision": []}
+    screening, decision = (
+        read_measurements(output, name, before[name.removesuffix(".json")])
+        for name in (SCREENING, DECISION)
+    )
     if not screening and not decision:
         raise ValueError(
             f"{output} holds no finished run: start `python -m studies.matching run` with this "
@@ -165,7 +179,7 @@ def table(output: Path = Path("outputs/matching"), results_folder: Path = RESULT
         "paired_tests": tests,
     }
     results_folder.mkdir(parents=True, exist_ok=True)
-    (results_folder / "matching.json").write_text(json.dumps(report, indent=2) + "\n")
+    path.write_text(json.dumps(report, indent=2) + "\n")
     for results in (screening, decision):
         if results:
             print(format_results(results), end="\n\n")

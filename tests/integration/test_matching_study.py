@@ -93,6 +93,10 @@ def test_a_run_is_trained_once_and_measured_twice(tmp_path, capsys):
     ] * 2
     assert "| position, falling | 1 |" in capsys.readouterr().out
 
+    # From the JSON alone, without the folders.
+    table(tmp_path / "elsewhere", tmp_path / "tables")
+    assert json.loads((tmp_path / "tables" / "matching.json").read_text()) == report
+
 
 def test_every_variant_is_a_recipe(tmp_path):
     for variant in VARIANTS.values():
@@ -124,11 +128,14 @@ def test_variants_are_compared_seed_by_seed():
         measured("V", 0, 20.0),
         measured("V", 1, 22.0),
         measured("V", 2, 90.0),
+        measured("V", 3, 21.0),
         measured("W", 1, 25.0),
+        measured("W", 3, 23.0),
         measured("W", 0, 21.0),
     ]
     tests = {test["measure"]: test for test in compare(results, "V", "W")}
-    assert tests["knn"]["seeds"] == [0, 1] and tests["knn"]["differences"] == [1.0, 3.0]
-    assert tests["knn"]["p"] == pytest.approx(ttest_1samp([1.0, 3.0], 0).pvalue)
+    assert tests["knn"]["seeds"] == [0, 1, 3] and tests["knn"]["differences"] == [1.0, 3.0, 2.0]
+    assert tests["knn"]["p"] == pytest.approx(ttest_1samp([1.0, 3.0, 2.0], 0).pvalue)
     assert tests["knn"]["low"] < 0 < tests["knn"]["high"]
-    assert compare(results[:4], "V", "W") == []
+    # Two differences may be equal by chance, and then p is 0.
+    assert compare(results[:6], "V", "W") == []
