@@ -98,8 +98,8 @@ def test_more_neighbors_than_images_are_refused_before_training(tmp_path, nothin
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("swin", {"image_size": 224}, "'swin' cannot take RGB crops of 16 x 16 .*esvit_swin, vit"),
-        ("esvit_swin", {"num_channels": 1}, "cannot take RGB crops of 16 x 16 .*num_channels=1"),
+        ("swin", {"image_size": 224}, "'swin' cannot take crops of 16 x 16 .*esvit_swin, vit"),
+        ("esvit_swin", {"num_channels": 1}, "the network takes 1 channels, and data.image_mean"),
     ],
 )
 def test_a_network_that_cannot_take_the_crops_is_refused(tmp_path, name, fields, message):

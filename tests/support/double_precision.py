@@ -21,7 +21,7 @@ from esvit_hf.pretraining.recipe_reading import read_recipe
 def main(runs):
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    loop.augment = lambda crop, parameters: augment(crop, parameters).double()
+    loop.augment = lambda *crops, **options: augment(*crops, **options).double()
     # Processes that meet a second time would find the addresses of the first time in their store.
     torch.distributed.destroy_process_group = lambda group=None: None
     for words in runs:

@@ -338,7 +338,7 @@ def _views_of_model(recipe: Recipe) -> list[dict[str, Any]]:
     size = getattr(backbone.model.config, "image_size", None)
     size = size if isinstance(size, int) else _USUAL_IMAGE_SIZE
     with torch.inference_mode():
-        rows, _ = backbone(torch.zeros(1, 3, size, size)).grid
+        rows, _ = backbone(torch.zeros(1, recipe.data.channels, size, size)).grid
     large, small = choose_view_sizes(size, -(-size // rows))
     return [asdict(view) for view in dino_views(global_size=large, local_size=small)]
 

@@ -70,7 +70,11 @@ class Progress:
         Raises:
             ResumeError: if the checkpoint's steps are not those of this run.
         """
-        if not all(type(state[name]) is int for name in vars(self)):
+        changes = state["changes"]
+        is_valid = isinstance(changes, list) and all(isinstance(each, str) for each in changes)
+        if not is_valid or any(
+            type(state[name]) is not int for name in {*vars(self)} - {"changes"}
+        ):
             raise TypeError(f"its progress is {state}")
         if state["total_batch"] != self.total_batch:
             raise ResumeError(
@@ -87,7 +91,7 @@ class Progress:
                 stacklevel=2,
             )
         self.step, self.broken_images = state["step"], state["broken_images"]
-        self.skipped_steps, self.changes = state["skipped_steps"], list(state["changes"])
+        self.skipped_steps, self.changes = state["skipped_steps"], list(changes)
 
 
 def save_checkpoint(

@@ -150,7 +150,8 @@ def _saved_bytes(
 
     precision = recipe.run.mixed_precision
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    crops = [torch.zeros(num_images, 3, view.size, view.size) for view in views]
+    channels = recipe.data.channels
+    crops = [torch.zeros(num_images, channels, view.size, view.size) for view in views]
     with (
         _unchanged(parts.student),
         torch.autocast("cpu", dtype, enabled=precision != "no"),
