@@ -74,13 +74,13 @@ def families_of_timm() -> Iterator[tuple[str, Callable[[], PreTrainedModel]]]:
 def reading(state: Tensor, wide: Tensor | None) -> tuple[Tensor, int] | None:
     """Regions (B, N, C) of a hidden state and the number of tokens in front; None if unknown.
 
-    `wide` is the state for images of twice the width: what has doubled is the width.
+    `wide` is the state for images of twice the width: the axis that has grown is the width.
     """
     if state.ndim == 4 and wide is not None:
-        doubled = [axis for axis in (2, 3) if wide.shape[axis] == 2 * state.shape[axis]]
-        if doubled == [3]:
+        grown = [axis for axis in (1, 2, 3) if wide.shape[axis] > state.shape[axis]]
+        if grown == [3]:
             return state.flatten(2).mT, 0
-        return (state.flatten(1, 2), 0) if doubled == [2] else None
+        return (state.flatten(1, 2), 0) if grown == [2] else None
     if state.ndim == 4 and state.shape[2] == state.shape[3] != state.shape[1]:
         return state.flatten(2).mT, 0
     if state.ndim == 4 and state.shape[1] == state.shape[2] != state.shape[3]:
