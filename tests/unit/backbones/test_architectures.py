@@ -54,6 +54,9 @@ def architectures_of_transformers() -> Iterator[tuple[str, Callable[[], PreTrain
     for name, config_class in CONFIG_MAPPING.items():
         found = MODEL_MAPPING.get(config_class, ())
         for model_class in found if isinstance(found, tuple) else (found,):
+            # Where a package is missing, something else stands for the class.
+            if not issubclass(model_class, PreTrainedModel):
+                continue
             takes_images = model_class.main_input_name == "pixel_values"
             if takes_images and not name.startswith(("esvit", "timm_wrapper")):
                 yield (
