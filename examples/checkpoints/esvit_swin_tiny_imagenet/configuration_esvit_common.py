@@ -3,10 +3,12 @@ conversions.
 """
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
@@ -151,6 +153,29 @@ class EsvitConfig(BackboneConfigMixin, PreTrainedConfig):
         """
         check_names(cls, [name for name in kwargs if name not in config_dict])
         return super().from_dict(config_dict, **kwargs)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
+        """Save a configuration that can be loaded again (see transformers).
+
+        Args:
+            save_directory: Folder to write.
+            *args: As in transformers.
+            **kwargs: As in transformers.
+
+        Raises:
+            ValueError: If it cannot, because of what was set on it since it was made.
+        """
+        try:
+            type(self).from_dict(self.to_dict())
+        except (AttributeError, LookupError, StrictDataclassError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{type(self).__name__} holds values that could not be loaded again ({reason}): "
+                f"correct them before saving."
+            ) from error
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def validate_architecture(self) -> None:
         """Check that the fields describe a network that can be built.

@@ -296,11 +296,17 @@ class RegionBackbone(nn.Module):
         image.
         """
         name = type(self.model).__name__
-        output, records = self._observe(image_size)
+        if getattr(self.model.config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"{name} ends in a decoder, whose queries are no regions of the image: choose its "
+                f"encoder, or a network that gives features per region"
+            )
+        output, records, pixels = self._observe(image_size)
         last: Tensor = output.last_hidden_state
         stride = _first_stride(self.model)
         self._layout = find_layout(last, image_size, stride, name)
         hidden_states = getattr(output, "hidden_states", None) or ()
+        _check_last_token(hidden_states, pixels, name)
         self._hidden_layouts = find_hidden_layouts(
             hidden_states, self._layout, image_size, stride, name
         )
@@ -309,14 +315,14 @@ class RegionBackbone(nn.Module):
         self._final_norm = _find_final_norm(output, records)
         _freeze_unused(self.model, features.regions.sum() + features.pooled.sum())
 
-    def _observe(self, image_size: tuple[int, int]) -> tuple[Any, list["_Record"]]:
+    def _observe(self, image_size: tuple[int, int]) -> tuple[Any, list["_Record"], Tensor]:
         """Run a foreign network on one image, record what its layers compute and check that its
-        output can be read.
+        output can be read. The image, which has a gradient, is returned last.
         """
         model, (height, width) = self.model, image_size
         channels = getattr(model.config, "num_channels", None) or 3
         pixels = torch.linspace(-1, 1, channels * height * width, device=model.device)
-        pixels = pixels.reshape(1, channels, height, width)
+        pixels = pixels.reshape(1, channels, height, width).requires_grad_()
         was_training = model.training
         model.eval()
         try:
@@ -332,7 +338,7 @@ class RegionBackbone(nn.Module):
             model.train(was_training)
         _check_spatial(output, type(model).__name__)
         _check_repeatable(output, repeated, type(model).__name__)
-        return output, records
+        return output, records, pixels
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -404,6 +410,22 @@ def _check_spatial(output: Any, name: str) -> None:
     raise ValueError(
         f"{name} has no spatial tokens ({found}): choose a network that gives features per region"
     )
+
+
+def _check_last_token(hidden_states: Sequence[Any], pixels: Tensor, name: str) -> None:
+    """Refuse tokens behind the regions, such as those that YOLOS detects objects with."""
+    first = hidden_states[0] if len(hidden_states) else None
+    if not isinstance(first, Tensor) or first.ndim != 3 or not first.requires_grad:
+        return
+    token = first[:, -1]
+    # Unequal weights: a sum of normalized channels is constant.
+    total = (token * torch.arange(1, token.shape[1] + 1, device=token.device)).sum()
+    (gradient,) = torch.autograd.grad(total, pixels, retain_graph=True, allow_unused=True)
+    if gradient is None or not gradient.any():
+        raise ValueError(
+            f"{name} puts tokens that belong to no region behind its regions: choose a network "
+            f"whose further tokens come first"
+        )
 
 
 def _check_repeatable(output: Any, repeated: Any, name: str) -> None:

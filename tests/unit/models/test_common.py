@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
 from safetensors.torch import load_file, save_file
 from tests.support.networks import SIZE, build, features, gradients, images
 from torch import nn
@@ -313,6 +314,22 @@ def test_saved_type_is_the_loaded_type(network, dtype, tmp_path):
     assert network.model.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", ["model", "classifier", "backbone"])
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_weights_may_wait_elsewhere(network, kind, place, tmp_path):
+    config = network.config(num_labels=3, out_features=["stem", "stage2"])
+    model = build(getattr(network, kind), config)
+    pixels, cpu = images(2, 3, 36, 40), torch.device("cpu")
+    with torch.no_grad():
+        expected = model(pixels).to_tuple()
+        if place == "memory":
+            cpu_offload(model, execution_device=cpu)
+        else:
+            disk_offload(model, str(tmp_path), execution_device=cpu)
+        assert all(parameter.device.type == "meta" for parameter in model.parameters())
+        torch.testing.assert_close(model(pixels).to_tuple(), expected, atol=0, rtol=0)
+
+
 def test_copies_and_pickles_are_independent_networks(network):
     model = build(network.model, network.config())
     pixels = images(1, 3, SIZE, SIZE)
@@ -387,6 +404,36 @@ def test_every_linear_layer_is_found_by_tools(network):
     found = counter.get_flop_counts()["Global"]
     products = sum(found.get(name, 0) for name in (torch.ops.aten.mm, torch.ops.aten.addmm))
     assert products == sum(counted) > 0
+
+
+def test_dynamic_quantization_takes_every_linear_layer(network):
+    model = build(network.classifier, network.config(num_labels=3))
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert linear
+    for name in linear:
+        assert isinstance(quantized.get_submodule(name), nn.quantized.dynamic.Linear), name
+    pixels = images(2, 3, 36, 40)
+    with torch.no_grad():
+        exact, rounded = model(pixels).logits, quantized(pixels).logits
+    assert 0 < (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_forward_mode_derivatives_are_those_of_small_differences(network, implementation):
+    model = build(network.model, network.config()).double()
+    model.set_attn_implementation(implementation)
+    pixels, direction = (images(2, 3, 36, 40, seed=seed).double() for seed in (1, 2))
+
+    def view(values):
+        return model(values).pooler_output
+
+    values, derivative = torch.func.jvp(view, (pixels,), (direction,))
+    with torch.no_grad():
+        step = 1e-5 * direction
+        expected = (view(pixels + step) - view(pixels - step)) / 2e-5
+        torch.testing.assert_close(values, view(pixels))
+    torch.testing.assert_close(derivative, expected, atol=1e-7, rtol=1e-6)
 
 
 def test_compiles_into_one_graph(network):

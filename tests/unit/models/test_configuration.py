@@ -2,11 +2,16 @@
 
 import json
 import re
+import tempfile
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import StrictDataclassError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.support.networks import NETWORKS, build
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, GenerationConfig
 
 
 def test_configuration_survives_the_round_trip(network, tmp_path):
@@ -115,3 +120,63 @@ def test_whatever_was_set_and_saved_can_be_loaded(network, kind, tmp_path):
     for loaded in (type(model).from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         assert loaded.config.layer_norm_eps == loaded.config.anything == 0.5
     assert type(model.config).from_dict(model.config.to_dict()).drop == 0.5
+
+
+CONFIGURATIONS = {family: type(network.config()) for family, network in NETWORKS.items()}
+NAMES = sorted(
+    {
+        *(field.name for made in CONFIGURATIONS.values() for field in fields(made)),
+        *(name for made in CONFIGURATIONS.values() for name in made.attribute_map),
+        *vars(GenerationConfig()),
+        *("num_labels", "out_features", "out_indices", "stage_names", "num_hidden_layers"),
+        *("in_chans", "drop", "window", "drop_pth_rate", "anything"),
+    }
+)
+NUMBERS = st.booleans() | st.integers(-2, 300) | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = (
+    st.none()
+    | NUMBERS
+    | st.text("a1_", max_size=4)
+    | st.lists(st.integers(-1, 20), max_size=3)
+    | st.dictionaries(st.text("a1", min_size=1, max_size=2), NUMBERS, max_size=2)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(NETWORKS)), st.sampled_from(NAMES), VALUES)
+def test_what_could_be_saved_can_be_loaded(family, name, value):
+    config = NETWORKS[family].config()
+    try:
+        setattr(config, name, value)
+    except (AttributeError, StrictDataclassError, TypeError, ValueError):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            config.save_pretrained(folder)
+        except ValueError as refused:
+            assert (
+                name in str(refused) or "generation" in str(refused) or "could not" in str(refused)
+            )
+            assert not list(Path(folder).iterdir())
+            return
+        assert type(AutoConfig.from_pretrained(folder)) is type(config)
+
+
+@pytest.mark.parametrize("kind", ["model", "classifier", "backbone"])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("depths", [1, 1, 1], "entries; the network has"),
+        ("num_attention_heads", [3, 3], "does not divide"),
+        ("layer_norm_epsilon", None, "layer_norm_eps.*expected float"),
+        ("id2label", ["cat", "dog"], "items"),
+        ("_out_indices", [7], "valid indices"),
+    ],
+)
+def test_contradictions_are_refused_at_saving(network, kind, name, value, message, tmp_path):
+    model = build(getattr(network, kind), network.config())
+    setattr(model.config, name, value)
+    with pytest.raises(ValueError, match=f"could not be loaded again.*{message}"):
+        model.save_pretrained(tmp_path)
+    # The code of a registered class comes first.
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".py"}
