@@ -110,7 +110,7 @@ def evaluate(
     from esvit_hf.features.store import FeatureStore, default_features_folder
 
     accelerator = start_accelerator(mixed_precision)
-    with open_network(model) as network:
+    with open_network(model, revision) as network:
         images = str(dataset) if isinstance(dataset, str | Path) else dataset
         needs = [task.needs() for task in chosen]
         columns: dict[str, Any] = {

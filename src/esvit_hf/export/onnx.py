@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.files import write_aside
+from esvit_hf.common.places import check_model_place
 from esvit_hf.models.configuration_esvit_common import as_pair
 from esvit_hf.models.modeling_esvit_common import EsvitBaseModel, EsvitForImageClassification
 
@@ -131,6 +132,7 @@ def _require_packages(check: bool) -> None:
 
 
 def _load(name: str) -> PreTrainedModel:
+    check_model_place(name)
     try:
         config = AutoConfig.from_pretrained(name)
         classifier = any("ForImageClassification" in saved for saved in config.architectures or ())
