@@ -143,6 +143,7 @@ def evaluate(
             num_workers=num_workers,
             accelerator=accelerator,
         )
+        chosen = [task.for_network(store) for task in chosen]
         given["tasks"] = ",".join(task.name for task in chosen)
         given["model"] = network if isinstance(network, str) else word(network.model)
         given["dataset"] = images if isinstance(images, str) else IN_MEMORY_DATA

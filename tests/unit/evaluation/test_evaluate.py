@@ -259,7 +259,9 @@ def test_numbers_alone_need_no_matplotlib(
 
 
 @pytest.mark.filterwarnings("ignore:the best learning rate", "ignore:the best strength")
-@pytest.mark.parametrize(("images", "neighbors", "shots"), [(20, [10, 20], [1, 5, 10])])
+@pytest.mark.parametrize(
+    ("images", "neighbors", "shots"), [(20, [10, 20], [1, 5, 10]), (4, [6], [1])]
+)
 def test_the_defaults_measure_a_small_folder_of_class_folders(
     images: int, neighbors: list[int], shots: list[int], model: Path, call: Call, tmp_path: Path
 ) -> None:
@@ -268,9 +270,13 @@ def test_the_defaults_measure_a_small_folder_of_class_folders(
             file = tmp_path / "photos" / name / f"{index}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             PILImage.new("RGB", (40, 30), (shade + index, shade, shade)).save(file)
-    with pytest.warns(UserWarning, match="knn: k .*200 is left out, as there are"):
-        code, output, errors = call(model, "photos", "--linear.blocks", "[1]")
+    with (
+        pytest.warns(UserWarning, match="knn: k .*200 is left out, as there are"),
+        pytest.warns(UserWarning, match="linear: blocks 4 is left out, as EsvitSwinModel has 2"),
+    ):
+        code, output, errors = call(model, "photos")
     assert code == 0, errors
+    assert "--linear.blocks" in json.loads(output.strip().splitlines()[-1])["command"]
     tasks = json.loads(output.strip().splitlines()[-1])["tasks"]
     assert sorted(tasks) == ["few_shot", "knn", "linear", "logistic"]
     assert [row["k"] for row in tasks["knn"]["accuracies"]] == neighbors
