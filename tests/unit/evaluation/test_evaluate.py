@@ -394,12 +394,13 @@ def test_bad_data_is_refused_before_a_network_is_loaded(
         write_shades(tmp_path / "one", split, 4, classes=classes)
     for split, classes in (("train", 2), ("test", 3)):
         write_shades(tmp_path / "absent", split, 6, classes=classes)
+    (tmp_path / "no_network").mkdir()
     messages = {
         "one": "all training images have class 'dark'",
         "absent": "for example class 'light'",
     }
     for folder, message in messages.items():
-        code, _, errors = call("/no/such/model", folder, "--report", "out")
+        code, _, errors = call(tmp_path / "no_network", folder, "--report", "out")
         assert code == 2
         assert message in errors, errors
 
