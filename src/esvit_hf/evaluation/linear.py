@@ -8,6 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
+from esvit_hf.common.errors import one_line
 from esvit_hf.common.files import expand_homes
 from esvit_hf.evaluation.task import (
     EvaluationData,
@@ -120,7 +123,15 @@ class LinearTask(Task):
         )
         found = self._describe(result, data)
         if self.output_dir is not None and accelerator.is_main_process:
-            self._save(data, result, found)
+            try:
+                self._save(data, result, found)
+            # A full disk; the report is still to be written.
+            except (OSError, SafetensorError) as error:
+                warnings.warn(
+                    f"linear.output_dir {str(self.output_dir)!r}: the classifier could not be "
+                    f"saved ({one_line(error)}): remove the folder, make room and evaluate again",
+                    stacklevel=2,
+                )
         return found
 
     def without_files(self) -> "LinearTask":

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import write_aside
+from esvit_hf.common.files import make_writable_folder, write_aside
 from esvit_hf.common.places import check_model_place
 from esvit_hf.models.configuration_esvit_common import as_pair
 from esvit_hf.models.modeling_esvit_common import EsvitBaseModel, EsvitForImageClassification
@@ -97,6 +97,10 @@ def export_onnx(
         raise ValueError(
             f"output={str(output)!r} is not a file in an existing folder: create the folder first."
         )
+    try:
+        make_writable_folder(output.parent)
+    except OSError as error:
+        raise ValueError(f"output={str(output)!r} cannot be written ({error}).") from error
     network = _load(str(model_name_or_path))
     size = None if image_size is None else as_pair(image_size, "image_size")
     names = (
