@@ -50,7 +50,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("./netwrok", 0, "there is no such folder: did you mean network?"),
         ("esvit_swin_tiny_w7_vrr", 0, "the zoo has esvit_swin_tiny_w7_vr: `esvit zoo build esvit"),
-        ("a.png", 0, "is a file: give the folder of a network"),
+        ("a.png", 0, "which is a file: give the folder of a network"),
         ("no/such-model", 1, "there is no such folder, and the Hub has no such repository"),
     ],
 )

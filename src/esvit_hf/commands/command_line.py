@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from esvit_hf.common.command_line import parse_function
 from esvit_hf.common.errors import NoSuchModelError, one_line
 
-__all__ = ["report_errors", "run"]
+__all__ = ["report_errors", "run", "without_bars_of_networks"]
 
 _SECONDS_FOR_THE_FIRST = 20
 _SAY_AFTER = """
@@ -104,6 +104,20 @@ def _tell_launcher(line: str) -> None:
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+
+@contextlib.contextmanager
+def without_bars_of_networks() -> Iterator[None]:
+    """Keep transformers from drawing bars between ours while it loads and saves networks."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def run(function: Callable[..., dict[str, Any] | None]) -> None:

@@ -84,8 +84,8 @@ def check_model_place(name_or_path: str, *, revision: str | None = None) -> None
         if path.is_file():
             raise NoSuchModelError(
                 name_or_path,
-                f"{name_or_path} is a file: give the folder of a network; esvit convert turns a "
-                f"checkpoint of the authors into one",
+                f"cannot load a model from {name_or_path!r}, which is a file: give the folder of a "
+                f"network; esvit convert turns a checkpoint of the authors into one",
             )
         raise NoSuchModelError(
             name_or_path,

@@ -276,6 +276,7 @@ def test_the_defaults_measure_a_small_folder_of_class_folders(
     ):
         code, output, errors = call(model, "photos")
     assert code == 0, errors
+    assert "features: " in errors and "Loading weights" not in errors
     assert "--linear.blocks" in json.loads(output.strip().splitlines()[-1])["command"]
     tasks = json.loads(output.strip().splitlines()[-1])["tasks"]
     assert sorted(tasks) == ["few_shot", "knn", "linear", "logistic"]
