@@ -106,6 +106,13 @@ class RegionBackbone(nn.Module):
         """
         return self._read(self._run(pixel_values), pixel_values)
 
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks that `block_features` knows."""
+        if isinstance(self.model, _RegionModel):
+            return int(sum(self.model.config.depths))
+        return max(len(self._hidden_layouts) - 1, 1)
+
     def pooled_blocks(self, pixel_values: Tensor, count: int) -> Tensor:
         """View features of the last `count` blocks, concatenated from the earliest to the last: the
         linear-probe input.

@@ -14,6 +14,7 @@ from esvit_hf.acceleration.linear import use_fast_linear
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.foreign_swin import own_swin
 from esvit_hf.common.errors import one_line
+from esvit_hf.common.places import check_model_place
 
 __all__ = ["load_backbone"]
 
@@ -46,6 +47,7 @@ def load_backbone(
             features) or leave layers over.
     """
     name_or_path = str(name_or_path)
+    check_model_place(name_or_path, revision=revision)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config, unknown = AutoConfig.from_pretrained(

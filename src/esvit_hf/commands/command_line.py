@@ -3,22 +3,23 @@ JSON.
 """
 
 import contextlib
+import difflib
 import functools
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from esvit_hf.common.command_line import parse_function
-from esvit_hf.common.errors import one_line
+from esvit_hf.common.errors import NoSuchModelError, one_line
 
-__all__ = ["report_errors", "run"]
+__all__ = ["report_errors", "run", "without_bars_of_networks"]
 
 _SECONDS_FOR_THE_FIRST = 20
 _SAY_AFTER = """
@@ -47,13 +48,30 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(*args, **kwargs)
         except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
-            _say(one_line(error, None))
+            _say(one_line(error, None) + _zoo_hint(error))
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
 
     return guarded
+
+
+def _zoo_hint(error: Exception) -> str:
+    """How to get the network that was meant, where the zoo has it."""
+    if not isinstance(error, NoSuchModelError):
+        return ""
+    # Imported late: it is rarely needed.
+    from esvit_hf.zoo.entries import ENTRIES
+
+    released = [entry.name for entry in ENTRIES if entry.kind == "released"]
+    near = difflib.get_close_matches(error.name, released, 1, cutoff=0.8)
+    if near:
+        return (
+            f"; the zoo has {near[0]}: `esvit zoo build {near[0]} --checkpoint FILE --output "
+            f"FOLDER` makes its folder from the authors' file"
+        )
+    return "; `esvit zoo` lists the networks of the zoo" if error.name.startswith("esvit_") else ""
 
 
 def _say(problem: str) -> None:
@@ -86,6 +104,20 @@ def _tell_launcher(line: str) -> None:
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+
+@contextlib.contextmanager
+def without_bars_of_networks() -> Iterator[None]:
+    """Keep transformers from drawing bars between ours while it loads and saves networks."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def run(function: Callable[..., dict[str, Any] | None]) -> None:

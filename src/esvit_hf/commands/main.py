@@ -4,11 +4,12 @@ import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import esvit_hf
-from esvit_hf.commands.command_line import report_errors
+from esvit_hf.commands.command_line import report_errors, without_bars_of_networks
 from esvit_hf.common.command_line import nearest, parse_function
 
 __all__ = ["COMMANDS", "Command", "main"]
@@ -27,6 +28,8 @@ class Command:
         summary: `module:function` from what the command returns to text for people, which is
             printed before the JSON.
         reads_words: the function takes the words behind the command and returns the exit code.
+        loads_networks: it may load or save networks, whose bars would break ours; one that reads
+            words sees to it itself.
     """
 
     function: str
@@ -34,6 +37,7 @@ class Command:
     groups: str | None = None
     summary: str | None = None
     reads_words: bool = False
+    loads_networks: bool = True
 
 
 COMMANDS = {
@@ -43,7 +47,9 @@ COMMANDS = {
         reads_words=True,
     ),
     "recipes": Command(
-        "esvit_hf.commands.pretrain:print_recipes", "List the recipes that come with the package."
+        "esvit_hf.commands.pretrain:print_recipes",
+        "List the recipes that come with the package.",
+        loads_networks=False,
     ),
     "evaluate": Command(
         "esvit_hf.evaluation.evaluate:evaluate",
@@ -75,10 +81,12 @@ COMMANDS = {
     "index": Command(
         "esvit_hf.commands.shards:index",
         "Write the index of parquet or tar shards that pretraining streams.",
+        loads_networks=False,
     ),
     "repack": Command(
         "esvit_hf.commands.shards:repack",
         "Write a zip or TSV pack of the reference implementation as parquet shards.",
+        loads_networks=False,
     ),
     "convert": Command(
         "esvit_hf.reference.conversion:convert_checkpoint",
@@ -91,12 +99,20 @@ COMMANDS = {
     "push": Command(
         "esvit_hf.hub.push:push", "Publish a model folder on the Hub, checked and in one commit."
     ),
-    "zoo": Command("esvit_hf.commands.zoo:print_checkpoints", "List the checkpoints of the zoo."),
+    "zoo": Command(
+        "esvit_hf.commands.zoo:print_checkpoints",
+        "List the checkpoints of the zoo.",
+        loads_networks=False,
+    ),
     "zoo build": Command(
         "esvit_hf.commands.zoo:build",
         "Turn a released checkpoint of the authors into a Hub folder.",
     ),
-    "zoo cards": Command("esvit_hf.zoo.entry_cards:write_cards", "Write the cards of all entries."),
+    "zoo cards": Command(
+        "esvit_hf.zoo.entry_cards:write_cards",
+        "Write the cards of all entries.",
+        loads_networks=False,
+    ),
 }
 """What `esvit` does, by name; a name may have two words."""
 
@@ -125,7 +141,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     if command.reads_words:
         return int(function(rest))
     groups: Mapping[str, type] = _load(command.groups) if command.groups else {}
-    result = function(**parse_function(function, rest, program=f"esvit {name}", groups=groups))
+    arguments = parse_function(function, rest, program=f"esvit {name}", groups=groups)
+    with without_bars_of_networks() if command.loads_networks else nullcontext():
+        result = function(**arguments)
     if result is not None:
         if command.summary and (summary := _load(command.summary)(result)):
             print(summary)

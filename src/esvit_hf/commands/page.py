@@ -55,6 +55,11 @@ def show_page(
         ) from error
     if not 1 <= port <= 65535:
         raise ValueError(f"--port is {port}: choose one from 1 to 65535, for example 7860")
+    accelerator = Accelerator()
+    stores = [open_store(model, Batches(), cache, accelerator)]
+    if compare is not None:
+        second = ModelSource(compare, trust_remote_code=model.trust_remote_code)
+        stores.append(open_store(second, Batches(), cache, accelerator))
     source = None
     if dataset is not None:
         source = load_images(
@@ -62,9 +67,4 @@ def show_page(
                 dataset, config_name, image_column, label_column, max_image_pixels, split=split
             )
         )
-    accelerator = Accelerator()
-    stores = [open_store(model, Batches(), cache, accelerator)]
-    if compare is not None:
-        second = ModelSource(compare, trust_remote_code=model.trust_remote_code)
-        stores.append(open_store(second, Batches(), cache, accelerator))
     serve_page(Explorer(page_networks(stores), source), host=host, port=port)

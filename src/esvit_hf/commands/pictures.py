@@ -183,12 +183,12 @@ def neighbors(
     output = Path(output)
     check_picture_path(output)
     picture = _read_image(Path(image))
+    store = open_store(model, batches, cache, Accelerator())
     source = load_images(data)
     if not 1 <= count <= len(source):
         raise ValueError(
             f"--count is {count}: choose 1 to {len(source)}, the number of images in {data.dataset}"
         )
-    store = open_store(model, batches, cache, Accelerator())
     features = store.features(source)
     found = nearest_images(
         view_feature(store.backbone, store.processor, picture), source, features, count

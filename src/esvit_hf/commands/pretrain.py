@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from esvit_hf.commands.command_line import without_bars_of_networks
 from esvit_hf.pretraining.shipped_recipes import RECIPES, list_recipes
 
 __all__ = ["pretrain_from_words", "print_recipes"]
@@ -32,7 +33,8 @@ def pretrain_from_words(words: Sequence[str]) -> int:
         return 0
     from esvit_hf.pretraining.loop import pretrain
 
-    result = pretrain(values)
+    with without_bars_of_networks():
+        result = pretrain(values)
     if result.interrupted:
         print(
             f"stopped at step {result.steps}; continue with the same command and --run.resume true"

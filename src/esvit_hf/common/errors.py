@@ -1,6 +1,19 @@
 """Errors as people read them."""
 
-__all__ = ["one_line"]
+__all__ = ["NoSuchModelError", "one_line"]
+
+
+class NoSuchModelError(ValueError):
+    """There is no network of this name.
+
+    Args:
+        name: what was asked for.
+        problem: what is wrong and what to do.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(problem)
+        self.name = name
 
 
 def one_line(error: BaseException | str, limit: int | None = 300) -> str:

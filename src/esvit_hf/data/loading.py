@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import datasets
 from datasets import (
     Dataset,
     DatasetDict,
@@ -18,9 +19,10 @@ from datasets import (
     load_from_disk,
 )
 from datasets.exceptions import DatasetsError
+from huggingface_hub import HfApi
 
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import HUB_NAME, expand_home
+from esvit_hf.common.places import check_on_hub, find_path, is_cached, similar_path
 from esvit_hf.data.image_folder import SPLIT_FOLDERS, ImageFolder, list_image_folder
 
 ARCHIVES = {".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"}
@@ -122,19 +124,39 @@ def _find_on_disk(name_or_path: str) -> Path | None:
     Raises:
         ValueError: it is neither.
     """
-    path = Path(expand_home(name_or_path))
-    if path.exists():
+    path = find_path(name_or_path)
+    if path is None:
+        check_hub_data(name_or_path)
+    if path is None or path.exists():
         return path
     if "://" in name_or_path:
         raise ValueError(
             f"{name_or_path} is an address, which pretraining can read while it streams; for "
             f"everything else get the data and give its folder"
         )
-    if not HUB_NAME.fullmatch(name_or_path):
+    raise ValueError(
+        f"{name_or_path} does not exist{similar_path(path)}; give a folder, a parquet file, or a "
+        f"name on the Hub"
+    )
+
+
+def check_hub_data(name: str) -> None:
+    """Refuse a data set that the Hub does not have, without waiting.
+
+    Args:
+        name: of the data set; one that is in the cache is not asked for.
+
+    Raises:
+        ValueError: there is none, or the Hub cannot be asked.
+    """
+    prepared = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
+    if prepared.is_dir() or is_cached("dataset", name):
+        return
+    if problem := check_on_hub(HfApi().dataset_info, name):
         raise ValueError(
-            f"{name_or_path} does not exist; give a folder, a parquet file, or a name on the Hub"
+            f"{name} does not exist here{similar_path(Path(name))}, and as a name on the Hub it "
+            f"cannot be used: {problem}"
         )
-    return None
 
 
 def _load_parquet_file(path: Path, split: str) -> Dataset:

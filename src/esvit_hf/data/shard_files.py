@@ -152,7 +152,8 @@ def _sample_field(name: str) -> tuple[str, str]:
 
 
 def read_row_group(url: str, group: int, column: str) -> list[Any]:
-    """Read a column of a row group of a parquet file, of images the bytes alone.
+    """Read a column of a row group of a parquet file, of images the bytes, or the path where there
+    are none.
 
     Raises:
         READING_ERRORS: it cannot be read.
@@ -162,12 +163,24 @@ def read_row_group(url: str, group: int, column: str) -> list[Any]:
     # Of an image column only the bytes are read.
     leaf = f"{column}.bytes" if f"{column}.bytes" in paths else column
     with open_shard(url) as file:
-        table = pyarrow.parquet.ParquetFile(file, metadata=footer).read_row_group(
-            group, columns=[leaf], use_threads=False
-        )
-    values = table.column(0).to_pylist()
-    # Of a structure one field was read.
-    return [next(iter(value.values())) if isinstance(value, dict) else value for value in values]
+        shard = pyarrow.parquet.ParquetFile(file, metadata=footer)
+
+        def read(name: str) -> list[Any]:
+            table = shard.read_row_group(group, columns=[name], use_threads=False)
+            values = table.column(0).to_pylist()
+            # Of a structure one field was read.
+            return [
+                next(iter(each.values())) if isinstance(each, dict) else each for each in values
+            ]
+
+        found = read(leaf)
+        # What `datasets` writes of a folder of images.
+        if None in found and f"{column}.path" in paths:
+            found = [
+                path if content is None else content
+                for content, path in zip(found, read(f"{column}.path"), strict=True)
+            ]
+    return found
 
 
 def read_samples(url: str, start: int, end: int | None) -> Iterator[dict[str, bytes]]:

@@ -17,7 +17,9 @@ from datasets.exceptions import DatasetsError
 from PIL import Image
 
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import HUB_NAME, expand_home, write_aside
+from esvit_hf.common.files import expand_home, write_aside
+from esvit_hf.common.places import find_path, similar_path
+from esvit_hf.data.loading import check_hub_data
 from esvit_hf.data.shard_files import (
     READING_ERRORS,
     index_tar,
@@ -165,11 +167,15 @@ def find_shards(
         or path.is_file()
     ):
         urls = [url for pattern in _expand_range(name_or_path) for url in _expand_star(pattern)]
-    elif path.is_dir() or HUB_NAME.fullmatch(name_or_path):
-        urls = _shards_of_split(str(path) if path.is_dir() else name_or_path, split, config_name)
+    elif path.is_dir():
+        urls = _shards_of_split(str(path), split, config_name)
+    elif find_path(name_or_path) is None:
+        check_hub_data(name_or_path)
+        urls = _shards_of_split(name_or_path, split, config_name)
     else:
         raise ValueError(
-            f"{name_or_path} does not exist; give a folder, shards, an index, or a name on the Hub"
+            f"{name_or_path} does not exist{similar_path(path)}; give a folder, shards, an index, "
+            f"or a name on the Hub"
         )
     if not urls:
         raise ValueError(f"no file matches {name_or_path}; check the pattern")

@@ -110,7 +110,7 @@ def evaluate(
     from esvit_hf.features.store import FeatureStore, default_features_folder
 
     accelerator = start_accelerator(mixed_precision)
-    with open_network(model) as network:
+    with open_network(model, revision) as network:
         images = str(dataset) if isinstance(dataset, str | Path) else dataset
         needs = [task.needs() for task in chosen]
         columns: dict[str, Any] = {
@@ -143,6 +143,7 @@ def evaluate(
             num_workers=num_workers,
             accelerator=accelerator,
         )
+        chosen = [task.for_network(store) for task in chosen]
         given["tasks"] = ",".join(task.name for task in chosen)
         given["model"] = network if isinstance(network, str) else word(network.model)
         given["dataset"] = images if isinstance(images, str) else IN_MEMORY_DATA

@@ -1,12 +1,16 @@
 """The task `linear`: linear classifiers trained on frozen features, the best one tested."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
+from esvit_hf.common.errors import one_line
 from esvit_hf.common.files import expand_homes
 from esvit_hf.evaluation.task import (
     EvaluationData,
@@ -23,10 +27,12 @@ from esvit_hf.figures.report import plot_linear_probe
 if TYPE_CHECKING:
     from esvit_hf.evaluation.classifiers.linear_probe import LinearProbeResult
     from esvit_hf.evaluation.random_crops import AugmentedFeatures
+    from esvit_hf.features.store import FeatureStore
 
 __all__ = ["LEARNING_RATES", "LinearTask"]
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_USUAL_BLOCKS = (1, 4)
 # By whether they are augmented.
 _IMAGES = {True: "random crops and flips", False: "no augmentation"}
 
@@ -37,7 +43,7 @@ class LinearTask(Task):
 
     Args:
         blocks: numbers of last blocks whose pooled features are concatenated, to choose from; 1
-            takes the view feature.
+            takes the view feature. Of the usual ones those that the network has.
         learning_rates: rates for a batch of 256, to choose from.
         epochs: passes over the training images.
         augment: crop and mirror the training images at random in every epoch, as in the papers;
@@ -50,7 +56,7 @@ class LinearTask(Task):
 
     name = "linear"
 
-    blocks: Sequence[int] = (1, 4)
+    blocks: Sequence[int] = _USUAL_BLOCKS
     learning_rates: Sequence[float] = LEARNING_RATES
     epochs: int = 100
     augment: bool = False
@@ -73,6 +79,19 @@ class LinearTask(Task):
     def needs(self) -> Needs:
         """The pooled features of the last blocks; of augmented images in every epoch anew."""
         return Needs(blocks=max(self.blocks), network=self.augment)
+
+    def for_network(self, store: "FeatureStore") -> "LinearTask":
+        """Leave out usual numbers of blocks that are more than the network has."""
+        if tuple(self.blocks) != _USUAL_BLOCKS or store.backbone.num_blocks >= max(_USUAL_BLOCKS):
+            return self
+        kept = [count for count in _USUAL_BLOCKS if count <= store.backbone.num_blocks]
+        left_out = ", ".join(str(count) for count in _USUAL_BLOCKS if count not in kept)
+        warnings.warn(
+            f"linear: blocks {left_out} is left out, as {type(store.backbone.model).__name__} has "
+            f"{store.backbone.num_blocks} blocks",
+            stacklevel=2,
+        )
+        return dataclasses.replace(self, blocks=kept)
 
     def check(self, data: EvaluationData) -> None:
         """Refuse a classifier that could not be saved, and crops of no known size."""
@@ -104,7 +123,15 @@ class LinearTask(Task):
         )
         found = self._describe(result, data)
         if self.output_dir is not None and accelerator.is_main_process:
-            self._save(data, result, found)
+            try:
+                self._save(data, result, found)
+            # A full disk; the report is still to be written.
+            except (OSError, SafetensorError) as error:
+                warnings.warn(
+                    f"linear.output_dir {str(self.output_dir)!r}: the classifier could not be "
+                    f"saved ({one_line(error)}): remove the folder, make room and evaluate again",
+                    stacklevel=2,
+                )
         return found
 
     def without_files(self) -> "LinearTask":

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.files import public_name
+from esvit_hf.common.places import check_model_place
 from esvit_hf.data.decoding import BrokenImage
 from esvit_hf.evaluation.splits import LabeledSplits, overlapping_images
 from esvit_hf.evaluation.task import EvaluationData, Task, TaskResult
@@ -26,11 +27,14 @@ _SOFTWARE = ("esvit-hf", "torch", "transformers", "datasets")
 
 
 @contextmanager
-def open_network(model: str | Path | PreTrainedModel | RegionBackbone) -> Iterator[Any]:
+def open_network(
+    model: str | Path | PreTrainedModel | RegionBackbone, revision: str | None
+) -> Iterator[Any]:
     """Take a network by name or as it is.
 
     Args:
         model: Hub name, folder, or loaded network.
+        revision: branch, tag or commit on the Hub.
 
     Yields:
         The name as it is given, or the loaded network as a `RegionBackbone`. Afterwards a loaded
@@ -40,6 +44,7 @@ def open_network(model: str | Path | PreTrainedModel | RegionBackbone) -> Iterat
         ValueError: it is none of these.
     """
     if isinstance(model, str | Path):
+        check_model_place(str(model), revision=revision)
         yield str(model)
         return
     if not isinstance(model, PreTrainedModel | RegionBackbone):

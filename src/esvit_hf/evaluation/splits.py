@@ -297,6 +297,8 @@ def check_images_per_class(
 def held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """Draw a share of every class to validate on; each class keeps at least one image for training.
 
+    Where the share of so few images is none, one of each class that has two is drawn.
+
     Args:
         labels: (N,) integer classes on the CPU.
         fraction: the share, between 0 and 1.
@@ -315,13 +317,17 @@ def held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
     # image.
     picks = ((torch.arange(len(labels) + 1, dtype=torch.float64) * fraction).floor().diff()) > 0
     picks[0] = False
-    picks[1:] &= grouped[1:] == grouped[:-1]
+    follows = grouped[1:] == grouped[:-1]
+    picks[1:] &= follows
+    if not picks.any():
+        picks[1:] = follows
+        picks[2:] &= ~follows[:-1]
     mask = torch.zeros(len(labels), dtype=torch.bool)
     mask[order[picks]] = True
     if not mask.any():
         raise ValueError(
-            f"validation_fraction {fraction} of {len(labels)} training images leaves none to "
-            f"choose a setting by: raise it or use more images"
+            "each class has one training image, which leaves none to choose a setting by: use "
+            "more images"
         )
     return mask
 

@@ -171,6 +171,17 @@ class Task(ABC):
     def needs(self) -> Needs:
         """Say what the task takes from the network, with these options."""
 
+    def for_network(self, store: "FeatureStore") -> "Task":
+        """Return the task without those of its default settings that the network cannot do.
+
+        Args:
+            store: features of the network.
+
+        Raises:
+            ValueError: the network cannot be loaded.
+        """
+        return self
+
     def check(self, data: EvaluationData) -> None:  # noqa: B027 - most tasks have nothing to check
         """Refuse options that do not fit the data or the network, before features are computed.
 

@@ -98,7 +98,7 @@ def transfer(
     ]
     for store in stores:
         # A model that cannot be used is an error of the whole run, not of one data set.
-        store.processor, store.backbone  # noqa: B018
+        store.backbone, store.processor  # noqa: B018
     runner = TransferRunner(stores, folder / "results", validation_fraction, seed)
     progress = tqdm(
         chosen, desc="transfer", unit="data set", disable=not accelerator.is_main_process

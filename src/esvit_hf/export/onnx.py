@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import write_aside
+from esvit_hf.common.files import make_writable_folder, write_aside
+from esvit_hf.common.places import check_model_place
 from esvit_hf.models.configuration_esvit_common import as_pair
 from esvit_hf.models.modeling_esvit_common import EsvitBaseModel, EsvitForImageClassification
 
@@ -96,6 +97,10 @@ def export_onnx(
         raise ValueError(
             f"output={str(output)!r} is not a file in an existing folder: create the folder first."
         )
+    try:
+        make_writable_folder(output.parent)
+    except OSError as error:
+        raise ValueError(f"output={str(output)!r} cannot be written ({error}).") from error
     network = _load(str(model_name_or_path))
     size = None if image_size is None else as_pair(image_size, "image_size")
     names = (
@@ -131,6 +136,7 @@ def _require_packages(check: bool) -> None:
 
 
 def _load(name: str) -> PreTrainedModel:
+    check_model_place(name)
     try:
         config = AutoConfig.from_pretrained(name)
         classifier = any("ForImageClassification" in saved for saved in config.architectures or ())

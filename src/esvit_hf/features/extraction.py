@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.files import expand_home
+from esvit_hf.common.places import check_model_place
 from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
 from esvit_hf.data.labels import names_in_common
 from esvit_hf.data.sources import ImageSource
@@ -158,6 +159,7 @@ def load_image_processor(
     Raises:
         ValueError: there is none.
     """
+    check_model_place(name_or_path, revision=revision)
     try:
         processor: Callable[..., Any] = AutoImageProcessor.from_pretrained(
             expand_home(name_or_path), revision=revision, trust_remote_code=trust_remote_code

@@ -96,6 +96,7 @@ def extract_features(
         rows_per_shard = 1_000 if regions else 10_000
     target = None if output is None else RowOutput(output, regions=regions, overwrite=overwrite)
     accelerator = start_accelerator(compute.mixed_precision)
+    store = open_store(model, compute, FeatureCache(), accelerator)
     source = open_rows(
         dataset,
         split=split,
@@ -105,7 +106,6 @@ def extract_features(
         id_column=id_column,
         streaming=streaming,
     )
-    store = open_store(model, compute, FeatureCache(), accelerator)
     if target is None:
         return rows_in_memory(store, source, options, rows_per_shard)
     return write_features(store, source, target, options, rows_per_shard)

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.common.options import Batches, DataSplit, FeatureCache, ModelSource
+from esvit_hf.common.places import check_model_place
 from esvit_hf.data.sources import ImageSource, load_image_source
 from esvit_hf.features.extraction import load_image_processor
 from esvit_hf.features.store import FeatureStore, default_features_folder
@@ -76,8 +77,9 @@ def open_store(
         The store; the network is loaded when it is first needed.
 
     Raises:
-        ValueError: the folder cannot be made.
+        ValueError: the folder cannot be made, or there is no such network.
     """
+    check_model_place(str(source.model), revision=source.revision)
     return FeatureStore(
         Path(cache.features_folder or default_features_folder()),
         str(source.model),

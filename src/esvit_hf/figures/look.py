@@ -1,6 +1,8 @@
 """The one look of all figures: legible in print and for the color-blind."""
 
+import errno
 import importlib.util
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,7 +90,6 @@ class Picture:
         import matplotlib
 
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             with matplotlib.rc_context(_STYLE):
                 self.figure.savefig(path)
         except OSError as error:
@@ -104,12 +105,21 @@ def check_picture_path(path: Path) -> None:
         path: file to write.
 
     Raises:
-        ValueError: it does not end in one of `FORMATS`, or matplotlib is missing.
+        ValueError: it does not end in one of `FORMATS`, cannot be written, or matplotlib is
+            missing.
     """
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"the picture {str(path)!r} must end in {' or '.join(FORMATS)}")
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError(_INSTALL_HINT)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error.strerror}): choose another file") from error
 
 
 @contextmanager

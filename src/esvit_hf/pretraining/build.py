@@ -15,6 +15,7 @@ from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.channels import inflate_channels
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.common.errors import one_line
+from esvit_hf.common.places import find_path
 from esvit_hf.hub.heads_file import SavedHead, find_heads, read_heads
 from esvit_hf.pretraining.distillation import DistillationNetwork, DistillationParts
 from esvit_hf.pretraining.ema import set_teacher_mode
@@ -35,7 +36,7 @@ def build_backbone(recipe: Recipe) -> RegionBackbone:
         ValueError: if the name is neither, or a configuration field does not exist.
     """
     if not starts_from_scratch(recipe):
-        _check_place(recipe.model.name)
+        _check_type(recipe.model.name)
         fields = dict(recipe.model.config)
         channels = fields.pop("num_channels", None) if recipe.model.inflate else None
         backbone = load_backbone(
@@ -63,23 +64,17 @@ def build_backbone(recipe: Recipe) -> RegionBackbone:
     return RegionBackbone(AutoModel.from_config(config))
 
 
-def _check_place(name: str) -> None:
-    """Refuse what can only be a mistyped path or model type, before the Hub is asked for it.
+def _check_type(name: str) -> None:
+    """Refuse a mistyped model type, before the Hub is asked for it.
 
     Raises:
         ValueError: it is that.
     """
-    path = Path(name)
-    if path.exists():
-        return
-    # NAME/MODEL may be on the Hub, unless there is a folder NAME here.
-    is_path = path.is_absolute() or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
-    beside = [each.name for each in path.parent.glob("*")]
-    known = beside if is_path else [] if "/" in name else list(CONFIG_MAPPING)
-    near = difflib.get_close_matches(path.name, known, 1)
-    if is_path or near:
-        hint = f"did you mean {path.with_name(near[0])}?" if near else "check the path"
-        raise ValueError(f"model.name {name!r} is no folder and no model type: {hint}")
+    near = difflib.get_close_matches(name, CONFIG_MAPPING, 1, cutoff=0.8)
+    if near and find_path(name) is None:
+        raise ValueError(
+            f"model.name {name!r} is no folder and no model type: did you mean {near[0]}?"
+        )
 
 
 def build_parts(recipe: Recipe) -> DistillationParts:

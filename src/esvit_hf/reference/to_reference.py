@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from esvit_hf.common.errors import one_line
+from esvit_hf.common.places import check_model_place
 from esvit_hf.hub.heads_file import SavedHead, find_heads, read_heads
 from esvit_hf.reference.from_reference import (
     NETWORK_RULES,
@@ -168,6 +169,7 @@ def convert_to_reference(name_or_path: str, *, with_heads: bool = False) -> dict
 
 
 def _load_model(name_or_path: str) -> tuple[PreTrainedModel, NetworkRule, Iterator[str]]:
+    check_model_place(name_or_path)
     try:
         config = AutoConfig.from_pretrained(name_or_path)
         if config.model_type not in _LAYOUTS:

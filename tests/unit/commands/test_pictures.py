@@ -197,6 +197,9 @@ def test_settings_that_cannot_be_used(call: Call, folder: Path, tmp_path: Path) 
     assert "cannot load a model" in refused(
         call("correspond", folder / "none", a, a, "--output", output)
     )
+    for unwritable in ("/proc/figure.png", folder / "a.png" / "figure.png"):
+        said = refused(call("correspond", folder / "none", a, a, "--output", unwritable))
+        assert "cannot write" in said
     single = ["attention", model, a, "--query", "40,30", "--output"]
     assert "has 3 blocks with attention" in refused(call(*single, output, "--layer", "3"))
     assert "cannot write" in refused(call(*single, folder / "a.png" / "figure.png"))

@@ -15,6 +15,7 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from esvit_hf.data.decoding import UndecodableImageError, decode_image
 from esvit_hf.data.shard_files import TAR_CHUNK_IMAGES
 from esvit_hf.data.shards import (
     ShardIndex,
@@ -196,6 +197,27 @@ def test_binary_columns_hold_images_too(tmp_path: Path) -> None:
     table = pyarrow.table({"picture": [png(1), png(2)], "number": [1, 2]})
     pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
     assert stream(tmp_path, image_column="picture").read_encoded([1]) == [png(2)]
+
+
+def test_shards_may_hold_paths(tmp_path: Path) -> None:
+    for value in (1, 2):
+        (tmp_path / f"{value}.png").write_bytes(png(value))
+    images = [
+        {"bytes": None, "path": str(tmp_path / "1.png")},
+        {"bytes": png(2), "path": "in the shard"},
+        {"bytes": None, "path": str(tmp_path / "absent.png")},
+    ]
+    schema = pyarrow.schema(
+        {"image": pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})}
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"image": images}, schema), tmp_path / "a.parquet")
+    first, second, absent = stream(tmp_path / "a.parquet").read_encoded([0, 1, 2])
+    assert [decode_image(each).getpixel((0, 0)) for each in (first, second)] == [
+        (1, 0, 0),
+        (2, 0, 0),
+    ]
+    with pytest.raises(UndecodableImageError, match="absent.png"):
+        decode_image(absent)
 
 
 def test_damaged_shards_are_named(tmp_path: Path) -> None:

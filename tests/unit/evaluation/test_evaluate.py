@@ -259,7 +259,9 @@ def test_numbers_alone_need_no_matplotlib(
 
 
 @pytest.mark.filterwarnings("ignore:the best learning rate", "ignore:the best strength")
-@pytest.mark.parametrize(("images", "neighbors", "shots"), [(20, [10, 20], [1, 5, 10])])
+@pytest.mark.parametrize(
+    ("images", "neighbors", "shots"), [(20, [10, 20], [1, 5, 10]), (4, [6], [1])]
+)
 def test_the_defaults_measure_a_small_folder_of_class_folders(
     images: int, neighbors: list[int], shots: list[int], model: Path, call: Call, tmp_path: Path
 ) -> None:
@@ -268,9 +270,14 @@ def test_the_defaults_measure_a_small_folder_of_class_folders(
             file = tmp_path / "photos" / name / f"{index}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             PILImage.new("RGB", (40, 30), (shade + index, shade, shade)).save(file)
-    with pytest.warns(UserWarning, match="knn: k .*200 is left out, as there are"):
-        code, output, errors = call(model, "photos", "--linear.blocks", "[1]")
+    with (
+        pytest.warns(UserWarning, match="knn: k .*200 is left out, as there are"),
+        pytest.warns(UserWarning, match="linear: blocks 4 is left out, as EsvitSwinModel has 2"),
+    ):
+        code, output, errors = call(model, "photos")
     assert code == 0, errors
+    assert "features: " in errors and "Loading weights" not in errors
+    assert "--linear.blocks" in json.loads(output.strip().splitlines()[-1])["command"]
     tasks = json.loads(output.strip().splitlines()[-1])["tasks"]
     assert sorted(tasks) == ["few_shot", "knn", "linear", "logistic"]
     assert [row["k"] for row in tasks["knn"]["accuracies"]] == neighbors
@@ -388,12 +395,13 @@ def test_bad_data_is_refused_before_a_network_is_loaded(
         write_shades(tmp_path / "one", split, 4, classes=classes)
     for split, classes in (("train", 2), ("test", 3)):
         write_shades(tmp_path / "absent", split, 6, classes=classes)
+    (tmp_path / "no_network").mkdir()
     messages = {
         "one": "all training images have class 'dark'",
         "absent": "for example class 'light'",
     }
     for folder, message in messages.items():
-        code, _, errors = call("/no/such/model", folder, "--report", "out")
+        code, _, errors = call(tmp_path / "no_network", folder, "--report", "out")
         assert code == 2
         assert message in errors, errors
 

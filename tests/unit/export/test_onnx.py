@@ -190,7 +190,7 @@ def test_models_that_are_not_ours(tmp_path):
     )
     with pytest.raises(ValueError, match="holds a ResNetModel: only networks of this package"):
         export_onnx(tmp_path / "resnet", tmp_path / "network.onnx")
-    with pytest.raises(
-        ValueError, match="cannot load a model from .*: give a Hub name or a folder"
-    ):
+    with pytest.raises(ValueError, match="cannot load a model from .*: there is no such folder"):
         export_onnx(tmp_path / "nothing", tmp_path / "network.onnx")
+    with pytest.raises(ValueError, match="/proc/network.onnx' cannot be written"):
+        export_onnx(tmp_path / "nothing", "/proc/network.onnx")

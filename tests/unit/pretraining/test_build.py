@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from esvit_hf import EsvitSwinConfig, EsvitSwinModel
@@ -73,8 +74,8 @@ def test_the_attention_of_a_network_can_be_chosen(tmp_path, implementation):
     [
         ("esvit_swim", "'esvit_swim' is no folder and no model type: did you mean esvit_swin?"),
         ("outputs/dmeo", "did you mean outputs/demo?"),
-        ("outputs/else", "check the path"),
-        ("/no/such/model", "check the path"),
+        ("outputs/else", "there is no such folder"),
+        ("/no/such/model", "there is no such folder"),
     ],
 )
 def test_a_mistyped_model_is_said_without_asking_the_hub(tmp_path, monkeypatch, name, message):
@@ -84,7 +85,7 @@ def test_a_mistyped_model_is_said_without_asking_the_hub(tmp_path, monkeypatch, 
     def ask(*args, **kwargs):
         raise AssertionError("the Hub was asked")
 
-    monkeypatch.setattr(build, "load_backbone", ask)
+    monkeypatch.setattr(HfApi, "model_info", ask)
     with pytest.raises(ValueError, match=re.escape(message)):
         build.build_backbone(load_recipe("demo", {"model.name": name, "model.config": {}}))
 

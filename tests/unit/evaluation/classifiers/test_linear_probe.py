@@ -223,7 +223,7 @@ GOOD: dict[str, Any] = {
         ({"epochs": 0}, "above 0"),
         ({"batch_size": 0}, "above 0"),
         ({"validation_fraction": 1.0}, "between 0 and 1"),
-        ({"validation_fraction": 0.01}, "leaves none"),
+        ({"train_labels": torch.arange(4)}, "leaves none"),
     ],
 )
 def test_bad_input(change: dict[str, Any], message: str) -> None:
