@@ -1,8 +1,10 @@
 """From a folder of JPEG files to features on disk, against the pipeline of transformers and a loop
 with timm's loader.
 
-`python -m benchmarks.features` prints images in a second. All run one network of transformers, a
-Swin-T of random weights, and resize whole images to its input; the features are compared first.
+`python -m benchmarks.features` prints images in a second. All run one Swin network of transformers,
+of random weights, and resize whole images to its input; the features are compared first. On a CPU,
+`--network small` leaves most of the time to decoding, and `--long_side 2560` makes photographs as
+large as those of cameras.
 """
 
 import shutil
@@ -16,6 +18,7 @@ import numpy as np
 import timm.data
 import torch
 from jsonargparse import auto_cli
+from PIL import Image
 from torch.nn import functional as F
 from transformers import SwinConfig, SwinModel, ViTImageProcessor, pipeline
 
@@ -25,17 +28,28 @@ from benchmarks.measure import Row, Run, compare, interleave
 from esvit_hf.data.color import IMAGENET_MEAN, IMAGENET_STD
 
 SIDE = 224
+NETWORKS = {
+    "swin_tiny": {},
+    "small": {"embed_dim": 24, "depths": [1, 1], "num_heads": [1, 2]},
+}
+"""Fields of the configuration of each network."""
 SIMILAR = 0.99
 """Least cosine of the features of two libraries, whose resizing differs by rounding."""
 
+NetworkName = Literal["swin_tiny", "small"]
+
 
 @contextmanager
-def prepare_files(photographs: Path, images: int) -> Iterator[Path]:
+def prepare_files(
+    photographs: Path, images: int, network: NetworkName, long_side: int | None
+) -> Iterator[Path]:
     """Make a folder with a model, and copies of the photographs beside each other."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         torch.manual_seed(0)
-        SwinModel(SwinConfig(image_size=SIDE)).save_pretrained(folder / "model")
+        SwinModel(SwinConfig(image_size=SIDE, **NETWORKS[network])).save_pretrained(
+            folder / "model"
+        )
         ViTImageProcessor(
             size={"height": SIDE, "width": SIDE},
             resample=3,
@@ -46,12 +60,31 @@ def prepare_files(photographs: Path, images: int) -> Iterator[Path]:
         files = sorted(
             path for path in photographs.iterdir() if path.suffix.lower() in (".jpg", ".jpeg")
         )
+        if long_side is not None:
+            files = [resize_file(path, long_side, folder) for path in files]
         for number in range(images):
             shutil.copy(files[number % len(files)], folder / "photos" / f"{number:05d}.jpg")
         yield folder
 
 
-def prepare_ours(folder: Path, batch_size: int, workers: int, *, reduce_jpegs: bool) -> Run:
+def resize_file(path: Path, long_side: int, folder: Path) -> Path:
+    """Save a photograph with another number of pixels on its longer side."""
+    resized = folder / path.name
+    with Image.open(path) as image:
+        scale = long_side / max(image.size)
+        size = (round(scale * image.width), round(scale * image.height))
+        image.convert("RGB").resize(size).save(resized, "JPEG", quality=90)
+    return resized
+
+
+def prepare_ours(
+    folder: Path,
+    batch_size: int,
+    workers: int,
+    *,
+    reduce_jpegs: bool = False,
+    mixed_precision: Literal["no", "bf16"] = "no",
+) -> Run:
     def run() -> np.ndarray:
         esvit_hf.extract_features(
             folder / "model",
@@ -60,6 +93,7 @@ def prepare_ours(folder: Path, batch_size: int, workers: int, *, reduce_jpegs: b
             batch_size=batch_size,
             num_workers=workers,
             reduce_jpegs=reduce_jpegs,
+            mixed_precision=mixed_precision,
             overwrite=True,
         )
         return np.load(folder / "ours.npy")
@@ -113,50 +147,60 @@ def prepare_timm(folder: Path, batch_size: int, workers: int, device: str) -> Ru
 def measure(
     photographs: Path = SAMPLE_PHOTOGRAPHS,
     images: int = 512,
+    network: NetworkName = "swin_tiny",
+    long_side: int | None = None,
     batch_size: int = 32,
     num_workers: int = 2,
     rounds: int = 5,
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu",
-) -> list[Row]:
+) -> tuple[list[Row], dict[str, float]]:
     """Time all ways in turns.
 
     Args:
         photographs: folder of JPEG files.
         images: copies of them.
+        network: Swin-T, or one that computes little.
+        long_side: pixels that the photographs are resized to; as they are if None.
         batch_size: images at once.
         num_workers: processes that decode.
         rounds: runs of each way that count.
         device: of the pipeline and of timm's loop; ours takes a GPU where there is one.
 
     Returns:
-        Seconds for all images, with JPEG files decoded as they are, and at a part of their size.
+        Seconds for all images, with JPEG files decoded as they are, at a part of their size, and
+        in bf16; and the least cosine of the features of each way with ours of whole files.
     """
-    with prepare_files(photographs, images) as folder:
+    with prepare_files(photographs, images, network, long_side) as folder:
         shared = (folder, batch_size, num_workers)
         others = {
             "pipeline of transformers": prepare_pipeline(*shared, device),
             "timm's loader": prepare_timm(*shared, device),
         }
         ours = {
-            "whole files": prepare_ours(*shared, reduce_jpegs=False),
+            "whole files": prepare_ours(*shared),
             "reduced files": prepare_ours(*shared, reduce_jpegs=True),
+            "whole files, bf16": prepare_ours(*shared, mixed_precision="bf16"),
         }
         expected = torch.from_numpy(ours["whole files"]())
-        for name, run in others.items():
+        cosines = {}
+        for name, run in {**ours, **others}.items():
             found = torch.from_numpy(run())
-            cosine = float(F.cosine_similarity(found, expected, dim=1).min())
-            assert cosine > SIMILAR, f"features of {name} differ: cosine {cosine:.4f}"
+            cosines[name] = float(F.cosine_similarity(found, expected, dim=1).min())
+            assert cosines[name] > SIMILAR, f"features of {name} differ: cosine {cosines[name]:.4f}"
         seconds = interleave({**ours, **others}, rounds=rounds, warmup=0)
     against = {name: seconds[name] for name in others}
-    return [
+    rows = [
         compare(f"{images} images to features, {name}", seconds[name], against, reach=1.0)
         for name in ours
     ]
+    return rows, cosines
 
 
 def main(
     photographs: Path = SAMPLE_PHOTOGRAPHS,
     images: int = 512,
+    network: NetworkName = "swin_tiny",
+    long_side: int | None = None,
     batch_size: int = 32,
     num_workers: int = 2,
     rounds: int = 5,
@@ -166,15 +210,21 @@ def main(
     Args:
         photographs: folder of JPEG files.
         images: copies of them.
+        network: Swin-T, or one that computes little.
+        long_side: pixels that the photographs are resized to; as they are if None.
         batch_size: images at once.
         num_workers: processes that decode.
         rounds: runs of each way that count.
     """
-    rows = measure(photographs, images, batch_size, num_workers, rounds)
+    rows, cosines = measure(
+        photographs, images, network, long_side, batch_size, num_workers, rounds
+    )
     for row in rows:
-        print(f"{images / row.ours:8.1f} images/s  {row.name}")
+        print(f"{images / row.ours:8.1f} images/s  {row.ratio:5.2f} of the time  {row.name}")
     for name, seconds in rows[0].peers.items():
         print(f"{images / seconds:8.1f} images/s  {name}")
+    for name, cosine in cosines.items():
+        print(f"{cosine:8.5f} least cosine  {name}")
 
 
 if __name__ == "__main__":

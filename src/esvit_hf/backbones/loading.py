@@ -75,6 +75,8 @@ def load_backbone(
             f"cannot load a model from {name_or_path!r} ({one_line(error)}): give a Hub name or a "
             f"folder with config.json and model.safetensors"
         ) from error
+    # The network is run on a first image below.
+    use_fast_linear(model)
     backbone = RegionBackbone(model)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     missing = sorted(set(loading["missing_keys"]) - frozen)
