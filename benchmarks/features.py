@@ -28,7 +28,7 @@ from benchmarks.measure import Row, Run, compare, interleave
 from esvit_hf.data.color import IMAGENET_MEAN, IMAGENET_STD
 
 SIDE = 224
-NETWORKS = {
+NETWORKS: dict[str, dict[str, Any]] = {
     "swin_tiny": {},
     "small": {"embed_dim": 24, "depths": [1, 1], "num_heads": [1, 2]},
 }
