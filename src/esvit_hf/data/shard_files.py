@@ -174,8 +174,8 @@ def read_row_group(url: str, group: int, column: str) -> list[Any]:
             ]
 
         found = read(leaf)
-        # What `datasets` writes of a folder of images.
-        if None in found and f"{column}.path" in paths:
+        # What `datasets` writes of a folder of images. Addresses may not name files of this machine.
+        if None in found and f"{column}.path" in paths and "://" not in url:
             found = [
                 path if content is None else content
                 for content, path in zip(found, read(f"{column}.path"), strict=True)

@@ -39,11 +39,12 @@ def report_figures(
     if data.train is None or not data.splits.class_names:
         return figures
     chosen = _choose(len(data.splits.test), data.seed)
-    return figures | {
-        "neighbors": partial(_plot_neighbors, data, chosen[:_ROWS]),
-        "worst_errors": partial(_plot_errors, data, chosen),
-        "feature_map": partial(_plot_map, data, chosen),
-    }
+    figures["feature_map"] = partial(_plot_map, data, chosen)
+    # Values beyond 8 bits and other channels are no photographs to show.
+    if not getattr(data.store.processor, "keeps_values", False):
+        figures["neighbors"] = partial(_plot_neighbors, data, chosen[:_ROWS])
+        figures["worst_errors"] = partial(_plot_errors, data, chosen)
+    return figures
 
 
 def _choose(images: int, seed: int) -> Tensor:
