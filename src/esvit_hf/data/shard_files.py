@@ -174,7 +174,7 @@ def read_row_group(url: str, group: int, column: str) -> list[Any]:
             ]
 
         found = read(leaf)
-        # What `datasets` writes of a folder of images. Addresses may not name files of this machine.
+        # What `datasets` writes of a folder of images; an address may not name files of this disk.
         if None in found and f"{column}.path" in paths and "://" not in url:
             found = [
                 path if content is None else content
