@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import timm.data
@@ -28,7 +28,7 @@ from benchmarks.measure import Row, Run, compare, interleave
 from esvit_hf.data.color import IMAGENET_MEAN, IMAGENET_STD
 
 SIDE = 224
-NETWORKS = {
+NETWORKS: dict[str, dict[str, Any]] = {
     "swin_tiny": {},
     "small": {"embed_dim": 24, "depths": [1, 1], "num_heads": [1, 2]},
 }
