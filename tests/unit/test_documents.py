@@ -161,11 +161,46 @@ def test_every_field_exists(name: str) -> None:
     flags = re.findall(r"--(?:no_)?([a-z_]+\.[a-z_.]*[a-z_])", (ROOT / name).read_text())
     # In a page about recipes, a field stands without the dashes of its flag.
     sections = "|".join(field.name for field in dataclasses.fields(Recipe))
-    flags += re.findall(rf"`((?:{sections})\.[a-z_.]*[a-z_])`", (ROOT / name).read_text())
+    flags += re.findall(
+        rf"`((?:{sections})\.(?!safetensors)[a-z_.]*[a-z_])`", (ROOT / name).read_text()
+    )
     unknown = {
         flag
         for flag in set(flags) - known_fields() - {"section.field"}
         if not flag.startswith(("model.config.", "objectives.NAME."))
+    }
+    assert unknown == set()
+
+
+# Flags of accelerate, torchrun, `benchmarks`, `studies` and the examples, and a style of names.
+OF_OTHER_PROGRAMS = {
+    *("arch", "config_file", "cpu", "fields", "kills", "minutes", "nproc_per_node"),
+    *("num_processes", "rounds", "rows", "seeds", "share", "shards", "similarity", "variants"),
+    *("hub_model_id", "push_to_hub", "snake_case", "transfer_dataset", "width"),
+}
+
+
+def known_flags() -> set[str]:
+    """Flags of all commands that are no fields of a recipe or of a task."""
+    found = {"help", "version", "print_recipe"}
+    for name, command in COMMANDS.items():
+        if command.reads_words:
+            continue
+        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+            parse_function(_load(command.function), ["--help"], program=f"esvit {name}")
+        found |= set(re.findall(r"--([a-z_]+)", printed.getvalue()))
+    return found
+
+
+def test_every_flag_exists() -> None:
+    known = known_flags() | OF_OTHER_PROGRAMS
+    unknown = {
+        (name, flag)
+        for name in names(WRITTEN)
+        for flag in re.findall(
+            r"(?<![\w-])--(?:no_)?([a-z][a-z_-]*)(?![\w.])", (ROOT / name).read_text()
+        )
+        if flag not in known
     }
     assert unknown == set()
 

@@ -344,7 +344,7 @@ class RegionBackbone(nn.Module):
         finally:
             model.train(was_training)
         _check_spatial(output, type(model).__name__)
-        _check_repeatable(output, repeated, type(model).__name__)
+        _check_deterministic(output, repeated, type(model).__name__)
         return output, records, pixels
 
 
@@ -435,7 +435,7 @@ def _check_last_token(hidden_states: Sequence[Any], pixels: Tensor, name: str) -
         )
 
 
-def _check_repeatable(output: Any, repeated: Any, name: str) -> None:
+def _check_deterministic(output: Any, repeated: Any, name: str) -> None:
     first, second = output.last_hidden_state, repeated.last_hidden_state
     if first.shape != second.shape or not torch.equal(first, second):
         raise ValueError(

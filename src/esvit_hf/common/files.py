@@ -17,6 +17,7 @@ __all__ = [
     "expand_homes",
     "flush_to_disk",
     "give_usual_modes",
+    "link_or_copy",
     "make_writable_folder",
     "public_name",
     "write_aside",
@@ -86,6 +87,19 @@ def give_usual_modes(path: Path) -> None:
     example.unlink()
     for file in written:
         file.chmod(mode)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Give a file that nobody changes a second name, or copy it where a file system has none.
+
+    Args:
+        source: the file.
+        target: the new name.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 @contextmanager

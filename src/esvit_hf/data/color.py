@@ -178,12 +178,12 @@ def pack_color_samples(
     return ColorParameters(
         sorting=torch.from_numpy(sorting),
         places=torch.from_numpy(np.argsort(sorting)),
-        grayscale=_fill_up(chosen[0], len(samples)),
-        blurred=_fill_up(chosen[1], len(samples)),
-        solarized=_fill_up(chosen[2], len(samples)),
+        grayscale=_pad_with_zeros(chosen[0], len(samples)),
+        blurred=_pad_with_zeros(chosen[1], len(samples)),
+        solarized=_pad_with_zeros(chosen[2], len(samples)),
         coefficients=torch.from_numpy(slots.transpose(1, 2, 0).astype(np.float32)),
         hue=torch.from_numpy((6 * hue).astype(np.float32)),
-        blur_sigma=_fill_up(sigma[sorting][chosen[1]].astype(np.float32), len(samples)),
+        blur_sigma=_pad_with_zeros(sigma[sorting][chosen[1]].astype(np.float32), len(samples)),
         plan=plan,
     )
 
@@ -277,7 +277,7 @@ def gaussian_blur(pixels: Tensor, sigma: Tensor) -> Tensor:
     return pixels
 
 
-def _fill_up(values: np.ndarray, length: int) -> Tensor:
+def _pad_with_zeros(values: np.ndarray, length: int) -> Tensor:
     """Append zeros to (n,) values until there are `length`."""
     return torch.from_numpy(np.pad(values, (0, length - len(values))))
 

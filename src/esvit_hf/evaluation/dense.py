@@ -127,7 +127,7 @@ class DenseTask(Task):
                 **{score.metric: score.value for score in scores},
                 "regions_kept": result.bank_regions,
                 "learning_rate": result.learning_rate,
-                "classes": _rows(names, result),
+                "classes": _class_rows(names, result),
                 "validation": [
                     {"learning_rate": rate, "miou": percent(iou)}
                     for rate, iou in result.validation.items()
@@ -166,7 +166,7 @@ class DenseTask(Task):
         )
 
 
-def _rows(names: Sequence[str], result: "DenseResult") -> list[dict[str, str | float | None]]:
+def _class_rows(names: Sequence[str], result: "DenseResult") -> list[dict[str, str | float | None]]:
     return [
         {
             "class": name,

@@ -295,7 +295,7 @@ def _collect(
             continue
         places = batch.indices - part.start
         rows = batch_values.float().cpu()
-        _check_finite(rows, batch.indices, source)
+        _check_finite_features(rows, batch.indices, source)
         if values is None:
             values = torch.empty(len(part), rows.shape[1])
         values[places] = rows
@@ -314,7 +314,7 @@ def _collect(
     return PartFeatures(part, kept + part.start, values, regions, grid, broken)
 
 
-def _check_finite(rows: Tensor, indices: Tensor, source: RowSource) -> None:
+def _check_finite_features(rows: Tensor, indices: Tensor, source: RowSource) -> None:
     faulty = (~torch.isfinite(rows).all(dim=1)).nonzero()[:, 0]
     if len(faulty):
         first = row_name(source, int(indices[faulty[0]]))

@@ -17,12 +17,12 @@ from esvit_hf.common.files import write_aside
 from esvit_hf.features.row_features import PartFeatures
 from esvit_hf.features.rows import RowSource
 
-__all__ = ["WRITERS", "WRITERS_OF_REGIONS", "companion", "make_table", "write_rows"]
+__all__ = ["WRITERS", "WRITERS_OF_REGIONS", "companion", "make_feature_table", "write_rows"]
 
 _PROVENANCE = b"esvit_hf"
 
 
-def make_table(
+def make_feature_table(
     features: PartFeatures, source: RowSource, provenance: Mapping[str, Any]
 ) -> tuple[pyarrow.Table | None, dict[str, str]]:
     """Put features beside what identifies their images.

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from esvit_hf.common.files import public_name
 from esvit_hf.features.row_features import RowOptions, compute_parts
-from esvit_hf.features.row_files import make_table
+from esvit_hf.features.row_files import make_feature_table
 from esvit_hf.features.row_output import RowOutput
 from esvit_hf.features.rows import RowSource
 from esvit_hf.features.store import FeatureStore
@@ -151,7 +151,7 @@ def _tables(
         for features in compute_parts(
             store.backbone, store.processor, source, parts, options, store.accelerator
         ):
-            yield make_table(features, source, settings)
+            yield make_feature_table(features, source, settings)
             progress.update(len(features.part))
 
 

@@ -2,7 +2,6 @@
 another machine.
 """
 
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,6 +14,7 @@ from huggingface_hub.utils import disable_progress_bars
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from esvit_hf.common.files import link_or_copy
 from esvit_hf.hub.errors import explained
 from esvit_hf.hub.push import Publication, how_to_push, prepare_repository, publish
 from esvit_hf.pretraining.checkpoint import (
@@ -119,7 +119,7 @@ class RunPublisher:
         checkpoints = complete_checkpoints(self.recipe.run.output_dir / "checkpoints")
         if self.recipe.hub.strategy == "checkpoint" and checkpoints:
             kept = self.stage / "checkpoints" / checkpoints[-1].name
-            shutil.copytree(checkpoints[-1], kept, copy_function=_link_or_copy)
+            shutil.copytree(checkpoints[-1], kept, copy_function=link_or_copy)
 
     def _push(self, model: Path, step: int) -> None:
         try:
@@ -224,12 +224,3 @@ def _fetch(repo_id: str, folder: Path) -> None:
     for name in (METRICS_FILE, RECIPE):
         shutil.copyfile(files[name], folder.parent / name)
     appear(aside, final)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    # Files of a checkpoint are never changed, so a second name keeps them; not every file system
-    # has second names.
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig, ResNetConfig, ViTConfig
 
-from esvit_hf.reference.network_rules import NetworkRule, count_indices
+from esvit_hf.reference.network_rules import NetworkRule, count_modules
 
 # Channels of an attention head in all published ViTs of this size or below.
 _VIT_HEAD_CHANNELS = 64
@@ -40,7 +40,7 @@ def _infer_vit_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pre
         "patch_size": patch,
         "num_channels": projection.shape[1],
         "hidden_size": channels,
-        "num_hidden_layers": count_indices(state, "layers"),
+        "num_hidden_layers": count_modules(state, "layers"),
         "intermediate_size": state["layers.0.mlp.fc1.weight"].shape[0],
         "qkv_bias": "layers.0.attention.q_proj.bias" in state,
         "layer_norm_eps": 1e-6,
@@ -57,16 +57,16 @@ def _infer_resnet_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> 
     stem = state["embedder.embedder.convolution.weight"]
     stages = [
         f"encoder.stages.{stage}.layers"
-        for stage in range(count_indices(state, r"encoder\.stages"))
+        for stage in range(count_modules(state, r"encoder\.stages"))
     ]
-    last = count_indices(state, re.escape(stages[0]) + r"\.0\.layer") - 1
+    last = count_modules(state, re.escape(stages[0]) + r"\.0\.layer") - 1
     fields = {
         "num_channels": stem.shape[1],
         "embedding_size": stem.shape[0],
         "hidden_sizes": [
             state[f"{stage}.0.layer.{last}.convolution.weight"].shape[0] for stage in stages
         ],
-        "depths": [count_indices(state, re.escape(stage)) for stage in stages],
+        "depths": [count_modules(state, re.escape(stage)) for stage in stages],
         "layer_type": "bottleneck" if last == 2 else "basic",
     }
     return ResNetConfig(**{**fields, **given})

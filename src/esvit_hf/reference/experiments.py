@@ -179,7 +179,7 @@ def fields_of_experiment(settings: Mapping[str, Any], family: str) -> dict[str, 
     if "sparse_training_mode" in fields:
         fields["sparse_training_mode"] = _training_mode(fields["sparse_training_mode"])
     if family == "cvt":
-        _check_padding(spec)
+        _check_convolution_padding(spec)
         stages = spec.get("NUM_STAGES")
         fields = {
             name: value[:stages] if isinstance(value, list) else value
@@ -206,7 +206,7 @@ def _training_mode(mode: Any) -> str:
     )
 
 
-def _check_padding(spec: Mapping[str, Any]) -> None:
+def _check_convolution_padding(spec: Mapping[str, Any]) -> None:
     kernels, padding = spec.get("KERNEL_QKV"), spec.get("PADDING_QKV")
     if kernels and padding and [kernel // 2 for kernel in kernels] != list(padding):
         raise ValueError(

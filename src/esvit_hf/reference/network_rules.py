@@ -50,7 +50,7 @@ class NetworkRule:
     model_options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def count_indices(state: Mapping[str, Tensor], prefix: str) -> int:
+def count_modules(state: Mapping[str, Tensor], prefix: str) -> int:
     """Count the modules of a list in a state dict.
 
     Args:
@@ -67,8 +67,8 @@ def count_indices(state: Mapping[str, Tensor], prefix: str) -> int:
 def _infer_swin_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:
     projection = state["embeddings.projection.weight"]
     depths = [
-        count_indices(state, rf"stages\.{stage}\.blocks")
-        for stage in range(count_indices(state, "stages"))
+        count_modules(state, rf"stages\.{stage}\.blocks")
+        for stage in range(count_modules(state, "stages"))
     ]
     tables = [
         state[f"stages.{stage}.blocks.0.attention.relative_position_bias_table"]
@@ -116,7 +116,7 @@ _DEFAULT_VIL_WINDOW = 7
 
 
 def _infer_vil_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:
-    stages = range(count_indices(state, "stages"))
+    stages = range(count_modules(state, "stages"))
     projections = [state[f"stages.{stage}.embeddings.projection.weight"] for stage in stages]
     patches = [projection.shape[2] for projection in projections]
     sparse = [f"stages.{stage}.blocks.0.attention.query.weight" in state for stage in stages]
@@ -135,7 +135,7 @@ def _infer_vil_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pre
         "num_channels": projections[0].shape[1],
         "patch_sizes": patches,
         "hidden_sizes": [projection.shape[0] for projection in projections],
-        "depths": [count_indices(state, rf"stages\.{stage}\.blocks") for stage in stages],
+        "depths": [count_modules(state, rf"stages\.{stage}\.blocks") for stage in stages],
         "sparse_stages": sparse,
         "num_global_tokens": [
             state[name].shape[1]
@@ -175,7 +175,7 @@ def _one_or_all(values: list[Any]) -> Any:
 
 
 def _infer_cvt_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> PreTrainedConfig:
-    stages = range(count_indices(state, "stages"))
+    stages = range(count_modules(state, "stages"))
     deep_stem = "stages.0.embeddings.convolutions.0.weight" in state
     first = f"stages.0.embeddings.{'convolutions.0' if deep_stem else 'projection'}.weight"
     projections = [
@@ -190,7 +190,7 @@ def _infer_cvt_config(state: Mapping[str, Tensor], given: dict[str, Any]) -> Pre
         "num_channels": projections[0].shape[1],
         "patch_sizes": [projection.shape[2] for projection in projections],
         "hidden_sizes": [projection.shape[0] for projection in projections],
-        "depths": [count_indices(state, rf"stages\.{stage}\.blocks") for stage in stages],
+        "depths": [count_modules(state, rf"stages\.{stage}\.blocks") for stage in stages],
         "mlp_ratio": [expansion.shape[0] / expansion.shape[1] for expansion in expansions],
         "qkv_kernel_sizes": [
             state[block + "attention.depthwise.weight"].shape[2] for block in blocks

@@ -91,7 +91,7 @@ def few_shot_accuracy(
     accuracies: dict[int, list[float]] = {count: [] for count in counts}
     generator = torch.Generator().manual_seed(seed)
     for _ in tqdm(range(draws), desc="few-shot", unit="draw", leave=False):
-        chosen = _sample_images(train_labels.cpu(), classes, counts[-1], generator)
+        chosen = _sample_training_images(train_labels.cpu(), classes, counts[-1], generator)
         sampled = (
             train[chosen.flatten().to(train.device)]
             .to(device, torch.float32)
@@ -123,7 +123,7 @@ def few_shot_accuracy(
     ]
 
 
-def _sample_images(
+def _sample_training_images(
     labels: Tensor, classes: Tensor, count: int, generator: torch.Generator
 ) -> Tensor:
     """Places (C, count) of random images of each class."""

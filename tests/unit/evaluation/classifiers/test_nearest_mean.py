@@ -9,7 +9,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import normalize
 
-from esvit_hf.evaluation.classifiers.nearest_mean import _sample_images, few_shot_accuracy
+from esvit_hf.evaluation.classifiers.nearest_mean import _sample_training_images, few_shot_accuracy
 
 
 @pytest.mark.filterwarnings("ignore:self.within_class_std_dev_")
@@ -59,7 +59,7 @@ def test_a_draw_takes_different_images_of_the_right_class() -> None:
     labels = torch.tensor([2, 0, 5] * 4 + [5] * 3)
     classes = labels.unique()
     draws = [
-        _sample_images(labels, classes, 4, torch.Generator().manual_seed(seed))
+        _sample_training_images(labels, classes, 4, torch.Generator().manual_seed(seed))
         for seed in range(30)
     ]
     for draw in draws:
