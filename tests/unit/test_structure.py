@@ -11,10 +11,10 @@ import esvit_hf
 SOURCES = Path(esvit_hf.__file__).parent
 BELOW: dict[str, set[str]] = {
     # Imports of rooms further up only, so that no two rooms import each other.
+    "acceleration": set(),
     "common": set(),
     "figures": set(),
     "models": set(),
-    "acceleration": set(),
     "registration": {"models"},
     "backbones": {"acceleration", "common", "models"},
     "data": {"common", "models"},
