@@ -10,9 +10,10 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 
@@ -46,7 +47,8 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(main)
     def guarded(*args: Any, **kwargs: Any) -> int:
         try:
-            return main(*args, **kwargs)
+            with _warnings_of_one_line():
+                return main(*args, **kwargs)
         except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
             _say(one_line(error, None) + _zoo_hint(error))
             return 2
@@ -72,6 +74,20 @@ def _zoo_hint(error: Exception) -> str:
             f"FOLDER` makes its folder from the authors' file"
         )
     return "; `esvit zoo` lists the networks of the zoo" if error.name.startswith("esvit_") else ""
+
+
+@contextlib.contextmanager
+def _warnings_of_one_line() -> Iterator[None]:
+    before = warnings.formatwarning
+
+    def describe(message: Warning | str, *_: Any, **__: Any) -> str:
+        return f"warning: {one_line(message, None)}\n"
+
+    warnings.formatwarning = cast("Any", describe)
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _say(problem: str) -> None:
