@@ -10,7 +10,7 @@ def test_a_loaded_network_is_given_back_as_it_was() -> None:
     network = ViTModel(ViTConfig(image_size=32, patch_size=16, **small)).train()
     network.layernorm.bias.requires_grad_(False)
     trained = [parameter.requires_grad for parameter in network.parameters()]
-    with open_network(network) as backbone:
+    with open_network(network, None) as backbone:
         backbone.eval()
         # Its pooling head has no effect on features.
         assert sum(parameter.requires_grad for parameter in network.parameters()) < sum(trained)

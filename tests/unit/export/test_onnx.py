@@ -132,7 +132,8 @@ FREE = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (" with " in name)) for name in FREE]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("Swin", "ViL"))) for name in FREE],
 )
 def test_file_for_any_size_computes_what_the_network_computes(tmp_path, name):
     network_class, config = FREE[name]
