@@ -1,5 +1,6 @@
 """The documentation: links lead somewhere, lines and cells fit, commands and fields exist."""
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -172,12 +173,23 @@ def test_every_field_exists(name: str) -> None:
     assert unknown == set()
 
 
-# Flags of accelerate, torchrun, `benchmarks`, `studies` and the examples, and a style of names.
+# Flags of accelerate, torchrun and transformers, a field of a message, and a style of names.
 OF_OTHER_PROGRAMS = {
-    *("arch", "config_file", "cpu", "fields", "kills", "minutes", "nproc_per_node"),
-    *("num_processes", "rounds", "rows", "seeds", "share", "shards", "similarity", "variants"),
-    *("hub_model_id", "push_to_hub", "snake_case", "transfer_dataset", "width"),
+    *("config_file", "cpu", "fields", "nproc_per_node", "num_processes"),
+    *("hub_model_id", "push_to_hub", "snake_case"),
 }
+
+
+def arguments_of_programs() -> set[str]:
+    """Names of arguments in what is run from the clone."""
+    folders = ("benchmarks", "examples", "studies", "tests/support")
+    trees = (
+        ast.parse(path.read_text()) for folder in folders for path in (ROOT / folder).rglob("*.py")
+    )
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    words = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    flags = {word[2:] for word in words if isinstance(word, str) and word.startswith("--")}
+    return flags | {node.arg for node in nodes if isinstance(node, ast.arg)}
 
 
 def known_flags() -> set[str]:
@@ -193,7 +205,7 @@ def known_flags() -> set[str]:
 
 
 def test_every_flag_exists() -> None:
-    known = known_flags() | OF_OTHER_PROGRAMS
+    known = known_flags() | arguments_of_programs() | OF_OTHER_PROGRAMS
     unknown = {
         (name, flag)
         for name in names(WRITTEN)
