@@ -118,6 +118,7 @@ def test_arrays_serve_networks_for_color_images() -> None:
         (dicom(values(4, 5), NumberOfFrames="2"), "holds 2 frames"),
         (npy(values(20, 20)), r"20 x 20 pixels are more than the limit of 399"),
     ],
+    ids=["short", "objects", "vector", "short TIFF", "short DICOM", "frames", "large"],
 )
 def test_what_is_damaged_is_said(content: bytes, message: str) -> None:
     with pytest.raises(UndecodableImageError, match=message):
