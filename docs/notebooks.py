@@ -56,7 +56,8 @@ def _run_cell(code: str, names: dict[str, Any]) -> list[dict[str, Any]]:
         exec(compile(code, "cell", "exec"), names)
     outputs: list[dict[str, Any]] = []
     if printed.getvalue():
-        lines = printed.getvalue().splitlines(keepends=True)
+        # Where the clone lies is of no use to readers.
+        lines = printed.getvalue().replace(f"{ROOT}/", "").splitlines(keepends=True)
         outputs.append({"output_type": "stream", "name": "stdout", "text": lines})
     for picture in pictures:
         data = {"image/png": base64.b64encode(picture).decode()}
