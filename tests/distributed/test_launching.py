@@ -51,6 +51,12 @@ def test_engines_with_steps_of_their_own_are_refused(kind):
         check_engine(kind)
 
 
+def test_fsdp_of_version_1_is_refused():
+    with pytest.raises(ValueError, match="set fsdp_version to 2.*fsdp2_zero2.yaml"):
+        check_engine(DistributedType.FSDP, has_flat_parameters=True)
+    check_engine(DistributedType.FSDP)
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_the_cpu_configuration_starts_two_processes(tmp_path):

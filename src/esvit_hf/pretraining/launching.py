@@ -39,16 +39,25 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         ),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
     )
-    check_engine(accelerator.distributed_type)
+    check_engine(accelerator.distributed_type, has_flat_parameters=not accelerator.is_fsdp2)
     return accelerator
 
 
-def check_engine(kind: DistributedType) -> None:
-    """Refuse what takes optimizer steps of its own.
+def check_engine(kind: DistributedType, *, has_flat_parameters: bool = False) -> None:
+    """Refuse what takes optimizer steps of its own, or hides the parameters of a network.
+
+    Args:
+        kind: engine that the processes were launched with.
+        has_flat_parameters: FSDP joins parameters, as its version 1 does.
 
     Raises:
-        ValueError: for DeepSpeed and Megatron-LM.
+        ValueError: for DeepSpeed, Megatron-LM and FSDP of version 1.
     """
+    if kind is DistributedType.FSDP and has_flat_parameters:
+        raise ValueError(
+            "FSDP of version 1 joins the parameters of a network, so that teacher and checkpoints "
+            "cannot find theirs: set fsdp_version to 2, as in examples/accelerate/fsdp2_zero2.yaml"
+        )
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
             f"{kind.value} takes the optimizer step inside the backward pass, where the clipping "

@@ -125,9 +125,14 @@ def read_options(options: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         The settings, nested as in an experiment file.
+
+    Raises:
+        ValueError: the last name has no value.
     """
+    if len(options) % 2:
+        raise ValueError(f"{options[-1]!r}, the last option of the reference, has no value")
     settings: dict[str, Any] = {}
-    for name, value in zip(options[::2], options[1::2], strict=False):
+    for name, value in zip(options[::2], options[1::2], strict=True):
         place = settings
         *sections, last = name.split(".")
         for section in sections:

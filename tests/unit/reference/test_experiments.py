@@ -109,6 +109,8 @@ def test_command_lines():
         "MODEL": {"SPEC": {"SHIFT": [False, False]}, "NUM_CLASSES": 0},
         "DATA_DIR": "/data",
     }
+    with pytest.raises(ValueError, match="'DATA_DIR', the last option.*has no value"):
+        read_options(options[:-1])
 
 
 @pytest.mark.parametrize(
