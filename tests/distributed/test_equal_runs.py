@@ -1,17 +1,15 @@
 """Ten steps of whole runs: two processes equal one, and accumulated batches equal whole ones."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.support.chaos import differences, final_state
-from tests.support.paths import FASHION_MNIST, ROOT
+from tests.support.double_precision import pretrain_in_double_precision
+from tests.support.paths import FASHION_MNIST
+from tests.support.process_group import run_on_processes
 
-PROGRAM = str(ROOT / "tests" / "support" / "double_precision.py")
 NETWORKS = {
     "esvit_swin": {
         "image_size": 32,
@@ -111,23 +109,9 @@ RUNS = [
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    launchers = {
-        1: [sys.executable],
-        2: [sys.executable, "-m", "torch.distributed.run", "--standalone"],
-    }
-    launchers[2] += ["--nproc_per_node", "2"]
     for processes, wanted in RUNS:
-        plan = folder / "plan.json"
-        plan.write_text(json.dumps([words(folder / name, *settings) for name, *settings in wanted]))
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*launchers[processes], PROGRAM, str(plan)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        plan = [words(folder / name, *settings) for name, *settings in wanted]
+        run_on_processes(processes, pretrain_in_double_precision, plan)
     return folder
 
 

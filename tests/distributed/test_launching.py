@@ -9,7 +9,9 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from tests.support.chaos import command
-from tests.support.paths import EXAMPLES, ROOT
+from tests.support.paths import EXAMPLES
+from tests.support.process_group import run_on_processes
+from tests.support.sharded_step import compare_shards_with_replicas
 
 from esvit_hf.pretraining.launching import check_engine
 
@@ -64,7 +66,7 @@ def test_the_cpu_configuration_starts_two_processes(tmp_path):
     words = [
         *launcher,
         str(FOLDER / "two_cpu_processes.yaml"),
-        *command(tmp_path / "run", 2, resume=False)[1:],
+        *command(tmp_path / "run", 2, resume=False),
     ]
     done = subprocess.run(words, env=CPU, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -76,20 +78,7 @@ def test_the_cpu_configuration_starts_two_processes(tmp_path):
 
 @pytest.mark.distributed
 def test_steps_in_shards_equal_steps_with_replicas():
-    program = str(ROOT / "tests" / "support" / "sharded_step.py")
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    done = subprocess.run(
-        [*launcher, program], env=CPU, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("numbers are equal") == 2
+    run_on_processes(2, compare_shards_with_replicas)
 
 
 @pytest.mark.distributed
@@ -104,7 +93,7 @@ def test_steps_in_shards_equal_steps_with_replicas():
     ],
 )
 def test_a_wrong_setting_is_said_by_all_together_and_last_by_the_launcher(tmp_path, launcher):
-    words = command(tmp_path / "run", 2, resume=False)[2:]
+    words = command(tmp_path / "run", 2, resume=False)[1:]
     program = ["-m", "esvit_hf.commands.main", "pretrain", *words]
     done = subprocess.run(
         [sys.executable, *launcher, *program, "--data.train_split", "training"],

@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 from tests.support.chaos import command
+from tests.support.process_group import start_program
 from transformers import AutoModel
 
 import esvit_hf  # noqa: F401
@@ -16,32 +17,26 @@ import esvit_hf  # noqa: F401
 STEPS = 400
 
 
-def start(output_dir, *overrides, processes=1):
-    """Start a run that would last minutes, wait for its first line of metrics, and return it with
-    its workers.
-    """
-    program = command(output_dir, STEPS, resume=False)[1:]
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            str(processes),
-        ]
+def wait_for_metrics(output_dir, is_alive):
+    """Wait for the first line of metrics of a run, which would last minutes."""
+    metrics, deadline = output_dir / "metrics.jsonl", time.monotonic() + 100
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert is_alive() and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def start_two(output_dir, *overrides):
+    """Start a run on two processes, and return the launcher and its workers."""
+    program = command(output_dir, STEPS, resume=False)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = subprocess.Popen(
-        [*launcher, *program, *overrides],
+        [sys.executable, *launcher, *program, *overrides],
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
-    metrics, deadline = output_dir / "metrics.jsonl", time.monotonic() + 100
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
+    wait_for_metrics(output_dir, lambda: process.poll() is None)
     ranks = {}
     for child in psutil.Process(process.pid).children(recursive=True):
         rank = child.environ().get("RANK") if child.ppid() == process.pid else None
@@ -56,18 +51,22 @@ def checkpoints(output_dir):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_the_whole_group_saves_first(tmp_path, number, code):
-    process, _ = start(tmp_path, "--run.checkpoint_steps", "0")
+    run, said = tmp_path / "run", tmp_path / "output.txt"
+    program = command(run, STEPS, resume=False)
+    process = start_program([*program, "--run.checkpoint_steps", "0"], said)
+    wait_for_metrics(run, process.is_alive)
     os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode == code, output
+    process.join(timeout=100)
+    output = said.read_text()
+    assert process.exitcode == code, output
     assert "--run.resume true" in output and "Traceback" not in output
-    assert len(checkpoints(tmp_path)) == 1
-    assert AutoModel.from_pretrained(tmp_path) is not None
+    assert len(checkpoints(run)) == 1
+    assert AutoModel.from_pretrained(run) is not None
 
 
 @pytest.mark.distributed
 def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path):
-    process, ranks = start(tmp_path / "run", "--run.checkpoint_steps", "0", processes=2)
+    process, ranks = start_two(tmp_path / "run", "--run.checkpoint_steps", "0")
     ranks[1].send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=100)
     assert process.returncode != 0
@@ -78,7 +77,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path):
 
 @pytest.mark.distributed
 def test_the_death_of_one_process_ends_the_job(tmp_path):
-    process, ranks = start(tmp_path / "run", processes=2)
+    process, ranks = start_two(tmp_path / "run")
     ranks[1].kill()
     output, _ = process.communicate(timeout=100)
     assert process.returncode != 0

@@ -32,7 +32,7 @@ def run(output_dir, *overrides, steps=25):
         "--run.logging_steps",
         "1",
     )
-    words = command(output_dir, steps, resume=False)[2:]
+    words = command(output_dir, steps, resume=False)[1:]
     return pretrain(
         read_recipe([*words, *small, *schedule, "--model.config.drop_path_rate", "0", *overrides])
     )
@@ -104,7 +104,7 @@ def test_a_run_that_diverges_late_names_its_last_good_checkpoint(tmp_path):
         ("--optimizer.learning_rate", "1e30"),
     )
     run(tmp_path, *sound, steps=6)
-    words = command(tmp_path, 12, resume=True)[2:]
+    words = command(tmp_path, 12, resume=True)[1:]
     small = (
         "--heads.num_prototypes",
         "32",

@@ -7,10 +7,8 @@ bit.
 """
 
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +21,7 @@ from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from tests.support.paths import FASHION_MNIST, ROOT
+from tests.support.process_group import start_program
 from tqdm import tqdm
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -59,11 +58,7 @@ def command(output_dir: Path, steps: int, *, resume: bool) -> list[str]:
         "schedule.max_steps": steps,
         "run.resume": str(resume).lower(),
     }
-    words = [
-        sys.executable,
-        str(ROOT / "examples" / "pretrain.py"),
-        "demo",
-    ]
+    words = [str(ROOT / "examples" / "pretrain.py"), "demo"]
     return words + [word for name, value in fields.items() for word in (f"--{name}", str(value))]
 
 
@@ -98,22 +93,17 @@ def run_until(output_dir: Path, steps: int, log: Path, kill: Kill | None = None)
         RuntimeError: if the run ends by itself with an error.
     """
     resume = (output_dir / "recipe.yaml").exists()
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     started = time.time_ns()
-    with log.open("a") as output:
-        process = subprocess.Popen(
-            command(output_dir, steps, resume=resume), stdout=output, stderr=output, env=environment
-        )
-        if kill is not None:
-            while process.poll() is None and not has_logged(output_dir, kill.step, started):
-                time.sleep(0.01)
-            time.sleep(kill.delay)
-            while (
-                process.poll() is None and kill.while_saving and not is_saving(output_dir, started)
-            ):
-                time.sleep(0.0005)
-            process.send_signal(signal.SIGKILL)
-        code = process.wait()
+    process = start_program(command(output_dir, steps, resume=resume), log)
+    if kill is not None:
+        while process.is_alive() and not has_logged(output_dir, kill.step, started):
+            time.sleep(0.01)
+        time.sleep(kill.delay)
+        while process.is_alive() and kill.while_saving and not is_saving(output_dir, started):
+            time.sleep(0.0005)
+        process.kill()
+    process.join()
+    code = process.exitcode
     if code not in (0, -signal.SIGKILL):
         raise RuntimeError(f"the run ended with {code}:\n{log.read_text()[-2000:]}")
     lines = read_metrics(output_dir)

@@ -1,13 +1,8 @@
-"""Real runs in float64, one after the other: `double_precision.py RUNS.json`, alone or under
-torchrun.
+"""Real runs in float64, one after the other.
 
 In float32 a comparison of weights says little: AdamW turns gradients that are pure rounding noise
 (those of the key biases) into full steps. In float64 that noise is below AdamW's epsilon.
 """
-
-import json
-import sys
-from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
@@ -18,8 +13,8 @@ from esvit_hf.pretraining.loop import pretrain
 from esvit_hf.pretraining.recipe_reading import read_recipe
 
 
-def main(runs):
-    torch.set_num_threads(1)
+def pretrain_in_double_precision(runs):
+    """Run some command lines; the process is of no use for anything else afterwards."""
     torch.set_default_dtype(torch.float64)
     loop.augment = lambda *crops, **options: augment(*crops, **options).double()
     # Processes that meet a second time would find the addresses of the first time in their store.
@@ -27,7 +22,3 @@ def main(runs):
     for words in runs:
         pretrain(read_recipe(words))
         AcceleratorState._reset_state(reset_partial_state=True)
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))

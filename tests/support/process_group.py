@@ -1,14 +1,16 @@
-"""Runs a function on several processes that talk by gloo, with the environment that torchrun gives
-them.
+"""Programs in new processes, and functions on several processes that talk by gloo.
 
-torchrun starts Python anew, which takes seconds for the libraries alone; these are forks of a
-server that has them.
+A new Python takes seconds for the libraries alone; these are forks of a server that has them.
 """
 
 import multiprocessing
 import os
+import runpy
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,33 +18,44 @@ from accelerate.utils.other import get_free_port
 from torch.multiprocessing import start_processes
 
 TIMEOUT_SECONDS = 180
+PRELOADED = ["esvit_hf.pretraining.loop", "esvit_hf.evaluation.running", "esvit_hf.features.files"]
 
 
-def work(
-    rank: int, function: Callable[..., None], processes: int, port: int, arguments: tuple[Any, ...]
-) -> None:
-    """What each process runs."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-    }
+def start_program(words: Sequence[str | Path], output: Path) -> BaseProcess:
+    """Start a script, in a process group of its own, as `python words` would.
+
+    Args:
+        words: path of the script, and its arguments.
+        output: file that what it prints is added to.
+    """
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=_run_program, args=([*map(str, words)], output))
+    process.start()
+    return process
+
+
+def _run_program(words: list[str], output: Path) -> None:
+    os.setsid()
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
-    function(*arguments)
+    with output.open("a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
 
 
 def run_on_processes(processes: int, function: Callable[..., None], *arguments: Any) -> None:
     """Run a function of a module on each of several processes, and raise the first error with its
-    traceback.
+    traceback. Their environment is that which torchrun gives, one alone gets none.
 
     Raises:
         TimeoutError: if they wait for each other.
     """
-    multiprocessing.set_forkserver_preload(["esvit_hf.pretraining", "esvit_hf.evaluation.running"])
+    multiprocessing.set_forkserver_preload(PRELOADED)
     context = start_processes(
-        work,
+        _run_function,
         (function, processes, get_free_port(), arguments),
         processes,
         join=False,
@@ -56,3 +69,15 @@ def run_on_processes(processes: int, function: Callable[..., None], *arguments: 
             raise TimeoutError(
                 f"{processes} processes have not ended after {TIMEOUT_SECONDS} seconds"
             )
+
+
+def _run_function(
+    rank: int, function: Callable[..., None], processes: int, port: int, arguments: tuple[Any, ...]
+) -> None:
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if processes > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    function(*arguments)

@@ -1,5 +1,5 @@
 """Six optimizer steps on two processes with replicas and with FSDP2 shards, through a checkpoint in
-the middle: `torchrun sharded_step.py`.
+the middle.
 """
 
 import shutil
@@ -122,8 +122,8 @@ def shared_folder(accelerator):
         shutil.rmtree(place[0])
 
 
-def main():
-    torch.set_num_threads(1)
+def compare_shards_with_replicas():
+    """What each of the processes runs."""
     torch.set_default_dtype(torch.float64)
     accelerator = Accelerator(cpu=True)
     replicas = numbers(accelerator, make_step(accelerator), range(6))
@@ -144,9 +144,4 @@ def main():
                 torch.testing.assert_close(
                     numbers(reader, second, range(3, 6)), replicas[6:], rtol=1e-9, atol=1e-9
                 )
-    print(f"process {accelerator.process_index}: {replicas.numel()} numbers are equal")
     accelerator.end_training()
-
-
-if __name__ == "__main__":
-    main()

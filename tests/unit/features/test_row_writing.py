@@ -4,8 +4,6 @@ part.
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +11,9 @@ import pyarrow.parquet
 import pytest
 from tests.support.paths import ROOT
 from tests.support.photo_folders import noise, save_model
+from tests.support.process_group import start_program
 
+from esvit_hf.commands import main as commands
 from esvit_hf.features.row_features import RowOptions
 from esvit_hf.features.row_output import RowOutput
 from esvit_hf.features.row_writing import write_features
@@ -68,42 +68,44 @@ def test_what_was_written_before_a_stop_is_not_computed_again(
         assert write("whole") == found
 
 
-def test_memory_does_not_grow_with_the_rows() -> None:
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     few, many, width = 1000, 5000, 8192
-    command = [sys.executable, "-m", "benchmarks.features_memory", "--rows", f"[{few}, {many}]"]
-    command += ["--width", str(width), "--rows_per_shard", "200"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    first, second = json.loads(done.stdout.splitlines()[-1])
+    program = [str(ROOT / "benchmarks" / "features_memory.py"), "--rows", f"[{few}, {many}]"]
+    program += ["--width", str(width), "--rows_per_shard", "200"]
+    process = start_program(program, tmp_path / "output.txt")
+    process.join()
+    output = (tmp_path / "output.txt").read_text()
+    assert process.exitcode == 0, output
+    first, second = json.loads(output.splitlines()[-1])
     assert second["peak"] - first["peak"] < 0.25 * (many - few) * 4 * width / 2**20
 
 
-def test_a_killed_run_goes_on(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed by `kill -9` between two parts or within one, it ends with the rows of a whole run."""
     save_model(tmp_path / "model")
     (tmp_path / "photos").mkdir()
-    for seed in range(200):
+    for seed in range(100):
         noise(seed, 36, 36).save(tmp_path / "photos" / f"{seed:03d}.png")
-    words = [sys.executable, "-m", "esvit_hf.commands.main", "features", "model", "photos"]
-    words += ["--rows_per_shard", "1", "--num_workers", "0", "--output"]
-    command = [*words, "stopped/"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    monkeypatch.chdir(tmp_path)
+    words = ["features", "model", "photos", "--rows_per_shard", "1", "--num_workers", "0"]
+    program = [commands.__file__, *words, "--output", "stopped/"]
+    process = start_program(program, tmp_path / "output.txt")
     shards = tmp_path / "stopped"
-    while process.poll() is None and not (shards / "features-00003.parquet").exists():
+    while process.is_alive() and not (shards / "features-00003.parquet").exists():
         time.sleep(0.002)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
     state = shards / ".features-_shard_05d_.parquet.parts"
     before = {path.stem: path.stat().st_mtime_ns for path in state.glob("0*.json")}
     written = {path: path.stat().st_mtime_ns for path in shards.glob("*.parquet")}
-    assert 3 <= len(before) < 200
+    assert 3 <= len(before) < 100
     for output in ("stopped/", "whole.parquet"):
-        done = subprocess.run([*words, output], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        assert commands.main([*words, "--output", output]) == 0
     kept = [path for path in written if path.stem[-5:] in before]
     assert all(path.stat().st_mtime_ns == written[path] for path in kept)
     assert {path.name for path in shards.iterdir()} == {
-        f"features-{number:05d}.parquet" for number in range(200)
+        f"features-{number:05d}.parquet" for number in range(100)
     }
     found = pyarrow.concat_tables([pyarrow.parquet.read_table(p) for p in sorted(shards.iterdir())])
     whole = pyarrow.parquet.read_table(tmp_path / "whole.parquet")
