@@ -13,8 +13,8 @@ from esvit_hf.hub.measurements import read_measurements
 @pytest.mark.filterwarnings("ignore:the best learning rate")
 def test_an_augmented_probe_learns_from_crops(tmp_path: Path) -> None:
     save_small_swin(tmp_path / "model")
-    write_shades(tmp_path / "shades", "train", 200)
-    write_shades(tmp_path / "shades", "test", 60, seed=1)
+    write_shades(tmp_path / "shades", "train", 60)
+    write_shades(tmp_path / "shades", "test", 20, seed=1)
     words: dict[str, Any] = {
         "model": tmp_path / "model",
         "dataset": tmp_path / "shades",
