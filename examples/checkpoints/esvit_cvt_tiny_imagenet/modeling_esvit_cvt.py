@@ -28,6 +28,7 @@ from .modeling_esvit_common import (
     constant,
     eager_attention,
     fused_attention_is_slow,
+    grid_of,
     stochastic_depth_rates,
 )
 from .modeling_esvit_windows import WindowPlan, relative_position_index, window_attention_layout
@@ -237,9 +238,7 @@ class EsvitCvtEmbeddings(nn.Module):
             (B, N, C) tokens and their grid.
         """
         patches = self.projection(features)
-        return StageOutput(
-            self.norm(patches.flatten(2).transpose(1, 2)), (patches.shape[2], patches.shape[3])
-        )
+        return StageOutput(self.norm(patches.flatten(2).transpose(1, 2)), grid_of(patches))
 
 
 class EsvitCvtDeepStem(nn.Module):
@@ -277,9 +276,7 @@ class EsvitCvtDeepStem(nn.Module):
         """
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             features = F.relu(norm(convolution(features)))
-        return StageOutput(
-            features.flatten(2).transpose(1, 2), (features.shape[2], features.shape[3])
-        )
+        return StageOutput(features.flatten(2).transpose(1, 2), grid_of(features))
 
 
 class EsvitCvtStage(nn.Module):

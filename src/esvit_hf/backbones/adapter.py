@@ -12,12 +12,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TimmWrapperModel
 
+from esvit_hf.backbones.checks import (
+    check_deterministic,
+    check_order,
+    check_spatial,
+    check_tokens,
+)
 from esvit_hf.backbones.layouts import (
     BackboneFeatures,
     MapLayout,
     TokenLayout,
     find_hidden_layouts,
     find_layout,
+    is_ambiguous,
 )
 from esvit_hf.common.errors import one_line
 from esvit_hf.models.modeling_esvit_common import AttentionLayout, full_attention_layout
@@ -311,16 +318,40 @@ class RegionBackbone(nn.Module):
         output, records, pixels = self._observe(image_size)
         last: Tensor = output.last_hidden_state
         stride = _first_stride(self.model)
-        self._layout = find_layout(last, image_size, stride, name)
         hidden_states = getattr(output, "hidden_states", None) or ()
-        _check_last_token(hidden_states, pixels, name)
-        self._hidden_layouts = find_hidden_layouts(
-            hidden_states, self._layout, image_size, stride, name
+        wider = None
+        if any(is_ambiguous(state, image_size) for state in (last, *hidden_states)):
+            wider = self._observe_wider(pixels)
+        self._layout = find_layout(
+            last, image_size, stride, name, wider and wider.last_hidden_state
         )
+        check_tokens(hidden_states, self._layout, pixels, name)
+        layouts = find_hidden_layouts(
+            hidden_states,
+            self._layout,
+            image_size,
+            stride,
+            name,
+            (wider and wider.hidden_states) or (),
+        )
+        self._hidden_layouts = check_order(hidden_states, layouts, pixels)
         features = self._layout.read(last, *image_size)
         self.feature_dim = features.pooled.shape[1]
         self._final_norm = _find_final_norm(output, records)
         _freeze_unused(self.model, features.regions.sum() + features.pooled.sum())
+
+    @torch.no_grad()
+    def _observe_wider(self, pixels: Tensor) -> Any:
+        """Run a foreign network on an image of twice the width; None if it takes none."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return self._run(pixels.repeat(1, 1, 1, 2), output_hidden_states=True)
+        # What networks raise for a size that they do not take.
+        except (RuntimeError, AssertionError, TypeError, ValueError):
+            return None
+        finally:
+            self.model.train(was_training)
 
     def _observe(self, image_size: tuple[int, int]) -> tuple[Any, list["_Record"], Tensor]:
         """Run a foreign network on one image, record what its layers compute and check that its
@@ -343,8 +374,8 @@ class RegionBackbone(nn.Module):
             ) from error
         finally:
             model.train(was_training)
-        _check_spatial(output, type(model).__name__)
-        _check_deterministic(output, repeated, type(model).__name__)
+        check_spatial(output, type(model).__name__)
+        check_deterministic(output, repeated, type(model).__name__)
         return output, records, pixels
 
 
@@ -358,7 +389,10 @@ def _configured_image_size(model: PreTrainedModel) -> tuple[int, int] | None:
     if size is None and isinstance(model, TimmWrapperModel):
         size = getattr(getattr(model.timm_model, "patch_embed", None), "img_size", None)
     if size is None:
-        input_size = (getattr(config, "pretrained_cfg", None) or {}).get("input_size")
+        settings = getattr(config, "pretrained_cfg", None)
+        if not settings and isinstance(model, TimmWrapperModel):
+            settings = getattr(model.timm_model, "pretrained_cfg", None)
+        input_size = (settings or {}).get("input_size")
         size = input_size[-2:] if input_size else None
     return _pair(size) if size else None
 
@@ -403,45 +437,6 @@ def _recorded(model: nn.Module) -> Iterator[list[_Record]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _check_spatial(output: Any, name: str) -> None:
-    last = getattr(output, "last_hidden_state", None)
-    if isinstance(last, Tensor) and last.ndim in (3, 4):
-        return
-    found = (
-        "no last_hidden_state"
-        if last is None
-        else f"a last_hidden_state of shape {tuple(last.shape)}"
-    )
-    raise ValueError(
-        f"{name} has no spatial tokens ({found}): choose a network that gives features per region"
-    )
-
-
-def _check_last_token(hidden_states: Sequence[Any], pixels: Tensor, name: str) -> None:
-    """Refuse tokens behind the regions, such as those that YOLOS detects objects with."""
-    first = hidden_states[0] if len(hidden_states) else None
-    if not isinstance(first, Tensor) or first.ndim != 3 or not first.requires_grad:
-        return
-    token = first[:, -1]
-    # Unequal weights: a sum of normalized channels is constant.
-    total = (token * torch.arange(1, token.shape[1] + 1, device=token.device)).sum()
-    (gradient,) = torch.autograd.grad(total, pixels, retain_graph=True, allow_unused=True)
-    if gradient is None or not gradient.any():
-        raise ValueError(
-            f"{name} puts tokens that belong to no region behind its regions: choose a network "
-            f"whose further tokens come first"
-        )
-
-
-def _check_deterministic(output: Any, repeated: Any, name: str) -> None:
-    first, second = output.last_hidden_state, repeated.last_hidden_state
-    if first.shape != second.shape or not torch.equal(first, second):
-        raise ValueError(
-            f"{name} gives different outputs for the same image in evaluation mode (random "
-            f"masking, as in MAE?): load the weights as the plain encoder class, for MAE ViTModel"
-        )
 
 
 def _find_final_norm(output: Any, records: list[_Record]) -> str | None:

@@ -14,6 +14,7 @@ __all__ = [
     "find_hidden_layouts",
     "find_layout",
     "find_token_layout",
+    "is_ambiguous",
 ]
 
 
@@ -70,10 +71,12 @@ class TokenLayout:
     Attributes:
         stride: pixels between neighboring regions, (vertical, horizontal).
         prefix: number of class, distillation and register tokens in front of the regions.
+        is_row_major: whether the regions lie row by row.
     """
 
     stride: tuple[int, int]
     prefix: int
+    is_row_major: bool = True
 
     def read(self, last_hidden_state: Tensor, height: int, width: int) -> BackboneFeatures:
         """Read regions, view feature and grid off an output.
@@ -87,8 +90,13 @@ class TokenLayout:
             The features; the view feature is the class token, else the mean of the regions.
 
         Raises:
-            ValueError: the tokens form no grid.
+            ValueError: the tokens form no grid, or not row by row.
         """
+        if not self.is_row_major:
+            raise ValueError(
+                "the tokens of this layer do not lie row by row, so that their places are unknown: "
+                "choose another layer"
+            )
         count = last_hidden_state.shape[1] - self.prefix
         grid = self.grid(count, height, width)
         if grid is None:
@@ -114,7 +122,11 @@ class TokenLayout:
 
 
 def find_layout(
-    last_hidden_state: Tensor, image_size: tuple[int, int], first_stride: tuple[int, int], name: str
+    last_hidden_state: Tensor,
+    image_size: tuple[int, int],
+    first_stride: tuple[int, int],
+    name: str,
+    wider: Tensor | None = None,
 ) -> MapLayout | TokenLayout:
     """Tell how a network lays out its last output.
 
@@ -123,16 +135,25 @@ def find_layout(
         image_size: Height and width of that image in pixels.
         first_stride: Pixels between its patches, vertically and horizontally.
         name: Of the network, for errors.
+        wider: What it makes of an image of twice the width, if it takes one; needed for maps that
+            are ambiguous.
 
     Returns:
         The layout.
 
     Raises:
-        ValueError: The output holds no grid of regions.
+        ValueError: The output holds no grid of regions, or its axes may be either.
     """
     if last_hidden_state.ndim == 3:
         return find_token_layout(last_hidden_state.shape[1], image_size, first_stride, name)
-    return MapLayout(_measured_channels_last(last_hidden_state, image_size) is True)
+    channels_last = _measured_channels_last(last_hidden_state, image_size, wider)
+    if channels_last is None and is_ambiguous(last_hidden_state, image_size):
+        raise ValueError(
+            f"{name} turns an image of {image_size[0]} x {image_size[1]} pixels into a map of "
+            f"shape {tuple(last_hidden_state.shape)}, whose channels may come first or last: pass "
+            f"image_size with a size whose map has another number of rows than channels"
+        )
+    return MapLayout(channels_last is True)
 
 
 def find_hidden_layouts(
@@ -141,6 +162,7 @@ def find_hidden_layouts(
     image_size: tuple[int, int],
     first_stride: tuple[int, int],
     name: str,
+    wider: Sequence[Any] = (),
 ) -> list[MapLayout | TokenLayout | None]:
     """Tell how a network lays out every hidden state; not all need to lie as the last output does.
 
@@ -150,28 +172,45 @@ def find_hidden_layouts(
         image_size: Height and width of that image in pixels.
         first_stride: Pixels between its patches, vertically and horizontally.
         name: Of the network, for errors.
+        wider: What it makes of an image of twice the width, if it takes one; needed for maps that
+            are ambiguous.
 
     Returns:
-        The layouts; None for a state that is neither a map nor tokens of a grid.
+        The layouts; None for a state that is neither a map nor tokens of a grid, or may be read in
+        two ways.
     """
-    maps = [state for state in hidden_states if isinstance(state, Tensor) and state.ndim == 4]
-    measured = [_measured_channels_last(state, image_size) for state in maps]
+    measured = [
+        _measured_channels_last(state, image_size, wider[layer] if wider else None)
+        if isinstance(state, Tensor) and state.ndim == 4
+        else None
+        for layer, state in enumerate(hidden_states)
+    ]
     # A map as wide as it has channels tells nothing: it lies as the other maps do.
     known = {channels_last for channels_last in measured if channels_last is not None}
-    others = known.pop() if len(known) == 1 else isinstance(last, MapLayout) and last.channels_last
+    others = known.pop() if len(known) == 1 else None
     prefixes = {0, last.prefix} if isinstance(last, TokenLayout) else {0}
     layouts: list[MapLayout | TokenLayout | None] = []
-    for state in hidden_states:
+    for state, channels_last in zip(hidden_states, measured, strict=True):
         layout: MapLayout | TokenLayout | None = None
         if isinstance(state, Tensor) and state.ndim == 4:
-            if _sides(state, image_size):
-                channels_last = _measured_channels_last(state, image_size)
-                layout = MapLayout(others if channels_last is None else channels_last)
+            if channels_last is None and is_ambiguous(state, image_size):
+                channels_last = others
+            layout = None if channels_last is None else MapLayout(channels_last)
         elif isinstance(state, Tensor) and state.ndim == 3:
             found = _tokens_of_a_grid(state.shape[1], image_size, first_stride, name)
             layout = found if found is not None and found.prefix in prefixes else None
         layouts.append(layout)
     return layouts
+
+
+def is_ambiguous(state: Any, image_size: tuple[int, int]) -> bool:
+    """Say whether the channels of a map may come first or last.
+
+    Args:
+        state: What a network makes of one image.
+        image_size: Height and width of that image in pixels.
+    """
+    return isinstance(state, Tensor) and state.ndim == 4 and len(_sides(state, image_size)) == 2
 
 
 def _tokens_of_a_grid(
@@ -197,9 +236,16 @@ def _sides(state: Tensor, image_size: tuple[int, int]) -> list[bool]:
     ]
 
 
-def _measured_channels_last(state: Tensor, image_size: tuple[int, int]) -> bool | None:
-    """Read off a map of one image whether channels come last; None if it may be either."""
+def _measured_channels_last(
+    state: Tensor, image_size: tuple[int, int], wider: Tensor | None
+) -> bool | None:
+    """Read off a map of one image whether channels come last; None if it may be either, or is no
+    map.
+    """
     found = _sides(state, image_size)
+    if len(found) == 2 and wider is not None:
+        # The axis that grows with the image is its width.
+        found = [axis == 2 for axis in (2, 3) if wider.shape[axis] > state.shape[axis]]
     return found[0] if len(found) == 1 else None
 
 

@@ -24,6 +24,6 @@ def one_line(error: BaseException | str, limit: int | None = 300) -> str:
         limit: characters that are kept at most, None for all.
 
     Returns:
-        The message without line breaks and repeated spaces.
+        The message without line breaks and repeated spaces; the type of an error without one.
     """
-    return " ".join(str(error).split())[:limit]
+    return (" ".join(str(error).split()) or type(error).__name__)[:limit]

@@ -5,6 +5,7 @@ and said in a warning.
 """
 
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ SPLIT_FOLDERS = {
     "validation": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+_SPLITS = {word: split for split, words in SPLIT_FOLDERS.items() for word in words}
 _REASONS_SHOWN = 10
 
 
@@ -47,7 +49,9 @@ class ImageFolder:
 
         Folders named after splits are splits if all images lie in them, if there are two of them,
         or if there is one for training with folders inside. Otherwise they are classes that happen
-        to have such names.
+        to have such names. Names that only contain a split's, such as `train2017`, count where
+        all images lie in them and there are two splits. Where all images lie in one other folder,
+        its folders count; around classes such a folder is skipped, too.
 
         Returns:
             How the paths of each split's images start; that of all images is `train` where no
@@ -56,29 +60,54 @@ class ImageFolder:
         Raises:
             ValueError: two folders stand for one split.
         """
-        known = {word: split for split, words in SPLIT_FOLDERS.items() for word in words}
         found: dict[str, str] = {}
-        for folder in dict.fromkeys(_first_folder(image) for image in self.images):
-            split = known.get(folder.lower())
-            if split is None:
-                continue
-            if split in found:
+        for outer, folders in self._single_folders(""):
+            found = found or self._splits_below(outer, folders)
+        return {
+            split: self._around_classes(start) for split, start in (found or {"train": ""}).items()
+        }
+
+    def _single_folders(self, start: str) -> Iterator[tuple[str, set[str]]]:
+        """Go down as long as all images lie in one folder: each folder and those in it."""
+        while True:
+            folders = {_first_folder(image) for image in self._below(start)}
+            yield start, folders
+            if len(folders) != 1 or "" in folders:
+                return
+            start += f"{folders.pop()}/"
+
+    def _around_classes(self, start: str) -> str:
+        """Skip folders that are alone, down to one with several; stay where there is none."""
+        *_, (inner, folders) = self._single_folders(start)
+        return start if folders == {""} else inner
+
+    def _splits_below(self, outer: str, folders: set[str]) -> dict[str, str]:
+        """Find the splits among some folders; empty where there are none."""
+        named: dict[str, str] = {}
+        alike: dict[str, list[str]] = {}
+        for folder in sorted(folders):
+            split = _SPLITS.get(folder.lower())
+            if split in named:
                 raise ValueError(
-                    f"{self.path} has two folders for the split '{split}', {found[split]} and "
-                    f"{folder}/: rename or move one of them"
+                    f"{self.path} has two folders for the split '{split}', {named[split]} and "
+                    f"{outer}{folder}/: rename or move one of them"
                 )
-            found[split] = f"{folder}/"
-        inside = {split: self._below(start) for split, start in found.items()}
+            if split is not None:
+                named[split] = f"{outer}{folder}/"
+            if (near := _split_in_name(folder)) is not None:
+                alike.setdefault(near, []).append(f"{outer}{folder}/")
+        if len(alike) > 1 and sum(map(len, alike.values())) == len(folders) == len(alike):
+            return {split: starts[0] for split, starts in alike.items()}
+        inside = {split: self._below(start) for split, start in named.items()}
         is_all = sum(map(len, inside.values())) == len(self.images)
         has_training_classes = any(map(_first_folder, inside.get("train", ())))
-        if found and (is_all or len(found) > 1 or has_training_classes):
-            return found
-        return {"train": ""}
+        return named if is_all or len(named) > 1 or has_training_classes else {}
 
     def read(self, splits: Sequence[str]) -> dict[str, Dataset]:
         """Make a table of each split, and say in a warning what is left out.
 
-        A split has labels if most of its images lie in folders: the first folder is the class.
+        A split has labels if most of its images lie in folders: the first folder is the class,
+        but for one around all others.
 
         Args:
             splits: some of the splits that there are.
@@ -87,7 +116,7 @@ class ImageFolder:
             Rows of each split, with the column `image`, and `label` if all of them have labels.
         """
         starts = self.splits()
-        notes = self._notes_beside_splits(starts)
+        notes = self._notes_beside_splits(starts) + self._notes_about_names(starts)
         paths, labels = {}, {}
         for split in splits:
             paths[split], labels[split], note = _divide(self._below(starts[split]), split)
@@ -123,6 +152,16 @@ class ImageFolder:
             f"{f'in {folder}/' if folder else 'beside the folders'}"
             for folder, count in folders.items()
         ]
+
+    def _notes_about_names(self, starts: dict[str, str]) -> list[str]:
+        below = (image for start in starts.values() for image in self._below(start))
+        parents = {image.rpartition("/")[0] for image in below}
+        folders = sorted({folder for parent in parents for folder in parent.split("/")})
+        alike = {folder: split for folder in folders if (split := _split_in_name(folder))}
+        # One alone may well be a class, such as train_station.
+        several = len(set(alike.values())) > 1
+        called = [folder for folder in alike if several or folder.lower() in _SPLITS]
+        return [f"no splits, but classes or parts of them: {', '.join(called)}"] if called else []
 
     def _table(
         self, start: str, paths: list[str], labels: list[str] | None, classes: list[str]
@@ -209,6 +248,13 @@ def _divide(images: list[str], split: str) -> tuple[list[str], list[str] | None,
         f"{next(iter(loose), None)})"
     ]
     return inside, [_first_folder(image) for image in inside], notes if loose else []
+
+
+def _split_in_name(folder: str) -> str | None:
+    """Find the only split that a folder's name speaks of, such as `val2017` or `test_images`."""
+    words = re.split("[^a-z]+", folder.lower())
+    found = {_SPLITS[word] for word in words if word in _SPLITS}
+    return found.pop() if len(found) == 1 else None
 
 
 def _is_text(name: str) -> bool:

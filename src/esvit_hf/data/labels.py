@@ -13,6 +13,7 @@ LIST_TYPES = ("List", "LargeList")
 LABEL_TYPES = re.compile(r"u?int\d+|bool|(large_)?string")
 UNKNOWN = -1
 """What stands for a missing label in columns of class numbers."""
+_NUMBERS_OF_BOOLEANS = {"False": "0", "True": "1"}
 
 
 class Labels(NamedTuple):
@@ -116,8 +117,31 @@ def names_in_common(train: Labels, test: Labels) -> list[str]:
 
     Returns:
         Name of each class of `test`. Where only one of the two names its classes and the other
-        holds their numbers, class n of the one is number n of the other.
+        holds their numbers, class n of the one is number n of the other; false and true are the
+        numbers 0 and 1.
     """
+    booleans, others = (train, test) if _are_booleans(train) else (test, train)
+    if not _are_booleans(booleans) or set(booleans.names) <= set(others.names):
+        return _names_by_number(train, test)
+    found = _names_by_number(_numbered(train), _numbered(test))
+    if booleans is test:
+        return found
+    written = {number: name for name, number in _NUMBERS_OF_BOOLEANS.items()}
+    return [written.get(name, name) for name in found]
+
+
+def _are_booleans(labels: Labels) -> bool:
+    return not labels.are_named and set(labels.names) <= _NUMBERS_OF_BOOLEANS.keys()
+
+
+def _numbered(labels: Labels) -> Labels:
+    """Labels whose classes false and true are called by their numbers."""
+    if not _are_booleans(labels):
+        return labels
+    return labels._replace(names=[_NUMBERS_OF_BOOLEANS[name] for name in labels.names])
+
+
+def _names_by_number(train: Labels, test: Labels) -> list[str]:
     named, other = (train, test) if train.are_named else (test, train)
     numbers = list(map(str, range(len(named.names))))
     if named.are_named == other.are_named or set(other.names) <= set(named.names):

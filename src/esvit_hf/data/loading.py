@@ -253,7 +253,11 @@ def take_slices(
             f"{place}: the split '{split}' cannot be read ({one_line(error)}); set --split to one "
             f"of {', '.join(available)}, or to a slice such as {asked[0]}[:10%]"
         ) from error
-    parts = [rows[part.splitname].select(range(part.from_, part.to)) for part in slices]
+    # A range that is empty must not start behind the end.
+    parts = [
+        rows[part.splitname].select(range(part.from_, part.to) if part.from_ < part.to else ())
+        for part in slices
+    ]
     return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
 

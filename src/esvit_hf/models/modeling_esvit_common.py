@@ -99,6 +99,15 @@ def is_plain(tensor: Tensor) -> bool:
     )
 
 
+def grid_of(feature_map: Tensor) -> tuple[int, int]:
+    """Read the grid (h, w) off a map (B, C, h, w).
+
+    `torch.jit.trace` makes tensors of sizes; a trace is for images of one size.
+    """
+    height, width = feature_map.shape[-2:]
+    return (int(height), int(width)) if torch.jit.is_tracing() else (height, width)
+
+
 Built = TypeVar("Built")
 
 
@@ -142,8 +151,9 @@ def fused_attention_is_slow(query: Tensor, bias: Tensor | None) -> bool:
     """Whether plain matrix products are faster than `scaled_dot_product_attention` with its
     derivatives, or the only way to have them.
     """
-    # The fused kernels have no derivative in forward mode.
-    if forward_ad._current_level >= 0:
+    # The fused kernels have no derivative in forward mode, and a function transform hides whether
+    # the bias needs one.
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return True
     # On CPU the fused kernel has no gradient for the bias, and its backward pass is several times
     # slower in 16 bits.

@@ -23,6 +23,7 @@ from .modeling_esvit_common import (
     StochasticDepth,
     constant,
     fused_attention_is_slow,
+    grid_of,
     softmax_type,
     stochastic_depth_rates,
 )
@@ -308,7 +309,7 @@ class EsvitSwinEmbeddings(nn.Module):
             (B, N, C) tokens and their grid.
         """
         patches = self.projection(pixel_values)
-        grid = (patches.shape[2], patches.shape[3])
+        grid = grid_of(patches)
         tokens = self.norm(patches.flatten(2).transpose(1, 2))
         if self.position_embeddings is not None:
             tokens = tokens + self._positions(grid)

@@ -28,6 +28,7 @@ from .modeling_esvit_common import (
     eager_attention,
     full_attention_layout,
     fused_attention_is_slow,
+    grid_of,
     stochastic_depth_rates,
 )
 
@@ -593,7 +594,7 @@ class EsvitVilEmbeddings(nn.Module):
             (B, G + N, C) global tokens and tokens of the grid, and the grid (h, w).
         """
         patches = self.projection(pixel_values)
-        grid = (patches.shape[2], patches.shape[3])
+        grid = grid_of(patches)
         tokens = self.norm(patches.flatten(2).transpose(1, 2))
         if self.row_positions is not None:
             tokens = tokens + self._positions(grid)

@@ -10,6 +10,10 @@ from transformers import (
     ConvNextModel,
     DeiTConfig,
     DeiTModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    HieraConfig,
+    HieraModel,
     PreTrainedModel,
     ResNetConfig,
     ResNetModel,
@@ -140,6 +144,51 @@ def test_maps_with_channels_last_in_front_of_one_with_channels_first() -> None:
         regions, grid = backbone.layer_regions(pixels, 1)
     assert grid == (4, 4)
     assert torch.equal(regions, states[1].flatten(1, 2))
+
+
+def sam(hidden: int, output: int) -> SamVisionModel:
+    sizes = {"hidden_size": hidden, "mlp_dim": 16, "output_channels": output, "window_size": 2}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "global_attn_indexes": [1]}
+    return SamVisionModel(SamVisionConfig(image_size=128, patch_size=16, **sizes, **layers))
+
+
+def test_maps_with_as_many_channels_as_rows_are_measured_or_refused() -> None:
+    # SAM takes images of one size alone.
+    backbone, pixels = RegionBackbone(sam(8, 4)).eval(), torch.randn(1, 3, 128, 128)
+    assert backbone(pixels).regions.shape == (1, 64, 4)
+    for layer in (0, -1):
+        with pytest.raises(ValueError, match=r"has the shape \(1, 8, 8, 8\), which is no map"):
+            backbone.layer_regions(pixels, layer)
+    with pytest.raises(ValueError, match="channels may come first or last: pass image_size"):
+        RegionBackbone(sam(4, 8))
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 4], depths=[1, 1])
+    backbone, pixels = RegionBackbone(ResNetModel(config), image_size=32).eval(), pixels[..., :32]
+    with torch.no_grad():
+        output = backbone.model(pixels, output_hidden_states=True)
+        for layer, state in enumerate(output.hidden_states):
+            regions = backbone.layer_regions(pixels, layer)[0]
+            assert torch.equal(regions, state.flatten(2).mT)
+    assert torch.equal(backbone(pixels).regions, output.last_hidden_state.flatten(2).mT)
+
+
+def test_tokens_of_windows_have_an_average_and_no_places() -> None:
+    sizes = {"embed_dim": 4, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
+    model = HieraModel(HieraConfig(image_size=[128, 128], **sizes))
+    backbone, pixels = RegionBackbone(model).eval(), torch.randn(1, 3, 128, 128)
+    states = model(pixels, output_hidden_states=True).hidden_states
+    with pytest.raises(ValueError, match="do not lie row by row"):
+        backbone.layer_regions(pixels, 1)
+    assert torch.equal(backbone.block_features(pixels, 4)[0], states[1].mean(dim=1))
+    assert torch.equal(backbone.layer_regions(pixels, -1)[0], states[-1])
+
+
+def test_tokens_in_front_that_look_like_regions_are_refused() -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = Dinov2WithRegistersConfig(image_size=40, patch_size=16, num_register_tokens=4, **sizes)
+    with pytest.raises(ValueError, match="first one is no region: pass image_size with a multiple"):
+        RegionBackbone(Dinov2WithRegistersModel(config))
+    backbone = RegionBackbone(Dinov2WithRegistersModel(config), image_size=32)
+    assert backbone(torch.randn(1, 3, 32, 32)).regions.shape == (1, 4, 8)
 
 
 def test_hidden_states_that_are_no_grid_are_refused() -> None:

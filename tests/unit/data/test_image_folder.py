@@ -91,7 +91,40 @@ def test_a_training_folder_with_classes_is_a_split_beside_another_folder(tmp_pat
 
 def test_classes_may_have_the_names_of_splits(tmp_path: Path) -> None:
     fill(tmp_path, "bus/1.jpg", "car/2.jpg", "train/3.jpg")
-    assert read(tmp_path) == {"bus/1.jpg": "bus", "car/2.jpg": "car", "train/3.jpg": "train"}
+    found = read_with_warning(tmp_path, "train", "no splits, but classes or parts of them: train")
+    assert found == {"bus/1.jpg": "bus", "car/2.jpg": "car", "train/3.jpg": "train"}
+
+
+def test_splits_below_classes_are_said(tmp_path: Path) -> None:
+    fill(tmp_path, "cat/train/1.jpg", "cat/test/2.jpg", "dog/train/3.jpg")
+    found = read_with_warning(tmp_path, "train", "classes or parts of them: test, train")
+    assert set(found.values()) == {"cat", "dog"}
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("data/train", "data/test"),
+        ("ILSVRC/Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/test"),
+        ("train2017", "test2017"),
+        ("train_images", "test_images"),
+        ("training_set/training_set", "test_set/test_set"),
+        ("images/seg_train", "images/seg_test"),
+    ],
+)
+def test_splits_in_other_folders_and_of_longer_names(tmp_path: Path, train: str, test: str) -> None:
+    fill(tmp_path, f"{train}/cat/1.jpg", f"{train}/dog/2.jpg", f"{test}/cat/3.jpg")
+    assert local_split_names(tmp_path) == ["test", "train"]
+    assert set(read(tmp_path).values()) == {"cat", "dog"}
+    assert {Path(path).name for path in read(tmp_path, "test")} == {"3.jpg"}
+
+
+def test_classes_may_contain_the_names_of_splits(tmp_path: Path) -> None:
+    fill(tmp_path, "bus/1.jpg", "train_station/2.jpg")
+    assert set(read(tmp_path).values()) == {"bus", "train_station"}
+    fill(tmp_path, "test_tube/3.jpg")
+    found = read_with_warning(tmp_path, "train", "parts of them: test_tube, train_station")
+    assert set(found.values()) == {"bus", "train_station", "test_tube"}
 
 
 def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:

@@ -79,6 +79,13 @@ def labels(names: list[str], are_named: bool) -> Labels:
         (labels(["cat", "dog"], True), labels(["1", "7"], False), ["1", "7"]),
         (labels(["0", "1"], False), labels(["cat", "dog", "owl"], True), ["0", "1", "2"]),
         (labels(["0", "1"], True), labels(["1"], False), ["1"]),
+        (labels(["False", "True"], False), labels(["0", "1"], False), ["False", "True"]),
+        (labels(["0", "1", "2"], False), labels(["False", "True"], False), ["0", "1"]),
+        (labels(["False", "True"], False), labels(["no", "yes"], True), ["False", "True"]),
+        (labels(["no", "yes"], True), labels(["True"], False), ["yes"]),
+        (labels(["True", "False"], True), labels(["False", "True"], False), ["False", "True"]),
+        (labels(["False", "True"], False), labels(["True", "False"], True), ["True", "False"]),
+        (labels(["False", "True"], False), labels(["True"], False), ["True"]),
     ],
 )
 def test_splits_are_matched_by_value(train: Labels, test: Labels, expected: list[str]) -> None:

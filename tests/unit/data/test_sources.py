@@ -142,6 +142,8 @@ def test_slices_of_save_to_disk(tmp_path: Path) -> None:
     ]
     mixed = load_image_source(str(tmp_path / "two"), split="test[:1]+train[3:]")
     assert red_values(mixed, [0, 1]) == [0, 3]
+    with pytest.raises(ValueError, match="test\\[99%:\\]\\) has no rows"):
+        load_image_source(str(tmp_path / "two"), split="test[99%:]")
 
 
 def test_shipped_fashion_mnist() -> None:

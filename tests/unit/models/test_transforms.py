@@ -8,7 +8,14 @@ import torch.autograd.forward_ad as forward_mode
 from tests.support.networks import build, features, gradients, images
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
-from torch.func import functional_call, functionalize, grad, jvp, vmap
+from torch.func import (
+    functional_call,
+    functionalize,
+    grad,
+    jvp,
+    stack_module_state,
+    vmap,
+)
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from esvit_hf.models.modeling_esvit_common import _kept
@@ -76,13 +83,53 @@ def gradients_of_each_image(network, model, pixels: Tensor) -> None:
             torch.testing.assert_close(each[name].sum(0), parameter.grad, atol=1e-4, rtol=1e-4)
 
 
+def several_networks(network, model, pixels: Tensor) -> None:
+    double = copy.deepcopy(model)
+    for parameter in double.parameters():
+        parameter.data.mul_(1.1)
+    state = stack_module_state([model, double])
+    found = vmap(lambda state: functional_call(model, state, (pixels,)).pooler_output)(state)
+    torch.testing.assert_close(found[0], model(pixels).pooler_output)
+    torch.testing.assert_close(found[1], double(pixels).pooler_output, atol=1e-4, rtol=1e-4)
+
+
+def second_derivative(network, model, pixels: Tensor) -> None:
+    def slope(x: Tensor) -> Tensor:
+        return grad(lambda x: model(x).pooler_output.square().sum())(x)
+
+    image, direction = pixels[:1], images(1, *pixels.shape[1:], seed=2)
+    _, found = jvp(slope, (image,), (direction,))
+    step = 1e-2 * direction
+    expected = (slope(image + step) - slope(image - step)) / 2e-2
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def traced(network, model, pixels: Tensor) -> None:
+    model.config.return_dict = False
+    graph = torch.jit.trace(model, pixels, strict=False, check_trace=False)
+    model.config.return_dict = True
+    other = images(*pixels.shape, seed=2)
+    torch.testing.assert_close(graph(other)[1], model(other).pooler_output)
+
+
 def as_a_graph(network, model, pixels: Tensor) -> None:
     graph = make_fx(lambda x: model(x).pooler_output)(pixels)
     torch.testing.assert_close(graph(pixels), model(pixels).pooler_output)
 
 
 @pytest.mark.parametrize(
-    "transform", [on_meta, fake, functional, batched, gradients_of_each_image, as_a_graph]
+    "transform",
+    [
+        on_meta,
+        fake,
+        functional,
+        batched,
+        gradients_of_each_image,
+        several_networks,
+        second_derivative,
+        traced,
+        as_a_graph,
+    ],
 )
 def test_transformed_networks_compute_the_same_and_leave_nothing_behind(network, transform, pixels):
     model = build(network.model, network.config())
