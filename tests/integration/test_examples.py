@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image as PILImage
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tests.support.paths import EXAMPLES, FASHION_MNIST
+from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
@@ -143,6 +145,18 @@ def test_expected_errors_become_exit_codes(
 
     assert main() == code
     assert capsys.readouterr().err == ("error: a b\n" if code == 2 else "interrupted\n")
+
+
+def test_what_is_said_starts_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    @report_errors
+    def main() -> int:
+        with tqdm(total=2, leave=False) as bar:
+            bar.update()
+            sys.stderr.write(warnings.formatwarning("careful", UserWarning, "file.py", 1))
+        raise ValueError("a b")
+
+    assert main() == 2
+    assert {"warning: careful", "error: a b"} <= set(capsys.readouterr().err.split("\n"))
 
 
 def test_faults_of_the_program_are_not_hidden() -> None:

@@ -40,6 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder where commands run, with an image and a network."""
     noise(0).save(tmp_path / "a.png")
     save_model(tmp_path / "network")
+    (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -51,6 +52,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("./netwrok", 0, "there is no such folder: did you mean network?"),
         ("esvit_swin_tiny_w7_vrr", 0, "the zoo has esvit_swin_tiny_w7_vr: `esvit zoo build esvit"),
         ("a.png", 0, "which is a file: give the folder of a network"),
+        ("./photos", 0, "the folder holds no config.json: give a folder that a run or save_pre"),
+        (".", 0, "the folder holds no config.json: did you mean network?"),
         ("no/such-model", 1, "there is no such folder, and the Hub has no such repository"),
     ],
 )
@@ -70,7 +73,6 @@ def test_networks(
 
 
 def test_data_sets(hub: HubServer, home: Path) -> None:
-    (home / "photos").mkdir()
     for earlier, read in enumerate((load_image_source, find_shards)):
         for name in ("./phtos", str(home / "phtos"), "photos/trian"):
             with pytest.raises(ValueError, match=f"{name} does not exist.*; give a folder"):

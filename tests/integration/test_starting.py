@@ -243,6 +243,9 @@ def test_threads_are_those_of_the_call() -> None:
         ({"model": torch.nn.Linear(1, 1)}, "model is of type Linear: give a folder"),
         ({"threads": 0}, "threads is 0: give 1 or more"),
         ({"overrides": {"run.batch_siz": 1}}, "did you mean run.batch_size?"),
+        # What takes no time to find out comes before what does.
+        ({"data": "/no/data", "model": "/no/model"}, "load a model from '/no/model'"),
+        ({"data": "/no/data", "recipe": "demo", "overrides": {"model.config.a": 1}}, "no field a"),
     ],
 )
 def test_what_cannot_be_used_is_named(

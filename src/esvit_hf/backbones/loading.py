@@ -4,11 +4,12 @@ import inspect
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from esvit_hf.acceleration.linear import use_fast_linear
 from esvit_hf.backbones.adapter import RegionBackbone
@@ -16,7 +17,7 @@ from esvit_hf.backbones.foreign_swin import own_swin
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.places import check_model_place
 
-__all__ = ["load_backbone"]
+__all__ = ["load_backbone", "load_configuration"]
 
 
 def load_backbone(
@@ -47,18 +48,9 @@ def load_backbone(
             features) or leave layers over.
     """
     name_or_path = str(name_or_path)
-    check_model_place(name_or_path, revision=revision)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = load_configuration(name_or_path, **source, **config_fields)
     try:
-        config, unknown = AutoConfig.from_pretrained(
-            name_or_path, return_unused_kwargs=True, **source, **config_fields
-        )
-        unknown = {field: value for field, value in unknown.items() if field in config_fields}
-        if unknown:
-            raise ValueError(
-                f"{type(config).__name__} has no field {', '.join(map(repr, unknown))}: remove it "
-                f"or correct its name"
-            )
         # A pooling head is not part of the features; leaving it out also avoids warnings about its
         # missing weights.
         model_class = MODEL_MAPPING.get(type(config), None)
@@ -70,11 +62,8 @@ def load_backbone(
         model, loading = AutoModel.from_pretrained(
             name_or_path, config=config, output_loading_info=True, **source, **options
         )
-    except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise ValueError(
-            f"cannot load a model from {name_or_path!r} ({one_line(error)}): give a Hub name or a "
-            f"folder with config.json and model.safetensors"
-        ) from error
+    except (EOFError, OSError, RuntimeError, SafetensorError, UnpicklingError, ValueError) as error:
+        raise _cannot_load(name_or_path, error) from error
     # The network is run on a first image below.
     use_fast_linear(model)
     backbone = RegionBackbone(model)
@@ -95,6 +84,59 @@ def load_backbone(
     backbone = own_swin(backbone) or backbone
     use_fast_linear(backbone)
     return backbone.eval()
+
+
+def load_configuration(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **config_fields: Any,
+) -> PreTrainedConfig:
+    """Load the configuration of a network.
+
+    Args:
+        name_or_path: Hub name or folder.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run code that the repository ships.
+        config_fields: fields to override.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: there is none, it is damaged, or a field does not exist or fit.
+    """
+    check_model_place(name_or_path, revision=revision)
+    try:
+        config, unknown = AutoConfig.from_pretrained(
+            name_or_path,
+            return_unused_kwargs=True,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            **config_fields,
+        )
+    # A file of JSON may hold anything.
+    except (
+        *(AttributeError, KeyError, OSError, RuntimeError, StrictDataclassError),
+        *(TypeError, ValueError),
+    ) as error:
+        raise _cannot_load(name_or_path, error, config_fields) from error
+    if unknown := sorted(set(unknown) & set(config_fields)):
+        raise ValueError(
+            f"{type(config).__name__} has no field {', '.join(map(repr, unknown))}: remove it "
+            f"or correct its name"
+        )
+    return config
+
+
+def _cannot_load(name_or_path: str, error: Exception, fields: Iterable[str] = ()) -> ValueError:
+    remedy = "give a Hub name or a folder with config.json and model.safetensors"
+    if "trust_remote_code" in str(error):
+        remedy = "set trust_remote_code if you trust the code that comes with it"
+    elif fields:
+        remedy = f"correct {', '.join(fields)}, or {remedy}"
+    return ValueError(f"cannot load a model from {name_or_path!r} ({one_line(error)}): {remedy}")
 
 
 def _left_over_layers(model: PreTrainedModel, names: Iterable[str]) -> list[str]:

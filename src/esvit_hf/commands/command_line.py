@@ -7,6 +7,7 @@ import difflib
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +23,8 @@ from esvit_hf.common.errors import NoSuchModelError, one_line
 
 __all__ = ["report_errors", "run", "without_bars_of_networks"]
 
-_SECONDS_FOR_THE_FIRST = 20
+# What torch's launcher and that of Accelerate for one process set.
+_SIGNS_OF_LAUNCHERS = {"ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"}
 _SAY_AFTER = """
 import select, sys
 launcher = select.poll()
@@ -46,15 +48,15 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def guarded(*args: Any, **kwargs: Any) -> int:
-        try:
-            with _warnings_of_one_line():
+        with _lines_of_their_own():
+            try:
                 return main(*args, **kwargs)
-        except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
-            _say(one_line(error, None) + _zoo_hint(error))
-            return 2
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
+            except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
+                _say(one_line(error, None) + _zoo_hint(error))
+                return 2
+            except KeyboardInterrupt:
+                print(f"{_line_end()}interrupted", file=sys.stderr)
+                return 130
 
     return guarded
 
@@ -76,50 +78,81 @@ def _zoo_hint(error: Exception) -> str:
     return "; `esvit zoo` lists the networks of the zoo" if error.name.startswith("esvit_") else ""
 
 
+class _LineKeeper:
+    """A stream that knows whether what was written ends a line, which bars do not."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.is_between_lines = True
+
+    def write(self, text: str) -> int:
+        if text:
+            self.is_between_lines = text.endswith("\n")
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextlib.contextmanager
-def _warnings_of_one_line() -> Iterator[None]:
-    before = warnings.formatwarning
+def _lines_of_their_own() -> Iterator[None]:
+    """Let each warning be one line, and each start on a line of its own, as errors do."""
+    before = sys.stderr, warnings.formatwarning
 
     def describe(message: Warning | str, *_: Any, **__: Any) -> str:
-        return f"warning: {one_line(message, None)}\n"
+        return f"{_line_end()}warning: {one_line(message, None)}\n"
 
-    warnings.formatwarning = cast("Any", describe)
+    sys.stderr, warnings.formatwarning = cast("Any", (_LineKeeper(sys.stderr), describe))
     try:
         yield
     finally:
-        warnings.formatwarning = before
+        sys.stderr, warnings.formatwarning = before
+
+
+def _line_end() -> str:
+    return "" if getattr(sys.stderr, "is_between_lines", True) else "\n"
 
 
 def _say(problem: str) -> None:
-    if rank := int(os.environ.get("RANK", "0")):
-        # The first process mostly says the same, and the launcher then ends this one.
-        time.sleep(_SECONDS_FOR_THE_FIRST)
-        problem = f"process {rank}: {problem}"
     line = f"error: {problem}"
-    print(line, file=sys.stderr)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        _tell_launcher(line)
+    if _SIGNS_OF_LAUNCHERS.isdisjoint(os.environ):
+        print(f"{_line_end()}{line}", file=sys.stderr)
+        return
+    _report_to_launcher(line)
+    # Of the processes of a launcher the first says for all what is wrong: it takes a name, of no
+    # file, which is free again when the launcher has ended.
+    with socket.socket(socket.AF_UNIX) as name:
+        if sys.platform == "linux":
+            try:
+                name.bind(f"\0esvit-hf.{os.getppid()}")
+            except OSError:
+                return
+            _say_after_launcher(line, name)
+        print(f"{_line_end()}{line}", file=sys.stderr)
 
 
-def _tell_launcher(line: str) -> None:
+def _report_to_launcher(line: str) -> None:
     """Give torch's elastic launcher, which `accelerate launch` starts too, the reason for its
-    report, and repeat the line after the traceback that the launcher ends with (on Linux).
+    report.
     """
     if report := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         details = {"py_callstack": line, "timestamp": str(int(time.time()))}
         reason = {"message": {"message": line, "extraInfo": details}}
         with contextlib.suppress(OSError):
             Path(report).write_text(json.dumps(reason))
-    if sys.platform == "linux":
-        launcher = os.pidfd_open(os.getppid())
-        # In a session of its own: the launcher ends those of its processes.
-        subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _SAY_AFTER, str(launcher), line],
-            pass_fds=[launcher],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+
+
+def _say_after_launcher(line: str, name: socket.socket) -> None:
+    """Repeat a line after the traceback that launchers end with, and keep a name until then."""
+    launcher = os.pidfd_open(os.getppid())
+    # In a session of its own: the launcher ends those of its processes.
+    subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _SAY_AFTER, str(launcher), line],
+        pass_fds=[launcher, name.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ def correspond(
     output: str | Path,
     count: int = 10,
     layer: int | None = None,
+    max_image_pixels: int = DataSplit.max_image_pixels,
 ) -> dict[str, Any]:
     """Join the regions of two images that look most alike to a vision model, by lines.
 
@@ -54,7 +55,7 @@ def correspond(
 
     output = Path(output)
     check_picture_path(output)
-    images = [_read_image(Path(path)) for path in (first, second)]
+    images = [_read_image(Path(path), max_image_pixels) for path in (first, second)]
     backbone, image_processor = load_network(model)
     backbone.to(Accelerator().device)
     inputs = [apply_processor(image_processor, [image]) for image in images]
@@ -90,6 +91,7 @@ def attention(
     query: str,
     output: str | Path,
     layer: int = -1,
+    max_image_pixels: int = DataSplit.max_image_pixels,
 ) -> dict[str, Any]:
     """Plot where each attention head of a vision model looks from a point of an image.
 
@@ -119,7 +121,7 @@ def attention(
     output = Path(output)
     check_picture_path(output)
     x, y = _read_point(query)
-    picture = _read_image(Path(image))
+    picture = _read_image(Path(image), max_image_pixels)
     if not (0 <= x < picture.width and 0 <= y < picture.height):
         raise ValueError(
             f"--query {query} lies outside {image}, which has {picture.width} x {picture.height} "
@@ -182,7 +184,7 @@ def neighbors(
 
     output = Path(output)
     check_picture_path(output)
-    picture = _read_image(Path(image))
+    picture = _read_image(Path(image), data.max_image_pixels)
     store = open_store(model, batches, cache, Accelerator())
     source = load_images(data)
     if not 1 <= count <= len(source):
@@ -213,16 +215,16 @@ def neighbors(
     }
 
 
-def _read_image(path: Path) -> "Image.Image":
+def _read_image(path: Path, max_image_pixels: int) -> "Image.Image":
     from esvit_hf.data.decoding import UndecodableImageError, decode_image
 
     if not path.is_file():
         raise ValueError(f"there is no image file {str(path)!r}: give the path of one")
     try:
-        return decode_image(path)
+        return decode_image(path, max_image_pixels=max_image_pixels)
     except UndecodableImageError as error:
         raise ValueError(
-            f"{path} cannot be used ({error}): give a whole image of usual size"
+            f"{path} cannot be used ({error}): give a whole image, or a higher --max_image_pixels"
         ) from error
 
 

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 __all__ = [
     "HUB_NAME",
+    "check_writable",
     "digest_file",
     "expand_home",
     "expand_homes",
     "flush_to_disk",
     "give_usual_modes",
     "link_or_copy",
-    "make_writable_folder",
     "public_name",
     "write_aside",
 ]
@@ -56,16 +56,17 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def make_writable_folder(folder: Path) -> None:
-    """Make a folder, or find out that nothing can be written to the one that is there.
+def check_writable(folder: Path) -> None:
+    """Find out, before anything is computed, whether files can be written to a folder.
 
     Args:
-        folder: its parents are made too.
+        folder: need not exist, and is not made.
 
     Raises:
         OSError: it cannot be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    while not (folder.exists() or folder.is_symlink()):
+        folder = folder.parent
     with tempfile.TemporaryFile(dir=folder):
         pass
 

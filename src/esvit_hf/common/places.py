@@ -67,18 +67,29 @@ def similar_path(path: Path, others: Iterable[str] = ()) -> str:
     return f": did you mean {path.with_name(near[0])}?" if near else ""
 
 
-def check_model_place(name_or_path: str, *, revision: str | None = None) -> None:
+def check_model_place(
+    name_or_path: str, *, revision: str | None = None, is_network: bool = True
+) -> None:
     """Refuse a network that can be neither on disk nor on the Hub, without waiting.
 
     Args:
         name_or_path: folder or Hub name; one that is in the cache is not asked for.
         revision: branch, tag or commit on the Hub.
+        is_network: a folder must hold the configuration of a network.
 
     Raises:
         NoSuchModelError: there is none, or the Hub cannot be asked.
     """
     path = find_path(name_or_path)
     if path is not None:
+        if path.is_dir() and is_network and not (path / "config.json").is_file():
+            inside = sorted(each.parent for each in path.glob("*/config.json"))
+            hint = f": did you mean {inside[0]}?" if inside else ""
+            raise NoSuchModelError(
+                name_or_path,
+                f"cannot load a model from {name_or_path!r}: the folder holds no config.json"
+                f"{hint or ': give a folder that a run or save_pretrained has written'}",
+            )
         if path.is_dir():
             return
         if path.is_file():

@@ -48,16 +48,30 @@ def refuse_broken_images(broken: Sequence[BrokenImage], total: int) -> None:
         total: number of images of the source.
 
     Raises:
-        ValueError: there are any; the message names the first of them.
+        BrokenImagesError: there are any; the message names the first of them.
     """
-    if not broken:
-        return
-    shown = "; ".join(f"{image.name}: {image.reason}" for image in broken[:_BROKEN_SHOWN])
-    rest = f"; and {len(broken) - _BROKEN_SHOWN} more" if len(broken) > _BROKEN_SHOWN else ""
-    raise ValueError(
-        f"{len(broken)} of {total} images cannot be decoded, and a measurement must not skip any "
-        f"({shown}{rest}): repair or remove them"
-    )
+    if broken:
+        raise BrokenImagesError(broken, total)
+
+
+class BrokenImagesError(ValueError):
+    """Images cannot be decoded that a measurement must not leave out.
+
+    Args:
+        broken: the images, in the order of the source.
+        total: number of images of the source.
+    """
+
+    def __init__(self, broken: Sequence[BrokenImage], total: int) -> None:
+        shown = "; ".join(f"{image.name}: {image.reason}" for image in broken[:_BROKEN_SHOWN])
+        rest = f"; and {len(broken) - _BROKEN_SHOWN} more" if len(broken) > _BROKEN_SHOWN else ""
+        self.places = [image.index for image in broken]
+        self.summary = f"{len(broken)} of {total} images cannot be decoded"
+        self.shown = f"{shown}{rest}"
+        super().__init__(
+            f"{self.summary}, and a measurement must not skip any ({self.shown}): repair or "
+            f"remove them"
+        )
 
 
 class UndecodableImageError(ValueError):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS
 from esvit_hf.data.decoding import UndecodableImageError, decode_image
 from esvit_hf.data.sampling import EpochSampler
 from esvit_hf.data.sources import USUAL_IMAGE_COLUMNS
@@ -27,13 +28,19 @@ class ItemSource:
             :func:`esvit_hf.data.decoding.decode_image` takes.
         image_column: key of the image in items that are mappings; a usual name is found if None.
         name: what to call the data in messages.
+        max_image_pixels: the first image is refused if it has more pixels.
 
     Raises:
         ValueError: there are no items, or the first one is no image.
     """
 
     def __init__(
-        self, items: Items, *, image_column: str | None = None, name: str = "in-memory data set"
+        self,
+        items: Items,
+        *,
+        image_column: str | None = None,
+        name: str = "in-memory data set",
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
         self.name = name
         self._items = items
@@ -41,7 +48,7 @@ class ItemSource:
         if len(items) == 0:
             raise ValueError(f"{name} has no images")
         try:
-            decode_image(self._image(0))
+            decode_image(self._image(0), max_image_pixels=max_image_pixels)
         except UndecodableImageError as error:
             raise ValueError(
                 f"the first item of {name} is no image ({error}): items must be images, tuples "

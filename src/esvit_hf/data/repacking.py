@@ -3,6 +3,7 @@ read them.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def _write_shard(
                         raise BrokenRowError(
                             f"the label {label!r} is of another kind than the others"
                         )
-                    open_image(data)
+                    # How large an image may be is decided by those who read the shards.
+                    open_image(data, max_image_pixels=sys.maxsize)
                 except (BrokenRowError, UndecodableImageError) as error:
                     broken.append(f"{pack.describe(row)}: {error}")
                     continue

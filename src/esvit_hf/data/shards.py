@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetsError
 from PIL import Image
 
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import expand_home, write_aside
+from esvit_hf.common.files import check_writable, expand_home, write_aside
 from esvit_hf.common.places import find_path, similar_path
 from esvit_hf.data.loading import check_hub_data
 from esvit_hf.data.shard_files import (
@@ -246,6 +246,10 @@ def write_index(
     output = expand_home(output)
     if output.suffix != ".json":
         raise ValueError(f"output {output} must end with .json")
+    try:
+        check_writable(output.parent)
+    except OSError as error:
+        raise ValueError(f"output {output} cannot be written ({error}): choose another") from error
     urls = find_shards(dataset, split=split, config_name=config_name)
     chunks = index_shards(urls)
     folder = output.parent.resolve()

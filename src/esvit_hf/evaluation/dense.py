@@ -122,7 +122,7 @@ class DenseTask(Task):
             ]
         return TaskResult(
             title="segmentation",
-            protocol=self._protocol(layers),
+            protocol=self._protocol(layers, result.validation_share),
             numbers={
                 **{score.metric: score.value for score in scores},
                 "regions_kept": result.bank_regions,
@@ -151,7 +151,7 @@ class DenseTask(Task):
         values = data.train_masks.values(data.store.accelerator)
         return list(map(str, range(1 + max((set(values) - set(self.void)), default=-1))))
 
-    def _protocol(self, layers: str) -> str:
+    def _protocol(self, layers: str, validation_share: float) -> str:
         return (
             f"Images are resized as a whole to a shorter side of {self.image_size} pixels; "
             f"features are the {layers} of the frozen network. Of the training regions at most "
@@ -159,7 +159,7 @@ class DenseTask(Task):
             f"classes among its pixels. `retrieval`: a test region takes the votes of its "
             f"{self.k} most similar regions (cosine), weighted by exp(cos / T). `linear`: a 1x1 "
             f"classifier, its learning rate chosen on a held-out "
-            f"{100 * self.validation_fraction:g} % of the training images, trained again on all "
+            f"{100 * validation_share:.2g} % of the training images, trained again on all "
             f"and tested once. Votes and logits are upsampled bilinearly to the mask. IoU is "
             f"counted over the pixels of all test images, and averaged over the classes that "
             f"occur in masks or predictions; void pixels do not count."

@@ -74,6 +74,7 @@ class DenseResult:
         bank_regions: training regions that were learned from.
         learning_rate: the chosen rate.
         validation: mean IoU of each rate on the held-out regions.
+        validation_share: share of the training images that these come from.
         shown: some test images for the figure.
     """
 
@@ -82,6 +83,7 @@ class DenseResult:
     bank_regions: int
     learning_rate: float
     validation: dict[float, float]
+    validation_share: float
     shown: list[Segmentation]
 
 
@@ -150,6 +152,7 @@ def measure_segmentation(data: EvaluationData, task: "DenseTask", classes: int) 
     )
     check_neighbors(task.k, len(bank.features))
     weight, bias, rate, validation = _choose_linear(bank, task, data.seed, accelerator)
+    images = len(bank.images.unique())
 
     def measure(images: Sequence[MaskedImage]) -> list[Segmentation | None]:
         regions = maps.compute(images)
@@ -200,6 +203,7 @@ def measure_segmentation(data: EvaluationData, task: "DenseTask", classes: int) 
         len(bank.features),
         rate,
         validation,
+        _held_out_images(task, images) / images,
         [row for row in rows if row is not None],
     )
 
@@ -330,6 +334,10 @@ def train_linear(
     return weight, bias - mean @ weight
 
 
+def _held_out_images(task: "DenseTask", images: int) -> int:
+    return min(max(1, round(task.validation_fraction * images)), images - 1)
+
+
 def _choose_linear(
     bank: Bank, task: "DenseTask", seed: int, accelerator: Accelerator
 ) -> tuple[Tensor, Tensor, float, dict[float, float]]:
@@ -338,7 +346,7 @@ def _choose_linear(
     """
     images = bank.images.unique().cpu()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    count = min(max(1, round(task.validation_fraction * len(images))), len(images) - 1)
+    count = _held_out_images(task, len(images))
     held_out = torch.isin(bank.images, images[order[:count]].to(bank.images.device))
     if held_out.all() or not held_out.any():
         raise ValueError(

@@ -12,7 +12,7 @@ from esvit_hf.common.arguments import flat_arguments
 from esvit_hf.common.files import public_name
 from esvit_hf.common.options import Compute, DataSource
 from esvit_hf.evaluation.command_words import flag, word
-from esvit_hf.evaluation.report import Report, prepare_folder
+from esvit_hf.evaluation.report import Report, check_folder
 from esvit_hf.evaluation.task import EvaluationData, Task, TaskResult, make_tasks
 
 if TYPE_CHECKING:
@@ -122,12 +122,9 @@ def evaluate(
             "config_name": config_name,
             "image_column": image_column,
             "label_column": label_column,
+            "max_image_pixels": max_image_pixels,
         }
-        splits = load_splits(
-            **columns,
-            max_image_pixels=max_image_pixels,
-            labels=any(need.labels for need in needs),
-        )
+        splits = load_splits(**columns, labels=any(need.labels for need in needs))
         masks = (
             load_masks(mask_column, **columns)
             if any(need.masks for need in needs)
@@ -164,7 +161,7 @@ def evaluate(
         for task in chosen:
             task.check(data)
         if report is not None:
-            prepare_folder(Path(report))
+            check_folder(Path(report))
         results, measured = run_tasks(chosen, data)
         random_results: dict[str, TaskResult] = {}
         if compare_random:

@@ -157,7 +157,7 @@ class LinearTask(Task):
         accuracies = {name: percent(share) for name, share in shares.items()}
         features = f"the last {result.blocks} blocks" if result.blocks > 1 else "the view feature"
         images = _IMAGES[self.augment]
-        held_out = f"a held-out {100 * self.validation_fraction:g} % of the training images"
+        held_out = f"a held-out {100 * result.validation_share:.2g} % of the training images"
         protocol = (
             f"linear classifier on {features}, SGD, {self.epochs} epochs, {images}, rate "
             f"{result.learning_rate:g}; chosen on {held_out}"

@@ -39,16 +39,17 @@ class LogisticTask(Task):
             train, train_labels, test, seed=data.seed, device=data.store.accelerator.device
         )
         top1, mean = (percent(score(metric, result.scores, test_labels)) for metric in _METRICS)
+        share = f"{100 * result.validation_share:.2g} % of the training images"
         protocol = (
             f"logistic regression on the view feature, L2 strength {result.strength:.3g} chosen "
-            f"on a fifth of the training images"
+            f"on {share}"
         )
         return TaskResult(
             title="logistic regression",
             protocol=(
-                "L2-regularized logistic regression on the view feature (L-BFGS, to convergence). "
-                "The strength is the one that is best on a held-out fifth of the training images; "
-                "the last fit is on all of them."
+                f"L2-regularized logistic regression on the view feature (L-BFGS, to convergence). "
+                f"The strength is the one that is best on a held-out {share}; the last fit is on "
+                f"all of them."
             ),
             numbers={
                 "top1": top1,

@@ -1,8 +1,6 @@
 """Masks that say which class each pixel of an image belongs to."""
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +8,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
 
-from esvit_hf.common.errors import one_line
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS
+from esvit_hf.data.decoding import UndecodableImageError, decode_stored
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.evaluation.splits import load_splits
 
@@ -20,34 +19,31 @@ __all__ = ["MaskSource", "check_mask_values", "decode_mask", "load_masks"]
 _MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
-def decode_mask(value: object) -> np.ndarray:
+def decode_mask(value: object, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> np.ndarray:
     """Decode one mask.
 
     Args:
         value: an encoded image with one channel, its path, a Pillow image, or an array or nested
             list of shape (H, W), (1, H, W) or (H, W, 1).
+        max_image_pixels: masks with more pixels are refused.
 
     Returns:
         (H, W) int64, the values as they are stored.
 
     Raises:
-        ValueError: the value is damaged, or holds something else than one integer a pixel.
+        ValueError: the value is damaged or too large, or holds something else than one integer a
+            pixel.
     """
-    if isinstance(value, bytes):
-        value = io.BytesIO(value)
-    if isinstance(value, str | Path | io.BytesIO):
-        try:
-            value = Image.open(value)
-            value.load()
-        # Pillow's readers raise nearly any exception on damaged files.
-        except Exception as error:
-            raise ValueError(f"cannot be decoded ({one_line(error)}): repair it") from error
-    if isinstance(value, Image.Image) and value.mode not in _MODES:
+    try:
+        stored = decode_stored(value, max_image_pixels=max_image_pixels)
+    except UndecodableImageError as error:
+        raise ValueError(f"cannot be decoded ({error}): repair it") from error
+    if isinstance(stored, Image.Image) and stored.mode not in _MODES:
         raise ValueError(
-            f"is an image of mode {value.mode}: store one class number a pixel, for example as "
+            f"is an image of mode {stored.mode}: store one class number a pixel, for example as "
             f"8-bit gray PNG"
         )
-    array = np.asarray(value)
+    array = np.asarray(stored)
     shape = array.shape
     if array.ndim == 3 and 1 in (shape[0], shape[2]):
         array = array[0] if shape[0] == 1 else array[:, :, 0]
@@ -92,7 +88,7 @@ class MaskSource:
         """
         (value,) = self._source.read_encoded([index])
         try:
-            return decode_mask(value)
+            return decode_mask(value, max_image_pixels=self._source.max_image_pixels)
         except ValueError as error:
             raise ValueError(f"{self.describe(index)} {error}") from error
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from esvit_hf.common.files import give_usual_modes, make_writable_folder
+from esvit_hf.common.files import check_writable, give_usual_modes
 from esvit_hf.evaluation.classifiers.linear_probe import LinearProbeResult
 from esvit_hf.models.modeling_esvit_common import EsvitForImageClassification
 
@@ -45,7 +45,7 @@ def check_probe_fits(model: PreTrainedModel, blocks: Sequence[int], folder: Path
             f"name"
         )
     try:
-        make_writable_folder(folder)
+        check_writable(folder)
     except OSError as error:
         raise ValueError(
             f"linear.output_dir {str(folder)!r} cannot be written ({error}): give another name"

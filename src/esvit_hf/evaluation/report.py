@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esvit_hf.common.files import make_writable_folder
+from esvit_hf.common.files import check_writable
 from esvit_hf.common.markdown import format_table
 from esvit_hf.evaluation.answer import answer_rows, answer_table
 from esvit_hf.evaluation.task import TaskResult
 from esvit_hf.figures.look import Picture
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
 
-__all__ = ["MODEL_CARD_BLOCK", "Report", "prepare_folder"]
+__all__ = ["MODEL_CARD_BLOCK", "Report", "check_folder"]
 
 MODEL_CARD_BLOCK = "model_card_block.md"
 """Name of the file with the section for a model card."""
@@ -96,8 +96,9 @@ class Report:
         and figures as PNG.
 
         Args:
-            folder: an existing folder; files of these names are replaced.
+            folder: made if it is missing; files of these names are replaced.
         """
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(json.dumps(self.as_json(), indent=2) + "\n")
         (folder / "report.md").write_text(self._page())
         (folder / MODEL_CARD_BLOCK).write_text(self._card_block())
@@ -180,11 +181,11 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make the folder of a report, before anything is computed.
+def check_folder(folder: Path) -> None:
+    """Check that a report can be written, before anything is computed.
 
     Args:
-        folder: may exist.
+        folder: need not exist.
 
     Raises:
         ValueError: it cannot be made or written to, or matplotlib is missing.
@@ -192,7 +193,7 @@ def prepare_folder(folder: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("the report's figures need matplotlib: pip install 'esvit-hf[plots]'")
     try:
-        make_writable_folder(folder)
+        check_writable(folder)
     except OSError as error:
         raise ValueError(
             f"the report cannot be written to {folder} ({error}): name another folder"

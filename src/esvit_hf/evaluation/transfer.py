@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 
 from esvit_hf.common.accelerator_state import own_accelerator_state, start_accelerator
 from esvit_hf.common.arguments import flat_arguments
-from esvit_hf.common.files import make_writable_folder
-from esvit_hf.common.options import Compute
+from esvit_hf.common.files import check_writable
+from esvit_hf.common.options import Compute, DataSource
 from esvit_hf.evaluation.command_words import flag
 from esvit_hf.evaluation.transfer_datasets import TRANSFER_DATASETS, TransferDataset
 from esvit_hf.evaluation.transfer_report import summary, write_report
@@ -32,6 +32,7 @@ def transfer(
     features_folder: str | Path | None = None,
     processor: str | Path | None = None,
     trust_remote_code: bool = False,
+    max_image_pixels: int = DataSource.max_image_pixels,
     batch_size: int = Compute.batch_size,
     num_workers: int = Compute.num_workers,
     mixed_precision: Literal["no", "bf16", "fp16"] = Compute.mixed_precision,
@@ -73,7 +74,7 @@ def transfer(
             f"as 0.2"
         )
     try:
-        make_writable_folder(folder / "results")
+        check_writable(folder / "results")
     except OSError as error:
         raise ValueError(
             f"--report {folder} is no folder to write to ({error}): name another one"
@@ -99,7 +100,7 @@ def transfer(
     for store in stores:
         # A model that cannot be used is an error of the whole run, not of one data set.
         store.backbone, store.processor  # noqa: B018
-    runner = TransferRunner(stores, folder / "results", validation_fraction, seed)
+    runner = TransferRunner(stores, folder / "results", validation_fraction, seed, max_image_pixels)
     progress = tqdm(
         chosen, desc="transfer", unit="data set", disable=not accelerator.is_main_process
     )
@@ -111,6 +112,7 @@ def transfer(
         "seed": (seed, 0),
         "processor": (processor, None),
         "trust_remote_code": (trust_remote_code, False),
+        "max_image_pixels": (max_image_pixels, DataSource.max_image_pixels),
         "mixed_precision": (mixed_precision, "no"),
     }
     words = [word for name, (value, usual) in options.items() for word in flag(name, value, usual)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from datasets import Dataset
 from torch import Tensor
 
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS
 from esvit_hf.data.labels import USUAL_LABEL_COLUMNS
 from esvit_hf.data.loading import load_dataset_split, local_split_names
 from esvit_hf.data.sources import ImageSource
@@ -41,7 +42,12 @@ class TransferData:
         return digest.hexdigest()[:16]
 
 
-def load_transfer_data(dataset: TransferDataset, path: str | None = None) -> TransferData:
+def load_transfer_data(
+    dataset: TransferDataset,
+    path: str | None = None,
+    *,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+) -> TransferData:
     """Open the splits of a data set.
 
     A local copy has the splits and columns of the copy on the Hub, or the usual ones: train, test
@@ -50,6 +56,7 @@ def load_transfer_data(dataset: TransferDataset, path: str | None = None) -> Tra
     Args:
         dataset: which one.
         path: local copy, in any layout that `load_dataset_split` reads; the Hub's copy if None.
+        max_image_pixels: images with more pixels count as broken.
 
     Returns:
         Images and labels.
@@ -82,7 +89,8 @@ def load_transfer_data(dataset: TransferDataset, path: str | None = None) -> Tra
         raise ValueError(
             f"{place} cannot be loaded {where} ({reason}): give a local copy that has the splits"
         ) from error
-    sources, labels = (_multi_label if dataset.multi_label else _single_label)(dataset, rows, place)
+    open_splits = _multi_label if dataset.multi_label else _single_label
+    sources, labels = open_splits(dataset, rows, place, max_image_pixels)
     return TransferData(
         sources,
         labels,
@@ -104,7 +112,7 @@ def _local_splits(dataset: TransferDataset, path: Path) -> dict[str, str | None]
 
 
 def _single_label(
-    dataset: TransferDataset, rows: dict[str, Dataset], place: str
+    dataset: TransferDataset, rows: dict[str, Dataset], place: str, max_image_pixels: int
 ) -> tuple[dict[str, ImageSource], dict[str, Tensor]]:
     sources = {
         name: ImageSource(
@@ -112,6 +120,7 @@ def _single_label(
             image_column=_present(dataset.image_column, split),
             label_column=_present(dataset.label_column, split),
             name=f"{place} ({name})",
+            max_image_pixels=max_image_pixels,
         )
         for name, split in rows.items()
     }
@@ -129,7 +138,7 @@ def _single_label(
 
 
 def _multi_label(
-    dataset: TransferDataset, rows: dict[str, Dataset], place: str
+    dataset: TransferDataset, rows: dict[str, Dataset], place: str, max_image_pixels: int
 ) -> tuple[dict[str, ImageSource], dict[str, Tensor]]:
     candidates = (dataset.label_column, *reversed(USUAL_LABEL_COLUMNS))
     column = next((name for name in candidates if name in rows["train"].column_names), None)
@@ -145,6 +154,7 @@ def _multi_label(
             split.remove_columns([column]),
             image_column=_present(dataset.image_column, split),
             name=f"{place} ({name})",
+            max_image_pixels=max_image_pixels,
         )
         for name, split in rows.items()
     }

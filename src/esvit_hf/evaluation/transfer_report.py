@@ -126,6 +126,7 @@ def write_report(
         folder: where to write.
         options: words of the command line that change the numbers.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     command = _command(models, [row.dataset.name for row in rows], local_copies, options)
     (folder / "transfer.md").write_text(f"{_markdown(rows, models)}\n```bash\n{command}\n```\n")
     table = [
@@ -239,12 +240,12 @@ def _markdown(rows: Sequence[TransferRow], models: Sequence[str]) -> str:
 def _training_images(result: TransferResult) -> str:
     if result.validation_images is not None:
         return f"{result.train_images} + {result.validation_images}"
-    return f"{result.train_images}, {100 * (result.validation_fraction or 0):g} % held out"
+    return f"{result.train_images}, {100 * (result.validation_fraction or 0):.2g} % held out"
 
 
 def _protocol(result: TransferResult) -> str:
     share = result.validation_fraction
-    chosen = "validation images" if share is None else f"{100 * share:g} % held out of train"
+    chosen = "validation images" if share is None else f"{100 * share:.2g} % held out of train"
     return (
         f"logistic regression on frozen view features, L2 strength {result.strength:.4g} chosen on "
         f"{chosen}, last fit on train + validation"

@@ -41,12 +41,14 @@ class TransferRunner:
         folder: where finished results are kept.
         validation_fraction: held-out share where a data set has no validation images.
         seed: of the held-out draw.
+        max_image_pixels: images with more pixels count as broken.
     """
 
     stores: list[FeatureStore]
     folder: Path
     validation_fraction: float
     seed: int
+    max_image_pixels: int
 
     @property
     def _is_main(self) -> bool:
@@ -56,7 +58,7 @@ class TransferRunner:
         """Measure every model; the row is complete on the first process alone."""
         data, reason = None, ""
         try:
-            data = load_transfer_data(dataset, path)
+            data = load_transfer_data(dataset, path, max_image_pixels=self.max_image_pixels)
         except ValueError as error:
             reason = _public(error, path)
         # A data set that one process misses is missing for all: they compute together.
@@ -131,7 +133,7 @@ class TransferRunner:
             validation_value=100 * result.validation[result.strength],
             train_images=len(data.labels["train"]),
             validation_images=None if validation is None else len(data.labels["validation"]),
-            validation_fraction=self.validation_fraction if validation is None else None,
+            validation_fraction=result.validation_share if validation is None else None,
             test_images=len(data.labels["test"]),
             warnings=sorted(complaints),
         )
@@ -172,6 +174,7 @@ class TransferRunner:
 
     def _write(self, dataset: TransferDataset, key: dict[str, Any], result: TransferResult) -> None:
         record = {"key": key, "result": asdict(result)}
+        self.folder.mkdir(parents=True, exist_ok=True)
         with write_aside(self._file(dataset, key)) as path:
             path.write_text(json.dumps(record, indent=2) + "\n")
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
 
+from esvit_hf.backbones.loading import load_configuration
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import make_writable_folder, write_aside
-from esvit_hf.common.places import check_model_place
+from esvit_hf.common.files import check_writable, write_aside
 from esvit_hf.models.configuration_esvit_common import as_pair
 from esvit_hf.models.modeling_esvit_common import EsvitBaseModel, EsvitForImageClassification
 
@@ -98,7 +99,7 @@ def export_onnx(
             f"output={str(output)!r} is not a file in an existing folder: create the folder first."
         )
     try:
-        make_writable_folder(output.parent)
+        check_writable(output.parent)
     except OSError as error:
         raise ValueError(f"output={str(output)!r} cannot be written ({error}).") from error
     network = _load(str(model_name_or_path))
@@ -136,16 +137,15 @@ def _require_packages(check: bool) -> None:
 
 
 def _load(name: str) -> PreTrainedModel:
-    check_model_place(name)
+    config = load_configuration(name)
     try:
-        config = AutoConfig.from_pretrained(name)
         classifier = any("ForImageClassification" in saved for saved in config.architectures or ())
         auto_class = AutoModelForImageClassification if classifier else AutoModel
         # The fused attention operator cannot be exported.
         network = auto_class.from_pretrained(
             name, config=config, attn_implementation="eager", dtype=torch.float32
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise ValueError(
             f"cannot load a model from {name!r} ({one_line(error)}): give a Hub name or a folder "
             f"with config.json and model.safetensors."

@@ -159,7 +159,7 @@ def load_image_processor(
     Raises:
         ValueError: there is none.
     """
-    check_model_place(name_or_path, revision=revision)
+    check_model_place(name_or_path, revision=revision, is_network=False)
     try:
         processor: Callable[..., Any] = AutoImageProcessor.from_pretrained(
             expand_home(name_or_path), revision=revision, trust_remote_code=trust_remote_code

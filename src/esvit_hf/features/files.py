@@ -78,7 +78,7 @@ def extract_features(
     """
 
     from esvit_hf.features.loading import open_store
-    from esvit_hf.features.row_features import RowOptions
+    from esvit_hf.features.row_features import RowOptions, check_images
     from esvit_hf.features.row_output import RowOutput
     from esvit_hf.features.row_writing import rows_in_memory, write_features
     from esvit_hf.features.rows import open_rows
@@ -106,6 +106,7 @@ def extract_features(
         id_column=id_column,
         streaming=streaming,
     )
+    check_images(source, options)
     if target is None:
         return rows_in_memory(store, source, options, rows_per_shard)
     return write_features(store, source, target, options, rows_per_shard)

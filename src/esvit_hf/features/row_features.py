@@ -17,12 +17,20 @@ from esvit_hf.common.limits import MAX_IMAGE_PIXELS
 from esvit_hf.data.decoding import UndecodableImageError, decode_stored, finish_image, open_image
 from esvit_hf.features.rows import RowSource, row_name
 
-__all__ = ["PartBatches", "PartFeatures", "RowOptions", "compute_parts", "reduced_side"]
+__all__ = [
+    "PartBatches",
+    "PartFeatures",
+    "RowOptions",
+    "check_images",
+    "compute_parts",
+    "reduced_side",
+]
 
 JPEG_REDUCTIONS = (8, 4, 2)
 # Pillow's own rule for thumbnails: what is left is at least twice as large as what is asked for, so
 # that resizing averages as before.
 REDUCING_GAP = 2
+_IMAGES_CHECKED = 100
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,32 @@ class PartFeatures(NamedTuple):
     regions: Tensor | None
     grid: tuple[int, int] | None
     broken: dict[int, str]
+
+
+def check_images(source: RowSource, options: RowOptions) -> None:
+    """Refuse data without a single image, before a network is loaded for it.
+
+    Args:
+        source: the images; those at the start are opened up to the first sound one.
+        options: what to compute.
+
+    Raises:
+        ValueError: there are few and none of them can be opened.
+    """
+    problem = ""
+    for index in range(min(len(source), _IMAGES_CHECKED)):
+        (value,) = source.read_encoded([index])
+        # Pillow does not open every array, and tifffile not every picture.
+        for read in (decode_stored, open_image):
+            try:
+                read(value, max_image_pixels=options.max_image_pixels)
+                return
+            except UndecodableImageError as error:
+                problem = problem or f"{row_name(source, index)} ({error})"
+    if len(source) <= _IMAGES_CHECKED:
+        raise ValueError(
+            f"none of the images can be opened, the first is {problem}: check the data"
+        )
 
 
 def compute_parts(

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from esvit_hf.common.files import make_writable_folder, write_aside
+from esvit_hf.common.files import check_writable, write_aside
 from esvit_hf.features.row_files import WRITERS, WRITERS_OF_REGIONS, companion, write_rows
 
 __all__ = ["PartRecord", "RowOutput"]
@@ -86,7 +86,7 @@ class RowOutput:
             shutil.rmtree(self.state, ignore_errors=True)
             for path in self._existing() if self.has_shards else ():
                 path.unlink()
-        self.state.mkdir(exist_ok=True)
+        self.state.mkdir(parents=True, exist_ok=True)
         kept = self.state / "settings.json"
         if not kept.is_file():
             with write_aside(kept) as aside:
@@ -182,7 +182,7 @@ class RowOutput:
     def _check_place(self) -> None:
         folder = self._path.parent
         try:
-            make_writable_folder(folder)
+            check_writable(folder)
         except OSError as error:
             raise ValueError(
                 f"--output is {self._path}, and nothing can be written to {folder} ({error}): "
@@ -203,7 +203,8 @@ class RowOutput:
             self._path.name[self._pattern.end() :],
         )
         shard = re.compile(rf"{re.escape(start)}\d+{re.escape(end)}(\.rows\.csv)?")
-        return [path for path in self._path.parent.iterdir() if shard.fullmatch(path.name)]
+        folder = self._path.parent
+        return [path for path in folder.glob("*") if shard.fullmatch(path.name)]
 
     def _part(self, number: int) -> Path:
         if self._pattern is None:

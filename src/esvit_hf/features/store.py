@@ -25,7 +25,7 @@ from torch import Tensor
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import digest_file, expand_home, make_writable_folder
+from esvit_hf.common.files import check_writable, digest_file, expand_home
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.features.extraction import Features, compute_features, load_image_processor
 
@@ -56,7 +56,7 @@ class FeatureStore:
     in a warning and computed again. Several processes, of one run or of many, may share a folder.
 
     Args:
-        folder: where entries are kept; made if it is missing. Features of a loaded network, which
+        folder: where entries are kept; made with the first one. Features of a loaded network, which
             has no name to find them by, are kept nowhere.
         model: Hub name or folder of any vision model that AutoModel loads, or a loaded network.
         processor: Hub name or folder whose image processor prepares the images, or the processor;
@@ -99,7 +99,7 @@ class FeatureStore:
                 )
             return
         try:
-            make_writable_folder(self.folder)
+            check_writable(self.folder)
         except OSError as error:
             raise ValueError(
                 f"features cannot be kept in {folder} ({error}): name another folder"
@@ -298,6 +298,7 @@ class _Entry:
             replaced: str | None = self._read_index()["sha256"]
         except _UnusableEntryError:
             replaced = None
+        self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=f".{self.name}.") as partial:
             data, index = Path(partial) / "features.safetensors", Path(partial) / "index.json"
             save_file({"features": features.values.contiguous()}, data)

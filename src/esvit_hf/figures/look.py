@@ -2,7 +2,6 @@
 
 import errno
 import importlib.util
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+
+from esvit_hf.common.files import check_writable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,6 +91,7 @@ class Picture:
         import matplotlib
 
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with matplotlib.rc_context(_STYLE):
                 self.figure.savefig(path)
         except OSError as error:
@@ -113,9 +115,7 @@ def check_picture_path(path: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError(_INSTALL_HINT)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        check_writable(path.parent)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
     except OSError as error:

@@ -15,7 +15,7 @@ from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.channels import inflate_channels
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.places import find_path
+from esvit_hf.common.places import check_model_place, find_path
 from esvit_hf.hub.heads_file import SavedHead, find_heads, read_heads
 from esvit_hf.pretraining.distillation import DistillationNetwork, DistillationParts
 from esvit_hf.pretraining.ema import set_teacher_mode
@@ -35,8 +35,8 @@ def build_backbone(recipe: Recipe) -> RegionBackbone:
     Raises:
         ValueError: if the name is neither, or a configuration field does not exist.
     """
+    check_model(recipe)
     if not starts_from_scratch(recipe):
-        _check_type(recipe.model.name)
         fields = dict(recipe.model.config)
         channels = fields.pop("num_channels", None) if recipe.model.inflate else None
         backbone = load_backbone(
@@ -48,20 +48,36 @@ def build_backbone(recipe: Recipe) -> RegionBackbone:
         if channels is None:
             return backbone
         return RegionBackbone(inflate_channels(backbone.model, channels))
+    config: PretrainedConfig = AutoConfig.for_model(recipe.model.name, **recipe.model.config)
+    return RegionBackbone(AutoModel.from_config(config))
+
+
+def check_model(recipe: Recipe) -> None:
+    """Refuse a model that is not there, or fields that it does not have, without loading it.
+
+    Args:
+        recipe: the recipe.
+
+    Raises:
+        ValueError: it is not there, or lacks a field.
+    """
+    name = recipe.model.name
+    if not starts_from_scratch(recipe):
+        _check_type(name)
+        check_model_place(name, revision=recipe.model.revision)
+        return
     if recipe.model.inflate:
         raise ValueError(
-            f"model.inflate is true, but model.name {recipe.model.name!r} is a type without "
-            f"weights: leave model.inflate out, or name a folder or Hub model"
+            f"model.inflate is true, but model.name {name!r} is a type without weights: leave "
+            f"model.inflate out, or name a folder or Hub model"
         )
-    known = {*AutoConfig.for_model(recipe.model.name).to_dict(), "attn_implementation"}
+    known = {*AutoConfig.for_model(name).to_dict(), "attn_implementation"}
     unknown = sorted(set(recipe.model.config) - set(known))
     if unknown:
         raise ValueError(
-            f"model.config has no field {', '.join(unknown)} for model {recipe.model.name!r}; "
-            f"its fields are {', '.join(sorted(known))}"
+            f"model.config has no field {', '.join(unknown)} for model {name!r}; its fields are "
+            f"{', '.join(sorted(known))}"
         )
-    config: PretrainedConfig = AutoConfig.for_model(recipe.model.name, **recipe.model.config)
-    return RegionBackbone(AutoModel.from_config(config))
 
 
 def _check_type(name: str) -> None:

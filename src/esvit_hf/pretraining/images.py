@@ -20,7 +20,10 @@ def load_knn_split(recipe: Recipe, split: str) -> ImageSource:
     if recipe.run.knn_dataset is None:
         return load_split(recipe, split)
     return load_image_source(
-        recipe.run.knn_dataset, split=split, label_column=recipe.data.label_column
+        recipe.run.knn_dataset,
+        split=split,
+        label_column=recipe.data.label_column,
+        max_image_pixels=recipe.data.max_image_pixels,
     )
 
 

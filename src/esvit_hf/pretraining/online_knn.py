@@ -1,12 +1,16 @@
 """k-NN accuracy of the teacher while it trains."""
 
+import warnings
+
+import numpy as np
 from accelerate import Accelerator
 
+from esvit_hf.data.decoding import BrokenImagesError
 from esvit_hf.data.items import ItemSource
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.data.streaming import StreamSource
 from esvit_hf.evaluation.classifiers.nearest_neighbors import knn_accuracy
-from esvit_hf.features.extraction import compute_features, shared_labels
+from esvit_hf.features.extraction import Features, compute_features, shared_labels
 from esvit_hf.pretraining.distillation import DistillationNetwork
 from esvit_hf.pretraining.ema import set_teacher_mode
 from esvit_hf.pretraining.images import load_knn_split
@@ -40,27 +44,13 @@ class OnlineKnn:
         if recipe.run.knn_dataset is not None:
             source = load_knn_split(recipe, recipe.run.knn_train_split)
         assert isinstance(source, ImageSource), "other data need a data set of the k-NN"
-        self.sources = source, load_knn_split(recipe, recipe.run.knn_split)
-        self.labels = shared_labels(*self.sources)
-        if recipe.run.knn_neighbors > len(source):
-            raise ValueError(
-                f"run.knn_neighbors is {recipe.run.knn_neighbors}, but {source.description} has "
-                f"{len(source)} images: lower it"
-            )
+        self.sources = [source, load_knn_split(recipe, recipe.run.knn_split)]
+        self.labels = list(shared_labels(*self.sources))
+        self._check_neighbors()
 
     def measure(self, teacher: DistillationNetwork) -> dict[str, float]:
         """Return the top-1 accuracy, a share, under its name in `metrics.jsonl`."""
-        train, test = (
-            compute_features(
-                teacher.backbone,
-                source,
-                self.processor,
-                batch_size=max(256, self.recipe.run.batch_size),
-                num_workers=self.recipe.data.num_workers,
-                accelerator=self.accelerator,
-            )
-            for source in self.sources
-        )
+        train, test = (self._features(teacher, part) for part in (0, 1))
         train_labels, test_labels = self.labels
         neighbors = self.recipe.run.knn_neighbors
         accuracy = knn_accuracy(
@@ -68,3 +58,41 @@ class OnlineKnn:
         )
         set_teacher_mode(teacher)
         return {f"knn{neighbors}_top1": next(iter(accuracy.values()))[0]}
+
+    def _features(self, teacher: DistillationNetwork, part: int) -> Features:
+        """Features of the images to learn from (part 0) or to classify (1).
+
+        Images that cannot be decoded are left out, and named the first time: training replaces
+        them, so they do not end the run here either.
+        """
+        source = self.sources[part]
+        try:
+            return compute_features(
+                teacher.backbone,
+                source,
+                self.processor,
+                batch_size=max(256, self.recipe.run.batch_size),
+                num_workers=self.recipe.data.num_workers,
+                accelerator=self.accelerator,
+            )
+        except BrokenImagesError as error:
+            kept = np.delete(np.arange(len(source)), error.places)
+            if not len(kept):
+                raise
+            self.sources[part] = source.take(kept.tolist(), source.name)
+            self.labels[part] = self.labels[part][kept]
+            self._check_neighbors()
+            if self.accelerator.is_main_process:
+                warnings.warn(
+                    f"the k-NN leaves out images of {source.name}: {error.summary} ({error.shown})",
+                    stacklevel=2,
+                )
+        return self._features(teacher, part)
+
+    def _check_neighbors(self) -> None:
+        source, neighbors = self.sources[0], self.recipe.run.knn_neighbors
+        if neighbors > len(source):
+            raise ValueError(
+                f"run.knn_neighbors is {neighbors}, but {source.description} has {len(source)} "
+                f"images: lower it"
+            )

@@ -25,13 +25,14 @@ def locked_output(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     A lock of the system, not the file itself: what a killed run leaves behind locks nothing.
 
     Args:
-        folder: output folder of a run; it is made, and removed if nothing came into it.
+        folder: output folder of a run; it is made, and removed if nothing came into it, as
+            are those above it.
         accelerator: the process's accelerator; the main process holds the lock for all.
 
     Raises:
         ValueError: the folder cannot be written, or a run is at work in it.
     """
-    made = not folder.exists()
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     held: list[TextIO] = []
     decide_together(accelerator, lambda: held.append(_lock(folder)))
     try:
@@ -40,8 +41,10 @@ def locked_output(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         for file in held:
             (folder / _LOCK).unlink(missing_ok=True)
             file.close()
-            if made and not any(folder.iterdir()):
-                folder.rmdir()
+            for each in made:
+                if any(each.iterdir()):
+                    break
+                each.rmdir()
 
 
 def _lock(folder: Path) -> TextIO:

@@ -35,6 +35,7 @@ from esvit_hf.pretraining.automatic import (
     draft_recipe,
     recall_choices,
 )
+from esvit_hf.pretraining.build import check_model
 from esvit_hf.pretraining.checkpoint import choose_checkpoint
 from esvit_hf.pretraining.images import load_training_images
 from esvit_hf.pretraining.launching import decide_together
@@ -135,6 +136,7 @@ class Start:
             )
         if self._network is not None:
             decide_together(accelerator, self._write_network)
+        decide_together(accelerator, lambda: check_model(self.draft))
         source = self._open_images()
         if self._recalled:
             accelerator.print(
@@ -192,7 +194,7 @@ class Start:
         if _is_list_of_paths(data):
             rows = _join(data, split=settings.train_split, image_column=column)
             return ImageSource(rows, name=settings.dataset, max_image_pixels=limit)
-        return ItemSource(data, image_column=column)
+        return ItemSource(data, image_column=column, max_image_pixels=limit)
 
 
 def settle_values(values: Mapping[str, Any]) -> Recipe:

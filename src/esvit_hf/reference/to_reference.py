@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from esvit_hf.backbones.loading import load_configuration
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.places import check_model_place
 from esvit_hf.hub.heads_file import SavedHead, find_heads, read_heads
 from esvit_hf.reference.from_reference import (
     NETWORK_RULES,
@@ -169,21 +170,19 @@ def convert_to_reference(name_or_path: str, *, with_heads: bool = False) -> dict
 
 
 def _load_model(name_or_path: str) -> tuple[PreTrainedModel, NetworkRule, Iterator[str]]:
-    check_model_place(name_or_path)
+    config = load_configuration(name_or_path)
+    if config.model_type not in _LAYOUTS:
+        known = ", ".join(_LAYOUTS)
+        raise ValueError(
+            f"{name_or_path!r} is of type {config.model_type!r}; the reference has only {known}."
+        )
+    rule_name, list_names = _LAYOUTS[config.model_type]
+    rule = next(rule for rule in NETWORK_RULES if rule.name == rule_name)
     try:
-        config = AutoConfig.from_pretrained(name_or_path)
-        if config.model_type not in _LAYOUTS:
-            known = ", ".join(_LAYOUTS)
-            raise ValueError(
-                f"{name_or_path!r} is of type {config.model_type!r}; the reference has only "
-                f"{known}."
-            )
-        rule_name, list_names = _LAYOUTS[config.model_type]
-        rule = next(rule for rule in NETWORK_RULES if rule.name == rule_name)
         model, loading = AutoModel.from_pretrained(
             name_or_path, output_loading_info=True, **rule.model_options
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise ValueError(
             f"cannot load a model from {name_or_path!r} ({one_line(error)})."
         ) from error

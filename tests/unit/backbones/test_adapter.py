@@ -449,9 +449,42 @@ class TestLoadBackbone:
         with pytest.raises(ValueError, match=r"ViTModel has no place for 16 of the tensors"):
             load_backbone(str(tmp_path), num_hidden_layers=2)
 
-    @pytest.mark.parametrize("content", [None, "{}", '{"model_type": "bert"}'])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            *(
+                None,
+                "",
+                "{",
+                "{}",
+                "[]",
+                "3",
+                '{"model_type": "bert"}',
+                '{"model_type": "no such"}',
+            ),
+            *('{"model_type": 3}', '{"model_type": "esvit_swin", "embed_dim": "many"}'),
+            *('{"model_type": "vit", "hidden_size": "many"}', '{"model_type": "vit"}'),
+            '{"model_type": "no such", "auto_map": {"AutoConfig": "code.Config"}}',
+        ],
+    )
     def test_nothing_to_load(self, tmp_path: Path, content: str | None) -> None:
         if content is not None:
             (tmp_path / "config.json").write_text(content)
-        with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        said = rf"^cannot load a model from '{re.escape(str(tmp_path))}'.*: (give|set) "
+        with pytest.raises(ValueError, match=said):
             load_backbone(str(tmp_path))
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+    def test_damaged_weights(self, tmp_path: Path, name: str) -> None:
+        model = esvit_swin()
+        model.save_pretrained(tmp_path)
+        (tmp_path / "model.safetensors").unlink()
+        if name.endswith(".bin"):
+            torch.save(model.state_dict(), tmp_path / name)
+        else:
+            model.save_pretrained(tmp_path)
+        whole = (tmp_path / name).read_bytes()
+        for content in (b"", b"no weights", whole[: len(whole) // 2]):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ValueError, match="cannot load a model from"):
+                load_backbone(str(tmp_path))

@@ -161,6 +161,22 @@ def test_images_that_cannot_be_used(
     assert not output.exists()
 
 
+def test_the_limit_of_pixels_is_a_setting(call: Call, folder: Path, tmp_path: Path) -> None:
+    model, a, output = folder / "model", folder / "a.png", tmp_path / "new" / "figure.png"
+    small = ("--output", output, "--max_image_pixels", "7775")
+    for words in (
+        ("correspond", model, a, a),
+        ("attention", model, a, "--query", "40,30"),
+        ("neighbors", model, a, folder),
+    ):
+        assert "a.png cannot be used (108 x 72 pixels are more than the limit of 7775" in refused(
+            call(*words, *small)
+        )
+    # A command that fails leaves no folder behind.
+    assert not output.parent.exists()
+    assert call("correspond", model, a, a, *small[:3], "7776")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("query", "reason"),
     [

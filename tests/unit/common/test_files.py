@@ -7,7 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from esvit_hf.common.files import digest_file, give_usual_modes, public_name, write_aside
+from esvit_hf.common.files import (
+    check_writable,
+    digest_file,
+    give_usual_modes,
+    public_name,
+    write_aside,
+)
 
 
 def contents(folder: Path) -> list[str]:
@@ -120,3 +126,12 @@ def test_tensors_are_as_readable_as_other_files(tmp_path: Path, umask: int, mode
         "a.safetensors": mode,
         "b.safetensors": mode,
     }
+
+
+def test_a_place_that_can_be_written_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "new" / "folder")
+    for folder in (tmp_path / "file", tmp_path / "file" / "new", Path("/proc/new")):
+        with pytest.raises(OSError):  # noqa: PT011 - whichever the system gives
+            check_writable(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -133,6 +133,14 @@ def test_what_is_no_mask(value: Any, message: str) -> None:
         decode_mask(value)
 
 
+def test_a_mask_of_too_many_pixels(model: Path) -> None:
+    data = splits()
+    large = np.zeros((200, 200), dtype=np.uint8)
+    data["test"] = rows([*blocks(4, seed=1), large], shown=blocks(5, seed=1))
+    with pytest.raises(ValueError, match=r"mask of image 4 .* \(max_image_pixels\)\): repair"):
+        evaluate(model, data, tasks="dense", dense=OPTIONS, max_image_pixels=200 * 200 - 1)
+
+
 def test_scores_are_those_of_scikit_learn() -> None:
     random = np.random.default_rng(0)
     truth, predicted = random.integers(0, 4, 500), random.integers(0, 3, 500)

@@ -396,6 +396,7 @@ def test_bad_data_is_refused_before_a_network_is_loaded(
     for split, classes in (("train", 2), ("test", 3)):
         write_shades(tmp_path / "absent", split, 6, classes=classes)
     (tmp_path / "no_network").mkdir()
+    (tmp_path / "no_network" / "config.json").write_text("{}")
     messages = {
         "one": "all training images have class 'dark'",
         "absent": "for example class 'light'",

@@ -13,8 +13,8 @@ from esvit_hf.hub.measurements import read_measurements
 @pytest.mark.filterwarnings("ignore:the best learning rate")
 def test_an_augmented_probe_learns_from_crops(tmp_path: Path) -> None:
     save_small_swin(tmp_path / "model")
-    write_shades(tmp_path / "shades", "train", 60)
-    write_shades(tmp_path / "shades", "test", 20, seed=1)
+    write_shades(tmp_path / "shades", "train", 194)
+    write_shades(tmp_path / "shades", "test", 60, seed=1)
     words: dict[str, Any] = {
         "model": tmp_path / "model",
         "dataset": tmp_path / "shades",
@@ -33,4 +33,6 @@ def test_an_augmented_probe_learns_from_crops(tmp_path: Path) -> None:
     for place, said in enumerate(("no augmentation", "random crops and flips")):
         record = read_measurements(tmp_path / str(place) / "measurements.json")[0]
         assert said in record.protocol
+        # Of 194 images 18: the first of a class stays to learn from.
+        assert "chosen on a held-out 9.3 % of the training images" in record.protocol
         assert said in (tmp_path / str(place) / "report.md").read_text()

@@ -243,7 +243,16 @@ def test_an_output_is_tested_before_the_model_is_loaded(
 
 def test_a_folder_without_an_image_that_can_be_decoded(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").write_text("no image")
+    file = tmp_path / "photos" / "a.jpg"
+    file.write_text("no image")
+    # The network would fail if it were loaded.
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    for data in (file.parent, [file]):
+        with pytest.raises(ValueError, match=r"none of the images can be opened.* \S*a.jpg \("):
+            esvit_hf.extract_features(tmp_path / "model", data, output=tmp_path / "rows.csv")
+    content = (folder / "photos" / PHOTOS[0]).read_bytes()
+    file.write_bytes(content[:-100])
     with pytest.raises(ValueError, match=r"none of the images can be decoded.* a.jpg \("):
         extract(folder, tmp_path / "rows.csv", tmp_path / "photos")
-    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "photos"]

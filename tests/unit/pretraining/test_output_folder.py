@@ -52,6 +52,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path):
-    with pytest.raises(RuntimeError), locked_output(tmp_path / "new", Accelerator(cpu=True)):
+    with (
+        pytest.raises(RuntimeError),
+        locked_output(tmp_path / "new" / "run", Accelerator(cpu=True)),
+    ):
         raise RuntimeError("refused")
     assert not (tmp_path / "new").exists()

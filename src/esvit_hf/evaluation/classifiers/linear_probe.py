@@ -34,6 +34,7 @@ class LinearProbeResult:
         mean_per_class: accuracy averaged over the classes of the test images.
         blocks: the chosen number of last blocks.
         learning_rate: the chosen rate, for a batch of 256.
+        validation_share: share of the training images that was held out, to choose by.
         history: top-1 on the held-out part of the training images after each epoch, for each
             (blocks, rate).
         ranked: int64 (M, 5), the best classes of each test image, -1 where there are fewer.
@@ -46,6 +47,7 @@ class LinearProbeResult:
     mean_per_class: float
     blocks: int
     learning_rate: float
+    validation_share: float
     history: dict[tuple[int, float], list[float]]
     ranked: Tensor = field(compare=False, repr=False)
     weight: Tensor = field(compare=False, repr=False)
@@ -165,7 +167,14 @@ def linear_probe(
     ranked = final.ranked_classes(test_features.to(device, torch.float32), count, rate)
     weight, bias = final.parameters(count, rate)
     return LinearProbeResult(
-        *_accuracies(ranked, test_labels), count, rate, history, ranked, weight, bias
+        *_accuracies(ranked, test_labels),
+        count,
+        rate,
+        float(validated.float().mean()),
+        history,
+        ranked,
+        weight,
+        bias,
     )
 
 

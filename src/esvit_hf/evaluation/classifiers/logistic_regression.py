@@ -36,11 +36,13 @@ class LogisticResult:
             column is 0.
         strength: the chosen L2 strength.
         validation: value of the metric, in [0, 1], for each strength tried.
+        validation_share: share of the images of the last fit that the strength was chosen on.
     """
 
     scores: Tensor
     strength: float
     validation: dict[float, float]
+    validation_share: float
 
 
 def logistic_probe(
@@ -147,7 +149,8 @@ def logistic_probe(
             f"iterations",
             stacklevel=2,
         )
-    return LogisticResult(classifier.scores(test.to(device, torch.float64)).cpu(), best, values)
+    scores = classifier.scores(test.to(device, torch.float64)).cpu()
+    return LogisticResult(scores, best, values, float(is_validation.double().mean()))
 
 
 def _search(
