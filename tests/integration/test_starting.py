@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from datasets import Dataset, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 from PIL import Image
 from tests.support.paths import FASHION_MNIST
 from tests.support.small_runs import assert_equal_runs, read_metrics
@@ -137,6 +137,20 @@ def test_data_of_any_kind_gives_the_same_run(photos: Path, tmp_path: Path) -> No
         assert str(photos) not in (tmp_path / kind / "README.md").read_text()
     assert named["folders"] == "left, right"
     assert named["rows"] == named["pairs"] == named["images"] == "in-memory data set"
+
+
+def test_labeled_splits_in_memory_have_an_online_knn(photos: Path, tmp_path: Path) -> None:
+    rows = load_dataset(str(photos), split="train")
+    changes = {**TINY, "schedule.max_steps": 1, "run.knn_every_epochs": 1, "run.knn_neighbors": 1}
+    words: dict[str, Any] = {"output": tmp_path / "run", "model": CONFIG, "overrides": changes}
+    with pytest.raises(ValueError, match=r"a single split: give a datasets\.DatasetDict"):
+        pretrain(data=rows, **words)
+    with pytest.raises(ValueError, match="in-memory data set has no split 'test'"):
+        pretrain(data=DatasetDict(train=rows), **words)
+    # Each image is its own nearest neighbor.
+    pretrain(data=DatasetDict(train=rows, test=rows.select([2, 9])), **words)
+    found = [line for line in read_metrics(tmp_path / "run") if "knn1_top1" in line]
+    assert [(line["step"], line["knn1_top1"]) for line in found] == [(0, 1.0), (1, 1.0)]
 
 
 @pytest.mark.parametrize("kind", ["ours", "backbone", "foreign"])

@@ -60,6 +60,7 @@ COMMANDS = {
     "transfer": Command(
         "esvit_hf.evaluation.transfer:transfer",
         "Transfer one or two models to many data sets, and write a table.",
+        summary="esvit_hf.evaluation.transfer_report:format_transfer",
     ),
     "features": Command(
         "esvit_hf.features.files:extract_features",

@@ -1,11 +1,12 @@
 """`esvit zoo`: the catalog as a table, and the folder of one checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from esvit_hf.common.arguments import flat_arguments
+from esvit_hf.common.markdown import format_columns
 from esvit_hf.zoo.listing import EntryFilter, list_checkpoints
 
 __all__ = ["build", "print_checkpoints"]
@@ -31,7 +32,7 @@ def print_checkpoints(chosen: EntryFilter, *, json: bool = False) -> dict[str, A
     records = list_checkpoints(**asdict(chosen))
     if json:
         return {"entries": records}
-    print(_table([_COLUMNS, *map(_row, records)]))
+    print(format_columns([_COLUMNS, *map(_row, records)]))
     return None
 
 
@@ -79,12 +80,3 @@ def _measured(record: Mapping[str, Any], task: str) -> str:
     rows = record["measurements"]
     values = [row["value"] for row in rows if (row["task"], row["metric"]) == (task, "top1")]
     return f"{values[0]:.1f}" if values else "-"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-    return "\n".join(lines)

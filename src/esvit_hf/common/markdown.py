@@ -1,9 +1,9 @@
-"""Tables in Markdown."""
+"""Tables in Markdown, and in columns for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["format_table"]
+__all__ = ["format_columns", "format_table"]
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -19,6 +19,22 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     lines += [f"| {' | '.join(_cell(row[name]) for name in names)} |" for row in rows]
     return "\n".join(lines)
+
+
+def format_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Write rows in columns, for people at a terminal.
+
+    Args:
+        rows: cells of each row, as many in every one; the first row has the titles.
+
+    Returns:
+        Lines of text.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def _cell(value: Any) -> str:

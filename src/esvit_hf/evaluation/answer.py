@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from esvit_hf.common.markdown import format_table
+from esvit_hf.common.markdown import format_columns, format_table
 from esvit_hf.evaluation.task import Score, TaskResult
 
 __all__ = ["answer_rows", "answer_table", "format_answer"]
@@ -74,12 +74,7 @@ def format_answer(report: Mapping[str, Any]) -> str:
     if not report["answer"]:
         return ""
     cells = _cells(report["answer"])
-    rows = [list(cells[0]), *(list(row.values()) for row in cells)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return format_columns([list(cells[0]), *(list(row.values()) for row in cells)])
 
 
 def answer_table(rows: Sequence[Mapping[str, Any]]) -> str:

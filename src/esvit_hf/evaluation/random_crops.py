@@ -22,6 +22,7 @@ __all__ = ["AugmentedFeatures", "RandomCrops"]
 
 CROP_SCALE = (0.08, 1.0)
 FLIP_PROBABILITY = 0.5
+_ONLY_RGB = "random crops are made of 8-bit RGB images alone: leave out --linear.augment"
 
 
 class RandomCrops:
@@ -75,7 +76,7 @@ class RandomCrops:
         Raises:
             ValueError: always.
         """
-        raise ValueError("random crops are made of RGB images: leave out --linear.augment")
+        raise ValueError(_ONLY_RGB)
 
     def _crop(self, image: Image.Image, index: int) -> Image.Image:
         generator = random.Random(f"{self.seed} {self.epoch} {index}")
@@ -103,7 +104,8 @@ class AugmentedFeatures:
         accelerator: device, processes and mixed precision.
 
     Raises:
-        ValueError: the processor does not say to which size it brings images.
+        ValueError: the processor does not say to which size it brings images, or keeps other
+            channels or values than those of 8-bit RGB.
     """
 
     def __init__(
@@ -118,6 +120,8 @@ class AugmentedFeatures:
         num_workers: int,
         accelerator: Accelerator,
     ) -> None:
+        if getattr(processor, "keeps_values", False):
+            raise ValueError(_ONLY_RGB)
         self.backbone, self.source, self.processor = backbone, source, _Normalize(processor)
         self.size = _crop_size(processor)
         self.seed = seed

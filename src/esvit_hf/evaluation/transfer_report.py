@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from esvit_hf.common.files import public_name
+from esvit_hf.common.markdown import format_columns
 from esvit_hf.evaluation.transfer_datasets import METRIC_LABELS, TRANSFER_DATASETS, TransferDataset
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
 
-__all__ = ["TransferResult", "TransferRow", "datasets_table", "summary", "write_report"]
+__all__ = [
+    "TransferResult",
+    "TransferRow",
+    "datasets_table",
+    "format_transfer",
+    "summary",
+    "write_report",
+]
 
 
 @dataclass(frozen=True)
@@ -65,13 +73,15 @@ def summary(rows: Sequence[TransferRow], models: Sequence[str]) -> dict[str, Any
         models: one or two models.
 
     Returns:
-        Names of the measured data sets, of missing and failed ones the reason, the mean of each
-        model over the measured ones, and for two models on how many sets each is better and how
-        many are ties.
+        Of the measured data sets the value of each model in percent, of missing and failed ones
+        the reason, the mean of each model over the measured ones, and for two models on how many
+        sets each is better and how many are ties.
     """
     measured = [row for row in rows if row.status == "measured"]
     numbers: dict[str, Any] = {
-        "measured": [row.dataset.name for row in measured],
+        "measured": {
+            row.dataset.name: [result.value for result in row.results] for row in measured
+        },
         "not_available": {
             row.dataset.name: row.remarks[0] for row in rows if row.status == "not available"
         },
@@ -89,6 +99,27 @@ def summary(rows: Sequence[TransferRow], models: Sequence[str]) -> dict[str, Any
             ]
             numbers["ties"] = len(pairs) - sum(numbers["wins"])
     return numbers
+
+
+def format_transfer(report: Mapping[str, Any]) -> str:
+    """Write the values of a transfer for people.
+
+    Args:
+        report: what `transfer` returns.
+
+    Returns:
+        Lines of text, in columns; no text if nothing was measured.
+    """
+    if not report["measured"]:
+        return ""
+    metrics = {dataset.name: METRIC_LABELS[dataset.metric] for dataset in TRANSFER_DATASETS}
+    rows = [["data set", "metric", *report["models"]]]
+    rows += [
+        [name, metrics[name], *(f"{value:.2f}" for value in values)]
+        for name, values in report["measured"].items()
+    ]
+    rows.append(["mean", "", *(f"{value:.2f}" for value in report["mean"])])
+    return format_columns(rows)
 
 
 def display_names(models: Sequence[str]) -> list[str]:

@@ -97,9 +97,15 @@ def apply_processor(processor: Callable[..., Any], images: list[Image.Image]) ->
         (B, 3, H, W).
 
     Raises:
-        ValueError: the processor gives the images different sizes, or something else than three
-            channels.
+        ValueError: the processor is not for 8-bit RGB images, or gives the images different sizes,
+            or something else than three channels.
     """
+    if getattr(processor, "keeps_values", False):
+        raise ValueError(
+            f"the network takes images of {getattr(processor, 'num_channels', 3)} channels with "
+            f"their own range of values, and this works on 8-bit RGB images alone: use `esvit "
+            f"features`, or `esvit evaluate` with the tasks knn, linear, logistic and few_shot"
+        )
     try:
         pixel_values: Tensor = processor(images=images, return_tensors="pt")["pixel_values"]
     except ValueError as error:

@@ -94,6 +94,7 @@ class Pretraining:
         recipe: the recipe.
         accelerator: the process's accelerator.
         source: the images; those of the recipe if None.
+        knn_images: the images that the online k-NN classifies; those of the recipe if None.
 
     Raises:
         ValueError: if data, model or settings do not fit together, before anything is computed.
@@ -104,6 +105,7 @@ class Pretraining:
         recipe: Recipe,
         accelerator: Accelerator,
         source: ImageSource | ItemSource | StreamSource | None = None,
+        knn_images: ImageSource | None = None,
     ) -> None:
         self.recipe = recipe
         self.accelerator = accelerator
@@ -121,7 +123,7 @@ class Pretraining:
         self.knn: OnlineKnn | None = None
         self.shown: dict[str, str] = {}
         if recipe.run.knn_every_epochs:
-            self.knn = OnlineKnn(recipe, self.source, accelerator)
+            self.knn = OnlineKnn(recipe, self.source, accelerator, knn_images)
         self.teacher_views = sum(view.count for view in recipe.data.views if view.teacher)
         self.total_batch = self.images_of_a_step()
         steps_per_epoch = len(self.source) // self.total_batch
@@ -446,7 +448,7 @@ def pretrain(
         overrides: values by name with dots, such as `{"schedule.num_epochs": 20}`, as the flags of
             `esvit pretrain`.
         data: images instead of the recipe's: a folder or a name on the Hub, a list of folders or
-            image files, a `datasets.Dataset`, or a map-style data set of images.
+            image files, a `datasets.Dataset` or `DatasetDict`, or a map-style data set of images.
         output: folder of the run, instead of the recipe's.
         model: network to start from, instead of the recipe's: a folder, a name on the Hub, a model
             type, a configuration, or a loaded network, which is left as it is.
@@ -467,4 +469,5 @@ def pretrain(
     accelerator = make_accelerator(start.draft)
     with use_threads(threads), locked_output(start.draft.run.output_dir, accelerator):
         settled, source = start.settle(accelerator)
-        return Pretraining(settled, accelerator, source).run()
+        knn_images = start.open_knn_images(settled)
+        return Pretraining(settled, accelerator, source, knn_images).run()

@@ -26,6 +26,7 @@ class OnlineKnn:
         recipe: the recipe.
         source: the images that are trained on.
         accelerator: the process's accelerator.
+        classified: the images that are classified; those of the recipe if None.
 
     Raises:
         ValueError: the split cannot be read, the splits do not share their labels, or there are
@@ -37,6 +38,7 @@ class OnlineKnn:
         recipe: Recipe,
         source: ImageSource | ItemSource | StreamSource,
         accelerator: Accelerator,
+        classified: ImageSource | None = None,
     ) -> None:
         self.recipe = recipe
         self.accelerator = accelerator
@@ -44,7 +46,7 @@ class OnlineKnn:
         if recipe.run.knn_dataset is not None:
             source = load_knn_split(recipe, recipe.run.knn_train_split)
         assert isinstance(source, ImageSource), "other data need a data set of the k-NN"
-        self.sources = [source, load_knn_split(recipe, recipe.run.knn_split)]
+        self.sources = [source, classified or load_knn_split(recipe, recipe.run.knn_split)]
         self.labels = list(shared_labels(*self.sources))
         self._check_neighbors()
 

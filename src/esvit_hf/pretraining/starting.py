@@ -22,7 +22,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.files import expand_home, write_aside
 from esvit_hf.data.items import Items, ItemSource
-from esvit_hf.data.loading import load_dataset_split
+from esvit_hf.data.loading import load_dataset_split, take_slices
 from esvit_hf.data.sources import ImageSource, find_image_column
 from esvit_hf.data.streaming import StreamSource
 from esvit_hf.hub.recipe_file import public_place
@@ -51,7 +51,7 @@ from esvit_hf.pretraining.shipped_recipes import AUTO
 
 __all__ = ["Data", "Model", "Start", "settle_values", "use_threads"]
 
-Data: TypeAlias = str | Path | Dataset | Sequence[str | Path] | Items
+Data: TypeAlias = str | Path | Dataset | DatasetDict | Sequence[str | Path] | Items
 Model: TypeAlias = str | Path | PretrainedConfig | PreTrainedModel | RegionBackbone
 
 _START = "start"
@@ -151,6 +151,33 @@ class Start:
             accelerator.print(describe_choices(self._choices))
         return load_recipe(self.values), source
 
+    def open_knn_images(self, recipe: Recipe) -> ImageSource | None:
+        """Open the images that the online k-NN classifies, if they are given in memory.
+
+        Args:
+            recipe: the settled recipe.
+
+        Returns:
+            The images; None if there is no online k-NN, or the recipe names its images.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        run = recipe.run
+        if isinstance(self._data, DatasetDict) and run.knn_every_epochs and not run.knn_dataset:
+            return self._open_split(self._data, run.knn_split)
+        return None
+
+    def _open_split(self, data: DatasetDict, split: str) -> ImageSource:
+        settings = self.draft.data
+        return ImageSource(
+            take_slices(_IN_MEMORY, split, list(data), lambda names: {n: data[n] for n in names}),
+            image_column=settings.image_column,
+            label_column=settings.label_column,
+            name=f"{_IN_MEMORY} (split {split})",
+            max_image_pixels=settings.max_image_pixels,
+        )
+
     def _place_network(self) -> None:
         if self._network is not None:
             folder = draft_recipe(self.values).run.output_dir / _START
@@ -182,11 +209,13 @@ class Start:
         data, settings = self._data, self.draft.data
         if data is None:
             return load_training_images(self.draft)
+        if isinstance(data, DatasetDict):
+            return self._open_split(data, settings.train_split)
         if self.draft.run.knn_every_epochs and self.draft.run.knn_dataset is None:
             raise ValueError(
-                "run.knn_every_epochs is above 0, and data in memory has no other split to "
-                "classify: set it to 0, give data as a folder or name, or name a data set in "
-                "run.knn_dataset"
+                "run.knn_every_epochs is above 0, and the data in memory is a single split: give "
+                "a datasets.DatasetDict with the split run.knn_split as well, name a data set in "
+                "run.knn_dataset, or set it to 0"
             )
         column, limit = settings.image_column, settings.max_image_pixels
         if isinstance(data, Dataset):
@@ -244,11 +273,13 @@ def _name_data(data: Any) -> str:
     """What the recipe says of data."""
     if isinstance(data, (str, Path)):
         return str(data)
-    if isinstance(data, DatasetDict | IterableDataset | IterableDatasetDict):
+    if isinstance(data, IterableDataset | IterableDatasetDict):
         raise ValueError(
-            f"data is of type {type(data).__name__}: give one of its splits, such as "
-            f"data['train'], as a datasets.Dataset"
+            f"data is of type {type(data).__name__}, which streams: give a datasets.Dataset or "
+            f"DatasetDict, or the name or folder of the data"
         )
+    if isinstance(data, DatasetDict):
+        return _IN_MEMORY
     if isinstance(data, Mapping) or not all(map(partial(hasattr, data), _OF_ITEMS)):
         raise ValueError(
             f"data is of type {type(data).__name__}: give a folder, a list of folders, a name on "

@@ -143,3 +143,8 @@ def test_a_processor_without_a_size(backbone: RegionBackbone, tmp_path: Path) ->
     processor.crop_size = processor.size = None
     with pytest.raises(ValueError, match="names no size of its output.*leave out --linear.augment"):
         augmented(backbone, source(2), processor)
+
+
+def test_images_that_keep_their_values_are_refused_at_once(backbone: RegionBackbone) -> None:
+    with pytest.raises(ValueError, match="8-bit RGB images alone: leave out --linear.augment"):
+        augmented(backbone, source(2), EsvitImageProcessor(value_range=[0, 10000]))

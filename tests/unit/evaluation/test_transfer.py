@@ -18,6 +18,7 @@ from esvit_hf.evaluation.transfer_report import (
     TransferRow,
     datasets_table,
     display_names,
+    format_transfer,
     summary,
 )
 
@@ -144,6 +145,13 @@ def test_summary_by_hand() -> None:
     assert (numbers["mean"], numbers["wins"], numbers["ties"]) == ([60, 65], [0, 1], 1)
     assert numbers["not_available"] == {third.name: "offline"}
     assert numbers["failed"] == {fourth.name: "broken"}
+    assert format_transfer(numbers).splitlines() == [
+        "data set  metric    a      b",
+        "Food-101  accuracy  50.00  60.00",
+        "CIFAR-10  accuracy  70.00  70.00",
+        "mean                60.00  65.00",
+    ]
+    assert format_transfer(summary(rows[2:], ["a"])) == ""
     assert "mean" not in summary(rows[2:], ["a"])
     assert "wins" not in summary([TransferRow(first, "measured", [], [result(50)])], ["a"])
 

@@ -89,6 +89,10 @@ def test_processors_that_cannot_be_measured() -> None:
         read_input_format(single)
     with pytest.raises(ValueError, match="turns or mirrors"):
         read_input_frame(mirroring, (20, 20))
+    with pytest.raises(ValueError, match="images of 6 channels.*use `esvit features`, or"):
+        read_input_format(
+            EsvitImageProcessor(num_channels=6, image_mean=[0] * 6, image_std=[1] * 6)
+        )
     keeps_sizes = EsvitImageProcessor(do_resize=False, do_center_crop=False)
     with pytest.raises(ValueError, match="cannot batch the images.*fixed size"):
         apply_processor(keeps_sizes, [noise(20, 20), noise(20, 21)])
