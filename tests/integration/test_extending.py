@@ -128,7 +128,7 @@ def test_the_script_runs_on_two_processes(script, tmp_path):
     }
     flags = [part for name, value in words.items() for part in (f"--{name}", str(value))]
     done = subprocess.run(
-        [sys.executable, *launcher, str(script), "demo", *flags],
+        [sys.executable, *launcher, str(script), "pretrain", "demo", *flags],
         capture_output=True,
         text=True,
         timeout=100,

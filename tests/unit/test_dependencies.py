@@ -3,11 +3,14 @@
 import configparser
 import re
 import sys
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
 from tests.support.imports import imported_modules
 from tests.support.paths import ROOT
+
+from esvit_hf.common.yaml_text import read_yaml
 
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Of modules that are called differently."""
@@ -54,6 +57,25 @@ BUILD = {"setuptools"}
 REQUIRED = declared("options", "install_requires")
 OPTIONAL = declared("options.extras_require", "plots", "tracking", "onnx", "tiff", "dicom", "demo")
 DEVELOPMENT = declared("options.extras_require", "dev")
+
+
+def test_every_file_names_the_same_versions_of_python() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lowest = config["options"]["python_requires"].removeprefix(">=")
+    classifiers = re.findall(
+        r"Python :: (3\.\d+)$", config["metadata"]["classifiers"], re.MULTILINE
+    )
+    matrix = read_yaml((ROOT / ".github/workflows/ci.yaml").read_text())["jobs"]["test"]
+    assert matrix["strategy"]["matrix"]["python"] == classifiers
+    assert matrix["strategy"]["matrix"]["include"] == [{"python": lowest, "versions": "oldest"}]
+    assert config["mypy"]["python_version"] == lowest == classifiers[0]
+    assert (
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["target-version"]
+        == f"py{lowest.replace('.', '')}"
+    )
+    for page in ("README.md", "docs/quickstart.md"):
+        assert f"Python {lowest} or newer" in (ROOT / page).read_text()
 
 
 def test_the_package_declares_what_it_imports() -> None:

@@ -1,6 +1,7 @@
 """The documentation: links lead somewhere, lines and cells fit, commands and fields exist."""
 
 import ast
+import configparser
 import contextlib
 import dataclasses
 import io
@@ -9,6 +10,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -93,19 +95,38 @@ def test_the_first_page_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 120
 
 
+# Programs whose commands pages show.
+SHOWN = re.compile(r"(?:[A-Z_]+=\S+ )*(?:make|pip|accelerate|torchrun|(?:\S*/)?(?:esvit|python)) ")
+
+
+def shell_lines(path: Path) -> Iterator[tuple[list[str], bool]]:
+    """Words of the commands on a page, and whether they stand in a block of shell commands."""
+    lines = list(prose_and_code(path.read_text()))
+    blocks = "\n".join(line for line, language in lines if language == "bash")
+    prose = "\n".join(line for line, language in lines if not language)
+    for line in blocks.replace("\\\n", " ").splitlines():
+        if SHOWN.match(line.strip()):
+            yield shlex.split(line, comments=True), True
+    for code in re.findall(r"`([^`]+)`", prose):
+        if SHOWN.match(code):
+            yield shlex.split(code), False
+
+
 def commands(path: Path) -> Iterator[list[str]]:
-    """Command lines of `esvit`, in blocks of shell commands, as words behind `esvit`."""
-    shell = (line for line, language in prose_and_code(path.read_text()) if language == "bash")
-    for line in "\n".join(shell).replace("\\\n", " ").splitlines():
-        if "esvit" not in line:
-            continue
-        words = list(
-            itertools.takewhile(lambda word: word != ">", shlex.split(line, comments=True))
-        )
-        if words[:1] == ["esvit"]:
-            yield words[1:]
+    """Whole commands of `esvit` on a page, as words behind `esvit`; prose also names some."""
+    for words, in_block in shell_lines(path):
+        words = list(itertools.takewhile(lambda word: word not in (">", "[--section.field"), words))
+        if words[0] == "esvit":
+            found = words[1:]
         elif "esvit_hf.commands.main" in words:
-            yield words[words.index("esvit_hf.commands.main") + 1 :]
+            found = words[words.index("esvit_hf.commands.main") + 1 :]
+        elif "examples/pretrain.py" in words:
+            found = ["pretrain", *words[words.index("examples/pretrain.py") + 1 :]]
+        else:
+            continue
+        named = " ".join(found) in COMMANDS or found[1:2] == [] or found[1].startswith("-")
+        if in_block or not named:
+            yield found
 
 
 COMMAND_LINES = [
@@ -138,7 +159,64 @@ def test_commands_are_understood(
 
 
 def test_pages_have_commands() -> None:
-    assert len(COMMAND_LINES) > 40
+    assert len(COMMAND_LINES) > 60
+
+
+def unknown_parts(words: list[str], written: list[str]) -> set[str]:
+    """Parts of a command that do not exist: targets, extras, commands, modules and scripts.
+
+    Args:
+        words: of the command.
+        written: names of scripts that the reader has written by then.
+    """
+    program, *rest = [word for word in words if not re.match("[A-Z_]+=", word)]
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return set(rest) - set(targets)
+    if program == "pip":
+        config = configparser.ConfigParser()
+        config.read(ROOT / "setup.cfg")
+        extras = {extra for word in rest for extra in re.findall(r"\[(\w+)\]", word)}
+        return extras - set(config["options.extras_require"])
+    if program == "esvit":
+        names = (*COMMANDS, "--help", "--version", "COMMAND")
+        return {rest[0]} - {name.split()[0] for name in names}
+    modules = [after for word, after in itertools.pairwise(rest) if word == "-m"]
+    scripts = [word for word in rest if word.endswith(".py") and word not in written]
+    return {
+        *(module for module in modules if module != "twine" and not find_spec(module)),
+        *(script for script in scripts if not (ROOT / script).is_file()),
+    }
+
+
+def test_what_commands_name_exists() -> None:
+    unknown = set()
+    # The changelog also names what there was before.
+    for name in set(names(DOCUMENTS)) - {"CHANGELOG.md"}:
+        path = ROOT / name
+        written = re.findall(r"Save\s(?:it|this\sone)\sas\s+`([^`]+)`", path.read_text())
+        for words, _ in shell_lines(path):
+            unknown |= {(name, part) for part in unknown_parts(words, written)}
+    assert unknown == set()
+
+
+def test_files_that_pages_name_exist() -> None:
+    folders = "benchmarks|docs|examples|model_cards|src|studies|tests"
+    paths = re.compile(rf"`((?:{folders})/[\w./-]+)`")
+    unknown = {
+        (name, found)
+        for name in names(WRITTEN)
+        for found in paths.findall((ROOT / name).read_text())
+        if not (ROOT / found).exists() and found != "tests/unit/ROOM/test_MODULE.py"
+    }
+    assert unknown == set()
+
+
+def test_the_reference_has_every_task_and_objective() -> None:
+    for page, classes in (("tasks.md", TASKS), ("objectives.md", OBJECTIVES)):
+        text = (ROOT / "docs" / "reference" / page).read_text()
+        for one in classes.values():
+            assert f"::: {one.__module__}.{one.__name__}\n" in text
 
 
 def known_fields() -> set[str]:
@@ -173,9 +251,9 @@ def test_every_field_exists(name: str) -> None:
     assert unknown == set()
 
 
-# Flags of accelerate, torchrun and transformers, a field of a message, and a style of names.
+# Flags of accelerate, pip, torchrun and transformers, a field of a message, and a style of names.
 OF_OTHER_PROGRAMS = {
-    *("config_file", "cpu", "fields", "nproc_per_node", "num_processes"),
+    *("config_file", "cpu", "extra-index-url", "fields", "nproc_per_node", "num_processes"),
     *("hub_model_id", "push_to_hub", "snake_case"),
 }
 
