@@ -133,12 +133,12 @@ def test_workers(cores: int, machine: Machine, workers: int) -> None:
     ],
 )
 def test_batch_size(images: int, megabytes: int, changes: dict[str, Any], size: int) -> None:
-    need = MemoryNeed(GIGABYTE // 2, megabytes * 10**6, 0)
+    need = MemoryNeed(GIGABYTE // 2, megabytes * 10**6, views=0, saved=0)
     assert choose_batch_size(need, replace(CPU, **changes), images, 1).value == size
 
 
 def test_a_step_of_several_batches_leaves_an_epoch_its_steps() -> None:
-    assert choose_batch_size(MemoryNeed(0, 0, 0), CPU, 192, 1, accumulation_steps=4).value == 16
+    assert choose_batch_size(MemoryNeed(0, 0, 0, 0), CPU, 192, 1, accumulation_steps=4).value == 16
 
 
 def test_every_field_is_chosen_and_said_with_its_reason() -> None:

@@ -12,7 +12,7 @@ from esvit_hf.pretraining.machine import Machine
 from esvit_hf.pretraining.memory import MemoryNeed, estimate_memory, memory_warning
 
 GIGABYTE = 10**9
-NEED = MemoryNeed(weights=2 * GIGABYTE, activations=GIGABYTE, views=0)
+NEED = MemoryNeed(weights=2 * GIGABYTE, activations=GIGABYTE, views=0, saved=0)
 MACHINE = Machine("cpu", 20 * GIGABYTE, 20 * GIGABYTE, 4, 1, True)
 
 
@@ -29,6 +29,7 @@ def test_networks_are_counted_and_stay_as_they_are(tmp_path: Path) -> None:
     for name, value in parts.student.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert need.weights >= 20 * parameters
+    assert need.saved == 16 * parameters
     assert need.views == 3 * (2 * 32**2 + 2 * 16**2)
 
 
