@@ -1,6 +1,6 @@
 """Features of many images, part by part, with the memory of one part."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -83,7 +83,7 @@ class PartFeatures(NamedTuple):
 
 
 def compute_parts(
-    backbone: RegionBackbone,
+    load_backbone: Callable[[], RegionBackbone],
     processor: Callable[..., Any],
     source: RowSource,
     parts: Sequence[range],
@@ -92,11 +92,12 @@ def compute_parts(
 ) -> Iterator[PartFeatures]:
     """Run a frozen backbone over parts of the images.
 
-    Images are decoded and preprocessed in worker processes, which work on while a part is taken
-    away and written. The device computes a batch while the next one is fetched.
+    Images are decoded and preprocessed in worker processes, which begin while the backbone is
+    loaded, and work on while a part is taken away and written. The device computes a batch while
+    the next one is fetched.
 
     Args:
-        backbone: in evaluation mode on the accelerator's device.
+        load_backbone: gives the backbone, in evaluation mode on the accelerator's device.
         processor: image processor of transformers.
         source: the images.
         parts: places of the images of each part.
@@ -118,8 +119,10 @@ def compute_parts(
         num_workers=options.num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
+    batches = iter(loader)
+    backbone = load_backbone()
     with torch.no_grad():
-        outputs = _run(backbone, loader, options, accelerator)
+        outputs = _run(backbone, batches, options, accelerator)
         for part in parts:
             yield _collect(part, outputs, source, options)
 
@@ -241,7 +244,7 @@ _Output = tuple[_Batch, Tensor | None, Tensor | None, tuple[int, int] | None]
 
 def _run(
     backbone: RegionBackbone,
-    loader: Iterable[_Batch],
+    batches: Iterator[_Batch],
     options: RowOptions,
     accelerator: Accelerator,
 ) -> Iterator[_Output]:
@@ -249,7 +252,7 @@ def _run(
     been started.
     """
     waiting: _Output | None = None
-    for batch in loader:
+    for batch in batches:
         if batch.problem is not None:
             raise ValueError(batch.problem)
         started = _start(backbone, batch, options, accelerator)
