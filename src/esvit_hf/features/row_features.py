@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from esvit_hf.acceleration.threads import use_threads
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.limits import MAX_IMAGE_PIXELS
@@ -120,7 +121,9 @@ def compute_parts(
         pin_memory=accelerator.device.type == "cuda",
     )
     batches = iter(loader)
-    backbone = load_backbone()
+    # The workers have the other cores.
+    with use_threads(max(1, torch.get_num_threads() - options.num_workers)):
+        backbone = load_backbone()
     with torch.no_grad():
         outputs = _run(backbone, batches, options, accelerator)
         for part in parts:

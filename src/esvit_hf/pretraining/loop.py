@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel
 
+from esvit_hf.acceleration.threads import use_threads
 from esvit_hf.common.accelerator_state import own_accelerator_state
 from esvit_hf.common.errors import one_line
 from esvit_hf.data.color import IMAGENET_MEAN, IMAGENET_STD, NUM_COLORS, augment
@@ -55,7 +56,7 @@ from esvit_hf.pretraining.recipe import Recipe, recipe_yaml
 from esvit_hf.pretraining.resuming import check_resumed_recipe, decides_steps
 from esvit_hf.pretraining.run_folder import export_run
 from esvit_hf.pretraining.schedules import largest_weight
-from esvit_hf.pretraining.starting import Data, Model, Start, use_threads
+from esvit_hf.pretraining.starting import Data, Model, Start
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 from esvit_hf.pretraining.tracking import start_trackers
 

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from tests.support.photo_folders import noise, save_model
 
+from esvit_hf.acceleration.threads import use_threads
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.features.extraction import load_image_processor
@@ -68,16 +69,17 @@ def test_parts_hold_the_features_of_their_images(
 def test_images_are_read_while_the_network_is_loaded(
     backbone: RegionBackbone, model: str, tmp_path: Path
 ) -> None:
-    reading: list[int] = []
+    reading: list[tuple[int, int]] = []
 
     def load() -> RegionBackbone:
-        reading.append(len(multiprocessing.active_children()))
+        reading.append((len(multiprocessing.active_children()), torch.get_num_threads()))
         return backbone
 
     rows, processor = source(tmp_path, count=2), load_image_processor(model)
     options = RowOptions(num_workers=1)
-    list(compute_parts(load, processor, rows, [range(2)], options, Accelerator()))
-    assert reading == [1]
+    with use_threads(3):
+        list(compute_parts(load, processor, rows, [range(2)], options, Accelerator()))
+    assert reading == [(1, 2)]
 
 
 def test_large_jpegs_are_decoded_reduced(
