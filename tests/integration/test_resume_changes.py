@@ -16,7 +16,7 @@ from tests.support.small_runs import read_metrics, small_run
 
 from esvit_hf.common.yaml_text import read_yaml
 from esvit_hf.pretraining import loop
-from esvit_hf.pretraining.checkpoint import write_manifest
+from esvit_hf.pretraining.checkpoint import CheckpointWriter, write_manifest
 from esvit_hf.pretraining.loop import pretrain
 
 
@@ -112,9 +112,9 @@ def test_a_network_that_cannot_take_the_crops_is_refused(tmp_path, name, fields,
 
 def test_the_last_checkpoint_is_written_once(tmp_path, monkeypatch):
     saved = []
-    save = loop.save_checkpoint
+    save = CheckpointWriter.save
     monkeypatch.setattr(
-        loop, "save_checkpoint", lambda *words: (saved.append(words[3]), save(*words))
+        CheckpointWriter, "save", lambda self, step: (saved.append(step), save(self, step))
     )
     words = ("--schedule.max_steps", "2", "--run.checkpoint_steps", "1")
     pretrain(small_run(tmp_path, *words))

@@ -23,7 +23,6 @@ from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.commands.main import main
 from esvit_hf.common.yaml_text import read_yaml
 from esvit_hf.pretraining.recipe_reading import load_recipe
-from esvit_hf.pretraining.starting import use_threads
 
 TINY: dict[str, Any] = {
     "heads": {"num_prototypes": 32, "hidden_dim": 16, "bottleneck_dim": 8},
@@ -237,15 +236,6 @@ def test_the_process_is_left_as_it_was(photos: Path, tmp_path: Path) -> None:
     thread.join()
     assert failures == [] and state() == before
     assert (tmp_path / "thread" / "model.safetensors").is_file()
-
-
-def test_threads_are_those_of_the_call() -> None:
-    before = torch.get_num_threads()
-    with use_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
-    with use_threads(None):
-        assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize(

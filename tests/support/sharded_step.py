@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from esvit_hf.data.views import ViewSpec
 from esvit_hf.models.modeling_esvit_swin import EsvitSwinBlock
 from esvit_hf.pretraining.build import build_parts
-from esvit_hf.pretraining.checkpoint_files import RunState, read_state, write_state
+from esvit_hf.pretraining.checkpoint_files import RunState, copy_state, read_state, write_state
 from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 
@@ -135,7 +135,9 @@ def compare_shards_with_replicas():
         first = make_step(engine)
         numbers(engine, first, range(3))
         with shared_folder(accelerator) as folder:
-            write_state(accelerator, state_of(first), folder)
+            copy = copy_state(accelerator, state_of(first))
+            if copy is not None:
+                write_state(copy, folder)
             accelerator.wait_for_everyone()
             # Every engine goes on from every other's checkpoint.
             for reader in engines:

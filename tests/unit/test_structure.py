@@ -27,7 +27,7 @@ BELOW: dict[str, set[str]] = {
     },
     "pretraining": {
         *("acceleration", "backbones", "common", "data", "evaluation", "features", "hub"),
-        "models",
+        *("models", "registration"),
     },
     # Whose names the heads in the authors' files get.
     "reference": {"common", "hub", "models", "pretraining"},

@@ -29,7 +29,7 @@ from esvit_hf.backbones.layouts import (
 from esvit_hf.common.errors import one_line
 from esvit_hf.models.modeling_esvit_common import AttentionLayout, full_attention_layout
 
-__all__ = ["RegionBackbone"]
+__all__ = ["RegionBackbone", "configured_image_size"]
 
 
 @runtime_checkable
@@ -84,7 +84,7 @@ class RegionBackbone(nn.Module):
                 f"{name} takes {model.main_input_name!r}, not images (pixel_values): choose a "
                 f"vision model, or pass the vision tower of a multimodal one"
             )
-        self.native_size = _configured_image_size(model)
+        self.native_size = configured_image_size(model)
         self._interpolates = (
             "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         )
@@ -383,7 +383,8 @@ def _pair(value: Any) -> tuple[int, int]:
     return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def _configured_image_size(model: PreTrainedModel) -> tuple[int, int] | None:
+def configured_image_size(model: PreTrainedModel) -> tuple[int, int] | None:
+    """Return the height and width in pixels that a network was made for; None if it says none."""
     config = model.config
     size = getattr(config, "image_size", None)
     if size is None and isinstance(model, TimmWrapperModel):

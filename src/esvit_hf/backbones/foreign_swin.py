@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, SwinModel, TimmWrapperModel
 
-from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.backbones.adapter import configured_image_size
 from esvit_hf.models.configuration_esvit_swin import EsvitSwinConfig
 from esvit_hf.models.modeling_esvit_swin import EsvitSwinModel
 
@@ -48,22 +48,21 @@ _TIMM_DOWNSAMPLE = re.compile(r"layers\.(\d+)\.downsample\.(.+)")
 _UNUSED = "embeddings.mask_token"
 
 
-def own_swin(backbone: RegionBackbone) -> RegionBackbone | None:
+def own_swin(model: PreTrainedModel) -> EsvitSwinModel | None:
     """Read the Swin network of transformers or timm as the one of this package.
 
     Args:
-        backbone: Any network.
+        model: Any network, in evaluation mode.
 
     Returns:
-        The network with the same weights in evaluation mode. None if the backbone holds no Swin, or
-        one of a kind that is different here: regions of an image are computed with both and must
-        agree.
+        The network with the same weights in float32 and evaluation mode. None if the model is no
+        Swin, or one of a kind that is different here: regions of an image are computed with both
+        and must agree.
 
     Source:
         Swin, arXiv 2103.14030, section 3.
     """
-    model = backbone.model
-    size = backbone.native_size
+    size = configured_image_size(model)
     if size is None or not _is_swin(model):
         return None
     state = _renamed(model)
@@ -71,11 +70,10 @@ def own_swin(backbone: RegionBackbone) -> RegionBackbone | None:
         config = EsvitSwinConfig(**_fields(model, state), image_size=list(size))
         own = EsvitSwinModel(config)
         own.load_state_dict(state)
-    except (KeyError, RuntimeError, ValueError):
+        agree = _agree(model, own.float().eval(), size)
+    except (AssertionError, KeyError, RuntimeError, ValueError):
         return None
-    if not _agree(copy.deepcopy(backbone).float().eval(), own.float().eval(), size):
-        return None
-    return RegionBackbone(own).to(device=model.device, dtype=model.dtype)
+    return own if agree else None
 
 
 def _is_swin(model: PreTrainedModel) -> bool:
@@ -136,11 +134,14 @@ def _fields(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, An
 
 
 @torch.no_grad()
-def _agree(backbone: RegionBackbone, own: EsvitSwinModel, size: tuple[int, int]) -> bool:
+def _agree(model: PreTrainedModel, own: EsvitSwinModel, size: tuple[int, int]) -> bool:
     """Compare the regions of one image."""
+    if model.dtype != torch.float32:
+        model = copy.deepcopy(model).float()
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(1, own.config.num_channels, *size, generator=generator)
-    device = next(backbone.parameters()).device
-    theirs = backbone(pixels.to(device)).regions.cpu()
+    output: Tensor = model(pixels.to(model.device)).last_hidden_state
+    # That of timm is a map with channels last.
+    theirs = (output.flatten(1, 2) if output.ndim == 4 else output).cpu()
     ours = own(pixels).last_hidden_state
     return theirs.shape == ours.shape and bool((theirs - ours).norm() <= 1e-4 * theirs.norm())

@@ -66,7 +66,8 @@ def load_backbone(
         raise _cannot_load(name_or_path, error) from error
     # The network is run on a first image below.
     use_fast_linear(model)
-    backbone = RegionBackbone(model)
+    measured = RegionBackbone(model) if loading["missing_keys"] else None
+    # What the features do not depend on may be missing.
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     missing = sorted(set(loading["missing_keys"]) - frozen)
     if missing:
@@ -81,7 +82,11 @@ def load_backbone(
             f"{name_or_path!r}, for example {left[0]!r}: its configuration has fewer layers than "
             f"were saved"
         )
-    backbone = own_swin(backbone) or backbone
+    own = own_swin(model)
+    if own is None:
+        backbone = measured or RegionBackbone(model)
+    else:
+        backbone = RegionBackbone(own).to(device=model.device, dtype=model.dtype)
     use_fast_linear(backbone)
     return backbone.eval()
 

@@ -11,6 +11,7 @@ from typing import Any
 import esvit_hf
 from esvit_hf.commands.command_line import report_errors, without_bars_of_networks
 from esvit_hf.common.command_line import nearest, parse_function
+from esvit_hf.common.waiting_threads import limit_spinning
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -129,6 +130,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
         Exit code: 0, 2 after an error that the user can correct, 128 + signal after a stop by
         SIGINT (130) or SIGTERM (143).
     """
+    limit_spinning()
     words = list(sys.argv[1:] if command_line is None else command_line)
     if words[:1] in (["--help"], ["-h"]):
         print(_overview())

@@ -1,6 +1,6 @@
 """Features of many images, part by part, with the memory of one part."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from esvit_hf.acceleration.threads import use_threads
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.limits import MAX_IMAGE_PIXELS
@@ -117,7 +118,7 @@ def check_images(source: RowSource, options: RowOptions) -> None:
 
 
 def compute_parts(
-    backbone: RegionBackbone,
+    load_backbone: Callable[[], RegionBackbone],
     processor: Callable[..., Any],
     source: RowSource,
     parts: Sequence[range],
@@ -126,11 +127,12 @@ def compute_parts(
 ) -> Iterator[PartFeatures]:
     """Run a frozen backbone over parts of the images.
 
-    Images are decoded and preprocessed in worker processes, which work on while a part is taken
-    away and written. The device computes a batch while the next one is fetched.
+    Images are decoded and preprocessed in worker processes, which begin while the backbone is
+    loaded, and work on while a part is taken away and written. The device computes a batch while
+    the next one is fetched.
 
     Args:
-        backbone: in evaluation mode on the accelerator's device.
+        load_backbone: gives the backbone, in evaluation mode on the accelerator's device.
         processor: image processor of transformers.
         source: the images.
         parts: places of the images of each part.
@@ -152,8 +154,12 @@ def compute_parts(
         num_workers=options.num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
+    batches = iter(loader)
+    # The workers have the other cores.
+    with use_threads(max(1, torch.get_num_threads() - options.num_workers)):
+        backbone = load_backbone()
     with torch.no_grad():
-        outputs = _run(backbone, loader, options, accelerator)
+        outputs = _run(backbone, batches, options, accelerator)
         for part in parts:
             yield _collect(part, outputs, source, options)
 
@@ -275,7 +281,7 @@ _Output = tuple[_Batch, Tensor | None, Tensor | None, tuple[int, int] | None]
 
 def _run(
     backbone: RegionBackbone,
-    loader: Iterable[_Batch],
+    batches: Iterator[_Batch],
     options: RowOptions,
     accelerator: Accelerator,
 ) -> Iterator[_Output]:
@@ -283,7 +289,7 @@ def _run(
     been started.
     """
     waiting: _Output | None = None
-    for batch in loader:
+    for batch in batches:
         if batch.problem is not None:
             raise ValueError(batch.problem)
         started = _start(backbone, batch, options, accelerator)

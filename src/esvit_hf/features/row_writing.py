@@ -149,7 +149,7 @@ def _tables(
     )
     with progress:
         for features in compute_parts(
-            store.backbone, store.processor, source, parts, options, store.accelerator
+            lambda: store.backbone, store.processor, source, parts, options, store.accelerator
         ):
             yield make_feature_table(features, source, settings)
             progress.update(len(features.part))

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
+from esvit_hf.common.files import expand_home
 from esvit_hf.common.yaml_text import read_yaml
 from esvit_hf.data.views import dino_views
 from esvit_hf.hub.heads_file import find_heads, read_heads
@@ -23,11 +25,13 @@ from esvit_hf.pretraining.recipe_reading import (
     read_field,
     replace_field,
 )
+from esvit_hf.registration.families import FAMILIES
 
 __all__ = [
     "Choice",
     "apply_choices",
     "choose_batch_size",
+    "choose_compilation",
     "choose_momentum",
     "choose_network",
     "choose_num_epochs",
@@ -50,6 +54,7 @@ _MOST_EPOCHS = 300
 _MOST_WARMUP = 10.0
 _LARGEST_BATCH = 64
 _STEPS_AN_EPOCH = 3
+_FEWEST_STEPS_TO_COMPILE = 2_000
 _SHARE_OF_MEMORY = 0.6
 _MOST_WORKERS = 8
 _FEWEST_EPOCHS = {"cpu": 10, "other": 100}
@@ -191,6 +196,26 @@ def choose_batch_size(
     return Choice("run.batch_size", size, memory if size < limit else f"{why}; {memory}")
 
 
+def choose_compilation(machine: Machine, model_type: str, total_steps: int) -> Choice:
+    """Choose whether blocks are compiled: on GPUs, for networks and runs that are worth it.
+
+    Args:
+        machine: what there is.
+        model_type: of the network, as transformers names it.
+        total_steps: optimizer steps of the run.
+    """
+    field = "run.compile"
+    if machine.device != "cuda":
+        return Choice(field, False, f"it was not seen to pay on {machine.device}")
+    if not machine.has_compiler:
+        return Choice(field, False, "there is no Triton, or no C compiler for it")
+    if total_steps < _FEWEST_STEPS_TO_COMPILE:
+        return Choice(field, False, f"{total_steps:,} steps do not win back the first one's minute")
+    if model_type not in FAMILIES.values():
+        return Choice(field, False, "only the networks of this package are known to compile")
+    return Choice(field, True, "on a GPU it makes fewer and larger kernels of a block")
+
+
 def draft_recipe(values: Mapping[str, Any]) -> Recipe:
     """Check a recipe before its automatic fields have values.
 
@@ -272,7 +297,10 @@ def choose_values(values: Mapping[str, Any], machine: Machine, num_images: int) 
         take(choose_batch_size(need, machine, num_images, draft.data.num_workers, steps))
     run = draft_recipe(current).run
     images = run.batch_size * run.accumulation_steps * machine.processes
-    take(choose_momentum(max(1, epochs * (num_images // images))))
+    total_steps = max(1, epochs * (num_images // images))
+    take(choose_momentum(total_steps))
+    if "run.compile" in asked:
+        take(choose_compilation(machine, _model_type(draft_recipe(current)), total_steps))
     return chosen
 
 
@@ -318,6 +346,14 @@ def _choose_network_fields(
         section, _, part = field.partition(".")
         source = "of the model" if field in of_model else f"of {name}"
         yield Choice(field, of_model.get(field, fields[section][part]), source)
+
+
+def _model_type(recipe: Recipe) -> str:
+    if starts_from_scratch(recipe):
+        return recipe.model.name
+    place = expand_home(recipe.model.name)
+    fields, _ = PretrainedConfig.get_config_dict(place, revision=recipe.model.revision)
+    return str(fields.get("model_type"))
 
 
 def _brought_heads(recipe: Recipe) -> dict[str, Any]:

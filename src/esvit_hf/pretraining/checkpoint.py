@@ -6,9 +6,10 @@ import json
 import shutil
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
@@ -19,6 +20,8 @@ from esvit_hf.pretraining.checkpoint_files import (
     CHECKPOINT_FILES,
     MANIFEST,
     RunState,
+    StateCopy,
+    copy_state,
     read_state,
     write_state,
 )
@@ -94,42 +97,95 @@ class Progress:
         self.skipped_steps, self.changes = state["skipped_steps"], list(changes)
 
 
-def save_checkpoint(
-    accelerator: Accelerator, state: RunState, folder: Path, step: int, kept: int | None
-) -> Path:
-    """Write everything that a run needs to go on, aside and then by a rename; prune older
-    checkpoints.
+class CheckpointWriter:
+    """Saves checkpoints of a run while it goes on: its state is copied at once, and written by a
+    thread, one checkpoint after the other.
+
+    As a context it waits for what is being written.
 
     Args:
-        accelerator: the process's accelerator.
+        accelerator: the process's accelerator; the main process writes.
         state: what to save; random states come on top.
         folder: folder of all checkpoints.
-        step: optimizer steps done.
-        kept: checkpoints kept, this one included; None keeps all.
-
-    Returns:
-        The folder of the checkpoint.
-
-    Raises:
-        CheckpointError: if it cannot be written; older checkpoints stay as they are.
+        kept: checkpoints kept, the newest included; None keeps all.
     """
-    final = folder / checkpoint_name(step)
-    aside = final.with_suffix(PARTIAL)
-    if accelerator.is_main_process:
-        for left_over in folder.glob(f"*{PARTIAL}"):
+
+    def __init__(
+        self, accelerator: Accelerator, state: RunState, folder: Path, kept: int | None
+    ) -> None:
+        self.accelerator = accelerator
+        self.state = state
+        self.folder = folder
+        self.kept = kept
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._running: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown()
+        if kind is None:
+            self.wait()
+
+    def save(self, step: int) -> None:
+        """Copy the state, and begin to write it; all processes have to call this.
+
+        Args:
+            step: optimizer steps done.
+
+        Raises:
+            CheckpointError: if the one before cannot be written, or this one cannot be copied;
+                older checkpoints stay as they are.
+        """
+        self.wait()
+        with _named_failure(self._aside(step)):
+            copy = copy_state(self.accelerator, self.state)
+        if copy is not None:
+            self._running = self._pool.submit(self._write, copy, step)
+
+    def check(self) -> None:
+        """Find out whether a checkpoint could not be written, without waiting.
+
+        Raises:
+            CheckpointError: if so.
+        """
+        if self._running is not None and self._running.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written.
+
+        Raises:
+            CheckpointError: if it cannot be.
+        """
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def complete(self) -> list[Path]:
+        """Return the complete checkpoints, oldest first, once none is being written."""
+        if self._running is not None:
+            wait([self._running])
+        return complete_checkpoints(self.folder)
+
+    def _aside(self, step: int) -> Path:
+        return (self.folder / checkpoint_name(step)).with_suffix(PARTIAL)
+
+    def _write(self, copy: StateCopy, step: int) -> None:
+        """Write a checkpoint aside and then by a rename; prune older ones."""
+        aside = self._aside(step)
+        final = aside.with_suffix("")
+        for left_over in self.folder.glob(f"*{PARTIAL}"):
             shutil.rmtree(left_over)
-        aside.mkdir(parents=True)
-    with _named_failure(aside):
-        write_state(accelerator, state, aside)
-    if accelerator.is_main_process:
         with _named_failure(aside):
+            aside.mkdir(parents=True)
+            write_state(copy, aside)
             write_manifest(aside)
             appear(aside, final)
-        older = [path for path in complete_checkpoints(folder) if path.name < final.name]
-        for path in older[: max(0, len(older) + 1 - kept)] if kept else []:
+        older = [path for path in complete_checkpoints(self.folder) if path.name < final.name]
+        for path in older[: max(0, len(older) + 1 - self.kept)] if self.kept else []:
             _remove(path)
-    accelerator.wait_for_everyone()
-    return final
 
 
 def appear(aside: Path, final: Path) -> None:

@@ -24,7 +24,16 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.files import give_usual_modes
 
-__all__ = ["CHECKPOINT_FILES", "MANIFEST", "RunState", "read_state", "read_step", "write_state"]
+__all__ = [
+    "CHECKPOINT_FILES",
+    "MANIFEST",
+    "RunState",
+    "StateCopy",
+    "copy_state",
+    "read_state",
+    "read_step",
+    "write_state",
+]
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -76,29 +85,57 @@ class RunState:
         }
 
 
-def write_state(accelerator: Accelerator, state: RunState, folder: Path) -> None:
-    """Write the files of a checkpoint, all but its manifest; all processes have to call this.
+@dataclass(frozen=True)
+class StateCopy:
+    """The state of a run at one instant, in main memory that nobody else changes.
+
+    Attributes:
+        tensors: whole tensors by file and name.
+        content: the rest as JSON.
+    """
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    content: str
+
+
+def copy_state(accelerator: Accelerator, state: RunState) -> StateCopy | None:
+    """Copy what a checkpoint holds; all processes have to call this.
 
     Args:
-        accelerator: the process's accelerator; the main process writes.
-        state: what to write.
+        accelerator: the process's accelerator.
+        state: what to copy; random states come on top.
+
+    Returns:
+        The copy in the main process; None in the others.
+    """
+    is_main = accelerator.is_main_process
+    tensors = {
+        name: dict(_whole_tensors(state.tensors(name), keep=is_main)) for name in TENSOR_FILES
+    }
+    random_states = gather_object([_random_state(accelerator.device)])
+    if not is_main:
+        return None
+    content = {name: record.state_dict() for name, record in state.records.items()}
+    content["random_states"] = random_states
+    content["loss_scale"] = accelerator.scaler and accelerator.scaler.state_dict()
+    return StateCopy(tensors, json.dumps(content))
+
+
+def write_state(copy: StateCopy, folder: Path) -> None:
+    """Write the files of a checkpoint, all but its manifest.
+
+    Args:
+        copy: what to write.
         folder: a folder that exists.
 
     Raises:
         OSError: there is no room.
         SafetensorError: there is no room.
     """
-    for name in TENSOR_FILES:
-        tensors = dict(_whole_tensors(state.tensors(name), keep=accelerator.is_main_process))
-        if accelerator.is_main_process:
-            save_file(tensors, folder / f"{name}.safetensors", metadata={"format": "pt"})
-    random_states = gather_object([_random_state(accelerator.device)])
-    if accelerator.is_main_process:
-        content = {name: record.state_dict() for name, record in state.records.items()}
-        content["random_states"] = random_states
-        content["loss_scale"] = accelerator.scaler and accelerator.scaler.state_dict()
-        (folder / STATE).write_text(json.dumps(content))
-        give_usual_modes(folder)
+    for name, tensors in copy.tensors.items():
+        save_file(dict(tensors), folder / f"{name}.safetensors", metadata={"format": "pt"})
+    (folder / STATE).write_text(copy.content)
+    give_usual_modes(folder)
 
 
 def read_state(accelerator: Accelerator, state: RunState, folder: Path) -> None:
@@ -145,17 +182,11 @@ def read_step(folder: Path) -> int:
 
 
 def _whole_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> Iterator[tuple[str, Tensor]]:
-    """Put shards together, one tensor at a time, and copy what shares memory, which safetensors
-    refuses.
-    """
-    seen = set()
+    """Put shards together and copy them, one tensor at a time."""
     for name, tensor in tensors.items():
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:
-            whole = whole.detach().cpu().contiguous()
-            storage = whole.untyped_storage().data_ptr()
-            yield name, whole.clone() if storage in seen else whole
-            seen.add(storage)
+            yield name, whole.detach().to("cpu", copy=True).contiguous()
 
 
 @torch.no_grad()

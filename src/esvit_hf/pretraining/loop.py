@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel
 
+from esvit_hf.acceleration.threads import use_threads
 from esvit_hf.common.accelerator_state import own_accelerator_state
 from esvit_hf.common.errors import one_line
 from esvit_hf.data.color import IMAGENET_MEAN, IMAGENET_STD, NUM_COLORS, augment
@@ -26,12 +27,12 @@ from esvit_hf.data.streaming import StreamSource
 from esvit_hf.pretraining.build import build_parts, describe_model
 from esvit_hf.pretraining.checkpoint import (
     RECIPE,
+    CheckpointWriter,
     Progress,
     checkpoint_step,
     choose_checkpoint,
     load_checkpoint,
     remove_checkpoints,
-    save_checkpoint,
 )
 from esvit_hf.pretraining.checkpoint_files import RunState
 from esvit_hf.pretraining.images import load_training_images, make_crop_loader
@@ -55,7 +56,7 @@ from esvit_hf.pretraining.recipe import Recipe, recipe_yaml
 from esvit_hf.pretraining.resuming import check_resumed_recipe, decides_steps
 from esvit_hf.pretraining.run_folder import export_run
 from esvit_hf.pretraining.schedules import largest_weight
-from esvit_hf.pretraining.starting import Data, Model, Start, use_threads
+from esvit_hf.pretraining.starting import Data, Model, Start
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 from esvit_hf.pretraining.tracking import start_trackers
 
@@ -132,6 +133,9 @@ class Pretraining:
             self.total_steps = min(self.total_steps, recipe.schedule.max_steps)
         changes = self.check_changes(checkpoint) if checkpoint is not None else []
         self.build(steps_per_epoch)
+        self.checkpoints = CheckpointWriter(
+            accelerator, self.state, output / "checkpoints", recipe.run.checkpoints_kept
+        )
         self.mean = recipe.data.image_mean or IMAGENET_MEAN
         self.std = recipe.data.image_std or IMAGENET_STD
         self.saved_step = 0
@@ -230,9 +234,10 @@ class Pretraining:
     def run(self) -> PretrainingResult:
         """Train from the current step to the last one, or to a signal, and export the teacher."""
         output = self.recipe.run.output_dir
-        self.start()
-        signal = self.train()
-        self.save()
+        with self.checkpoints:
+            self.start()
+            signal = self.train()
+            self.save()
         if self.accelerator.is_main_process:
             try:
                 self.export(output)
@@ -268,7 +273,7 @@ class Pretraining:
             self.progress,
             self.monitor,
             self.log,
-            output / "checkpoints",
+            self.checkpoints,
         )
         accelerator.print(
             f"{self.source.description}; {describe_model(self.step.teacher.backbone)}; "
@@ -369,11 +374,13 @@ class Pretraining:
             (rest == 0 and epoch % run.knn_every_epochs == 0) or step == self.total_steps
         ):
             self.measure_knn()
+        self.checkpoints.check()
         # While the run may be diverging, its state must not push out an older, sound one.
         due = run.checkpoint_steps and step % run.checkpoint_steps == 0
         if due and not self.monitor.alarmed:
             self.save()
             if self.publisher is not None and step < self.total_steps:
+                self.checkpoints.wait()
                 self.publisher.push_beside(step, self.export)
 
     def measure_knn(self) -> None:
@@ -404,23 +411,18 @@ class Pretraining:
         )
 
     def save(self) -> None:
-        """Save a checkpoint if a step was taken since the last one, after making sure that the run
-        is sound.
+        """Begin to save a checkpoint if a step was taken since the last one, after making sure that
+        the run is sound.
 
         Raises:
+            CheckpointError: if it, or the one before, cannot be written.
             FloatingPointError: if the last loss is not finite; older checkpoints stay as they are.
         """
         if self.progress.step == self.saved_step:
             return
         self.readings.check_last_loss()
         self.log.flush()
-        save_checkpoint(
-            self.accelerator,
-            self.state,
-            self.recipe.run.output_dir / "checkpoints",
-            self.progress.step,
-            self.recipe.run.checkpoints_kept,
-        )
+        self.checkpoints.save(self.progress.step)
         self.saved_step = self.progress.step
 
 

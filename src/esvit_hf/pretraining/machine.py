@@ -1,7 +1,9 @@
 """What a run can use of the machine: device, memory, processor cores and number formats."""
 
+import importlib.util
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 __all__ = ["Machine", "free_memory", "look_at_machine"]
 
 _PROC = Path("/proc")
+_LEAST_OF_TRITON = (7, 0)
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -24,6 +27,7 @@ class Machine:
         cores: processor cores.
         processes: processes of the run, on all machines.
         has_bfloat16: whether the device multiplies bfloat16 matrices fast.
+        has_compiler: whether `torch.compile` finds what it needs to make kernels for a GPU.
     """
 
     device: str
@@ -32,6 +36,7 @@ class Machine:
     cores: int
     processes: int
     has_bfloat16: bool
+    has_compiler: bool
 
 
 def look_at_machine() -> Machine:
@@ -45,7 +50,9 @@ def look_at_machine() -> Machine:
     else:
         device_memory, has_bfloat16 = memory, device == "cpu" and _has_fast_bfloat16()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return Machine(device, device_memory, memory, cores, processes, has_bfloat16)
+    return Machine(
+        device, device_memory, memory, cores, processes, has_bfloat16, _has_compiler(device)
+    )
 
 
 def free_memory(proc: Path = _PROC, control_groups: Path = _CONTROL_GROUPS) -> int:
@@ -107,6 +114,14 @@ def _count_cores() -> int:
 def _stays_on_cpu() -> bool:
     # As `accelerate launch --cpu` says it.
     return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+
+
+def _has_compiler(device: str) -> bool:
+    if device != "cuda" or torch.cuda.get_device_capability() < _LEAST_OF_TRITON:
+        return False
+    # Triton calls one for each of its launchers.
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    return importlib.util.find_spec("triton") is not None and compiler is not None
 
 
 def _has_fast_bfloat16() -> bool:

@@ -33,11 +33,13 @@ class MemoryNeed:
         weights: weights, gradients and AdamW's averages of the student, and the teacher.
         activations: what the backward pass of one image needs, and its views.
         views: encoded views of one image, as data-loading processes keep them.
+        saved: the copy in main memory that a checkpoint is written from.
     """
 
     weights: int
     activations: int
     views: int
+    saved: int
 
     def on_device(self, batch_size: int) -> int:
         """Bytes on the device that computes."""
@@ -46,7 +48,7 @@ class MemoryNeed:
     def on_host(self, batch_size: int, num_workers: int) -> int:
         """Bytes of main memory beside what `on_device` counts."""
         batches = batch_size * self.views * (1 + _BATCHES_AHEAD * num_workers)
-        return _PROCESS + num_workers * _WORKER + batches
+        return _PROCESS + num_workers * _WORKER + batches + self.saved
 
     def fits(self, machine: Machine, batch_size: int, num_workers: int, share: float = 1) -> bool:
         """Tell whether a share of what is free suffices."""
@@ -76,7 +78,8 @@ def estimate_memory(recipe: Recipe, parts: DistillationParts) -> MemoryNeed:
     # Student, gradients, two averages of AdamW and the teacher in float32.
     weights = 5 * 4 * student + _loss_bytes(recipe) + max(0, 2 * one - two)
     activations = round((1 + _TRANSIENT) * (two - one)) + 2 * 4 * pixels
-    return MemoryNeed(weights, activations, pixels)
+    # Student, teacher and two averages.
+    return MemoryNeed(weights, activations, pixels, saved=4 * 4 * student)
 
 
 def memory_warning(recipe: Recipe, need: MemoryNeed, machine: Machine) -> str | None:
@@ -96,8 +99,8 @@ def memory_warning(recipe: Recipe, need: MemoryNeed, machine: Machine) -> str | 
     on_device, on_host = need.on_device(size), need.on_host(size, workers)
     parts = (
         f"weights, gradients, AdamW and teacher {_in_words(need.weights)}, activations of "
-        f"{size} images {_in_words(size * need.activations)}, the process and {workers} "
-        f"data-loading workers {_in_words(on_host)}"
+        f"{size} images {_in_words(size * need.activations)}, the process, {workers} data-loading "
+        f"workers and the copy that a checkpoint is written from {_in_words(on_host)}"
     )
     if machine.device == "cpu":
         total = f"{_in_words(on_device + on_host)}, but {_in_words(machine.memory)} are free"

@@ -3,13 +3,12 @@
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from esvit_hf.pretraining.checkpoint import Progress, checkpoint_name, complete_checkpoints
+from esvit_hf.pretraining.checkpoint import CheckpointWriter, Progress, checkpoint_name
 from esvit_hf.pretraining.metrics_log import MetricsLog
 from esvit_hf.pretraining.monitor import RunMonitor, check_finite
 from esvit_hf.pretraining.step import StepSchedules
@@ -24,7 +23,7 @@ class Readings:
         progress: where the run stands.
         monitor: judges the numbers.
         log: takes the lines.
-        checkpoints: folder of the run's checkpoints.
+        checkpoints: writes the run's checkpoints.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class Readings:
         progress: Progress,
         monitor: RunMonitor,
         log: MetricsLog,
-        checkpoints: Path,
+        checkpoints: CheckpointWriter,
     ) -> None:
         self.accelerator = accelerator
         self.schedules = schedules
@@ -154,12 +153,12 @@ class Readings:
         """Say which checkpoint to go back to: the newest whose weights a later reading found
         sound.
         """
-        names = [path.name for path in complete_checkpoints(self.checkpoints)]
+        names = [path.name for path in self.checkpoints.complete()]
         good = [name for name in names if name <= checkpoint_name(self.monitor.proven_step)]
         if not good:
             return "there is no good checkpoint to go back to"
         later = f"remove {', '.join(names[len(good) :])} and " if len(good) < len(names) else ""
         return (
-            f"the last good checkpoint is {self.checkpoints / good[-1]}: {later}continue with "
-            f"--run.resume true"
+            f"the last good checkpoint is {self.checkpoints.folder / good[-1]}: {later}continue "
+            f"with --run.resume true"
         )

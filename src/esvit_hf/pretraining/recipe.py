@@ -26,6 +26,7 @@ AUTOMATIC = (
     "schedule.warmup_teacher_temperature_epochs",
     "data.num_workers",
     "run.batch_size",
+    "run.compile",
     "schedule.teacher_momentum",
 )
 """Fields that may be `auto`, by the names of their sections."""
@@ -230,8 +231,8 @@ class RunSettings:
         "autocast dtype; losses, centers and the teacher's average stay float32", "no"
     )
     compile: bool = setting(
-        "compile the blocks of student and teacher with torch.compile: the first step takes a "
-        "minute or more (needs a C++ compiler on a CPU)",
+        "compile the blocks of student and teacher with torch.compile: the first step takes about "
+        "a minute (needs a C++ compiler on a CPU)",
         False,
     )
     checkpointed_blocks: int = setting(

@@ -1,13 +1,11 @@
 """What starts a run: a recipe, and what Python gives beside it, as settled values."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
-import torch
 from accelerate import Accelerator
 from datasets import (
     Dataset,
@@ -49,7 +47,7 @@ from esvit_hf.pretraining.recipe_reading import (
 )
 from esvit_hf.pretraining.shipped_recipes import AUTO
 
-__all__ = ["Data", "Model", "Start", "settle_values", "use_threads"]
+__all__ = ["Data", "Model", "Start", "settle_values"]
 
 Data: TypeAlias = str | Path | Dataset | DatasetDict | Sequence[str | Path] | Items
 Model: TypeAlias = str | Path | PretrainedConfig | PreTrainedModel | RegionBackbone
@@ -243,26 +241,6 @@ def settle_values(values: Mapping[str, Any]) -> Recipe:
         return draft
     num_images = len(load_training_images(draft))
     return load_recipe(apply_choices(values, choose_values(values, look_at_machine(), num_images)))
-
-
-@contextmanager
-def use_threads(number: int | None) -> Iterator[None]:
-    """Compute with so many threads in this context; as it is if None.
-
-    Raises:
-        ValueError: it is less than 1.
-    """
-    if number is None:
-        yield
-        return
-    if number < 1:
-        raise ValueError(f"threads is {number}: give 1 or more")
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _is_list_of_paths(data: Any) -> TypeGuard[Sequence[str | Path]]:

@@ -17,7 +17,6 @@ from transformers import (
 )
 
 from esvit_hf import EsvitSwinModel
-from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.foreign_swin import own_swin
 from esvit_hf.backbones.loading import load_backbone
 
@@ -82,6 +81,19 @@ def test_folders_load_as_our_network(name: str, tmp_path: Path) -> None:
         assert len(backbone.block_features(pixels, 6)) == 6
 
 
+def test_a_swin_is_run_once_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spread(of_transformers()).save_pretrained(tmp_path)
+    runs = []
+    forward = SwinModel.forward
+    monkeypatch.setattr(
+        SwinModel,
+        "forward",
+        lambda *words, **options: (runs.append(1), forward(*words, **options))[1],
+    )
+    assert isinstance(load_backbone(tmp_path).model, EsvitSwinModel)
+    assert len(runs) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_type_of_the_weights_stays(dtype: torch.dtype, tmp_path: Path) -> None:
     spread(of_transformers()).to(dtype).save_pretrained(tmp_path)
@@ -98,4 +110,4 @@ def test_networks_that_differ_stay_what_they_are() -> None:
         of_timm(window_size=(3, 6)),
         of_timm(window_size=7),  # padded behind the roll, not in front of it
     ):
-        assert own_swin(RegionBackbone(spread(model))) is None
+        assert own_swin(spread(model)) is None

@@ -1,5 +1,6 @@
 """Features part by part: the batches of workers, reduced JPEGs, and what is refused."""
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from tests.support.photo_folders import noise, save_model
 
+from esvit_hf.acceleration.threads import use_threads
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.features.extraction import load_image_processor
@@ -43,7 +45,7 @@ def compute(
 ) -> list[PartFeatures]:
     processor = load_image_processor(model)
     settings = RowOptions(**{"num_workers": 0, **options})  # type: ignore[arg-type]
-    return list(compute_parts(backbone, processor, rows, parts, settings, Accelerator()))
+    return list(compute_parts(lambda: backbone, processor, rows, parts, settings, Accelerator()))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -62,6 +64,22 @@ def test_parts_hold_the_features_of_their_images(
     for features in found:
         expected = whole.values[(whole.kept[:, None] == features.kept).any(dim=1)]
         torch.testing.assert_close(features.values, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_images_are_read_while_the_network_is_loaded(
+    backbone: RegionBackbone, model: str, tmp_path: Path
+) -> None:
+    reading: list[tuple[int, int]] = []
+
+    def load() -> RegionBackbone:
+        reading.append((len(multiprocessing.active_children()), torch.get_num_threads()))
+        return backbone
+
+    rows, processor = source(tmp_path, count=2), load_image_processor(model)
+    options = RowOptions(num_workers=1)
+    with use_threads(3):
+        list(compute_parts(load, processor, rows, [range(2)], options, Accelerator()))
+    assert reading == [(1, 2)]
 
 
 def test_large_jpegs_are_decoded_reduced(
@@ -106,7 +124,7 @@ def test_images_of_several_sizes(backbone: RegionBackbone, model: str, tmp_path:
         (RowOptions(num_workers=0, batch_size=1, regions=True), r"grids of \(5, 5\) and of"),
     ):
         with pytest.raises(ValueError, match=message):
-            list(compute_parts(backbone, processor, rows, [range(2)], options, accelerator))
+            list(compute_parts(lambda: backbone, processor, rows, [range(2)], options, accelerator))
 
 
 def test_each_worker_reads_neighbors() -> None:

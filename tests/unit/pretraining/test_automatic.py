@@ -12,6 +12,7 @@ from esvit_hf.pretraining.automatic import (
     Choice,
     apply_choices,
     choose_batch_size,
+    choose_compilation,
     choose_momentum,
     choose_network,
     choose_num_epochs,
@@ -31,8 +32,8 @@ from esvit_hf.pretraining.recipe import AUTOMATIC
 from esvit_hf.pretraining.recipe_reading import automatic_fields, load_recipe, read_values
 
 GIGABYTE = 10**9
-CPU = Machine("cpu", 16 * GIGABYTE, 16 * GIGABYTE, 2, 1, True)
-GPU = Machine("cuda", 40 * GIGABYTE, 60 * GIGABYTE, 16, 1, True)
+CPU = Machine("cpu", 16 * GIGABYTE, 16 * GIGABYTE, 2, 1, True, True)
+GPU = Machine("cuda", 40 * GIGABYTE, 60 * GIGABYTE, 16, 1, True, True)
 
 
 @pytest.mark.parametrize(
@@ -133,12 +134,26 @@ def test_workers(cores: int, machine: Machine, workers: int) -> None:
     ],
 )
 def test_batch_size(images: int, megabytes: int, changes: dict[str, Any], size: int) -> None:
-    need = MemoryNeed(GIGABYTE // 2, megabytes * 10**6, 0)
+    need = MemoryNeed(GIGABYTE // 2, megabytes * 10**6, views=0, saved=0)
     assert choose_batch_size(need, replace(CPU, **changes), images, 1).value == size
 
 
 def test_a_step_of_several_batches_leaves_an_epoch_its_steps() -> None:
-    assert choose_batch_size(MemoryNeed(0, 0, 0), CPU, 192, 1, accumulation_steps=4).value == 16
+    assert choose_batch_size(MemoryNeed(0, 0, 0, 0), CPU, 192, 1, accumulation_steps=4).value == 16
+
+
+@pytest.mark.parametrize(
+    ("machine", "model", "steps", "compiles"),
+    [
+        (GPU, "esvit_cvt", 10_000, True),
+        (GPU, "vit", 10_000, False),
+        (GPU, "esvit_swin", 500, False),
+        (replace(GPU, has_compiler=False), "esvit_swin", 10_000, False),
+        (CPU, "esvit_swin", 10_000, False),
+    ],
+)
+def test_compilation(machine: Machine, model: str, steps: int, compiles: bool) -> None:
+    assert choose_compilation(machine, model, steps).value is compiles
 
 
 def test_every_field_is_chosen_and_said_with_its_reason() -> None:

@@ -4,34 +4,44 @@ or a full disk.
 
 import json
 import resource
+import threading
 import warnings
 
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
+from esvit_hf.pretraining import checkpoint
 from esvit_hf.pretraining.checkpoint import (
     CheckpointError,
+    CheckpointWriter,
     Progress,
+    checkpoint_name,
     choose_checkpoint,
+    complete_checkpoints,
     find_checkpoint,
     remove_checkpoints,
-    save_checkpoint,
 )
 from esvit_hf.pretraining.checkpoint_files import RunState
 from esvit_hf.pretraining.metrics_log import MetricsLog
 from esvit_hf.pretraining.optimizer import build_optimizer
 
 
-def save(folder, step, kept=3):
-    accelerator = Accelerator(cpu=True)
+def make_writer(folder, step=0, kept=3):
     progress = Progress(total_batch=4, num_processes=1)
     progress.step = step
     network, teacher = torch.nn.Linear(300, 300), torch.nn.Linear(300, 300)
     state = RunState(
         network, teacher, torch.nn.Module(), build_optimizer(network), {"progress": progress}
     )
-    return save_checkpoint(accelerator, state, folder / "checkpoints", step, kept)
+    return CheckpointWriter(Accelerator(cpu=True), state, folder / "checkpoints", kept)
+
+
+def save(folder, step, kept=3):
+    with make_writer(folder, step, kept) as writer:
+        writer.save(step)
+    return folder / "checkpoints" / checkpoint_name(step)
 
 
 def names(folder):
@@ -147,6 +157,43 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_older_ones(tmp_path, limit):
     assert names(tmp_path) == [older.name]
     assert find_checkpoint(tmp_path) == older
     save(tmp_path, 2)
+
+
+def test_what_changes_while_a_checkpoint_is_written_is_not_in_it(tmp_path, monkeypatch):
+    goes_on = threading.Event()
+    write = checkpoint.write_state
+    monkeypatch.setattr(checkpoint, "write_state", lambda *words: (goes_on.wait(10), write(*words)))
+    with make_writer(tmp_path, step=7) as writer:
+        student, progress = writer.state.student, writer.state.records["progress"]
+        before = student.weight.detach().clone()
+        writer.save(7)
+        with torch.no_grad():
+            student.weight.add_(1)
+        progress.step = 8
+        assert complete_checkpoints(writer.folder) == []
+        writer.check()
+        goes_on.set()
+        (saved,) = writer.complete()
+    assert torch.equal(load_file(saved / "student.safetensors")["weight"], before)
+    assert json.loads((saved / "state.json").read_text())["progress"]["step"] == 7
+
+
+def test_a_checkpoint_that_fails_beside_the_run_ends_it(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    for find_out in ("check", "wait", "save", "leave"):
+        with (
+            pytest.raises(CheckpointError, match="step-000000001 cannot be written"),
+            make_writer(tmp_path) as writer,
+        ):
+            writer.save(1)
+            writer.complete()
+            if find_out == "save":
+                writer.save(2)
+            elif find_out != "leave":
+                getattr(writer, find_out)()
+    with pytest.raises(KeyboardInterrupt), make_writer(tmp_path) as writer:
+        writer.save(1)
+        raise KeyboardInterrupt
 
 
 def test_metrics_are_cut_at_the_checkpoint_and_survive_a_cut_line(tmp_path):

@@ -20,6 +20,7 @@ from esvit_hf.pretraining.checkpoint_files import (
     CHECKPOINT_FILES,
     MANIFEST,
     RunState,
+    copy_state,
     read_step,
     write_state,
 )
@@ -56,12 +57,18 @@ def make_run(seed: int = 0) -> tuple[Accelerator, RunState, Progress]:
     return Accelerator(cpu=True), RunState(student, teacher, centers, optimizer, records), progress
 
 
+def write(accelerator: Accelerator, state: RunState, folder: Path) -> None:
+    copy = copy_state(accelerator, state)
+    assert copy is not None
+    write_state(copy, folder)
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / f"step-{STEP:09d}"
     folder.mkdir()
     accelerator, state, _ = make_run()
-    write_state(accelerator, state, folder)
+    write(accelerator, state, folder)
     return folder
 
 
@@ -104,7 +111,7 @@ def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
     folder.mkdir()
     accelerator, state, progress = make_run()
     draw()
-    write_state(accelerator, state, folder)
+    write(accelerator, state, folder)
     expected = draw()
     draw()
     load_checkpoint(accelerator, state, folder, progress)
@@ -182,7 +189,7 @@ def test_changed_bytes_are_one_line_or_read(data: st.DataObject, tmp_path_factor
     accelerator, state, progress = make_run()
     folder = tmp_path_factory.mktemp("fuzz") / f"step-{STEP:09d}"
     folder.mkdir()
-    write_state(accelerator, state, folder)
+    write(accelerator, state, folder)
     path = folder / data.draw(st.sampled_from(sorted(set(CHECKPOINT_FILES) - {MANIFEST})))
     content = bytearray(path.read_bytes())
     at = data.draw(st.integers(0, len(content) - 1))

@@ -12,8 +12,8 @@ from esvit_hf.pretraining.machine import Machine
 from esvit_hf.pretraining.memory import MemoryNeed, estimate_memory, memory_warning
 
 GIGABYTE = 10**9
-NEED = MemoryNeed(weights=2 * GIGABYTE, activations=GIGABYTE, views=0)
-MACHINE = Machine("cpu", 20 * GIGABYTE, 20 * GIGABYTE, 4, 1, True)
+NEED = MemoryNeed(weights=2 * GIGABYTE, activations=GIGABYTE, views=0, saved=0)
+MACHINE = Machine("cpu", 20 * GIGABYTE, 20 * GIGABYTE, 4, 1, True, True)
 
 
 def test_networks_are_counted_and_stay_as_they_are(tmp_path: Path) -> None:
@@ -29,6 +29,7 @@ def test_networks_are_counted_and_stay_as_they_are(tmp_path: Path) -> None:
     for name, value in parts.student.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert need.weights >= 20 * parameters
+    assert need.saved == 16 * parameters
     assert need.views == 3 * (2 * 32**2 + 2 * 16**2)
 
 
@@ -80,7 +81,7 @@ def test_a_network_that_is_too_large_for_one_image(tmp_path: Path) -> None:
 
 
 def test_a_gpu_has_memory_of_its_own(tmp_path: Path) -> None:
-    machine = Machine("cuda", 10 * GIGABYTE, 4 * GIGABYTE, 16, 1, True)
+    machine = Machine("cuda", 10 * GIGABYTE, 4 * GIGABYTE, 16, 1, True, True)
     recipe = small_run(tmp_path, "--run.batch_size", "8", "--data.num_workers", "2")
     warning = memory_warning(recipe, NEED, machine)
     assert warning is not None and "on cuda, where 10.0 GB are free" in warning
