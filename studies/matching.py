@@ -29,28 +29,74 @@ GLOBAL_REGIONS = 36
 SIGNALS = ("region_image_share", "region_place_share", "region_effective_dimensions")
 
 
-def view() -> Variant:
-    """Make the variant without region loss; its epochs take the processor time of the others'."""
-    return Variant(
-        UNWATCHED | {"objectives": {"view": {"weight": 1.0}}, "schedule.num_epochs": 5},
-        recipe=RECIPE,
-    )
+def view(epochs: int = 5, network: dict[str, Any] | None = None) -> Variant:
+    """Make the variant without region loss; its epochs take the processor time of the others'.
+
+    Args:
+        epochs: passes over the images.
+        network: fields of the recipe for another network.
+    """
+    objectives = {"view": {"weight": 1.0}}
+    fields = UNWATCHED | {"objectives": objectives, "schedule.num_epochs": epochs}
+    return Variant(fields | (network or {}), recipe=RECIPE)
 
 
-def both(matching: dict[str, Any] | None = None, **region: Any) -> Variant:
+def both(
+    matching: dict[str, Any] | None = None,
+    *,
+    epochs: int = 4,
+    network: dict[str, Any] | None = None,
+    **region: Any,
+) -> Variant:
     """Make a variant with both losses.
 
     Args:
         matching: settings of the matching that are not the paper's.
+        epochs: passes over the images.
+        network: fields of the recipe for another network.
         region: settings of the region objective that are not the paper's.
     """
     settings = {"weight": 0.5, **region} | ({"matching": matching} if matching else {})
     objectives = {"view": {"weight": 1.0 - settings["weight"]}, "region": settings}
-    return Variant(UNWATCHED | {"objectives": objectives}, recipe=RECIPE)
+    fields = UNWATCHED | {"objectives": objectives, "schedule.num_epochs": epochs}
+    return Variant(fields | (network or {}), recipe=RECIPE)
 
 
 POSITION = {"rule": "position"}
 GLOBAL_ONLY = {"min_regions": GLOBAL_REGIONS}
+# As the Swin: maps of 12 x 12 and 6 x 6 tokens, of 6 x 6 and 3 x 3 for small crops, and windows
+# that divide them.
+CVT = {
+    "model.name": "esvit_cvt",
+    "model.config": {
+        "image_size": 48,
+        "hidden_sizes": [48, 96],
+        "depths": [1, 2],
+        "num_heads": [2, 4],
+        "patch_sizes": [7, 3],
+        "patch_strides": [4, 2],
+        "patch_padding": [2, 1],
+        "window_size": [3, 3],
+        "mlp_ratio": [4, 4],
+        "qkv_kernel_sizes": [3, 3],
+        "qkv_bias": [True, True],
+        "drop_path_rate": 0.0,
+    },
+}
+VIL = {
+    "model.name": "esvit_vil",
+    "model.config": {
+        "image_size": 48,
+        "patch_sizes": [4, 2],
+        "hidden_sizes": [48, 96],
+        "depths": [1, 2],
+        "num_heads": [2, 4],
+        "window_size": 3,
+        "sparse_stages": [True, False],
+        "num_global_tokens": [1, 0],
+        "drop_path_rate": 0.0,
+    },
+}
 VARIANTS = {
     "V": view(),
     "V+R": both(),
@@ -65,6 +111,12 @@ VARIANTS = {
     "weight 0.2": both(weight=0.2),
     "more prototypes": both(num_prototypes=1024),
     "softer targets": both(teacher_temperature=0.06),
+    "CvT V": view(network=CVT),
+    "CvT position": both(POSITION, network=CVT),
+    "ViL V": view(network=VIL),
+    "ViL position": both(POSITION, network=VIL),
+    "long V": view(12),
+    "long position": both(POSITION, epochs=10),
     "random": Variant(training="none", recipe=RECIPE),
 }
 

@@ -2,7 +2,7 @@
 
 `python -m studies.reproduction run` trains and evaluates what is not finished yet and continues
 what was stopped, so that it may be killed and started again at any time; `table` makes tables and
-figures; `regions` says what the regions of the networks tell apart; `time` measures what an image
+a figure; `regions` says what the regions of the networks tell apart; `time` measures what an image
 costs, from which the epochs of a budget follow.
 """
 

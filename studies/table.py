@@ -1,4 +1,4 @@
-"""Tables and figures of the comparison in `studies.reproduction`, from the results of its
+"""Tables and a figure of the comparison in `studies.reproduction`, from the results of its
 runs.
 """
 
@@ -14,7 +14,7 @@ from benchmarks.measure import ROOT
 from scipy.stats import ttest_rel
 
 from esvit_hf.figures.look import COLORS, Picture, new_picture
-from esvit_hf.figures.training_curves import plot_training, read_metrics
+from esvit_hf.figures.training_curves import read_metrics
 
 RESULT = "result.json"
 """Name of the file with what was measured on a run, in its folder."""
@@ -203,11 +203,11 @@ def plot_compute(results: Sequence[Result]) -> Picture:
 
 
 def table(output: Path = Path("outputs/reproduction"), results_folder: Path = RESULTS) -> None:
-    """Print the tables of all finished runs, and write them as JSON with the figures.
+    """Print the tables of all finished runs, and write them as JSON with a figure.
 
     Args:
         output: folder of the runs.
-        results_folder: where reproduction.json and the figures go.
+        results_folder: where reproduction.json and the figure go.
     """
     results = read_results(output)
     tests = paired_tests(results)
@@ -218,11 +218,6 @@ def table(output: Path = Path("outputs/reproduction"), results_folder: Path = RE
     report = {"results": records, "paired_tests": tests}
     (results_folder / "reproduction.json").write_text(json.dumps(report, indent=2) + "\n")
     plot_compute(results).save(results_folder / "reproduction_compute.png")
-    for variant, members in by_variant(results).items():
-        metrics = members[0]["folder"] / "metrics.jsonl"
-        if metrics.exists():
-            picture = plot_training(metrics, members[0]["prototypes"])
-            picture.save(results_folder / f"reproduction_{variant.replace(' ', '_')}.png")
     print(format_table(results))
     if tests:
         print(f"\n{format_tests(tests)}")
