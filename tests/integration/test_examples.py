@@ -147,6 +147,12 @@ def test_expected_errors_become_exit_codes(
     assert capsys.readouterr().err == ("error: a b\n" if code == 2 else "interrupted\n")
 
 
+def test_files_that_cannot_be_used_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report_errors(lambda: len(Path("/no/file").read_text()))() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: cannot read or write /no/file (No such file or directory): ")
+
+
 def test_what_is_said_starts_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     @report_errors
     def main() -> int:

@@ -42,7 +42,10 @@ def nothing_is_built(monkeypatch):
         (("--heads.batch_norm", "true"), "heads.batch_norm was False and is True"),
         (("--model.config.embed_dim", "16"), "model.config.embed_dim was 8 and is 16"),
         (("--model.name", "vit", "--model.config", "{}"), "model.name was 'esvit_swin' and is"),
-        (("--objectives", "{view: {weight: 1}}"), "objectives.region.weight was .* is not given"),
+        (
+            ("--objectives", "{view: {weight: 1}}"),
+            "objectives.region was given and is not given, which",
+        ),
         (("--objectives.region.weight", "1"), "objectives.region.weight was 0.5 and is 1.0"),
         (("--run.seed", "1"), "run.seed was 0 and is 1"),
         (("--data.train_split", "train[:9000]"), "data.train_split was 'train' and is 'train"),

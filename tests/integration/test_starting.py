@@ -250,6 +250,10 @@ def test_the_process_is_left_as_it_was(photos: Path, tmp_path: Path) -> None:
         # What takes no time to find out comes before what does.
         ({"data": "/no/data", "model": "/no/model"}, "load a model from '/no/model'"),
         ({"data": "/no/data", "recipe": "demo", "overrides": {"model.config.a": 1}}, "no field a"),
+        (
+            {"recipe": "demo", "overrides": {"model.config.embed_dim": "many"}},
+            "model.config does not fit a network of type 'esvit_swin' .*'embed_dim'",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_named(

@@ -52,13 +52,22 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
             try:
                 return main(*args, **kwargs)
             except (ValueError, FloatingPointError, OSError, SafetensorError) as error:
-                _say(one_line(error, None) + _zoo_hint(error))
+                _say(_describe(error) + _zoo_hint(error))
                 return 2
             except KeyboardInterrupt:
                 print(f"{_line_end()}interrupted", file=sys.stderr)
                 return 130
 
     return guarded
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return (
+            f"cannot read or write {error.filename} ({error.strerror}): check the path, its "
+            f"permissions and the room on the disk"
+        )
+    return one_line(error, None)
 
 
 def _zoo_hint(error: Exception) -> str:

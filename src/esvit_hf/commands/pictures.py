@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esvit_hf.common.arguments import flat_arguments
+from esvit_hf.common.limits import check_least
 from esvit_hf.common.options import Batches, DataSplit, FeatureCache, ModelSource
 
 if TYPE_CHECKING:
@@ -218,6 +219,7 @@ def neighbors(
 def _read_image(path: Path, max_image_pixels: int) -> "Image.Image":
     from esvit_hf.data.decoding import UndecodableImageError, decode_image
 
+    check_least(max_image_pixels=(max_image_pixels, 1))
     if not path.is_file():
         raise ValueError(f"there is no image file {str(path)!r}: give the path of one")
     try:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from esvit_hf.common.arguments import flat_arguments
+from esvit_hf.common.options import DataSource
 
 __all__ = ["index", "repack"]
 
@@ -40,6 +41,7 @@ def repack(
     shard_size: int = 10_000,
     split: str = "train",
     shuffle_seed: int | None = 0,
+    max_image_pixels: int = DataSource.max_image_pixels,
 ) -> dict[str, Any]:
     """Write a zip or TSV pack of the reference implementation as parquet shards; the same command
     goes on where it was interrupted.
@@ -52,6 +54,7 @@ def repack(
         shard_size: rows of the pack in one shard.
         split: name of the split, which the names of the shards start with.
         shuffle_seed: seed of the order of the rows; null keeps the order of the pack.
+        max_image_pixels: rows whose image has more pixels are left out.
 
     Returns:
         The folder, the number of shards and of images, and the rows that were left out.
@@ -63,5 +66,10 @@ def repack(
     from esvit_hf.data.repacking import repack as write_shards
 
     return write_shards(
-        Path(source), Path(output), shard_size=shard_size, split=split, shuffle_seed=shuffle_seed
+        Path(source),
+        Path(output),
+        shard_size=shard_size,
+        split=split,
+        shuffle_seed=shuffle_seed,
+        max_image_pixels=max_image_pixels,
     )

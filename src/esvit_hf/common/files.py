@@ -67,8 +67,12 @@ def check_writable(folder: Path) -> None:
     """
     while not (folder.exists() or folder.is_symlink()):
         folder = folder.parent
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        # Without the name of the file that was tried.
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def give_usual_modes(path: Path) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from esvit_hf.common.limits import MAX_IMAGE_PIXELS
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS, check_least
 
 __all__ = ["Batches", "Compute", "DataSource", "DataSplit", "FeatureCache", "ModelSource"]
 
@@ -45,6 +45,9 @@ class DataSource:
     label_column: str | None = None
     max_image_pixels: int = MAX_IMAGE_PIXELS
 
+    def __post_init__(self) -> None:
+        check_least(max_image_pixels=(self.max_image_pixels, 1))
+
 
 @dataclass(frozen=True)
 class DataSplit(DataSource):
@@ -79,6 +82,9 @@ class Batches:
 
     batch_size: int = 64
     num_workers: int = 2
+
+    def __post_init__(self) -> None:
+        check_least(batch_size=(self.batch_size, 1), num_workers=(self.num_workers, 0))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@ read them.
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from datasets import Image as ImageFeature
 from tqdm.auto import tqdm
 
 from esvit_hf.common.files import expand_home, write_aside
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS, check_least
 from esvit_hf.data.decoding import UndecodableImageError, open_image
 from esvit_hf.data.packs import BrokenRowError, Pack, open_pack
 
@@ -30,11 +30,11 @@ def repack(
     shard_size: int = 10_000,
     split: str = "train",
     shuffle_seed: int | None = 0,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> dict[str, Any]:
     """Write a pack as parquet shards, as :func:`esvit_hf.commands.shards.repack` says."""
     source, output = expand_home(source), expand_home(output)
-    if shard_size < 1:
-        raise ValueError(f"shard_size is {shard_size}; set it to 1 or more")
+    check_least(shard_size=(shard_size, 1), max_image_pixels=(max_image_pixels, 1))
     pack = open_pack(source)
     if len(pack) == 0:
         raise ValueError(f"{source} has no rows; check the path")
@@ -44,7 +44,12 @@ def repack(
     features = Features({"image": ImageFeature(), "label": Value(_label_type(pack))})
     output.mkdir(parents=True, exist_ok=True)
     count = -(-len(pack) // shard_size)
-    origin = {"rows": len(pack), "shard_size": shard_size, "shuffle_seed": shuffle_seed}
+    origin = {
+        "rows": len(pack),
+        "shard_size": shard_size,
+        "shuffle_seed": shuffle_seed,
+        "max_image_pixels": max_image_pixels,
+    }
     images = broken = 0
     for shard in tqdm(range(count), unit="shard"):
         path = output / f"{split}-{shard:05d}-of-{count:05d}.parquet"
@@ -92,8 +97,7 @@ def _write_shard(
                         raise BrokenRowError(
                             f"the label {label!r} is of another kind than the others"
                         )
-                    # How large an image may be is decided by those who read the shards.
-                    open_image(data, max_image_pixels=sys.maxsize)
+                    open_image(data, max_image_pixels=origin["max_image_pixels"])
                 except (BrokenRowError, UndecodableImageError) as error:
                     broken.append(f"{pack.describe(row)}: {error}")
                     continue

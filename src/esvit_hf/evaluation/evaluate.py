@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from esvit_hf.common.accelerator_state import own_accelerator_state, start_accelerator
 from esvit_hf.common.arguments import flat_arguments
 from esvit_hf.common.files import public_name
+from esvit_hf.common.limits import check_least
 from esvit_hf.common.options import Compute, DataSource
 from esvit_hf.evaluation.command_words import flag, word
 from esvit_hf.evaluation.report import Report, check_folder
@@ -92,6 +93,11 @@ def evaluate(
             names the remedy.
     """
     given = dict(locals())
+    check_least(
+        batch_size=(batch_size, 1),
+        num_workers=(num_workers, 0),
+        max_image_pixels=(max_image_pixels, 1),
+    )
     names = [name.strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks)]
     chosen = make_tasks([name for name in names if name], options)
 

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from esvit_hf.common.accelerator_state import own_accelerator_state, start_accelerator
 from esvit_hf.common.arguments import flat_arguments
 from esvit_hf.common.files import check_writable
+from esvit_hf.common.limits import check_least
 from esvit_hf.common.options import Compute, DataSource
 from esvit_hf.evaluation.command_words import flag
 from esvit_hf.evaluation.transfer_datasets import TRANSFER_DATASETS, TransferDataset
@@ -62,6 +63,11 @@ def transfer(
         ValueError: a model, a name, a path or a setting does not work; the message names the
             remedy.
     """
+    check_least(
+        batch_size=(batch_size, 1),
+        num_workers=(num_workers, 0),
+        max_image_pixels=(max_image_pixels, 1),
+    )
     copies = {name: str(path) for name, path in local_copies.items()}
     chosen = _choose(datasets, copies)
     names = [str(model) for model in models]

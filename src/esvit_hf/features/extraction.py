@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,10 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.files import expand_home
+from esvit_hf.common.limits import check_least
 from esvit_hf.common.places import check_model_place
 from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
 from esvit_hf.data.labels import names_in_common
@@ -117,11 +120,7 @@ def compute_features(
         ValueError: a setting below its minimum, images that cannot be decoded or batched, features
             that are not finite.
     """
-    if batch_size < 1 or blocks < 1 or num_workers < 0:
-        raise ValueError(
-            f"batch_size is {batch_size}, blocks {blocks}, num_workers {num_workers}: give at "
-            f"least 1, 1 and 0"
-        )
+    check_least(batch_size=(batch_size, 1), blocks=(blocks, 1), num_workers=(num_workers, 0))
     accelerator = accelerator or Accelerator()
     was_training = backbone.training
     backbone.to(accelerator.device).eval()
@@ -164,10 +163,14 @@ def load_image_processor(
         processor: Callable[..., Any] = AutoImageProcessor.from_pretrained(
             expand_home(name_or_path), revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    # A file of JSON may hold anything.
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        folder = Path(expand_home(name_or_path))
+        is_missing = folder.is_dir() and not (folder / IMAGE_PROCESSOR_NAME).is_file()
+        reason = f"the folder holds no {IMAGE_PROCESSOR_NAME}" if is_missing else one_line(error)
         raise ValueError(
-            f"{name_or_path!r} has no image processor ({one_line(error)}): name a model or folder "
-            f"that has one with --processor"
+            f"{name_or_path!r} has no image processor that can be loaded ({reason}): name a model "
+            f"or folder that has one with --processor"
         ) from error
     return processor
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from esvit_hf.acceleration.threads import use_threads
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.limits import MAX_IMAGE_PIXELS
+from esvit_hf.common.limits import MAX_IMAGE_PIXELS, check_least
 from esvit_hf.data.decoding import UndecodableImageError, decode_stored, finish_image, open_image
 from esvit_hf.features.rows import RowSource, row_name
 
@@ -59,11 +59,12 @@ class RowOptions:
     num_workers: int = 2
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.blocks < 1 or self.num_workers < 0:
-            raise ValueError(
-                f"batch_size is {self.batch_size}, blocks {self.blocks}, num_workers "
-                f"{self.num_workers}: give at least 1, 1 and 0"
-            )
+        check_least(
+            batch_size=(self.batch_size, 1),
+            blocks=(self.blocks, 1),
+            num_workers=(self.num_workers, 0),
+            max_image_pixels=(self.max_image_pixels, 1),
+        )
         if self.regions and self.blocks > 1:
             raise ValueError(
                 f"--regions come with the view feature, not with --blocks {self.blocks}: leave one "

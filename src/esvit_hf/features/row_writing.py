@@ -50,6 +50,8 @@ def write_features(
     accelerator = store.accelerator
     parts = _split(len(source), rows_per_shard)
     settings = _settings(store, source, options, rows_per_shard)
+    # A network that cannot be loaded leaves nothing behind.
+    store.backbone  # noqa: B018
     _on_first_process(accelerator, lambda: output.begin(settings))
     own = range(accelerator.process_index, len(parts), accelerator.num_processes)
     missing = [number for number in own if not output.is_done(number)]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -49,7 +50,10 @@ def build_backbone(recipe: Recipe) -> RegionBackbone:
             return backbone
         return RegionBackbone(inflate_channels(backbone.model, channels))
     config: PretrainedConfig = AutoConfig.for_model(recipe.model.name, **recipe.model.config)
-    return RegionBackbone(AutoModel.from_config(config))
+    try:
+        return RegionBackbone(AutoModel.from_config(config))
+    except ValueError as error:
+        raise _unfit(recipe, error) from error
 
 
 def check_model(recipe: Recipe) -> None:
@@ -78,6 +82,17 @@ def check_model(recipe: Recipe) -> None:
             f"model.config has no field {', '.join(unknown)} for model {name!r}; its fields are "
             f"{', '.join(sorted(known))}"
         )
+    try:
+        AutoConfig.for_model(name, **recipe.model.config)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise _unfit(recipe, error) from error
+
+
+def _unfit(recipe: Recipe, error: Exception) -> ValueError:
+    return ValueError(
+        f"model.config does not fit a network of type {recipe.model.name!r} ({one_line(error)}): "
+        f"correct that field"
+    )
 
 
 def _check_type(name: str) -> None:

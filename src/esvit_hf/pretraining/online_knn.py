@@ -95,6 +95,6 @@ class OnlineKnn:
         source, neighbors = self.sources[0], self.recipe.run.knn_neighbors
         if neighbors > len(source):
             raise ValueError(
-                f"run.knn_neighbors is {neighbors}, but {source.description} has {len(source)} "
-                f"images: lower it"
+                f"run.knn_neighbors is {neighbors}, but {source.name} has {len(source)} images: "
+                f"lower it"
             )

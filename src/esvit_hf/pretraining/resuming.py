@@ -26,6 +26,8 @@ _FOR_STEPS = ("optimizer", "schedule", "run.mixed_precision")
 _NOT_COMPARED = ("run.resume", "run.output_dir", "hub")
 # A folder may have moved with all that is in it.
 _PLACES = ("data.dataset", "model.name", "run.knn_dataset")
+# Stands for all the fields of an objective.
+_GIVEN = object()
 
 
 def check_resumed_recipe(
@@ -102,6 +104,15 @@ def recipe_changes(before: Recipe, after: Recipe) -> dict[str, str]:
     old, new = dict(_flat(asdict(before))), dict(_flat(asdict(after)))
     for values in (old, new):
         values |= {name: public_place(values[name]) for name in _PLACES if values[name]}
+    # An objective that only one of them has is one difference, not one of each of its fields.
+    alone = before.objectives.keys() ^ after.objectives.keys()
+    for values, recipe in ((old, before), (new, after)):
+        for objective in alone:
+            place = f"objectives.{objective}"
+            for name in [name for name in values if _lies_in(name, (place,))]:
+                del values[name]
+            if objective in recipe.objectives:
+                values[place] = _GIVEN
     return {
         name: f"{name} was {_shown(old, name)} and is {_shown(new, name)}"
         for name in dict.fromkeys((*old, *new))
@@ -122,4 +133,6 @@ def _lies_in(name: str, places: tuple[str, ...]) -> bool:
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:
+    if values.get(name) is _GIVEN:
+        return "given"
     return repr(values[name]) if name in values else "not given"

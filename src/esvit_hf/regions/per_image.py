@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from esvit_hf.common.limits import check_least
 from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
 from esvit_hf.data.sources import ImageSource
 
@@ -53,10 +54,7 @@ def measure_images(
         ValueError: a setting below its minimum, images that cannot be decoded, or what `prepare`
             and `measure` raise.
     """
-    if batch_size < 1 or num_workers < 0:
-        raise ValueError(
-            f"batch_size is {batch_size} and num_workers {num_workers}: give at least 1 and 0"
-        )
+    check_least(batch_size=(batch_size, 1), num_workers=(num_workers, 0))
     processes, rank = accelerator.num_processes, accelerator.process_index
     batches = [
         list(range(start, min(start + batch_size, len(source))))

@@ -176,12 +176,12 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     pack, output = write_zip(tmp_path, 25), tmp_path / "out"
     original, calls = repacking.open_image, 0
 
-    def interrupt(data: object) -> object:
+    def interrupt(data: object, **limits: int) -> object:
         nonlocal calls
         calls += 1
         if calls == 15:
             raise KeyboardInterrupt
-        return original(data)
+        return original(data, **limits)
 
     monkeypatch.setattr(repacking, "open_image", interrupt)
     with pytest.raises(KeyboardInterrupt):

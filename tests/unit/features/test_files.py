@@ -251,8 +251,14 @@ def test_a_folder_without_an_image_that_can_be_decoded(folder: Path, tmp_path: P
     for data in (file.parent, [file]):
         with pytest.raises(ValueError, match=r"none of the images can be opened.* \S*a.jpg \("):
             esvit_hf.extract_features(tmp_path / "model", data, output=tmp_path / "rows.csv")
-    content = (folder / "photos" / PHOTOS[0]).read_bytes()
-    file.write_bytes(content[:-100])
+    noise(0).save(file)
+    with pytest.raises(ValueError, match="cannot load a model"):
+        esvit_hf.extract_features(
+            *(tmp_path / "model", file.parent),
+            output=tmp_path / "new" / "rows.csv",
+            processor=folder / "model",
+        )
+    file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"none of the images can be decoded.* a.jpg \("):
         extract(folder, tmp_path / "rows.csv", tmp_path / "photos")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "photos"]

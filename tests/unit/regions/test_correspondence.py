@@ -366,8 +366,8 @@ def test_layers_and_grids(swin: RegionBackbone) -> None:
     [
         ({"protocol": "paper"}, "protocol is 'paper': choose one of crops, mirror"),
         ({"grid": 0}, "grid is 0"),
-        ({"batch_size": 0}, "give at least 1"),
-        ({"num_workers": -1}, "give at least 1"),
+        ({"batch_size": 0}, "batch_size is 0: give 1 or more"),
+        ({"num_workers": -1}, "num_workers is -1: give 0 or more"),
     ],
 )
 def test_bad_settings(swin: RegionBackbone, settings: dict[str, Any], message: str) -> None:
