@@ -15,7 +15,7 @@ _ROWS_AT_ONCE = 1000
 def fingerprint_rows(images: Dataset) -> bytes:
     """Digest what decides the images of a column, every one of them.
 
-    Images in files count by name, size and time of change, those in tables on disk by the table's
+    Images in files count by name, size and times of change, those in tables on disk by the table's
     files and the history of its rows (``datasets``' own fingerprint), those in memory by content.
 
     Args:
@@ -61,7 +61,9 @@ def _identify_value(value: Any) -> bytes:
 def _identify_file(path: str | None) -> bytes:
     try:
         status = Path(path or "").stat()
-        facts = f"{Path(path or '').name} {status.st_size} {status.st_mtime_ns}"
+        # The second time, of the entry, also tells of copies that keep the first, and of renaming.
+        times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+        facts = f"{Path(path or '').name} {status.st_size} {times}"
     except OSError as error:
         facts = f"{path} {error.errno}"
     return hashlib.sha256(facts.encode()).digest()

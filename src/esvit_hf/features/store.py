@@ -34,7 +34,11 @@ __all__ = ["FeatureStore", "default_features_folder"]
 # To be raised when the same network, images and transform no longer give the same features.
 _FORMAT = 1
 _SOFTWARE = ("esvit-hf", "numpy", "pillow", "torch", "transformers")
-_NETWORK_FILES = ("config.json", "model*.safetensors", "pytorch_model*.bin", "*.py")
+_NETWORK_FILES = (
+    *("config.json", "model*.safetensors", "pytorch_model*.bin", "*.index.json", "*.py"),
+    # PEFT's, which AutoModel loads on top.
+    "adapter_*",
+)
 
 
 def default_features_folder() -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel
@@ -40,6 +41,8 @@ _CLASSIFIER = re.compile(r"(?:head|fc|classifier|linear|head\.fc)\.(?:weight|bia
 # Which regions of a shifted window attend to each other; other code of Swin keeps it.
 _MASK = re.compile(r"layers\.\d+\.blocks\.\d+\.attn_mask")
 
+_COUNTER = "num_batches_tracked"
+
 # Names behind the head's. A head of one layer has no index in the reference.
 _HEAD_RENAMES: tuple[Rename, ...] = (
     (r"mlp\.(\d+)\.(\w+)", r"layers.\1.\2"),
@@ -55,7 +58,7 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Args:
         path: `checkpoint.pth` as the reference's training writes it, or a file that maps names to
-            tensors, at the top or under `model` or `state_dict`.
+            tensors, at the top or under `model` or `state_dict`; also `.safetensors`.
 
     Returns:
         The dictionary in the file; `student` and `teacher`, where present, map names to tensors. A
@@ -73,7 +76,11 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Any]:
             # A pickle of another protocol than the reference's either loads completely or is
             # refused.
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = (
+                load_file(path)
+                if path.suffix == ".safetensors"
+                else torch.load(path, map_location="cpu", weights_only=True)
+            )
     # A damaged or hostile pickle can end in any exception.
     except Exception as error:
         raise ValueError(
@@ -120,7 +127,7 @@ def _reason(error: Exception) -> str:
             f"it holds {blocked[1]}, which could run code; only tensors, plain values and "
             f"argparse.Namespace are read."
         )
-    return f"it is truncated or no PyTorch file ({type(error).__name__})."
+    return f"it is truncated or no file of PyTorch or safetensors ({type(error).__name__})."
 
 
 def split_reference_state_dict(
@@ -354,6 +361,8 @@ def position_indices(model: PreTrainedModel) -> State:
 
 def _load(model: PreTrainedModel, state: State, recomputed: State) -> None:
     expected = model.state_dict()
+    # Older files have no counters, which nothing is computed from.
+    state = {name: expected[name] for name in expected if name.endswith(_COUNTER)} | state
     if missing := [name for name in expected if name not in state]:
         raise ValueError(
             f"the checkpoint lacks {len(missing)} tensors of the network: {', '.join(missing[:8])}."

@@ -25,11 +25,12 @@ from transformers import (
 from esvit_hf.backbones.adapter import RegionBackbone
 
 MOST_PARAMETERS = 120_000_000
+LARGEST_IMAGE = 256
 SMALL = ("atto", "femto", "pico", "nano", "xxs", "xx_small", "tiny", "mini", "18", "_050", "small")
 
 
 def shortened(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Leave two blocks, or one a stage."""
+    """Leave two blocks, or one a stage, and images that are not large."""
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
             shortened(value)
@@ -37,6 +38,9 @@ def shortened(config: PreTrainedConfig) -> PreTrainedConfig:
             setattr(config, name, min(value or 0, 2))
         elif name == "depths":
             setattr(config, name, [1] * len(value))
+        elif name == "image_size" and isinstance(value, int) and value > LARGEST_IMAGE:
+            # Maps of 600 x 600 pixels take 8 GB.
+            setattr(config, name, LARGEST_IMAGE)
     return config
 
 

@@ -129,3 +129,20 @@ def test_a_file_that_is_touched_counts(tmp_path: Path) -> None:
     before = folder_of_images(tmp_path / "data", None).fingerprint
     os.utime(tmp_path / "data" / "003.png", (1, 1))
     assert load_image_source(str(tmp_path / "data")).fingerprint != before
+
+
+def test_files_that_keep_their_size_and_time_count(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write_files(folder)
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    before = load_image_source(str(folder)).fingerprint
+    first, second = folder / "003.png", folder / "004.png"
+    assert first.stat().st_size == second.stat().st_size
+    first.rename(folder / "aside")
+    second.rename(first)
+    (folder / "aside").rename(second)
+    renamed = load_image_source(str(folder)).fingerprint
+    first.write_bytes(second.read_bytes())
+    os.utime(first, (1, 1))
+    assert len({before, renamed, load_image_source(str(folder)).fingerprint}) == 3

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from datasets import ClassLabel, Dataset, Features, Image
 from huggingface_hub import constants
 from PIL import Image as PILImage
+from safetensors.torch import save_file
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.backbones.loading import load_backbone
@@ -118,7 +119,17 @@ def test_the_place_of_a_model_does_not_matter(model: str, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("no_warning")
 @pytest.mark.parametrize(
-    "change", ["weights", "configuration", "images", "labels", "count", "transform", "precision"]
+    "change",
+    [
+        "weights",
+        "adapter",
+        "configuration",
+        "images",
+        "labels",
+        "count",
+        "transform",
+        "precision",
+    ],
 )
 def test_what_decides_the_features_makes_a_new_entry(
     change: str, model: str, tmp_path: Path
@@ -128,6 +139,9 @@ def test_what_decides_the_features_makes_a_new_entry(
     options: dict[str, Any] = {}
     if change == "weights":
         changed_model = save_model(tmp_path / "other", seed=1)
+    elif change == "adapter":
+        changed_model = save_model(tmp_path / "other")
+        save_file({"a": torch.zeros(1)}, tmp_path / "other" / "adapter_model.safetensors")
     elif change == "configuration":
         changed_model = save_model(tmp_path / "other")
         config = json.loads((tmp_path / "other" / "config.json").read_text())

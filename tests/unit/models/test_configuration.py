@@ -65,6 +65,17 @@ def test_configuration_survives_the_round_trip(network, tmp_path):
         ("ViL", "nglo", "here it is 'num_global_tokens'"),
         ("ViL", "rpe", "here it is 'position_embedding'"),
         ("ViL", "sharew", "no choice"),
+        ("Swin", "hidden_sizes", "here it is 'embed_dim'"),
+        ("Swin", "relative_position_bias", "no choice"),
+        ("Swin", "pretrained_window_sizes", "no choice"),
+        ("Swin", "pretrained", "from_pretrained() of the model loads weights"),
+        ("Swin", "attention_dropout", "no dropout"),
+        ("CvT", "num_stages", "here it is 'depths'"),
+        ("CvT", "nb_classes", "here it is 'num_labels'"),
+        ("CvT", "use_pos_embed", "no choice"),
+        ("ViL", "arch", "say what an architecture string does"),
+        ("ViL", "use_absolute_embeddings", "here it is 'position_embedding'"),
+        ("ViL", "reg_tokens", "no choice"),
     ],
 )
 def test_names_that_mean_something_else_are_refused_with_the_right_one(

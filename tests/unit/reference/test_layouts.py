@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from tests.support.small_networks import SMALL_NETWORKS
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, ResNetConfig, ViTConfig
@@ -105,6 +106,14 @@ def test_every_layout_gives_the_same_network(
         content |= {f"{prefix}{classifier}.bias": torch.ones(10)}
     torch.save(wrapped(content, wrapping), tmp_path / "file.pth")
     loaded = load_reference_model(tmp_path / "file.pth", **UNTRACED[name])
+    assert torch.equal(last_regions(loaded), last_regions(model))
+
+
+def test_a_file_of_safetensors_and_one_without_counters(network: Any, tmp_path: Path) -> None:
+    name, state, model = network
+    counted = {key: tensor for key, tensor in state.items() if not key.endswith("batches_tracked")}
+    save_file({key: tensor.clone() for key, tensor in counted.items()}, tmp_path / "a.safetensors")
+    loaded = load_reference_model(tmp_path / "a.safetensors", **UNTRACED[name])
     assert torch.equal(last_regions(loaded), last_regions(model))
 
 
