@@ -1,9 +1,7 @@
 """What `docs/extending.md` shows runs as it stands there, without a change in the package."""
 
 import importlib.util
-import os
 import runpy
-import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 from tests.support.documents import python_block
 from tests.support.paths import FASHION_MNIST
+from tests.support.process_group import run_on_processes
 from tests.support.small_runs import assert_equal_runs, read_metrics, small_run
 from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel
@@ -107,9 +106,13 @@ def test_the_example_compares_hidden_regions_alone(masked):
     torch.testing.assert_close(objective.loss(comparison), losses[torch.stack(regions)].mean())
 
 
+def run_script(words):
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
+
+
 @pytest.mark.distributed
 def test_the_script_runs_on_two_processes(script, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words = {
         "data.dataset": FASHION_MNIST,
         "data.train_split": "train[:64]",
@@ -127,14 +130,7 @@ def test_the_script_runs_on_two_processes(script, tmp_path):
         "run.output_dir": tmp_path,
     }
     flags = [part for name, value in words.items() for part in (f"--{name}", str(value))]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(script), "pretrain", "demo", *flags],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_processes(2, run_script, [str(script), "pretrain", "demo", *flags])
     lines = read_metrics(tmp_path)
     assert ["masked_loss" in line for line in lines] == [False, False, True, True]
 

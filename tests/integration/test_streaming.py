@@ -5,9 +5,6 @@ of a buffer.
 import io
 import json
 import multiprocessing
-import os
-import subprocess
-import sys
 import tarfile
 
 import datasets
@@ -19,8 +16,10 @@ import pytest
 import torch
 from datasets import load_dataset
 from safetensors.torch import load_file
-from tests.support.paths import FASHION_MNIST, ROOT
+from tests.support.paths import FASHION_MNIST
+from tests.support.process_group import run_on_processes
 from tests.support.range_server import serve
+from torch.multiprocessing import ProcessRaisedException
 
 from esvit_hf.data.multicrop import MultiCropDataset, make_multicrop_loader
 from esvit_hf.data.sampling import StreamSampler
@@ -251,18 +250,9 @@ def test_a_run_whose_worker_fails_ends(rows, tmp_path):
     write_parquet(tmp_path / "train.parquet", rows)
     write_index(str(tmp_path / "train.parquet"), tmp_path / "index.json")
     (tmp_path / "train.parquet").unlink()
-    script = "import runpy, sys; runpy.run_path(sys.argv[1])['run'](*sys.argv[2:])"
-    words = [__file__, tmp_path / "index.json", tmp_path / "out", "--data.image_column", "image"]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 1
-    assert "train.parquet cannot be read" in done.stderr
+    words = (tmp_path / "index.json", tmp_path / "out", "--data.image_column", "image")
+    with pytest.raises(ProcessRaisedException, match="train.parquet cannot be read"):
+        run_on_processes(1, run, *words)
 
 
 def test_broken_images_are_named_replaced_and_counted(rows, tmp_path, capsys):
