@@ -17,7 +17,7 @@ DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 # What others import for us, and tools that are run.
 NOT_IMPORTED = {
     "build": "make wheel-smoke",
-    "codespell": "pre-commit",
+    "codespell": "make lint",
     "onnx": "torch.onnx",
     "tensorboard": "accelerate",
     "mypy": "make types",
