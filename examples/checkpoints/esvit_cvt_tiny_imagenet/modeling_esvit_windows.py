@@ -51,6 +51,11 @@ class WindowPlan:
     shift: int = 0
 
     @property
+    def window_tokens(self) -> int:
+        """Slots of a window."""
+        return self.window**2
+
+    @property
     def padded_grid(self) -> tuple[int, int]:
         """Grid of the padded map: multiples of the window."""
         height, width = self.grid
@@ -120,7 +125,7 @@ class WindowPlan:
             bias: (1, heads, w^2, w^2) added to the scores of every window.
 
         Returns:
-            (windows, heads, w^2, w^2), or the bias itself where nothing is rolled.
+            (windows, heads, slots, slots), or the bias itself where nothing is rolled.
         """
         return bias + constant(shift_mask, self, bias.dtype, like=bias) if self.shift else bias
 
@@ -145,7 +150,9 @@ def shift_mask(plan: WindowPlan, dtype: torch.dtype, device: torch.device) -> Te
     return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, _MASKED_SCORE)
 
 
-def plan_windows(tokens: Tensor, grid: tuple[int, int], window: int, shift: int) -> WindowPlan:
+def plan_windows(
+    tokens: Tensor, grid: tuple[int, int], window: int, shift: int, *, every_slot: bool = False
+) -> WindowPlan:
     """Plan the windows of a map by the means that are fast for it.
 
     Args:
@@ -153,15 +160,56 @@ def plan_windows(tokens: Tensor, grid: tuple[int, int], window: int, shift: int)
         grid: (h, w).
         window: Side of the windows in tokens.
         shift: Tokens by which the padded map is rolled.
+        every_slot: Whether each padded token must have a slot of its own.
 
     Returns:
-        The plan; which one it is changes no value.
+        The plan; which one it is changes no value that attention gives a token of the map.
     """
+    # The grid of an exported network is not known yet.
+    known = isinstance(grid[0], int) and isinstance(grid[1], int)
+    if known and not every_slot and max(grid) <= window and min(grid) < window:
+        return _MergingPlan(grid, window, shift)
     # A compiler fuses rolls and views; run one by one, they are several copies where a gather is
     # one.
     if is_plain(tokens):
         return constant(_gathering_plan, grid, window, shift, like=tokens)
     return WindowPlan(grid, window, shift)
+
+
+@dataclass(frozen=True)
+class _MergingPlan(WindowPlan):
+    """One window that is larger than its map: all padded tokens share one slot, the last.
+
+    They have the same key and the same value, so together they weigh as much as one token whose
+    score has the logarithm of the sum of their exponentials as its bias.
+    """
+
+    @property
+    def window_tokens(self) -> int:
+        return self.grid[0] * self.grid[1] + 1
+
+    def cut(self, tokens: Tensor, projection: Callable[[Tensor], Tensor]) -> Tensor:
+        return projection(F.pad(tokens, (0, 0, 0, 1)))
+
+    def join(self, windows: Tensor) -> Tensor:
+        return windows[:, :-1]
+
+    def mask(self, bias: Tensor) -> Tensor:
+        slot_of_token, is_token = constant(_slots_of_one_window, self, like=bias)
+        rows = super().mask(bias).index_select(2, slot_of_token)
+        padding = rows.masked_fill(is_token, -torch.inf).logsumexp(3, keepdim=True)
+        merged = torch.cat((rows.index_select(3, slot_of_token), padding), dim=3)
+        # What a padded token attends to is not used.
+        return F.pad(merged, (0, 0, 0, 1))
+
+
+def _slots_of_one_window(plan: WindowPlan, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the slot of each token (N,), and which slots have a token (w^2,)."""
+    whole = WindowPlan(plan.grid, plan.window, plan.shift)
+    slots = torch.arange(whole.window_tokens, device=device)
+    ones = torch.ones(1, plan.grid[0] * plan.grid[1], 1, device=device)
+    is_token = whole.cut(ones, lambda windows: windows).flatten() > 0
+    return whole.join(slots.view(1, -1, 1)).flatten(), is_token
 
 
 class _Slots(NamedTuple):

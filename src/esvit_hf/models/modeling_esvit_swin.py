@@ -68,18 +68,11 @@ class EsvitSwinAttention(nn.Module):
             relative_position_index, self.window, like=self.relative_position_bias_table
         )
 
-    def relative_position_bias(self, dtype: torch.dtype) -> Tensor:
-        """Gather the bias table for the tokens of a window.
-
-        Args:
-            dtype: Type of the attention scores.
-
-        Returns:
-            (1, heads, w^2, w^2).
-        """
+    def relative_position_bias(self) -> Tensor:
+        """Gather the bias table for the tokens of a window: (1, heads, w^2, w^2)."""
         bias = F.embedding(self.position_index(), self.relative_position_bias_table)
-        bias = bias.view(1, self.window**2, self.window**2, self.num_heads).permute(0, 3, 1, 2)
-        return bias.to(dtype).contiguous()
+        bias = bias.view(1, self.window**2, self.window**2, self.num_heads)
+        return bias.permute(0, 3, 1, 2).contiguous()
 
     def forward(
         self, tokens: Tensor, grid: tuple[int, int], output_attentions: bool = False
@@ -94,10 +87,11 @@ class EsvitSwinAttention(nn.Module):
         Returns:
             (B, N, C) and (B * windows, heads, w^2, w^2) probabilities or None.
         """
-        plan = plan_windows(tokens, grid, self.window, self.shift)
-        qkv = plan.cut(tokens, self.qkv)
-        qkv = qkv.view(tokens.shape[0], -1, self.window**2, 3, self.num_heads, self.head_channels)
-        bias = plan.mask(self.relative_position_bias(softmax_type(qkv, self.window**2)))
+        plan = plan_windows(tokens, grid, self.window, self.shift, every_slot=output_attentions)
+        qkv = plan.cut(tokens, self.qkv).unflatten(-1, (3, self.num_heads, self.head_channels))
+        qkv = qkv.unflatten(1, (-1, plan.window_tokens))
+        bias = plan.mask(self.relative_position_bias())
+        bias = bias.to(softmax_type(qkv, plan.window_tokens))
         mixed, probabilities = self._attend(qkv, bias, output_attentions)
         mixed = plan.join(mixed.reshape(tokens.shape[0], -1, tokens.shape[2]))
         return self.projection(mixed), probabilities
@@ -107,9 +101,9 @@ class EsvitSwinAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend with the configured implementation.
 
-        Takes qkv (B, windows, w^2, 3, heads, C / heads) and bias (1 or windows, heads, w^2, w^2);
-        returns (B, windows, w^2, heads, C / heads) and (B * windows, heads, w^2, w^2) probabilities
-        or None.
+        Takes qkv (B, windows, slots, 3, heads, C / heads) and bias (1 or windows, heads, slots,
+        slots); returns (B, windows, slots, heads, C / heads) and (B * windows, heads, slots, slots)
+        probabilities or None.
         """
         implementation = self.config._attn_implementation
         by_products = implementation == "sdpa" and fused_attention_is_slow(qkv, bias)

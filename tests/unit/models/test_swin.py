@@ -14,6 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from esvit_hf import EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.models.modeling_esvit_swin import EsvitSwinAttention, EsvitSwinDownsample
+from esvit_hf.models.modeling_esvit_windows import plan_windows
 
 GRIDS = st.tuples(st.integers(1, 11), st.integers(1, 11))
 
@@ -177,6 +178,26 @@ def test_attention_equals_its_definition(grid, window, data):
     mixed, _ = module(tokens, grid)
     expected = torch.stack([attention_token_by_token(module, image, grid) for image in tokens])
     torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("grid", "shift"), [((3, 2), 0), ((3, 2), 1), ((4, 1), 2)])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_one_slot_for_all_padded_tokens_changes_no_value_and_no_gradient(
+    grid, shift, implementation
+):
+    config = EsvitSwinConfig()
+    config._attn_implementation = implementation
+    torch.manual_seed(0)
+    module = EsvitSwinAttention(config, 8, 2, 4, shift).double()
+    torch.nn.init.normal_(module.relative_position_bias_table)
+    tokens = torch.randn(2, grid[0] * grid[1], 8, dtype=torch.double, requires_grad=True)
+    assert plan_windows(tokens, grid, 4, shift).window_tokens == tokens.shape[1] + 1
+    inputs = [tokens, *module.parameters()]
+    found, expected = (
+        [mixed, *torch.autograd.grad(mixed.square().sum(), inputs)]
+        for mixed in (module(tokens, grid, output_attentions=whole)[0] for whole in (False, True))
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_another_registered_attention_function_is_used():

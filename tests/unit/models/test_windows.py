@@ -21,7 +21,7 @@ AS_THEY_ARE = nn.Identity()
 
 
 def gathering_plan(grid: tuple[int, int], window: int, shift: int) -> _GatheringPlan:
-    plan = plan_windows(torch.empty(0), grid, window, shift)
+    plan = plan_windows(torch.empty(0), grid, window, shift, every_slot=True)
     assert isinstance(plan, _GatheringPlan)
     return plan
 

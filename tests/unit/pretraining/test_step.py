@@ -1,10 +1,14 @@
 """What a step changes, and when; its numbers are followed in tests/parity."""
 
+import random
+
 import pytest
 import torch
 from accelerate import Accelerator
+from tests.support.waits import refuse_waits
 
-from esvit_hf.data.views import ViewSpec
+from esvit_hf.data.color import augment, pack_color_samples
+from esvit_hf.data.views import ViewSpec, expand_views
 from esvit_hf.pretraining.build import build_parts
 from esvit_hf.pretraining.objectives.matching import center_targets
 from esvit_hf.pretraining.objectives.position import CropBoxes
@@ -15,18 +19,19 @@ from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
 
 SHAPE = {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
+VIEWS = [
+    ViewSpec(count=2, size=32, scale=(0.4, 1.0), teacher=True),
+    ViewSpec(count=1, size=16, scale=(0.1, 0.4)),
+]
 
 
-def make_step(**fields):
+def make_step(accelerator=None, **fields):
     """Epochs of one step each."""
     recipe = load_recipe(
         {},
         {
             "data.dataset": "none",
-            "data.views": [
-                ViewSpec(count=2, size=32, scale=(0.4, 1.0), teacher=True),
-                ViewSpec(count=1, size=16, scale=(0.1, 0.4)),
-            ],
+            "data.views": VIEWS,
             "model.config": SHAPE | {"drop_path_rate": 0.0},
             "heads": {"num_prototypes": 16, "hidden_dim": 8, "bottleneck_dim": 4},
             "schedule.freeze_last_layer_epochs": 0,
@@ -36,7 +41,8 @@ def make_step(**fields):
     )
     torch.manual_seed(0)
     schedules = StepSchedules.from_recipe(recipe, steps_per_epoch=1, total_batch=4)
-    return DistillationStep(recipe, build_parts(recipe), schedules, Accelerator(cpu=True))
+    accelerator = accelerator or Accelerator(cpu=True)
+    return DistillationStep(recipe, build_parts(recipe), schedules, accelerator)
 
 
 @pytest.fixture
@@ -208,3 +214,36 @@ def test_what_regions_tell_apart_is_reported_if_there_are_enough():
         targets[0][:, :1], comparison.teacher_head.prototypes(), center, 0.04
     )
     torch.testing.assert_close(signals["region_teacher_entropy"], entropy)
+
+
+def make_accelerator(precision):
+    """Accelerate itself has float16 on GPUs alone."""
+    if precision != "fp16":
+        return Accelerator(cpu=True, mixed_precision=precision)
+    accelerator = Accelerator(cpu=True)
+    accelerator.state._mixed_precision, accelerator.native_amp = precision, True
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    return accelerator
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_a_step_never_waits_for_a_device(monkeypatch, precision):
+    step = make_step(make_accelerator(precision), **{"optimizer.clip_gradient": 3.0})
+    generator = random.Random(0)
+    colors = [
+        pack_color_samples([view.sample_color(generator) for _ in range(4)])
+        for view in expand_views(VIEWS)
+    ]
+
+    def take_step(number):
+        crops = [
+            augment(torch.randint(0, 256, (4, 3, view.size, view.size)), parameters)
+            for view, parameters in zip(expand_views(VIEWS), colors, strict=True)
+        ]
+        micro_batch = step.accumulate(crops, 2, number, last=True)
+        step.update(number)
+        step.signals(micro_batch)
+
+    take_step(0)
+    with refuse_waits(monkeypatch):
+        take_step(1)
