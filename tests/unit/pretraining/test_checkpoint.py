@@ -149,6 +149,15 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_older_ones(tmp_path, limit):
     save(tmp_path, 2)
 
 
+def test_an_error_without_a_message_is_named_after_its_kind(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError
+
+    monkeypatch.setattr("esvit_hf.pretraining.checkpoint.write_state", fail)
+    with pytest.raises(CheckpointError, match=r"cannot be written to .* \(OSError\); there is no"):
+        save(tmp_path, 1)
+
+
 def test_metrics_are_cut_at_the_checkpoint_and_survive_a_cut_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "loss": step / 3, f"only{step}": 1}) for step in (2, 4, 6)]
