@@ -13,13 +13,13 @@ BELOW: dict[str, set[str]] = {
     # Imports of rooms further up only, so that no two rooms import each other.
     "acceleration": set(),
     "common": set(),
-    "figures": set(),
+    "figures": {"common"},
     "models": set(),
     "registration": {"models"},
     "backbones": {"acceleration", "common", "models"},
     "data": {"common", "models"},
     "hub": {"common", "models", "registration"},
-    "export": {"common", "models"},
+    "export": {"backbones", "common", "models"},
     "features": {"acceleration", "backbones", "common", "data", "models"},
     "regions": {"backbones", "common", "data", "features", "models"},
     "evaluation": {
@@ -30,7 +30,7 @@ BELOW: dict[str, set[str]] = {
         *("models", "registration"),
     },
     # Whose names the heads in the authors' files get.
-    "reference": {"common", "hub", "models", "pretraining"},
+    "reference": {"backbones", "common", "hub", "models", "pretraining"},
     "zoo": {"common", "hub", "reference"},
     "page": {"backbones", "common", "data", "features", "figures", "regions"},
 }

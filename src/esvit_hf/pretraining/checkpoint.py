@@ -216,8 +216,9 @@ def _named_failure(aside: Path) -> Iterator[None]:
         last = f"the last complete one is {complete[-1]}" if complete else "there is no older one"
         raise CheckpointError(
             f"checkpoint {aside.stem} cannot be written to {aside.parent} "
-            f"({str(error).splitlines()[0]}); {last}: make room there (run.checkpoints_kept) or "
-            f"give another run.output_dir, and continue with --run.resume true"
+            f"({one_line(error) or type(error).__name__}); {last}: make room there "
+            f"(run.checkpoints_kept) or give another run.output_dir, and continue with "
+            f"--run.resume true"
         ) from error
 
 

@@ -13,7 +13,7 @@ AUTO = "auto"
 def list_recipes() -> dict[str, str]:
     """Return what each shipped recipe trains, by its name: the first line of its file."""
     return {
-        path.stem: path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        path.stem: path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         for path in sorted(RECIPES.glob("*.yaml"))
     }
 

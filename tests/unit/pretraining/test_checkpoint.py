@@ -196,6 +196,15 @@ def test_a_checkpoint_that_fails_beside_the_run_ends_it(tmp_path):
         raise KeyboardInterrupt
 
 
+def test_an_error_without_a_message_is_named_after_its_kind(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError
+
+    monkeypatch.setattr("esvit_hf.pretraining.checkpoint.write_state", fail)
+    with pytest.raises(CheckpointError, match=r"cannot be written to .* \(OSError\); there is no"):
+        save(tmp_path, 1)
+
+
 def test_metrics_are_cut_at_the_checkpoint_and_survive_a_cut_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "loss": step / 3, f"only{step}": 1}) for step in (2, 4, 6)]

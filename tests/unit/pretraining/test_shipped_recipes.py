@@ -25,6 +25,14 @@ def test_a_recipe_is_found_by_name_and_by_path(
     assert find_recipe("./demo") == Path("demo")
 
 
+def test_a_file_that_is_being_written_has_no_purpose_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new.yaml").touch()
+    monkeypatch.setattr("esvit_hf.pretraining.shipped_recipes.RECIPES", tmp_path)
+    assert list_recipes() == {"new": ""}
+
+
 def test_the_demo_has_its_images_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
