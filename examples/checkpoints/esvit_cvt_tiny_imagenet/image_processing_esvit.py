@@ -331,7 +331,8 @@ class EsvitImageProcessor(PilBackend):
         """Bring an image to three channels.
 
         Args:
-            image: PIL image of any mode, or an array of one, three or four channels.
+            image: PIL image of any mode, or an array of one, three or four channels; integers are
+                brought to 8 bits by :func:`to_uint8`.
             input_data_format: Where an array has its channels; inferred if None.
 
         Returns:
@@ -339,6 +340,8 @@ class EsvitImageProcessor(PilBackend):
         """
         if isinstance(image, Image.Image):
             return np.array(convert_image(image))
+        if not np.issubdtype(image.dtype, np.floating):
+            image = to_uint8(image)
         rgb: np.ndarray = super().convert_to_rgb(image, input_data_format=input_data_format)
         return rgb
 

@@ -188,6 +188,26 @@ def test_training_and_evaluation_see_the_same(name: str) -> None:
     np.testing.assert_array_equal(np.asarray(decode_image(decode_image(image))), seen)
 
 
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.repeat(FULL[..., None], 3, axis=2),
+        np.repeat(TWELVE[..., None], 3, axis=2),
+        np.repeat(RAMP[..., None] > 9, 3, axis=2),
+        COLORS.astype(np.int64),
+    ],
+    ids=["16 bits", "12 bits", "bool", "int64"],
+)
+def test_arrays_of_integers_are_seen_as_training_sees_them(array: np.ndarray) -> None:
+    plain = EsvitImageProcessor(do_resize=False, do_center_crop=False, do_normalize=False)
+    # Five rows: four or fewer might be channels.
+    array = np.resize(array, (5, *array.shape[1:]))
+    expected = np.asarray(decode_image(array))
+    for image in (array, torch.from_numpy(array)):
+        seen = (processed(plain, image).permute(1, 2, 0) * 255).round().numpy()
+        np.testing.assert_array_equal(seen, expected)
+
+
 def test_pixels_that_are_not_finite_are_refused() -> None:
     image = Image.fromarray(np.array([[0.0, np.nan]], dtype=np.float32))
     with pytest.raises(ValueError, match="not all finite"):
