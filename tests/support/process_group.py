@@ -37,8 +37,7 @@ def start_program(words: Sequence[str | Path], output: Path) -> BaseProcess:
 
 def _run_program(words: list[str], output: Path) -> None:
     os.setsid()
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    torch.set_num_threads(1)
+    _be_a_new_python()
     with output.open("a") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
@@ -74,10 +73,16 @@ def run_on_processes(processes: int, function: Callable[..., None], *arguments: 
 def _run_function(
     rank: int, function: Callable[..., None], processes: int, port: int, arguments: tuple[Any, ...]
 ) -> None:
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+    _be_a_new_python()
     if processes > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
     function(*arguments)
+
+
+def _be_a_new_python() -> None:
+    # Otherwise its own processes, such as data-loading workers, would come from a server too.
+    multiprocessing.set_start_method(None, force=True)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    torch.set_num_threads(1)
