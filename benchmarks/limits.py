@@ -8,7 +8,7 @@ beside them.
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
@@ -23,6 +23,8 @@ PRODUCT_SIDE = 2048
 """Side of the square matrices that give the machine's speed."""
 PRODUCTS = {"mkldnn::_linear_pointwise": 0, "aten::mm": 0, "aten::addmm": 1, "aten::bmm": 0}
 """Operators, and the place of the left matrix among their inputs."""
+LARGEST_SHARE = 0.7
+"""Share of the time that an aim may ask products at their best speed to take."""
 CASES: Mapping[str, tuple[torch.dtype, Prepare]] = {
     losses.TIME_ROW: (torch.float32, losses.prepare_ours),
     step.TIME_ROWS["float32"]: (torch.float32, step.prepare_ours),
@@ -103,6 +105,17 @@ def measure(rows: Sequence[Row]) -> list[dict[str, Any]]:
         floor = operations / best / total * row.ratio
         limits.append(asdict(Limit(row.name, seconds / total, operations / seconds, best, floor)))
     return limits
+
+
+def own_aims(rows: Sequence[Row], limits: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Raise the aims that this processor's products leave no room for.
+
+    Args:
+        rows: measured rows, with the aims of all processors.
+        limits: what `measure` gave for them.
+    """
+    least = {limit["name"]: limit["floor"] / LARGEST_SHARE for limit in limits}
+    return [replace(row, reach=max(row.reach, least.get(row.name, 0.0))) for row in rows]
 
 
 def format_limits(limits: Sequence[Mapping[str, Any]]) -> str:

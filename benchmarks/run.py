@@ -1,10 +1,11 @@
-"""All benchmarks: prints the table, writes `benchmarks/results/latest.json` and the figures beside
-it.
+"""All benchmarks: prints the tables, writes `benchmarks/results/PROCESSOR.json` and the figures
+beside it.
 """
 
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 import warnings
@@ -20,25 +21,41 @@ from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks import data, growth, knn, limits, losses, networks, optimizer, step
+from benchmarks import (
+    data,
+    features,
+    growth,
+    knn,
+    limits,
+    losses,
+    networks,
+    optimizer,
+    save,
+    step,
+)
 from benchmarks.measure import ROOT, Row
 
 RESULTS = ROOT / "benchmarks" / "results"
-TOPICS = ("losses", "step", "networks", "data", "knn", "optimizer")
+PROCESSORS = RESULTS / "processors"
+"""The last run of all topics on each kind of processor."""
+TOPICS = ("losses", "step", "networks", "data", "features", "knn", "optimizer", "save")
 
 
 def describe_machine() -> dict[str, Any]:
     """Return what the numbers depend on."""
-    names = [
-        line
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    facts = {
+        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+    }
     revision = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
     )
     return {
-        "processor": names[0].split(":")[1].strip() if names else platform.processor(),
+        "processor": (
+            f"{facts['model name']}, family {facts['cpu family']}, model {facts['model']}"
+            if "cpu family" in facts
+            else platform.processor()
+        ),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
@@ -60,6 +77,22 @@ def format_table(rows: list[Row]) -> str:
             f"| {row.name} ({row.unit}) | {row.ours:.4g} | {row.against:.4g} ({row.peer}) | "
             f"{row.ratio:.2f} | {row.reach:.2f} | {mark} |"
         )
+    return "\n".join(lines)
+
+
+def format_processors(reports: list[dict[str, Any]]) -> str:
+    """Return the ratios on several processors as a Markdown table, each with its own aims."""
+    lines = [
+        "| row |" + "".join(f" {each['machine']['processor']} | aim |" for each in reports),
+        "|---|" + "---:|---:|" * len(reports),
+    ]
+    found = [{row["name"]: row for row in each["rows"]} for each in reports]
+    for name in dict.fromkeys(name for rows in found for name in rows):
+        cells = [
+            f"{rows[name]['ratio']:.2f} | {rows[name]['reach']:.2f}" if name in rows else " | "
+            for rows in found
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -111,13 +144,24 @@ def plot_growth(records: list[dict[str, Any]], output: Path) -> None:
     figure.savefig(output, dpi=150)
 
 
+def write_report(report: dict[str, Any], rows: list[Row]) -> None:
+    """Keep the results of this kind of processor, with their figures."""
+    PROCESSORS.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"\W+", "_", report["machine"]["processor"]).lower()
+    (PROCESSORS / f"{slug}.json").write_text(json.dumps(report, indent=2) + "\n")
+    plot_ratios(rows, RESULTS / "ratios.png")
+    if "growth" in report:
+        plot_growth(report["growth"], RESULTS / "growth.png")
+
+
 def bench(
     topics: list[str] | None = None, photographs: Path | None = None, with_growth: bool = True
 ) -> None:
-    """Measure and report.
+    """Measure and report; results and figures are written if all topics are measured.
 
     Args:
-        topics: some of losses, step, networks, data, knn, optimizer; all by default.
+        topics: some of losses, step, networks, data, features, knn, optimizer, save; all by
+            default.
         photographs: folder of JPEG files for the data path; by default two photographs that come
             with scikit-learn.
         with_growth: also measure how a step grows with batch, prototypes, crops and image side.
@@ -134,25 +178,31 @@ def bench(
         "step": step.measure,
         "networks": networks.measure,
         "data": partial(data.measure, photographs or data.SAMPLE_PHOTOGRAPHS),
+        "features": lambda: features.measure(images=128, network="small", long_side=2560, rounds=2)[
+            0
+        ],
         "knn": knn.measure,
         "optimizer": optimizer.measure,
+        "save": save.measure,
     }
     start = time.perf_counter()
     rows: list[Row] = []
     for topic in tqdm(topics or TOPICS, unit="topic"):
         rows += measures[topic]()
-    report: dict[str, Any] = {
-        "machine": describe_machine(),
-        "rows": [row.to_dict() for row in rows],
-        "limits": limits.measure(rows),
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {"machine": describe_machine(), "limits": limits.measure(rows)}
+    rows = limits.own_aims(rows, report["limits"])
+    report["rows"] = [row.to_dict() for row in rows]
     if with_growth:
         report["growth"] = growth.measure()
-        plot_growth(report["growth"], RESULTS / "growth.png")
-    (RESULTS / "latest.json").write_text(json.dumps(report, indent=2) + "\n")
-    plot_ratios(rows, RESULTS / "ratios.png")
-    print(format_table(rows), limits.format_limits(report["limits"]), sep="\n\n")
+    if not topics:
+        write_report(report, rows)
+    reports = [json.loads(path.read_text()) for path in sorted(PROCESSORS.iterdir())]
+    print(
+        format_table(rows),
+        limits.format_limits(report["limits"]),
+        format_processors(reports),
+        sep="\n\n",
+    )
     print(f"{(time.perf_counter() - start) / 60:.1f} minutes; {json.dumps(report['machine'])}")
 
 

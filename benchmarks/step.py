@@ -44,15 +44,15 @@ def draw_crops(batch: int, views: Sequence[tuple[int, int]] = VIEWS) -> list[Ten
     ]
 
 
-def prepare_ours(
+def build_step(
     precision: str = "no",
     *,
     batch: int = BATCH,
     num_prototypes: int = NUM_PROTOTYPES,
-    views: Sequence[tuple[int, int]] = VIEWS,
     checkpointed_blocks: int = 0,
     device: str = "cpu",
-) -> Run:
+) -> DistillationStep:
+    """Build our networks, losses and optimizer."""
     AcceleratorState._reset_state(True)
     recipe = load_recipe(
         {},
@@ -72,7 +72,25 @@ def prepare_ours(
     torch.manual_seed(0)
     schedules = StepSchedules.from_recipe(recipe, steps_per_epoch=1000, total_batch=batch)
     accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
-    step = DistillationStep(recipe, build_parts(recipe), schedules, accelerator)
+    return DistillationStep(recipe, build_parts(recipe), schedules, accelerator)
+
+
+def prepare_ours(
+    precision: str = "no",
+    *,
+    batch: int = BATCH,
+    num_prototypes: int = NUM_PROTOTYPES,
+    views: Sequence[tuple[int, int]] = VIEWS,
+    checkpointed_blocks: int = 0,
+    device: str = "cpu",
+) -> Run:
+    step = build_step(
+        precision,
+        batch=batch,
+        num_prototypes=num_prototypes,
+        checkpointed_blocks=checkpointed_blocks,
+        device=device,
+    )
     crops = [crop.to(device) for crop in draw_crops(batch, views)]
 
     def run() -> None:

@@ -1,5 +1,6 @@
 """Features of many images, part by part, with the memory of one part."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -130,7 +131,8 @@ def compute_parts(
 
     Images are decoded and preprocessed in worker processes, which begin while the backbone is
     loaded, and work on while a part is taken away and written. The device computes a batch while
-    the next one is fetched.
+    the next one is fetched. On a CPU the backbone leaves a core to each worker, unless it is what
+    the workers wait for.
 
     Args:
         load_backbone: gives the backbone, in evaluation mode on the accelerator's device.
@@ -156,11 +158,11 @@ def compute_parts(
         pin_memory=accelerator.device.type == "cuda",
     )
     batches = iter(loader)
-    # The workers have the other cores.
-    with use_threads(max(1, torch.get_num_threads() - options.num_workers)):
+    threads = _SparedThreads(options.num_workers)
+    with use_threads(threads.number):
         backbone = load_backbone()
     with torch.no_grad():
-        outputs = _run(backbone, batches, options, accelerator)
+        outputs = _run(backbone, batches, options, accelerator, threads)
         for part in parts:
             yield _collect(part, outputs, source, options)
 
@@ -184,12 +186,13 @@ def reduced_side(processor: Callable[..., Any]) -> int | None:
 
 class _Batch(NamedTuple):
     """Preprocessed images: `pixel_values` (b, 3, H, W), None if all are broken, of the images at
-    `indices` (b,); and what is wrong with the others.
+    `indices` (b,); what is wrong with the others; and how long it took.
     """
 
     pixel_values: Tensor | None
     indices: Tensor
     broken: dict[int, str]
+    seconds: float
     problem: str | None = None
 
 
@@ -209,6 +212,7 @@ class _PreparedImages(Dataset[_Batch]):
         self.max_image_pixels = max_image_pixels
 
     def __getitems__(self, indices: list[int]) -> _Batch:
+        start = time.perf_counter()
         images: dict[int, Image.Image | np.ndarray] = {}
         keeps_values = getattr(self.processor, "keeps_values", False)
         broken: dict[int, str] = {}
@@ -223,7 +227,7 @@ class _PreparedImages(Dataset[_Batch]):
                 broken[index] = str(error)
         kept = torch.tensor(list(images), dtype=torch.int64)
         if not images:
-            return _Batch(None, kept, broken)
+            return _Batch(None, kept, broken, time.perf_counter() - start)
         try:
             prepared = self.processor(images=list(images.values()), return_tensors="pt")
         except ValueError as error:
@@ -232,8 +236,8 @@ class _PreparedImages(Dataset[_Batch]):
                 f"the image processor cannot batch images {indices[0]} to {indices[-1]} "
                 f"({one_line(error)}): use one that crops or resizes to a fixed size"
             )
-            return _Batch(None, kept, broken, problem)
-        return _Batch(prepared["pixel_values"], kept, broken)
+            return _Batch(None, kept, broken, time.perf_counter() - start, problem)
+        return _Batch(prepared["pixel_values"], kept, broken, time.perf_counter() - start)
 
 
 def _decode(value: object, least_side: int | None, max_image_pixels: int) -> Image.Image:
@@ -244,6 +248,31 @@ def _decode(value: object, least_side: int | None, max_image_pixels: int) -> Ima
         if reduction > 1:
             image.draft(image.mode, (image.width // reduction, image.height // reduction))
     return finish_image(image)
+
+
+class _SparedThreads:
+    """Threads that compute beside workers: as many as leave them a core each, while that is fast
+    enough for what they prepare; then all of this process.
+
+    Args:
+        workers: number of workers.
+
+    Attributes:
+        number: threads for the next batch.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._all = torch.get_num_threads()
+        # A first batch takes longer: memory and kernels are new.
+        self._slack = 2.0
+        self.number = max(1, self._all - workers)
+
+    def judge(self, computing: float, preparing: float) -> None:
+        """Compare how long one batch was computed, and prepared by one worker, in seconds."""
+        if computing * self._workers > self._slack * preparing:
+            self.number = self._all
+        self._slack = 1.0
 
 
 class PartBatches:
@@ -285,6 +314,7 @@ def _run(
     batches: Iterator[_Batch],
     options: RowOptions,
     accelerator: Accelerator,
+    threads: _SparedThreads,
 ) -> Iterator[_Output]:
     """Batches with view features and regions on the device, each given out when the next one has
     been started.
@@ -293,7 +323,11 @@ def _run(
     for batch in batches:
         if batch.problem is not None:
             raise ValueError(batch.problem)
-        started = _start(backbone, batch, options, accelerator)
+        start = time.perf_counter()
+        with use_threads(threads.number):
+            started = _start(backbone, batch, options, accelerator)
+        if accelerator.device.type == "cpu":
+            threads.judge(time.perf_counter() - start, batch.seconds)
         if waiting is not None:
             yield waiting
         waiting = started

@@ -16,6 +16,7 @@ from esvit_hf.features.row_features import (
     PartBatches,
     PartFeatures,
     RowOptions,
+    _SparedThreads,
     compute_parts,
     reduced_side,
 )
@@ -80,6 +81,22 @@ def test_images_are_read_while_the_network_is_loaded(
     with use_threads(3):
         list(compute_parts(load, processor, rows, [range(2)], options, Accelerator()))
     assert reading == [(1, 2)]
+
+
+def test_a_network_leaves_cores_to_workers_unless_they_wait_for_it() -> None:
+    with use_threads(4):
+        threads = _SparedThreads(2)
+    assert threads.number == 2
+    threads.judge(computing=0.9, preparing=1.0)
+    assert threads.number == 2
+    threads.judge(computing=0.4, preparing=1.0)
+    assert threads.number == 2
+    threads.judge(computing=0.6, preparing=1.0)
+    assert threads.number == 4
+    threads.judge(computing=0.1, preparing=1.0)
+    assert threads.number == 4
+    with use_threads(2):
+        assert (_SparedThreads(0).number, _SparedThreads(5).number) == (2, 1)
 
 
 def test_large_jpegs_are_decoded_reduced(
