@@ -24,6 +24,7 @@ from esvit_hf.pretraining.recipe_reading import (
     load_recipe,
     read_field,
     replace_field,
+    with_usual_values,
 )
 from esvit_hf.registration.families import FAMILIES
 
@@ -61,8 +62,6 @@ _FEWEST_EPOCHS = {"cpu": 10, "other": 100}
 _IMAGES_SEEN = {"cpu": 15_000, "other": 10_000_000}
 _USUAL_IMAGE_SIZE = 224
 _HEADS = ("heads.num_prototypes", "heads.hidden_dim", "heads.bottleneck_dim")
-# Epochs without a number yet: more than any objective waits for.
-_UNKNOWN_EPOCHS = 10_000
 
 
 @dataclass(frozen=True)
@@ -228,14 +227,7 @@ def draft_recipe(values: Mapping[str, Any]) -> Recipe:
     Raises:
         ValueError: as `load_recipe`.
     """
-    usual = {"optimizer.warmup_epochs": 0, "schedule.num_epochs": _UNKNOWN_EPOCHS}
-    draft = dict(values)
-    for name in automatic_fields(values):
-        section, _, field = name.partition(".")
-        draft[section] = {key: each for key, each in draft[section].items() if key != field}
-        if name in usual:
-            draft[section][field] = usual[name]
-    return load_recipe(draft)
+    return load_recipe(with_usual_values(values))
 
 
 def recall_choices(values: Mapping[str, Any], output_dir: Path) -> list[Choice]:

@@ -18,6 +18,9 @@ from esvit_hf.pretraining.objectives.registry import default_objectives
 from esvit_hf.pretraining.recipe import AUTOMATIC, Recipe
 from esvit_hf.pretraining.shipped_recipes import AUTO, RECIPES, find_recipe, list_recipes
 
+# Epochs without a number yet: more than any objective waits for.
+_UNKNOWN_EPOCHS = 10_000
+
 
 def read_words(words: Sequence[str]) -> dict[str, Any]:
     """Read the command line of `esvit pretrain`.
@@ -122,6 +125,25 @@ def automatic_fields(values: Mapping[str, Any]) -> list[str]:
     return [name for name in AUTOMATIC if read_field(values, name) == AUTO]
 
 
+def with_usual_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give fields that say `auto` usual values, so that the others can be checked.
+
+    Args:
+        values: mapping of sections to fields.
+
+    Returns:
+        The same without `auto`.
+    """
+    usual = {"optimizer.warmup_epochs": 0, "schedule.num_epochs": _UNKNOWN_EPOCHS}
+    draft = dict(values)
+    for name in automatic_fields(values):
+        section, _, field = name.partition(".")
+        draft[section] = {key: each for key, each in draft[section].items() if key != field}
+        if name in usual:
+            draft[section][field] = usual[name]
+    return draft
+
+
 def read_field(values: Mapping[str, Any], name: str) -> Any:
     """Return the value of a field of a section; None if it has none."""
     section, _, field = name.partition(".")
@@ -167,17 +189,8 @@ def replace_field(values: dict[str, Any], name: str, value: Any) -> None:
 
 def _other_problems(values: Mapping[str, Any]) -> list[str]:
     """List what is wrong with values beside flags; a wrong flag may be what is missing."""
-    automatic = automatic_fields(values)
-    given = {
-        section: {
-            field: value for field, value in fields.items() if f"{section}.{field}" not in automatic
-        }
-        if isinstance(fields, Mapping)
-        else fields
-        for section, fields in values.items()
-    }
     try:
-        make_settings(Recipe, given)
+        make_settings(Recipe, with_usual_values(values))
     except SettingsError as error:
         return [problem for problem in error.problems if not problem.endswith(" is missing")]
     return []

@@ -171,6 +171,12 @@ def test_fields_that_are_auto_are_named_where_they_have_no_value() -> None:
         load_recipe("demo", {"run.seed": "auto"})
 
 
+def test_beside_a_mistyped_flag_no_field_is_wrong_that_says_auto(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message is compared
+        read_words([str(tmp_path), "--schedule.num_epochs", "2", "--run.batch_siz", "3"])
+    assert str(caught.value) == "--run.batch_siz does not exist: did you mean run.batch_size?"
+
+
 def test_a_mistyped_flag_is_not_missed_as_well() -> None:
     with pytest.raises(ValueError) as error:
         read_recipe(["--data.datset", "photos"])
