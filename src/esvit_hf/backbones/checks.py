@@ -26,11 +26,11 @@ def check_spatial(output: Any, name: str) -> None:
     last = getattr(output, "last_hidden_state", None)
     if isinstance(last, Tensor) and last.ndim in (3, 4):
         return
-    found = (
-        "no last_hidden_state"
-        if last is None
-        else f"a last_hidden_state of shape {tuple(last.shape)}"
-    )
+    found = f"a last_hidden_state of type {type(last).__name__}"
+    if last is None:
+        found = "no last_hidden_state"
+    elif isinstance(last, Tensor):
+        found = f"a last_hidden_state of shape {tuple(last.shape)}"
     raise ValueError(
         f"{name} has no spatial tokens ({found}): choose a network that gives features per region"
     )

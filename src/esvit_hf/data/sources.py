@@ -37,6 +37,7 @@ class ImageSource:
             name if None.
         name: what to call the data in messages.
         max_image_pixels: images with more pixels count as broken.
+        labels: false if the images need none; then no column is read for them.
 
     Attributes:
         name: what to call the data in messages.
@@ -57,6 +58,7 @@ class ImageSource:
         label_column: str | None = None,
         name: str = "in-memory data set",
         max_image_pixels: int = MAX_IMAGE_PIXELS,
+        labels: bool = True,
     ) -> None:
         if not isinstance(dataset, Dataset):
             kind = type(dataset).__name__
@@ -68,7 +70,10 @@ class ImageSource:
         self.name = name
         self.max_image_pixels = max_image_pixels
         self.image_column = find_image_column(dataset.features, image_column, name)
-        self.label_column = find_label_column(dataset.features, label_column, name)
+        self.label_column = (
+            find_label_column(dataset.features, label_column, name) if labels else None
+        )
+        self._are_labels_known = labels
         self.classes: Labels | None = None
         if self.label_column is not None:
             self.classes = read_labels(dataset, self.label_column, name)
@@ -90,11 +95,12 @@ class ImageSource:
     @property
     def description(self) -> str:
         """One line for logs: the name, the number of images, and the columns."""
+        text = f"{self.name}: {len(self)} images in column '{self.image_column}'"
+        if not self._are_labels_known:
+            return text
         if self.labels is None:
-            labels = "no labels"
-        else:
-            labels = f"labels '{self.label_column}' with {len(np.unique(self.labels))} classes"
-        return f"{self.name}: {len(self)} images in column '{self.image_column}', {labels}"
+            return f"{text}, no labels"
+        return f"{text}, labels '{self.label_column}' with {len(np.unique(self.labels))} classes"
 
     def describe(self, index: int) -> str:
         """Name an image in messages: its place, and its path if the data knows it."""
@@ -220,6 +226,7 @@ def load_image_source(
     image_column: str | None = None,
     label_column: str | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    labels: bool = True,
 ) -> ImageSource:
     """Open a data set of images.
 
@@ -232,6 +239,7 @@ def load_image_source(
         image_column: column with the images, where its type and name leave a doubt.
         label_column: column with the labels, where its type and name leave a doubt.
         max_image_pixels: images with more pixels count as broken.
+        labels: false if the images need none; then no column is read for them.
 
     Returns:
         The source.
@@ -247,6 +255,7 @@ def load_image_source(
         label_column=label_column,
         name=f"{name_or_path} (split {split})",
         max_image_pixels=max_image_pixels,
+        labels=labels,
     )
 
 

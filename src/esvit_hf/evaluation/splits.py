@@ -118,6 +118,8 @@ def load_splits(
         "image_column": image_column,
         "label_column": label_column,
         "max_image_pixels": max_image_pixels,
+        # A share of each class is held out by labels.
+        "labels": labels or test_fraction is not None,
     }
 
     def read_split(split: str) -> ImageSource:

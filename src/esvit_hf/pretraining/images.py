@@ -27,8 +27,8 @@ def load_knn_split(recipe: Recipe, split: str) -> ImageSource:
     )
 
 
-def load_split(recipe: Recipe, split: str) -> ImageSource:
-    """Open one split of the recipe's data set.
+def load_split(recipe: Recipe, split: str, *, labels: bool = True) -> ImageSource:
+    """Open one split of the recipe's data set, with its labels or without.
 
     Raises:
         ValueError: it cannot be read.
@@ -40,6 +40,7 @@ def load_split(recipe: Recipe, split: str) -> ImageSource:
         image_column=recipe.data.image_column,
         label_column=recipe.data.label_column,
         max_image_pixels=recipe.data.max_image_pixels,
+        labels=labels,
     )
 
 
@@ -50,7 +51,7 @@ def load_training_images(recipe: Recipe) -> ImageSource | StreamSource:
         ValueError: they cannot be read.
     """
     if not recipe.data.streaming:
-        return load_split(recipe, recipe.data.train_split)
+        return load_split(recipe, recipe.data.train_split, labels=False)
     return open_stream(
         recipe.data.dataset,
         split=recipe.data.train_split,

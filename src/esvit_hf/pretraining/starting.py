@@ -217,7 +217,7 @@ class Start:
             )
         column, limit = settings.image_column, settings.max_image_pixels
         if isinstance(data, Dataset):
-            return ImageSource(data, image_column=column, max_image_pixels=limit)
+            return ImageSource(data, image_column=column, max_image_pixels=limit, labels=False)
         if _is_list_of_paths(data):
             rows = _join(data, split=settings.train_split, image_column=column)
             return ImageSource(rows, name=settings.dataset, max_image_pixels=limit)

@@ -213,3 +213,14 @@ def test_images_that_are_not_square() -> None:
     with torch.no_grad():
         assert backbone.layer_regions(pixels, 1)[1] == (9, 12)
         assert backbone.layer_regions(pixels, -1)[1] == (5, 6)
+
+
+def test_several_maps_instead_of_one_are_refused() -> None:
+    def several(module: DeiTModel, inputs: object, output: Any) -> Any:
+        output.last_hidden_state = [output.last_hidden_state]
+        return output
+
+    model = deit()
+    model.register_forward_hook(several)
+    with pytest.raises(ValueError, match=r"no spatial tokens \(a last_hidden_state of type list"):
+        RegionBackbone(model)

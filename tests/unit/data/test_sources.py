@@ -345,6 +345,13 @@ def test_wrong_columns_are_named(dataset: Dataset, options: dict[str, str], mess
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("label", [[0.5, 1.5], [[1], [2]], [1, None], ["a", "b"]])
+def test_images_that_need_no_labels_may_have_any(label: list[object]) -> None:
+    source = ImageSource(with_images(2, label=label), labels=False)
+    assert source.labels is None
+    assert source.description == "in-memory data set: 2 images in column 'image'"
+
+
 def test_wrong_places_are_one_line_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 from tests.support.photo_folders import noise
 
@@ -44,3 +46,12 @@ def test_the_limit_of_pixels_is_a_field_of_the_recipe(tmp_path: Path) -> None:
     source = load_training_images(recipe)
     assert isinstance(source, ImageSource)
     assert isinstance(source.read([0])[0], BrokenImage)
+
+
+def test_labels_of_any_kind_are_no_matter(tmp_path: Path) -> None:
+    noise(0, 20, 20).save(tmp_path / "1.png")
+    images = {"image": [str(tmp_path / "1.png")] * 2, "label": [[0.5], []]}
+    Dataset.from_dict(images).cast_column("image", ImageFeature()).save_to_disk(tmp_path / "rows")
+    assert (
+        len(load_training_images(load_recipe({"data": {"dataset": str(tmp_path / "rows")}}))) == 2
+    )
