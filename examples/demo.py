@@ -57,8 +57,8 @@ def evaluate(backbone: RegionBackbone, recipe: Recipe) -> dict[str, float]:
     return {"knn": next(iter(knn.values()))[0], "linear": probe.top1}
 
 
-def record(recipe: Recipe, row: dict[str, float]) -> None:
-    """Put the teacher's numbers and figure into its folder's card."""
+def record(recipe: Recipe, row: dict[str, float], random: dict[str, float]) -> None:
+    """Put the teacher's numbers, those of the random network and the figure into the card."""
     # A card names no folders of this machine.
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     command = shlex.join(["python", "examples/demo.py", *words])
@@ -72,6 +72,7 @@ def record(recipe: Recipe, row: dict[str, float]) -> None:
                 round(100 * row[name], 2),
                 protocol,
                 command,
+                round(100 * random[name], 2),
             )
             for task, name, protocol in (
                 ("k-NN", "knn", f"k = {NEIGHBORS}, T = 0.07"),
@@ -103,7 +104,7 @@ def main() -> int:
     table = {name: evaluate(backbone, recipe) for name, backbone in networks.items()}
     figure = recipe.run.output_dir / "training.png"
     plot_training(recipe.run.output_dir / "metrics.jsonl", recipe.heads.num_prototypes).save(figure)
-    record(recipe, table["teacher"])
+    record(recipe, table["teacher"], table["random network"])
     print(
         f"\n{'top-1 on the test images (%)':<30}{f'k-NN (k = {NEIGHBORS})':>16}{'linear probe':>16}"
     )

@@ -70,6 +70,7 @@ def test_a_run_is_pushed_whole_and_checked(
     assert commit.files["model.safetensors"].large and hub.routes().count("lfs_upload") == 2
     card = ModelCard(sent["README.md"].decode())
     assert f'from_pretrained("{REPO}"' in card.text and "# small_run" in card.text
+    assert "the card states no license: give one, such as --license apache-2.0" in output + errors
     assert contents(run_folder) == before
     assert TOKEN not in output + errors + repr(hub.requests) + repr(sent)
     # Once more: nothing has changed, nothing is committed.
@@ -93,6 +94,7 @@ def test_small_files_travel_inside_the_commit(hub: HubServer, run_folder: Path) 
 
 def test_words_of_the_command() -> None:
     flags = ["--private", "--create_pr", "--dry_run", "--trust_remote_code", "--revision", "v1"]
+    flags += ["--license", "mit"]
     assert parse_function(push_verb, ["folder", REPO, *flags], program="esvit push") == {
         "folder": "folder",
         "repo_id": REPO,
@@ -101,6 +103,7 @@ def test_words_of_the_command() -> None:
         "dry_run": True,
         "trust_remote_code": True,
         "revision": "v1",
+        "license": "mit",
     }
 
 
@@ -203,10 +206,14 @@ def test_figures_and_web_addresses_pass(hub: HubServer, run_folder: Path) -> Non
         card.read_text()
         + "\nhttps://arxiv.org/abs/2106.09785 and/or Swin/ViL, 1/2, [file](./config.json)\n"
     )
-    # The card of this package shows the figures of the folder.
-    assert "![loss.png](loss.png)" in (
-        publish(run_folder, REPO, load=False) and hub.files(REPO)["README.md"].decode()
-    )
+    publish(run_folder, REPO, load=False, license_name="cc-by-nc-4.0")
+    # The card of this package shows the figures of the folder, and the license.
+    sent = hub.files(REPO)["README.md"].decode()
+    assert "![loss.png](loss.png)" in sent
+    assert "\nlicense: cc-by-nc-4.0\n" in sent and "| license | cc-by-nc-4.0 |" in sent
+    card.write_text("---\nlicense: mit\n---\n# By hand\n")
+    with pytest.raises(ValueError, match="was not written by esvit-hf: write 'license: mit' into"):
+        publish(run_folder, REPO, load=False, license_name="mit")
 
 
 # Faults that stay: (route, fault, what the message says).

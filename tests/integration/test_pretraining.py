@@ -14,13 +14,20 @@ from PIL import Image
 from safetensors.torch import load_file
 from tests.support.paths import FASHION_MNIST
 from tests.support.small_networks import SMALL_NETWORKS
-from tests.support.small_runs import assert_equal_runs, command, read_metrics, small_run
+from tests.support.small_runs import (
+    TIMES,
+    assert_equal_runs,
+    command,
+    read_metrics,
+    small_run,
+)
 from transformers import AutoImageProcessor, AutoModel
 
 import esvit_hf
 from esvit_hf import EsvitSwinBackbone
 from esvit_hf.evaluation.evaluate import evaluate
 from esvit_hf.hub.cards import check_card
+from esvit_hf.hub.network_rows import count_operations, describe_time
 from esvit_hf.pretraining.loop import pretrain
 from esvit_hf.pretraining.recipe_reading import load_recipe, read_recipe
 
@@ -50,6 +57,11 @@ def test_a_run_leaves_a_loadable_teacher(tmp_path):
     assert [tuple(feature_map.shape[1:]) for feature_map in maps] == [(8, 8, 8), (16, 4, 4)]
     card = (tmp_path / "README.md").read_text()
     assert "AutoModel.from_pretrained" in card and "knn20_top1" in card and "embed_dim: 8" in card
+    seconds = [line["training_seconds"] for line in logged]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+    assert f"| training time | {describe_time(seconds[2])} on 1 x cpu |" in card
+    operations = count_operations(model, (3, 32, 32))
+    assert operations is not None and f"| {operations / 1e9:.2g} GFLOP |" in card
     assert str(tmp_path) not in card
     check_card(tmp_path)
     repeated = read_recipe([str(tmp_path / "recipe.yaml")])
@@ -63,14 +75,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     pretrain(small_run(tmp_path / "parts", *drop_path, "--run.resume", "true"))
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
     numbers = [
-        {name: value for name, value in line.items() if name != "images_per_second"}
+        {name: value for name, value in line.items() if name not in TIMES}
         for line in read_metrics(tmp_path / "parts")
     ]
     expected = [
-        {name: value for name, value in line.items() if name != "images_per_second"}
+        {name: value for name, value in line.items() if name not in TIMES}
         for line in read_metrics(tmp_path / "whole")
     ]
     assert numbers == expected
+    seconds = [line["training_seconds"] for line in read_metrics(tmp_path / "parts")]
+    assert seconds == sorted(seconds) and seconds[0] > 0
 
 
 @pytest.mark.parametrize(

@@ -50,16 +50,19 @@ def test_it_is_ready_for_the_hub_as_it_stands(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_first_block_of_its_card_runs_as_it_stands(name: str, tmp_path: Path) -> None:
-    (block, *_) = re.findall(
+    blocks = re.findall(
         r"```python\n(.*?)```", (CHECKPOINTS / name / "README.md").read_text(), flags=re.DOTALL
     )
-    program = "import sys; sys.modules['esvit_hf'] = None\n" + block
-    subprocess.run(
-        [sys.executable, "-I", "-c", program + "\nprint(outputs.pooler_output.shape)"],
+    program = "import sys; sys.modules['esvit_hf'] = None\n" + blocks[0] + blocks[2]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program],
         cwd=CHECKPOINTS,
         env={"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
         check=True,
+        capture_output=True,
+        text=True,
     )
+    assert int(done.stdout) == find_entry(name).architecture.operations
 
 
 @pytest.mark.parametrize(

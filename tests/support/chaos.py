@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from tests.support.paths import FASHION_MNIST, ROOT
 from tests.support.process_group import start_program
+from tests.support.small_runs import TIMES
 from tqdm import tqdm
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -137,7 +138,7 @@ def is_saving(output_dir: Path, since: int) -> bool:
 
 
 def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of `metrics.jsonl`, without the speed."""
+    """Return the complete lines of `metrics.jsonl`, without the times."""
     path = output_dir / "metrics.jsonl"
     lines = (
         [line for line in path.read_text().splitlines() if line.endswith("}")]
@@ -145,7 +146,7 @@ def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
         else []
     )
     return [
-        {name: value for name, value in json.loads(line).items() if name != "images_per_second"}
+        {name: value for name, value in json.loads(line).items() if name not in TIMES}
         for line in lines
     ]
 

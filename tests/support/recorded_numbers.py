@@ -44,7 +44,7 @@ MODEL_FILE, HEADS_FILE, METRICS_FILE = (
     "pretraining_heads.safetensors",
     "metrics.jsonl",
 )
-TIMES = frozenset({"images_per_second"})
+TIMES = frozenset({"images_per_second", "training_seconds", "training time"})
 
 # 500 images are 15 steps of 32, so that the second epoch begins inside the run: there the
 # prototypes thaw, and the region loss joins if it starts late.

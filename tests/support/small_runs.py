@@ -8,6 +8,9 @@ from tests.support.paths import FASHION_MNIST, ROOT
 
 from esvit_hf.pretraining.recipe_reading import read_recipe
 
+TIMES = {"images_per_second", "training_seconds"}
+"""Numbers of `metrics.jsonl` that no two runs have in common."""
+
 
 def small_run(output_dir, *overrides):
     """Arguments of a run of seconds: the demo's data, a tiny network, six steps of sixteen

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
-__all__ = ["own_accelerator_state", "start_accelerator"]
+__all__ = ["device_name", "own_accelerator_state", "start_accelerator"]
 
 
 @contextmanager
@@ -56,3 +57,17 @@ def start_accelerator(
             f"set {setting} to bf16 or no"
         )
     return accelerator
+
+
+def device_name(device: "torch.device") -> str:
+    """Name a device as people know it.
+
+    Args:
+        device: of PyTorch.
+
+    Returns:
+        The product of a CUDA device, otherwise the type of the device.
+    """
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -77,6 +77,11 @@ class Report:
 
     def measurements(self) -> list[Measurement]:
         """The numbers that stand for the model."""
+        random = {
+            (name, score.metric): score.value
+            for name, result in self.random_results.items()
+            for score in result.scores
+        }
         return [
             Measurement(
                 result.title,
@@ -86,8 +91,9 @@ class Report:
                 score.value,
                 score.protocol,
                 self.command,
+                random.get((name, score.metric)),
             )
-            for result in self.results.values()
+            for name, result in self.results.items()
             for score in result.scores
         ]
 

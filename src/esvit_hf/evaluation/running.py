@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.common.accelerator_state import device_name
 from esvit_hf.common.files import public_name
 from esvit_hf.common.places import check_model_place
 from esvit_hf.data.decoding import BrokenImage
@@ -192,6 +193,6 @@ def describe(data: EvaluationData) -> dict[str, Any]:
         "test_images": len(data.splits.test),
         **({"classes": classes} if classes else {}),
         "mixed_precision": data.store.accelerator.mixed_precision,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device_name(device),
         "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
     }

@@ -19,14 +19,15 @@ from jinja2 import Template
 
 from esvit_hf.common.errors import one_line
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, read_measurements
+from esvit_hf.hub.network_rows import LICENSE_ROW
 
 __all__ = [
     "CARD_FILE",
     "CardFacts",
     "ReportedAccuracies",
+    "card_license",
     "check_card",
     "make_card",
-    "network_rows",
     "replace_section",
     "update_card",
     "write_card",
@@ -74,7 +75,9 @@ class CardFacts:
         summary: what it is, a paragraph.
         model_type: of the configuration.
         limits: what the training images do to the features, in sentences.
-        network: what a user has to know about its size, by name.
+        network: what a user has to know about its size and cost, by name.
+        picture: name of an image beside the card that shows what the network does, None without.
+        picture_caption: what it shows, and the command that made it.
         training: facts about the training, by their names; the card has no such part without them.
         command: that trains such a network.
         command_remark: what the command is.
@@ -86,6 +89,7 @@ class CardFacts:
         recipe: of the run as YAML.
         during_run: numbers that the run itself logged last, by their names.
         has_heads: whether the heads of pretraining are in the folder.
+        comparison: what other networks reach on the same data, in sentences.
         reported: numbers of others; the first are those of exactly these weights.
         reported_url: where they stand.
         reported_remark: how they were measured, and what else a reader of them has to know.
@@ -97,6 +101,8 @@ class CardFacts:
     model_type: str
     limits: str
     network: Mapping[str, Any] = field(default_factory=dict)
+    picture: str | None = None
+    picture_caption: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     command_remark: str = ""
@@ -108,39 +114,10 @@ class CardFacts:
     recipe: str = ""
     during_run: Mapping[str, Any] = field(default_factory=dict)
     has_heads: bool = False
+    comparison: str = ""
     reported: Sequence[ReportedAccuracies] = ()
     reported_url: str = ""
     reported_remark: str = ""
-
-
-def network_rows(
-    config: Mapping[str, Any], parameters: int, license_name: str | None = None
-) -> dict[str, str]:
-    """Say how large a network is.
-
-    Args:
-        config: fields of its configuration.
-        parameters: their number.
-        license_name: license of the weights, None if the owner has not chosen one.
-
-    Returns:
-        Rows of a table, by name; what the configuration does not show is left out.
-    """
-    megabytes = 4 * parameters / 1e6
-    rows = {
-        "parameters": f"{parameters:,}",
-        "weights in float32": f"{megabytes:.2g} MB" if megabytes < 10 else f"{megabytes:.0f} MB",
-    }
-    width = config.get("hidden_size") or (config.get("hidden_sizes") or [None])[-1]
-    if width is None and isinstance(config.get("embed_dim"), int) and "depths" in config:
-        width = config["embed_dim"] * 2 ** (len(config["depths"]) - 1)
-    if width is not None:
-        rows["numbers of a feature"] = str(width)
-    if size := config.get("image_size"):
-        height, side = (size, size) if isinstance(size, int) else size
-        channels = config.get("num_channels", 3)
-        rows["input"] = f"{height} x {side} pixels, {channels} channels"
-    return rows | {"license": license_name or "not chosen by the owner"}
 
 
 def make_card(
@@ -191,12 +168,13 @@ def write_card(folder: Path, facts: CardFacts) -> None:
     make_card(facts, _folder_measurements(folder), _folder_figures(folder)).save(folder / CARD_FILE)
 
 
-def update_card(folder: Path, name: str | None = None) -> None:
+def update_card(folder: Path, name: str | None = None, license_name: str | None = None) -> None:
     """Bring a folder's card up to date with its measurements and figures.
 
     Args:
         folder: of the model, with a card of this package.
         name: Hub repository that the card's examples shall load; left as it is if not given.
+        license_name: license of the weights as the Hub spells it; left as it is if not given.
 
     Raises:
         ValueError: there is no card of this package, or the measurements are unreadable.
@@ -209,6 +187,10 @@ def update_card(folder: Path, name: str | None = None) -> None:
         text = replace_section(
             text, "use", _render_block("use", _use_variables(name, data.pipeline_tag)), path
         )
+    if license_name is not None:
+        data.license = license_name
+        row = rf"^\| {LICENSE_ROW} \| .* \|$"
+        text = re.sub(row, f"| {LICENSE_ROW} | {license_name} |", text, flags=re.MULTILINE)
     reported = [result for result in data.eval_results or () if result.source_url is not None]
     results = _merge_results(reported, _folder_measurements(folder))
     data.eval_results, data.metrics = results or None, _metrics(results)
@@ -232,6 +214,18 @@ def check_card(folder: Path) -> None:
     problems = [*_metadata_problems(metadata, _data(card)), *_text_problems(card.text, folder)]
     if problems:
         raise ValueError(f"{path}: {'; '.join(problems)}")
+
+
+def card_license(folder: Path) -> str | None:
+    """Read which license a folder's card names; None if it names none.
+
+    Args:
+        folder: of the model.
+
+    Raises:
+        ValueError: the card cannot be read.
+    """
+    return _data(_read_card(folder / CARD_FILE)[0]).license
 
 
 def _read_card(path: Path) -> tuple[ModelCard, dict[str, Any]]:
@@ -382,6 +376,7 @@ def _render_block(name: str, variables: Mapping[str, Any]) -> str:
 def _use_variables(name: str, pipeline_tag: str | None) -> dict[str, Any]:
     return {
         "name": name,
+        "is_folder": "/" not in name,
         "auto_class": "AutoModelForImageClassification"
         if pipeline_tag == _CLASSIFICATION
         else "AutoModel",
@@ -396,14 +391,21 @@ def _measured_variables(
         for row in measurements
     ]
     commands = dict.fromkeys("\n".join(row.command.splitlines()) for row in measurements)
-    return {"measurements": rows, "commands": list(commands), "figures": list(figures)}
+    return {
+        "measurements": rows,
+        "has_random": any(row.random_network is not None for row in measurements),
+        "commands": list(commands),
+        "figures": list(figures),
+    }
 
 
-def _cell(value: str | float) -> str:
+def _cell(value: str | float | None) -> str:
     """Write a value so that it stays one cell of a Markdown table."""
+    if value is None:
+        return ""
     if isinstance(value, str):
         return " ".join(value.split()).replace("|", "\\|")
-    return str(round(value, 3))
+    return str(round(value, 2))
 
 
 def _data(card: ModelCard) -> ModelCardData:

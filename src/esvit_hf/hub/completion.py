@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from esvit_hf.hub.cards import CARD_FILE, CardFacts, network_rows, write_card
+from esvit_hf.hub.cards import CARD_FILE, CardFacts, write_card
+from esvit_hf.hub.network_rows import network_rows
 from esvit_hf.registration.families import FAMILIES
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from esvit_hf.hub.recipe_file import RECIPE_FILE, public_recipe
 __all__ = ["check_files", "copy_for_hub", "foreign_code"]
 
 _OWN_CODE = Path(__file__).parents[1] / "models"
-_BELONGS = re.compile(r".*\.(safetensors|json|md|py|png|svg)|metrics\.jsonl|recipe\.yaml")
+_BELONGS = re.compile(r".*\.(safetensors|json|md|py|png|svg|webp)|metrics\.jsonl|recipe\.yaml")
 # What training programs leave beside a model; it stays here.
 _LEFT_OUT = re.compile(r"\..*|__pycache__|checkpoints|checkpoint-\d+|logs|runs|training_args\.bin")
 _TOKEN = re.compile(r"\bhf_(?:oauth_|jwt_)?[A-Za-z0-9]{30,}")
@@ -60,7 +60,7 @@ def copy_for_hub(source: Path, target: Path) -> list[str]:
         else:
             raise ValueError(
                 f"{entry} does not belong on the Hub, where safetensors, json, md, py and figures "
-                f"(png, svg) go: move it out of the folder"
+                f"(png, svg, webp) go: move it out of the folder"
             )
     return left_out
 
@@ -105,7 +105,7 @@ def check_files(folder: Path) -> None:
         name = path.relative_to(folder).as_posix()
         if not _BELONGS.fullmatch(name):
             raise ValueError(f"{name} does not belong on the Hub: remove it")
-        if path.suffix == ".png":
+        if path.suffix in (".png", ".webp"):
             continue
         for text in _texts(path, name):
             if _TOKEN.search(text):

@@ -4,7 +4,7 @@ quotes.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 __all__ = ["MEASUREMENTS_FILE", "Measurement", "read_measurements", "write_measurements"]
@@ -25,6 +25,8 @@ class Measurement:
         value: the number; shares are in percent.
         protocol: how it was measured, in one line.
         command: command line that gives the number.
+        random_network: the same number of a network with random weights; None if it was not
+            measured.
     """
 
     task: str
@@ -34,6 +36,7 @@ class Measurement:
     value: float
     protocol: str
     command: str
+    random_network: float | None = None
 
 
 def write_measurements(measurements: Sequence[Measurement], path: Path) -> None:
@@ -43,9 +46,11 @@ def write_measurements(measurements: Sequence[Measurement], path: Path) -> None:
         measurements: the records.
         path: file to write.
     """
-    path.write_text(
-        json.dumps([asdict(measurement) for measurement in measurements], indent=2) + "\n"
-    )
+    records = [
+        {name: value for name, value in asdict(measurement).items() if value is not None}
+        for measurement in measurements
+    ]
+    path.write_text(json.dumps(records, indent=2) + "\n")
 
 
 def read_measurements(path: Path) -> list[Measurement]:
@@ -61,6 +66,7 @@ def read_measurements(path: Path) -> list[Measurement]:
         ValueError: the file is unreadable or holds something else.
     """
     names = {field.name for field in fields(Measurement)}
+    needed = {field.name for field in fields(Measurement) if field.default is MISSING}
     try:
         records = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -68,10 +74,10 @@ def read_measurements(path: Path) -> list[Measurement]:
             f"{path} is not a readable list of measurements ({error}): write it again"
         ) from error
     if not isinstance(records, list) or any(
-        not isinstance(record, dict) or set(record) != names for record in records
+        not isinstance(record, dict) or not needed <= set(record) <= names for record in records
     ):
         raise ValueError(
-            f"{path} must be a list of records with the fields {', '.join(sorted(names))}: write "
+            f"{path} must be a list of records with the fields {', '.join(sorted(needed))}: write "
             f"it again"
         )
     return [Measurement(**record) for record in records]

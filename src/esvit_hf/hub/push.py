@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from esvit_hf.common.arguments import flat_arguments
 from esvit_hf.common.errors import one_line
-from esvit_hf.hub.cards import CARD_FILE, check_card, update_card
+from esvit_hf.hub.cards import CARD_FILE, card_license, check_card, update_card
 from esvit_hf.hub.completion import complete_folder
 from esvit_hf.hub.errors import explained, may_pass, seconds_to_wait
 from esvit_hf.hub.folder import check_files, copy_for_hub, foreign_code
@@ -67,6 +67,7 @@ def push(
     create_pr: bool = False,
     dry_run: bool = False,
     trust_remote_code: bool = False,
+    license: str | None = None,
 ) -> dict[str, Any]:
     """Publish a model folder on the Hub in one commit, after checking that it loads anywhere.
 
@@ -81,6 +82,8 @@ def push(
         dry_run: build and check, and send nothing.
         trust_remote_code: run code in the folder that is not this package's own, to check that it
             loads; read it before.
+        license: license of the weights as the Hub spells it, such as apache-2.0, for the card; that
+            of the card if not given.
 
     Returns:
         `url`, `commit`, `files` that were sent and names `left_out`.
@@ -102,6 +105,7 @@ def push(
         dry_run=dry_run,
         load=True,
         trust_remote_code=trust_remote_code,
+        license_name=license,
     )
     return asdict(result)
 
@@ -159,6 +163,7 @@ def publish(
     trust_remote_code: bool = False,
     extra_files: Mapping[str, Path] = MappingProxyType({}),
     message: str | None = None,
+    license_name: str | None = None,
 ) -> Publication:
     """Build what belongs on the Hub in a temporary folder, check it, and commit it at once.
 
@@ -173,6 +178,7 @@ def publish(
         trust_remote_code: let that run code which is not this package's own.
         extra_files: files from elsewhere, by their names in the repository.
         message: first line of the commit.
+        license_name: license of the weights as the Hub spells it; that of the card if None.
 
     Returns:
         Where it is.
@@ -183,7 +189,7 @@ def publish(
     with tempfile.TemporaryDirectory() as workplace:
         built = Path(workplace) / "model"
         try:
-            left_out = _build(folder, built, repo_id, extra_files)
+            left_out = _build(folder, built, repo_id, extra_files, license_name)
             if load:
                 _check_loads(folder, built, trust=trust_remote_code)
         except ValueError as error:
@@ -209,7 +215,13 @@ def publish(
         return Publication(made.pr_url or f"{api.endpoint}/{repo_id}", made.oid, files, left_out)
 
 
-def _build(folder: Path, built: Path, repo_id: str, extra_files: Mapping[str, Path]) -> list[str]:
+def _build(
+    folder: Path,
+    built: Path,
+    repo_id: str,
+    extra_files: Mapping[str, Path],
+    license_name: str | None,
+) -> list[str]:
     left_out = copy_for_hub(folder, built)
     for name, path in extra_files.items():
         (built / name).parent.mkdir(parents=True, exist_ok=True)
@@ -217,8 +229,15 @@ def _build(folder: Path, built: Path, repo_id: str, extra_files: Mapping[str, Pa
     for sentence in complete_folder(built, folder.resolve().name):
         tqdm.write(f"{folder}: {sentence}")
     if _OWN_CARD in (built / CARD_FILE).read_text(encoding="utf-8"):
-        update_card(built, repo_id)
+        update_card(built, repo_id, license_name)
+    elif license_name is not None:
+        raise ValueError(
+            f"{folder / CARD_FILE} was not written by esvit-hf: write 'license: {license_name}' "
+            f"into its metadata, and leave out --license"
+        )
     check_card(built)
+    if card_license(built) is None:
+        tqdm.write(f"{folder}: the card states no license: give one, such as --license apache-2.0")
     check_files(built)
     return left_out
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel
 
 from esvit_hf.acceleration.threads import use_threads
-from esvit_hf.common.accelerator_state import own_accelerator_state
+from esvit_hf.common.accelerator_state import device_name, own_accelerator_state
 from esvit_hf.common.errors import one_line
 from esvit_hf.data.color import IMAGENET_MEAN, IMAGENET_STD, NUM_COLORS, augment
 from esvit_hf.data.items import ItemSource
@@ -407,6 +407,7 @@ class Pretraining:
             steps=self.progress.step,
             total_batch=self.total_batch,
             metrics=self.log.last,
+            machine=f"{self.accelerator.num_processes} x {device_name(self.accelerator.device)}",
             changes=self.progress.changes,
         )
 

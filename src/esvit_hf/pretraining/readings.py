@@ -110,14 +110,15 @@ class Readings:
             del averages["gradient_norm"]
         loss_peak, norm_peak = self.monitor.peaks.tolist()
         done = self.progress.step
-        speed = self.images_per_second()
+        timed_step, seconds = self.timed_step, self.seconds()
         logged = {
             "epoch": done / self.schedules.steps_per_epoch,
             **averages,
             "loss_peak": loss_peak,
             "gradient_norm_peak": norm_peak,
             **self.schedules.values(done - 1),
-            "images_per_second": speed,
+            "images_per_second": self.progress.total_batch * (done - timed_step) / seconds,
+            "training_seconds": self.log.last.get("training_seconds", 0.0) + seconds,
             "broken_images": self.progress.broken_images,
         }
         if scaler is not None:
@@ -130,11 +131,11 @@ class Readings:
             raise FloatingPointError(f"{error}; {self.describe_last_good()}") from None
         return logged
 
-    def images_per_second(self) -> float:
-        """Return the speed of all processes together since the last call, and count anew."""
-        steps, start = self.progress.step - self.timed_step, self.timed_at
+    def seconds(self) -> float:
+        """Return the time since the last call, and count anew."""
+        start = self.timed_at
         self.restart_clock()
-        return self.progress.total_batch * steps / (self.timed_at - start)
+        return self.timed_at - start
 
     def check_last_loss(self) -> None:
         """Check the loss of the last step.

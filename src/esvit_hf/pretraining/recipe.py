@@ -293,6 +293,11 @@ class HubSettings:
         None,
     )
     private: bool = setting("make the repository private", False)
+    license: str | None = setting(
+        "license of the weights as the Hub spells it, such as apache-2.0 or cc-by-nc-4.0; without "
+        "one the card says that none is stated",
+        None,
+    )
     strategy: Literal["end", "every_save", "checkpoint"] = setting(
         "publish at the end, at every_save of a checkpoint, or at every save together with the "
         "resume point (checkpoint); publishing at saves runs beside the training",

@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from esvit_hf.common.files import give_usual_modes
-from esvit_hf.hub.cards import CardFacts, network_rows, write_card
+from esvit_hf.hub.cards import CardFacts, write_card
 from esvit_hf.hub.heads_file import HEADS_FILE, write_heads
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE
+from esvit_hf.hub.network_rows import count_operations, describe_time, network_rows
 from esvit_hf.hub.recipe_file import public_place, public_recipe
 from esvit_hf.hub.training_data import find_training_data
 from esvit_hf.models.image_processing_esvit import EsvitImageProcessor
@@ -50,6 +51,7 @@ def export_run(
     steps: int,
     total_batch: int,
     metrics: dict[str, Any],
+    machine: str = "",
     changes: Sequence[str] = (),
 ) -> None:
     """Write the teacher, its processor, its heads and a card to the run's output folder.
@@ -61,6 +63,7 @@ def export_run(
         steps: optimizer steps done.
         total_batch: images of an optimizer step.
         metrics: last measured numbers, for the card.
+        machine: what it was trained on, such as `2 x cpu`.
         changes: sentences about fields of the recipe that were changed on the way.
     """
     output: Path = recipe.run.output_dir
@@ -79,6 +82,7 @@ def export_run(
             steps=steps,
             total_batch=total_batch,
             metrics=metrics,
+            machine=machine,
             changes=changes,
         ),
     )
@@ -91,6 +95,7 @@ def _run_facts(
     steps: int,
     total_batch: int,
     metrics: dict[str, Any],
+    machine: str,
     changes: Sequence[str],
 ) -> CardFacts:
     model, name, dataset = (
@@ -107,6 +112,8 @@ def _run_facts(
         on_hub = _HUB_NAME.fullmatch(recipe.data.dataset)
         datasets = [dataset] if on_hub and not Path(dataset).exists() else []
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    size = max(view.size for view in recipe.data.views)
+    seconds = metrics.get("training_seconds")
     return CardFacts(
         title=name,
         name=name,
@@ -119,7 +126,14 @@ def _run_facts(
         limits=known.limits
         if known
         else f"What the network knows comes from the pictures of `{dataset}`.",
-        network=network_rows(model.config.to_dict(), parameters),
+        network=network_rows(
+            model.config.to_dict(),
+            parameters,
+            operations=count_operations(model, (recipe.data.channels, size, size)),
+            training_time=f"{describe_time(seconds)} on {machine}" if seconds else None,
+            license_name=recipe.hub.license,
+        ),
+        license=recipe.hub.license,
         training={
             "start": "random weights" if starts_from_scratch(recipe) else f"weights of `{start}`",
             "data": f"`{dataset}`",

@@ -31,6 +31,8 @@ class Architecture:
         model_type: of its configuration.
         window: side of the attention windows in tokens, None without windows.
         parameters: of the base model.
+        operations: floating-point operations of one image of the usual size, in which a
+            multiplication and an addition are two.
         shape: configuration fields that the tensors of a checkpoint show.
         untraced: configuration fields that leave no trace in them.
     """
@@ -40,6 +42,7 @@ class Architecture:
     model_type: str
     window: int | None
     parameters: int
+    operations: int
     shape: Mapping[str, Any]
     untraced: Mapping[str, Any]
 
@@ -56,6 +59,7 @@ def _swin(
     title: str,
     window: int,
     parameters: int,
+    operations: int,
     *,
     embed_dim: int,
     third_depth: int,
@@ -68,6 +72,7 @@ def _swin(
         model_type="esvit_swin",
         window=window,
         parameters=parameters,
+        operations=operations,
         shape={
             "embed_dim": embed_dim,
             "depths": (2, 2, third_depth, 2),
@@ -83,12 +88,12 @@ _TINY: dict[str, Any] = {"embed_dim": 96, "third_depth": 6, "heads": 3, "drop_pa
 _SMALL: dict[str, Any] = {"embed_dim": 96, "third_depth": 18, "heads": 3, "drop_path_rate": 0.2}
 _BASE: dict[str, Any] = {"embed_dim": 128, "third_depth": 18, "heads": 4, "drop_path_rate": 0.2}
 
-SWIN_TINY_W7 = _swin("Swin-T", 7, 27_519_354, **_TINY)
-SWIN_TINY_W14 = _swin("Swin-T", 14, 27_569_754, **_TINY)
-SWIN_SMALL_W7 = _swin("Swin-S", 7, 48_837_258, **_SMALL)
-SWIN_SMALL_W14 = _swin("Swin-S", 14, 48_968_298, **_SMALL)
-SWIN_BASE_W7 = _swin("Swin-B", 7, 86_743_224, **_BASE)
-SWIN_BASE_W14 = _swin("Swin-B", 14, 86_917_944, **_BASE)
+SWIN_TINY_W7 = _swin("Swin-T", 7, 27_519_354, 8_979_597_312, **_TINY)
+SWIN_TINY_W14 = _swin("Swin-T", 14, 27_569_754, 9_776_191_488, **_TINY)
+SWIN_SMALL_W7 = _swin("Swin-S", 7, 48_837_258, 17_480_214_528, **_SMALL)
+SWIN_SMALL_W14 = _swin("Swin-S", 14, 48_968_298, 18_807_871_488, **_SMALL)
+SWIN_BASE_W7 = _swin("Swin-B", 7, 86_743_224, 30_859_845_632, **_BASE)
+SWIN_BASE_W14 = _swin("Swin-B", 14, 86_917_944, 32_630_054_912, **_BASE)
 
 VIL_2262_W7 = Architecture(
     title="ViL",
@@ -96,6 +101,7 @@ VIL_2262_W7 = Architecture(
     model_type="esvit_vil",
     window=7,
     parameters=27_569_352,
+    operations=10_695_591_168,
     shape={
         "image_size": 224,
         "hidden_sizes": (96, 192, 384, 768),
@@ -114,6 +120,7 @@ CVT_TINY_W7 = Architecture(
     model_type="esvit_cvt",
     window=7,
     parameters=29_303_616,
+    operations=8_568_605_696,
     shape={
         "hidden_sizes": (64, 192, 384, 768),
         "depths": (2, 2, 6, 2),
@@ -135,6 +142,7 @@ RESNET_50 = Architecture(
     model_type="resnet",
     window=None,
     parameters=23_508_032,
+    operations=8_174_272_512,
     shape={
         "embedding_size": 64,
         "hidden_sizes": (256, 512, 1024, 2048),
@@ -149,6 +157,7 @@ SWIN_DEMO = Architecture(
     model_type="esvit_swin",
     window=4,
     parameters=302_268,
+    operations=15_630_336,
     shape={
         "embed_dim": 48,
         "depths": (2, 2),
@@ -164,6 +173,7 @@ SWIN_48PX = Architecture(
     model_type="esvit_swin",
     window=3,
     parameters=1_207_458,
+    operations=34_877_952,
     shape={
         "embed_dim": 96,
         "depths": (2, 2),
@@ -179,6 +189,7 @@ CVT_48PX = Architecture(
     model_type="esvit_cvt",
     window=None,
     parameters=1_219_488,
+    operations=35_251_200,
     shape={
         "hidden_sizes": (32, 96, 192),
         "depths": (1, 1, 2),

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from esvit_hf.hub.cards import (
     CardFacts,
     ReportedAccuracies,
     make_card,
-    network_rows,
     replace_section,
     write_card,
 )
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, write_measurements
+from esvit_hf.hub.network_rows import network_rows
 from esvit_hf.hub.training_data import IMAGENET_1K
 from esvit_hf.reference.architectures import RESNET_50, SWIN_TINY_W7
 from esvit_hf.zoo.entries import AUTHORS_COMMIT, AUTHORS_REPOSITORY, ENTRIES, Release, ZooEntry
@@ -77,7 +78,16 @@ def entry_facts(entry: ZooEntry) -> CardFacts:
         summary=summary,
         model_type=architecture.model_type,
         limits=entry.data.limits,
-        network=network_rows(architecture.fields, architecture.parameters, entry.license),
+        network=network_rows(
+            architecture.fields,
+            architecture.parameters,
+            operations=architecture.operations,
+            training_time=entry.training.time,
+            license_name=entry.license,
+        ),
+        picture=f"{entry.name}.webp" if entry.picture_caption else None,
+        picture_caption=entry.picture_caption,
+        comparison=entry.comparison,
         training=_training_rows(entry),
         command=_training_command(entry),
         command_remark=remark,
@@ -204,11 +214,11 @@ def write_cards(
     """Write the cards of all entries of the zoo, and their table into a text.
 
     Args:
-        output: folder for the cards, one file each.
+        output: folder for the cards, one file each; it holds the pictures of those that have one.
         page: text whose part between '<!-- zoo: begin -->' and '<!-- zoo: end -->' becomes the
             table.
-        folders: folder with model folders of entries, by name; they get card, measurements and the
-            code of this package as it is now.
+        folders: folder with model folders of entries, by name; they get card, picture,
+            measurements and the code of this package as it is now.
 
     Returns:
         The folder and the number of cards.
@@ -219,15 +229,16 @@ def write_cards(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     for entry in ENTRIES:
-        make_card(entry_facts(entry), entry.measurements).save(folder / f"{entry.name}.md")
+        facts = entry_facts(entry)
+        make_card(facts, entry.measurements).save(folder / f"{entry.name}.md")
+        if folders is not None and (model := Path(folders) / entry.name).is_dir():
+            if facts.picture is not None:
+                shutil.copyfile(folder / facts.picture, model / facts.picture)
+            _complete(model, entry)
     if page is not None:
         path = Path(page)
         text = replace_section(path.read_text(encoding="utf-8"), "zoo", released_table(), path)
         path.write_text(text, encoding="utf-8")
-    if folders is not None:
-        for entry in ENTRIES:
-            if (model := Path(folders) / entry.name).is_dir():
-                _complete(model, entry)
     return {"output": str(folder), "cards": len(ENTRIES)}
 
 

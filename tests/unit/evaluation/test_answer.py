@@ -10,6 +10,7 @@ from tests.support.shades import save_small_swin, write_shades
 from esvit_hf.commands.main import main
 from esvit_hf.evaluation.answer import answer_rows, answer_table, format_answer
 from esvit_hf.evaluation.task import Score, TaskResult
+from esvit_hf.hub.measurements import read_measurements
 
 
 def results(value: float) -> dict[str, TaskResult]:
@@ -67,6 +68,11 @@ def test_an_evaluation_begins_with_the_answer(
     assert knn["value"] == report["tasks"]["knn"]["accuracies"][0]["top1"]
     assert linear["random_network"] is not None
     assert "--compare_random true" in report["command"]
+    records = {
+        (row.task, row.metric): row for row in read_measurements(Path("out/measurements.json"))
+    }
+    assert records["k-NN", "top1"].random_network == knn["random_network"]
+    assert records["linear probe", "top5"].random_network is not None
     page = (tmp_path / "out" / "report.md").read_text()
     assert page.index("random network") < page.index("## k-NN")
     folded = page[page.index("<details") : page.index("</details>")]

@@ -5,6 +5,7 @@ damaged.
 import copy
 import re
 import shlex
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,16 @@ from PIL import Image
 from tests.support.paths import FASHION_MNIST, ROOT
 from transformers import CONFIG_MAPPING
 
-from esvit_hf.hub.cards import check_card, make_card, replace_section, update_card, write_card
+from esvit_hf.hub.cards import (
+    card_license,
+    check_card,
+    make_card,
+    replace_section,
+    update_card,
+    write_card,
+)
 from esvit_hf.hub.measurements import MEASUREMENTS_FILE, Measurement, write_measurements
+from esvit_hf.hub.network_rows import describe_time, network_rows
 from esvit_hf.pretraining.recipe_reading import read_recipe
 from esvit_hf.zoo.entries import AUTHORS_COMMIT, ENTRIES, ZooEntry, find_entry
 from esvit_hf.zoo.entry_cards import entry_facts, released_table, write_cards
@@ -47,6 +56,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_cards_of_the_repository_are_the_generated_ones(tmp_path: Path) -> None:
+    for picture in (ROOT / "model_cards").glob("*.webp"):
+        shutil.copy(picture, tmp_path)
     assert write_cards(tmp_path) == {"output": str(tmp_path), "cards": len(ENTRIES)}
     generated = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     kept = {path.name: path.read_bytes() for path in (ROOT / "model_cards").iterdir()}
@@ -74,6 +85,8 @@ def test_a_text_without_a_place_for_the_table_is_left_alone(tmp_path: Path) -> N
 def test_every_share_stands_in_the_record(entry: ZooEntry) -> None:
     release = entry.release
     known = [row.value for row in entry.measurements]
+    known += [row.random_network for row in entry.measurements if row.random_network is not None]
+    known += [float(number) for number in re.findall(r"\d+\.\d+", entry.comparison)]
     if release is not None:
         known += [
             value
@@ -83,7 +96,8 @@ def test_every_share_stands_in_the_record(entry: ZooEntry) -> None:
     content = str(card_of(entry)).replace(AUTHORS_COMMIT, "")
     found = {float(number) for number in re.findall(r"(?<![\d.])[1-9]\d\.\d+", content)}
     assert found == set(known)
-    assert not re.search(r"\d\s*%", content)
+    # The protocol of a linear probe names its held-out share.
+    assert not re.search(r"\d\s*%(?!\s+of\s+the\s+training)", content)
 
 
 @every_entry
@@ -92,8 +106,11 @@ def test_authors_numbers_stand_apart_from_measured_ones(entry: ZooEntry) -> None
     _, _, evaluation = content.partition("## Evaluation")
     before, _, after = evaluation.partition("### Measured here")
     assert ("### Reported by the authors" in before) == (entry.release is not None)
-    measured = after.partition("## Intended use")[0]
-    assert re.findall(r"\d\d\.\d+", measured) == [str(row.value) for row in entry.measurements]
+    measured = after.partition("<!-- measured: end -->")[0]
+    numbers = [number for row in entry.measurements for number in (row.value, row.random_network)]
+    assert re.findall(r"\d\d\.\d+", measured) == [
+        str(number) for number in numbers if number is not None
+    ]
     for row in entry.measurements:
         assert row.command in measured and row.protocol in measured
 
@@ -302,7 +319,10 @@ def test_a_card_follows_the_measurements_and_figures(folder: Path) -> None:
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
-RECORDS = st.builds(Measurement, WORDS, WORDS, WORDS, WORDS, st.floats(0, 100), WORDS, WORDS)
+SHARES = st.floats(0, 100)
+RECORDS = st.builds(
+    Measurement, WORDS, WORDS, WORDS, WORDS, SHARES, WORDS, WORDS, st.none() | SHARES
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -328,7 +348,8 @@ def test_any_measurements_come_into_the_card_and_back(records: list[Measurement]
             if line.startswith("| ")
         ]
         assert len(rows) == (len(records) + 1 if records else 0)
-        assert all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
+        columns = 5 + any(record.random_network is not None for record in records)
+        assert all(len(re.findall(r"(?<!\\)\|", row)) == columns + 1 for row in rows)
 
 
 def test_numbers_of_our_own_are_never_under_the_authors_name(folder: Path) -> None:
@@ -347,9 +368,37 @@ def test_a_card_gets_the_name_of_its_repository(folder: Path) -> None:
     check_card(folder)
     card = ModelCard((folder / "README.md").read_text())
     assert card.text.count('from_pretrained("someone/esvit-tiny"') == 4
+    assert "is the folder of the network" not in card.text
     assert 'from_pretrained("esvit_swin_tiny_w7_vr"' not in card.text
     data: Any = card.data
     assert data.model_name == "someone/esvit-tiny"
+
+
+def test_a_card_gets_the_license_of_its_owner(folder: Path) -> None:
+    write_card(folder, replace(entry_facts(ENTRY), license=None, network=network_rows({}, 1)))
+    check_card(folder)
+    assert "| license | not stated: ask the owner" in (folder / "README.md").read_text()
+    assert card_license(folder) is None
+    update_card(folder, license_name="cc-by-nc-4.0")
+    check_card(folder)
+    assert "\n| license | cc-by-nc-4.0 |\n" in (folder / "README.md").read_text()
+    assert card_license(folder) == "cc-by-nc-4.0"
+
+
+def test_what_a_network_costs_is_written_with_two_digits() -> None:
+    rows = network_rows(
+        {"hidden_size": 768}, 86_743_224, operations=8_979_597_312, training_time=describe_time(840)
+    )
+    assert rows["weights in float32"] == "347 MB" and rows["numbers of a feature"] == "768"
+    assert rows["operations for one image"] == "9 GFLOP" and rows["training time"] == "14 minutes"
+    times = (5, 119, 120, 7300, 260_000)
+    assert [describe_time(seconds) for seconds in times] == [
+        "5 seconds",
+        "119 seconds",
+        "2 minutes",
+        "2 hours",
+        "3 days",
+    ]
 
 
 def test_the_card_of_a_classifier(tmp_path: Path) -> None:

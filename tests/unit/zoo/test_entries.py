@@ -6,17 +6,27 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
+import torch
+from tests.support.paths import ROOT
 from transformers import CONFIG_MAPPING, AutoModel
 
 import esvit_hf
 from esvit_hf import EsvitCvtConfig, EsvitSwinConfig, EsvitVilConfig
 from esvit_hf.commands.main import main
+from esvit_hf.hub.network_rows import count_operations
 from esvit_hf.pretraining.recipe_reading import load_recipe
 from esvit_hf.pretraining.shipped_recipes import list_recipes
-from esvit_hf.reference.architectures import CVT_TINY_W7, VIL_2262_W7, Architecture
+from esvit_hf.reference.architectures import (
+    CVT_TINY_W7,
+    RESNET_50,
+    SWIN_TINY_W7,
+    VIL_2262_W7,
+    Architecture,
+)
 from esvit_hf.zoo.entries import ENTRIES, ZooEntry, find_entry
 
 RELEASED = [entry for entry in ENTRIES if entry.release is not None]
@@ -100,6 +110,15 @@ def test_parameters_are_those_of_the_reference(
     assert architecture.parameters == manifest(manifest_name(architecture))["backbone_parameters"]
 
 
+@pytest.mark.parametrize("architecture", [SWIN_TINY_W7, RESNET_50], ids=manifest_name)
+def test_operations_are_those_that_are_counted(architecture: Architecture) -> None:
+    with torch.device("meta"):
+        model = AutoModel.from_config(
+            CONFIG_MAPPING[architecture.model_type](**architecture.fields)
+        )
+    assert architecture.operations == count_operations(model, (3, 224, 224))
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=manifest_name)
 def test_the_configuration_is_the_preset(architecture: Architecture) -> None:
     config = CONFIG_MAPPING[architecture.model_type](**architecture.fields)
@@ -142,12 +161,26 @@ def test_an_own_entry_is_its_recipe(entry: ZooEntry) -> None:
     assert (
         sum(parameter.numel() for parameter in model.parameters()) == entry.architecture.parameters
     )
+    size = entry.architecture.fields["image_size"]
+    assert count_operations(model, (3, size, size)) == entry.architecture.operations
 
 
 @pytest.mark.parametrize("entry", OWN, ids=lambda entry: entry.name)
 def test_an_own_entry_has_measured_numbers(entry: ZooEntry) -> None:
     assert {row.task for row in entry.measurements} >= {"k-NN", "linear probe"}
     assert all(row.command and row.protocol and 0 < row.value < 100 for row in entry.measurements)
+
+
+def test_the_supervised_network_and_the_time_are_those_of_the_study() -> None:
+    rows = json.loads((ROOT / "studies/results/reproduction.json").read_text())["results"]
+    supervised = [row["knn"] for row in rows if row["variant"] == "supervised"]
+    variants = {"esvit_swin_tiny_imagenet": "Swin V", "esvit_cvt_tiny_imagenet": "V+R"}
+    for name, variant in variants.items():
+        entry = find_entry(name)
+        assert f"{mean(supervised):.1f} in k-NN top1: the mean of three" in entry.comparison
+        (row,) = (row for row in rows if (row["variant"], row["seed"]) == (variant, 0))
+        minutes, processor = row["processor_minutes"], row["machine"]["processor"]
+        assert entry.training.time == f"{minutes:.0f} minutes on one core of an {processor}"
 
 
 def test_measurements_belong_to_entries() -> None:
