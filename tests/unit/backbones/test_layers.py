@@ -224,3 +224,9 @@ def test_several_maps_instead_of_one_are_refused() -> None:
     model.register_forward_hook(several)
     with pytest.raises(ValueError, match=r"no spatial tokens \(a last_hidden_state of type list"):
         RegionBackbone(model)
+
+
+def test_a_network_of_timm_is_measured_at_its_own_size() -> None:
+    model = TimmWrapperModel(TimmWrapperConfig(architecture="test_convnext"))
+    assert RegionBackbone(model).native_size == model.timm_model.pretrained_cfg["input_size"][1:]
+    assert RegionBackbone(model).native_size == (160, 160)
