@@ -221,8 +221,8 @@ def test_any_network_pretrains_and_is_probed(tmp_path, model):
     ("overrides", "message"),
     [
         (("--data.dataset", "no/such/folder"), "no/such/folder"),
-        (("--data.image_column", "picture"), "picture"),
-        (("--data.train_split", "training"), "training"),
+        (("--data.image_column", "picture"), "'picture'; set --data.image_column to one of"),
+        (("--data.train_split", "training"), "check .*, --data.train_split and --data.config_name"),
         (("--run.batch_size", "20000"), "20000"),
         (("--run.resume", "true"), "no complete checkpoint"),
         (("--model.config.image_size", "30"), "image_size"),

@@ -63,7 +63,7 @@ def load_backbone(
             name_or_path, config=config, output_loading_info=True, **source, **options
         )
     except (EOFError, OSError, RuntimeError, SafetensorError, UnpicklingError, ValueError) as error:
-        raise _cannot_load(name_or_path, error) from error
+        raise _cannot_load(name_or_path, error, config_fields) from error
     # The network is run on a first image below.
     use_fast_linear(model)
     measured = RegionBackbone(model) if loading["missing_keys"] else None
@@ -137,11 +137,14 @@ def load_configuration(
 
 def _cannot_load(name_or_path: str, error: Exception, fields: Iterable[str] = ()) -> ValueError:
     remedy = "give a Hub name or a folder with config.json and model.safetensors"
+    reason = one_line(error)
+    if "ignore_mismatched_sizes" in reason:
+        reason = "its weights have other shapes than its configuration says"
     if "trust_remote_code" in str(error):
         remedy = "set trust_remote_code if you trust the code that comes with it"
     elif fields:
         remedy = f"correct {', '.join(fields)}, or {remedy}"
-    return ValueError(f"cannot load a model from {name_or_path!r} ({one_line(error)}): {remedy}")
+    return ValueError(f"cannot load a model from {name_or_path!r} ({reason}): {remedy}")
 
 
 def _left_over_layers(model: PreTrainedModel, names: Iterable[str]) -> list[str]:

@@ -4,6 +4,7 @@ JSON.
 
 import contextlib
 import difflib
+import errno
 import functools
 import json
 import os
@@ -25,6 +26,7 @@ __all__ = ["report_errors", "run", "without_bars_of_networks"]
 
 # What torch's launcher and that of Accelerate for one process set.
 _SIGNS_OF_LAUNCHERS = {"ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"}
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SAY_AFTER = """
 import select, sys
 launcher = select.poll()
@@ -67,6 +69,8 @@ def _describe(error: Exception) -> str:
             f"cannot read or write {error.filename} ({error.strerror}): check the path, its "
             f"permissions and the room on the disk"
         )
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return f"{one_line(error, None)}: make room on the disk that the output goes to"
     return one_line(error, None)
 
 

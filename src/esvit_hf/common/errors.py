@@ -1,6 +1,10 @@
 """Errors as people read them."""
 
-__all__ = ["NoSuchModelError", "one_line"]
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["NoSuchModelError", "flags_are_called", "one_line"]
 
 
 class NoSuchModelError(ValueError):
@@ -27,3 +31,24 @@ def one_line(error: BaseException | str, limit: int | None = 300) -> str:
         The message without line breaks and repeated spaces; the type of an error without one.
     """
     return (" ".join(str(error).split()) or type(error).__name__)[:limit]
+
+
+@contextmanager
+def flags_are_called(**names: str) -> Iterator[None]:
+    """Let errors in this context name the flags that a command has, instead of the usual ones.
+
+    Args:
+        names: what the command calls each flag.
+
+    Raises:
+        ValueError: with these names.
+    """
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        for usual, name in names.items():
+            message = re.sub(rf"--{usual}\b", f"--{name}", message)
+        if message == str(error):
+            raise
+        raise ValueError(message) from error

@@ -316,7 +316,7 @@ class MultiCropDataset(Dataset[CropBatch]):
                 broken.append((chosen, str(error)))
         raise TooManyBrokenImagesError(
             f"{REPLACEMENT_ATTEMPTS} images in a row cannot be decoded, the last one is "
-            f"{self._describe(chosen)}: {broken[-1][1]}; check the data and --image_column"
+            f"{self._describe(chosen)}: {broken[-1][1]}; check the data and --data.image_column"
         )
 
     def _crop(

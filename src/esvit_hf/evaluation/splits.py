@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from esvit_hf.common.errors import flags_are_called
 from esvit_hf.common.limits import MAX_IMAGE_PIXELS
 from esvit_hf.data.labels import names_in_common
 from esvit_hf.data.loading import split_names, take_slices
@@ -122,17 +123,18 @@ def load_splits(
         "labels": labels or test_fraction is not None,
     }
 
-    def read_split(split: str) -> ImageSource:
-        if isinstance(dataset, str):
-            return load_image_source(dataset, split=split, config_name=config_name, **options)
-        return ImageSource(
-            _rows_of(dataset, split), name=f"{IN_MEMORY_DATA} (split {split})", **options
-        )
+    def read_split(split: str, flag: str) -> ImageSource:
+        with flags_are_called(split=flag):
+            if isinstance(dataset, str):
+                return load_image_source(dataset, split=split, config_name=config_name, **options)
+            return ImageSource(
+                _rows_of(dataset, split), name=f"{IN_MEMORY_DATA} (split {split})", **options
+            )
 
-    train = read_split(train_split)
+    train = read_split(train_split, "train_split")
     if test_fraction is None:
         assert test_split is not None
-        test = read_split(test_split)
+        test = read_split(test_split, "test_split")
     else:
         train, test = split_off_test(train, test_fraction, seed)
     if not labels:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from esvit_hf.common.files import check_writable
+from esvit_hf.common.files import check_writable, write_aside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,8 +92,8 @@ class Picture:
 
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with matplotlib.rc_context(_STYLE):
-                self.figure.savefig(path)
+            with matplotlib.rc_context(_STYLE), write_aside(path) as aside:
+                self.figure.savefig(aside)
         except OSError as error:
             raise ValueError(
                 f"cannot write {path} ({error.strerror}): choose another file"

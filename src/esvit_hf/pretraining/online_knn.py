@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 from accelerate import Accelerator
 
+from esvit_hf.common.errors import flags_are_called
 from esvit_hf.data.decoding import BrokenImagesError
 from esvit_hf.data.items import ItemSource
 from esvit_hf.data.sources import ImageSource
@@ -44,10 +45,11 @@ class OnlineKnn:
         self.accelerator = accelerator
         self.processor = make_processor(recipe)
         if recipe.run.knn_dataset is not None:
-            source = load_knn_split(recipe, recipe.run.knn_train_split)
+            source = load_knn_split(recipe, "knn_train_split")
         assert isinstance(source, ImageSource), "other data need a data set of the k-NN"
-        self.sources = [source, classified or load_knn_split(recipe, recipe.run.knn_split)]
-        self.labels = list(shared_labels(*self.sources))
+        self.sources = [source, classified or load_knn_split(recipe, "knn_split")]
+        with flags_are_called(label_column="data.label_column"):
+            self.labels = list(shared_labels(*self.sources))
         self._check_neighbors()
 
     def measure(self, teacher: DistillationNetwork) -> dict[str, float]:

@@ -174,6 +174,7 @@ class Start:
             label_column=settings.label_column,
             name=f"{_IN_MEMORY} (split {split})",
             max_image_pixels=settings.max_image_pixels,
+            labels=self.draft.run.knn_every_epochs > 0 and self.draft.run.knn_dataset is None,
         )
 
     def _place_network(self) -> None:

@@ -448,6 +448,10 @@ class TestLoadBackbone:
         load_backbone(str(tmp_path))
         with pytest.raises(ValueError, match=r"ViTModel has no place for 16 of the tensors"):
             load_backbone(str(tmp_path), num_hidden_layers=2)
+        with pytest.raises(
+            ValueError, match=r"other shapes than .*: correct intermediate_size, or"
+        ):
+            load_backbone(str(tmp_path), intermediate_size=32)
 
     @pytest.mark.parametrize(
         "content",

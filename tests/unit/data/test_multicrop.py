@@ -290,7 +290,8 @@ def test_the_share_is_judged_even_if_the_last_batch_is_fine() -> None:
 def test_data_without_a_single_image_stops_at_once() -> None:
     dataset = MultiCropDataset(source_of([b"text"] * 5000), VIEWS, seed=0)
     with pytest.raises(
-        TooManyBrokenImagesError, match=r"20 images in a row .* check the data and --image_column"
+        TooManyBrokenImagesError,
+        match=r"20 images in a row .* check the data and --data.image_column",
     ):
         dataset.__getitems__([(0, 0)])
 

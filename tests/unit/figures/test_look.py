@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 
 from esvit_hf.figures.look import COLORS, check_picture_path, new_picture
@@ -59,6 +60,20 @@ def test_files_that_cannot_be_written(tmp_path: Path) -> None:
         pytest.raises(ValueError, match="cannot write .*file.figure.png"),
     ):
         picture.save(tmp_path / "file" / "figure.png")
+
+
+def test_a_picture_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Figure, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with (
+        new_picture(1, 1) as picture,
+        pytest.raises(ValueError, match="cannot write .*figure.png .No space left on device"),
+    ):
+        picture.save(tmp_path / "figure.png")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_curves_of_a_run(tmp_path: Path) -> None:
