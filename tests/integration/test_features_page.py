@@ -1,10 +1,8 @@
 """Every block of code of docs/features.md runs as it stands, one after the other."""
 
-import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,27 +12,26 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 from tests.support.paths import ROOT
+from tests.support.process_group import run_on_processes
 
 from esvit_hf.commands.main import main
 
 PAGE = ROOT / "docs" / "features.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-LAUNCH = "accelerate launch --num_processes 2"
+LAUNCH = "accelerate launch --num_processes 2 -m"
+
+
+def run_module(words: list[str]) -> None:
+    """As a launcher does in each process."""
+    sys.argv = words
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
 def run_shell(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line)
         if line.startswith(LAUNCH):
-            # Without a GPU, two processes need a file of settings.
-            launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-            settings = ["--config_file", "examples/accelerate/two_cpu_processes.yaml"]
-            command = launcher + settings + words[len(LAUNCH.split()) :]
-            environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, done.stderr
+            run_on_processes(2, run_module, words[len(LAUNCH.split()) :])
         elif words[0] == "python":
             monkeypatch.setattr(sys, "argv", words[1:])
             runpy.run_path(words[1], run_name="__main__")
@@ -48,7 +45,6 @@ def test_every_block_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "photos" / "small").mkdir(parents=True)
     for path in (ROOT / "src/esvit_hf/page/photographs").glob("*.jpg"):

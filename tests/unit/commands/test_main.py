@@ -405,11 +405,12 @@ def test_features(dark_and_bright: Path, call: Call, tmp_path: Path) -> None:
 
 def test_export(call: Call, tmp_path: Path) -> None:
     save_small_model(tmp_path / "model")
-    code, output, _ = call("export", tmp_path / "model", tmp_path / "model.onnx")
+    words = ("--image_size", "32")
+    code, output, _ = call("export", tmp_path / "model", tmp_path / "model.onnx", *words)
     assert code == 0
     report = last_line(output)
     assert report["largest_difference"] < 1e-4
-    assert report["image_size"] is None
+    assert report["image_size"] == [32, 32]
     assert (tmp_path / "model.onnx").stat().st_size > 10_000
     assert "no/model" in refused(call("export", "/no/model", tmp_path / "other.onnx"))
 

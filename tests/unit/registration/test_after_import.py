@@ -27,9 +27,9 @@ for kind in ("esvit_swin", "esvit_vil", "esvit_cvt"):
     for auto in (AutoBackbone, AutoModel):
         assert type(AutoConfig.for_model(kind)) in auto._model_mapping, kind
 """
-# Each in a process of its own that has neither package yet, but what takes longest.
+# Each in a process of its own that has neither package yet, but what takes longest of the rest.
 IN_ANY_ORDER = f"""
-import os, sys, torch, torchvision
+import os, sys, huggingface_hub, scipy.optimize, tokenizers, torch, torchvision
 for program in {FIRST!r}:
     if os.fork() == 0:
         assert not {{"esvit_hf", "transformers"}} & set(sys.modules)
