@@ -31,6 +31,7 @@ MODEL = CHECKPOINTS / "esvit_swin_tiny_imagenet"
 RANDOM = Path("outputs/random_network")
 DATA = "src/esvit_hf/recipes/fashion_mnist"
 TASKS = "knn,linear,logistic,few_shot,correspondence,attention"
+SPLITS = {"train_split": "train[:1000]", "test_split": "test[:1000]"}
 SHOWN = ("otters", "lake", "raccoon", "dahlia")
 DETAIL = 5
 QUALITY = 70
@@ -47,7 +48,7 @@ def make_report(model: Path, **options: Any) -> None:
     """Evaluate a network, and keep the page and its figures."""
     folder = Path("docs/reports") / model.name
     shutil.rmtree(folder, ignore_errors=True)
-    evaluate(model, DATA, tasks=TASKS, train_split="train[:2000]", report=folder, **options)
+    evaluate(model, DATA, tasks=TASKS, report=folder, **SPLITS, **options)
     for path in folder.iterdir():
         if path.suffix == ".json" or path.name == "model_card_block.md":
             path.unlink()
