@@ -201,16 +201,9 @@ def as_on_gpu(batch: int) -> Iterator[None]:
         yield
 
 
-def count_step(batch: int, **options: Any) -> Costs:
-    """Count one step of Swin-T.
-
-    Args:
-        batch: images.
-        **options: of `benchmarks.step.build_step` and, as `views`, of `draw_crops`.
-    """
-    views = options.pop("views", {})
-    step = build_step("bf16", batch=batch, **options)
-    crops = draw_crops(batch, **views)
+def count_step(batch: int) -> Costs:
+    """Count one step of Swin-T."""
+    step, crops = build_step("bf16", batch=batch), draw_crops(batch)
     counter = Counter([*step.student.parameters(), *step.teacher.parameters()])
     for objective in step.objectives.values():
         objective.loss = partial(_within, counter, "losses", objective.loss)  # type: ignore[method-assign]
