@@ -1,20 +1,22 @@
 """On paper: memory of a GPU and floating-point operations an image for every preset, in bf16.
 
 `python -m benchmarks.budget` prints the table of docs/performance.md. Operations are counted while
-the network runs, stored activations are counted as what autograd keeps, both on the CPU;
+the network runs without numbers, stored activations as what autograd keeps on the CPU;
 `benchmarks.gpu` measures.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jsonargparse import auto_cli
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from benchmarks.step import VIEWS, draw_crops
+from benchmarks.step_costs import BATCH, SPEED, count_batch, format_costs
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.pretraining.distillation import DistillationNetwork, DistillationOutput
 from esvit_hf.pretraining.heads import ProjectionHead
@@ -86,6 +88,41 @@ def stored_bytes(
     return sum(sizes.values())
 
 
+def count_operations(
+    model_type: str,
+    fields: Mapping[str, Any],
+    views: Sequence[tuple[int, int]] = VIEWS,
+    num_prototypes: int = NUM_PROTOTYPES,
+) -> float:
+    """Count the operations of a step for one image, on tensors without numbers.
+
+    Args:
+        model_type: of the network.
+        fields: of its configuration.
+        views: number and side of the views of each size, the teacher's first.
+        num_prototypes: of each head.
+    """
+    with torch.device("meta"), torch.no_grad():
+        backbone = RegionBackbone(AutoModel.from_config(AutoConfig.for_model(model_type, **fields)))
+        objectives = build_objectives(default_objectives())
+        heads = {name: ProjectionHead(backbone.feature_dim, num_prototypes) for name in objectives}
+        network = DistillationNetwork(backbone, heads).train()
+        crops = [torch.empty(1, 3, side, side) for count, side in views for _ in range(count)]
+        with FlopCounterMode(display=False) as student:
+            output = network(crops, objectives.values())
+        with FlopCounterMode(display=False) as teacher:
+            network(crops[: views[0][0]], objectives.values())
+    rows = [
+        projection.shape[:-1].numel()
+        for each in output.projections.values()
+        for projection in each.bottlenecks
+    ]
+    # The view objective has one group, the region objective one for each size.
+    teacher_rows = views[0][0] + rows[1]
+    losses = 3 * 2 * (sum(rows) + teacher_rows) * num_prototypes * BOTTLENECK
+    return teacher.get_total_flops() + 3 * student.get_total_flops() + losses
+
+
 def count(model_type: str, fields: dict[str, Any]) -> Budget:
     """Count a preset by running it on one and on two images."""
     torch.manual_seed(0)
@@ -99,24 +136,11 @@ def count(model_type: str, fields: dict[str, Any]) -> Budget:
         return output
 
     one, two = (stored_bytes(run, draw_crops(batch)) for batch in (1, 2))
-    crops = draw_crops(1)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        with FlopCounterMode(display=False) as student:
-            run(crops)
-        with FlopCounterMode(display=False) as teacher:
-            run(crops[: VIEWS[0][0]])
-        regions = [backbone(crop).regions.shape[1] for crop in (crops[0], crops[-1])]
-    counts = [views for views, _ in VIEWS]
-    teacher_rows = counts[0] * (1 + regions[0])
-    rows = teacher_rows + sum(
-        views * (1 + number) for views, number in zip(counts, regions, strict=True)
-    )
-    losses = 3 * 2 * rows * NUM_PROTOTYPES * BOTTLENECK
     trained = sum(parameter.numel() for parameter in network.parameters())
     prototypes = NUM_PROTOTYPES * BOTTLENECK
     return Budget(
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
-        operations=teacher.get_total_flops() + 3 * student.get_total_flops() + losses,
+        operations=count_operations(model_type, fields),
         # Student, teacher, gradient, two averages; a block of logits, its softmax and 16-bit copy;
         # 16-bit prototypes.
         fixed=5 * 4 * trained + (4 + 4 + 2) * BLOCK_ELEMENTS + 2 * 2 * prototypes,
@@ -124,7 +148,8 @@ def count(model_type: str, fields: dict[str, Any]) -> Budget:
     )
 
 
-def main() -> None:
+def print_presets() -> None:
+    """Print what every preset needs."""
     columns = ["preset", "parameters (M)", "operations an image (G)", "activations an image (MiB)"]
     columns += [f"batch {batch} (GiB)" for batch in BATCHES] + [
         f"largest batch in {size} GB" for size in GPU_SIZES
@@ -140,5 +165,23 @@ def main() -> None:
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
+def print_step() -> None:
+    """Print what bounds a step of Swin-T with a batch of 64 on an H200."""
+    costs = count_batch()
+    operations = count_operations("esvit_swin", {}) * BATCH
+    print(format_costs(costs))
+    print(f"operations: {operations / 1e12:.2f} T, at least {1e3 * operations / SPEED:.1f} ms")
+    print(f"activations that products and attention touch: {costs.operands / 1e9:.1f} GB")
+
+
+def main(step: bool = False) -> None:
+    """Print the table of all presets, or what a step of Swin-T asks of a GPU.
+
+    Args:
+        step: kernels, bytes and operations of a step, instead of the presets.
+    """
+    print_step() if step else print_presets()
+
+
 if __name__ == "__main__":
-    main()
+    auto_cli(main, as_positional=False)

@@ -5,12 +5,14 @@ Against the plain formula on transformers' Swin with eager attention, for-loop c
 averaging.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from transformers import SwinModel
 
 from benchmarks import reference
 from benchmarks.measure import Prepare, Row, Run, compare, interleave, peak_memory
@@ -51,6 +53,8 @@ def build_step(
     num_prototypes: int = NUM_PROTOTYPES,
     checkpointed_blocks: int = 0,
     device: str = "cpu",
+    model_type: str = "esvit_swin",
+    fields: Mapping[str, Any] | None = None,
 ) -> DistillationStep:
     """Build our networks, losses and optimizer."""
     AcceleratorState._reset_state(True)
@@ -58,8 +62,8 @@ def build_step(
         {},
         {
             "data.dataset": "none",
-            "model.name": "esvit_swin",
-            "model.config": {"drop_path_rate": DROP_PATH_RATE},
+            "model.name": model_type,
+            "model.config": {"drop_path_rate": DROP_PATH_RATE, **(fields or {})},
             "heads.num_prototypes": num_prototypes,
             "run.batch_size": batch,
             "schedule.freeze_last_layer_epochs": 0,
@@ -82,16 +86,14 @@ def prepare_ours(
     num_prototypes: int = NUM_PROTOTYPES,
     views: Sequence[tuple[int, int]] = VIEWS,
     checkpointed_blocks: int = 0,
-    device: str = "cpu",
 ) -> Run:
     step = build_step(
         precision,
         batch=batch,
         num_prototypes=num_prototypes,
         checkpointed_blocks=checkpointed_blocks,
-        device=device,
     )
-    crops = [crop.to(device) for crop in draw_crops(batch, views)]
+    crops = draw_crops(batch, views)
 
     def run() -> None:
         step.accumulate(crops, 2, 0, last=True)
@@ -100,36 +102,60 @@ def prepare_ours(
     return run
 
 
-class PlainNetwork(nn.Module):
-    """transformers' Swin-T and two plain heads."""
+Features = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
+"""From a backbone and images to view features (B, C) and regions (B, N, C)."""
 
-    def __init__(self, drop_path_rate: float, attention: str = "eager") -> None:
+
+def transformers_features(backbone: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    # See benchmarks.peers.
+    assert isinstance(backbone, SwinModel) and isinstance(backbone.config.image_size, int)
+    output = backbone(pixels, always_partition=pixels.shape[-1] < backbone.config.image_size)
+    return output.pooler_output, output.last_hidden_state
+
+
+class PlainNetwork(nn.Module):
+    """A backbone of another library and two plain heads."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        features: Features,
+        channels: int = 768,
+        num_prototypes: int = NUM_PROTOTYPES,
+    ) -> None:
         super().__init__()
-        self.backbone = build_transformers(drop_path_rate, attention).module
-        self.view_head = reference.PlainHead(768, NUM_PROTOTYPES)
-        self.region_head = reference.PlainHead(768, NUM_PROTOTYPES)
+        self.backbone = backbone
+        self.features = features
+        self.view_head = reference.PlainHead(channels, num_prototypes)
+        self.region_head = reference.PlainHead(channels, num_prototypes)
 
     def forward(self, crops: Sequence[Tensor]) -> reference.PlainOutput:
         pooled, regions = [], []
         for size in sorted({crop.shape[-1] for crop in crops}, reverse=True):
             group = [crop for crop in crops if crop.shape[-1] == size]
-            output = self.backbone(torch.cat(group), always_partition=size < 224)
-            pooled.append(output.pooler_output.unflatten(0, (len(group), -1)))
-            regions.append(output.last_hidden_state.unflatten(0, (len(group), -1)))
+            views, tokens = self.features(self.backbone, torch.cat(group))
+            pooled.append(views.unflatten(0, (len(group), -1)))
+            regions.append(tokens.unflatten(0, (len(group), -1)))
         return reference.run_heads(self.view_head, self.region_head, torch.cat(pooled), regions)
 
 
-def build_plain(attention: str = "eager", device: str = "cpu") -> tuple[PlainNetwork, PlainNetwork]:
-    """Build the plain student and teacher with the same weights."""
+def build_plain(
+    build: Callable[[float], PlainNetwork], device: str = "cpu"
+) -> tuple[PlainNetwork, PlainNetwork]:
+    """Build the plain student and teacher with the same weights, from the rate of stochastic
+    depth.
+    """
     torch.manual_seed(0)
-    student, teacher = (PlainNetwork(rate, attention).to(device) for rate in (DROP_PATH_RATE, 0.0))
+    student, teacher = (build(rate).to(device) for rate in (DROP_PATH_RATE, 0.0))
     teacher.load_state_dict(student.state_dict())
     teacher.requires_grad_(False)
     return student.train(), teacher
 
 
 def prepare_plain() -> Run:
-    student, teacher = build_plain()
+    student, teacher = build_plain(
+        lambda rate: PlainNetwork(build_transformers(rate, "eager").module, transformers_features)
+    )
     optimizer = torch.optim.AdamW(
         reference.parameter_groups(student), lr=1e-4, foreach=False, fused=False
     )

@@ -17,7 +17,7 @@ __all__ = ["compile_blocks"]
 _GRAPHS_OF_A_BLOCK = 8
 
 
-def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+def compile_blocks(model: nn.Module, backend: str = "inductor", mode: str | None = None) -> None:
     """Compile the blocks of a network in place; a network without blocks is compiled as a whole.
 
     Sizes of images are constants of the graphs. Stochastic depth draws other random numbers than in
@@ -26,6 +26,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     Args:
         model: network of transformers, on the device that it stays on.
         backend: backend of `torch.compile`.
+        mode: mode of `torch.compile`, such as reduce-overhead for CUDA graphs.
     """
     blocks: list[nn.Module] = [
         each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)
@@ -45,6 +46,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
             fullgraph=isinstance(model, EsvitPreTrainedModel),
             dynamic=False,
             backend=backend,
+            mode=mode,
         )
 
 
