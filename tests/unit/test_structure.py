@@ -13,7 +13,7 @@ BELOW: dict[str, set[str]] = {
     # Imports of rooms further up only, so that no two rooms import each other.
     "acceleration": set(),
     "common": set(),
-    "figures": set(),
+    "figures": {"common"},
     "models": set(),
     "registration": {"models"},
     "backbones": {"acceleration", "common", "models"},
