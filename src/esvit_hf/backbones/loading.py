@@ -7,17 +7,15 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
 
 from esvit_hf.acceleration.linear import use_fast_linear
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.foreign_swin import own_swin
-from esvit_hf.common.errors import one_line
-from esvit_hf.common.places import check_model_place
+from esvit_hf.common.configurations import cannot_load, load_configuration
 
-__all__ = ["load_backbone", "load_configuration"]
+__all__ = ["load_backbone"]
 
 
 def load_backbone(
@@ -63,7 +61,7 @@ def load_backbone(
             name_or_path, config=config, output_loading_info=True, **source, **options
         )
     except (EOFError, OSError, RuntimeError, SafetensorError, UnpicklingError, ValueError) as error:
-        raise _cannot_load(name_or_path, error, config_fields) from error
+        raise cannot_load(name_or_path, error, config_fields) from error
     # The network is run on a first image below.
     use_fast_linear(model)
     measured = RegionBackbone(model) if loading["missing_keys"] else None
@@ -89,62 +87,6 @@ def load_backbone(
         backbone = RegionBackbone(own).to(device=model.device, dtype=model.dtype)
     use_fast_linear(backbone)
     return backbone.eval()
-
-
-def load_configuration(
-    name_or_path: str,
-    *,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    **config_fields: Any,
-) -> PreTrainedConfig:
-    """Load the configuration of a network.
-
-    Args:
-        name_or_path: Hub name or folder.
-        revision: branch, tag or commit on the Hub.
-        trust_remote_code: run code that the repository ships.
-        config_fields: fields to override.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        ValueError: there is none, it is damaged, or a field does not exist or fit.
-    """
-    check_model_place(name_or_path, revision=revision)
-    try:
-        config, unknown = AutoConfig.from_pretrained(
-            name_or_path,
-            return_unused_kwargs=True,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            **config_fields,
-        )
-    # A file of JSON may hold anything.
-    except (
-        *(AttributeError, KeyError, OSError, RuntimeError, StrictDataclassError),
-        *(TypeError, ValueError),
-    ) as error:
-        raise _cannot_load(name_or_path, error, config_fields) from error
-    if unknown := sorted(set(unknown) & set(config_fields)):
-        raise ValueError(
-            f"{type(config).__name__} has no field {', '.join(map(repr, unknown))}: remove it "
-            f"or correct its name"
-        )
-    return config
-
-
-def _cannot_load(name_or_path: str, error: Exception, fields: Iterable[str] = ()) -> ValueError:
-    remedy = "give a Hub name or a folder with config.json and model.safetensors"
-    reason = one_line(error)
-    if "ignore_mismatched_sizes" in reason:
-        reason = "its weights have other shapes than its configuration says"
-    if "trust_remote_code" in str(error):
-        remedy = "set trust_remote_code if you trust the code that comes with it"
-    elif fields:
-        remedy = f"correct {', '.join(fields)}, or {remedy}"
-    return ValueError(f"cannot load a model from {name_or_path!r} ({reason}): {remedy}")
 
 
 def _left_over_layers(model: PreTrainedModel, names: Iterable[str]) -> list[str]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
 
-from esvit_hf.backbones.loading import load_configuration
+from esvit_hf.common.configurations import load_configuration
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.files import check_writable, write_aside
 from esvit_hf.models.configuration_esvit_common import as_pair

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from esvit_hf.backbones.loading import load_configuration
+from esvit_hf.common.configurations import load_configuration
 from esvit_hf.common.errors import one_line
 from esvit_hf.hub.heads_file import SavedHead, find_heads, read_heads
 from esvit_hf.reference.from_reference import (
