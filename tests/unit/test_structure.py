@@ -19,7 +19,7 @@ BELOW: dict[str, set[str]] = {
     "backbones": {"acceleration", "common", "models"},
     "data": {"common", "models"},
     "hub": {"common", "models", "registration"},
-    "export": {"backbones", "common", "models"},
+    "export": {"common", "models"},
     "features": {"acceleration", "backbones", "common", "data", "models"},
     "regions": {"backbones", "common", "data", "features", "models"},
     "evaluation": {
@@ -30,7 +30,7 @@ BELOW: dict[str, set[str]] = {
         *("models", "registration"),
     },
     # Whose names the heads in the authors' files get.
-    "reference": {"backbones", "common", "hub", "models", "pretraining"},
+    "reference": {"common", "hub", "models", "pretraining"},
     "zoo": {"common", "hub", "reference"},
     "page": {"backbones", "common", "data", "features", "figures", "regions"},
 }
