@@ -85,7 +85,7 @@ def test_steps_in_shards_equal_steps_with_replicas():
 @pytest.mark.parametrize(
     "launcher",
     [
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"],
         [
             *("-m", "accelerate.commands.launch", "--config_file"),
             str(FOLDER / "two_cpu_processes.yaml"),

@@ -21,7 +21,14 @@ from PIL import Image
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
-from tests.support.browser import PATIENCE, requested, resize, running_browser, wait
+from tests.support.browser import (
+    PATIENCE,
+    new_tab,
+    requested,
+    resize,
+    running_browser,
+    wait,
+)
 from tests.support.page import save_small_network
 from tests.support.paths import FASHION_MNIST, ROOT
 
@@ -77,10 +84,16 @@ def wait_for_server(server: subprocess.Popen[bytes], port: int, output: Path) ->
     raise AssertionError(f"the page does not open: {output.read_text()}")
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    with running_browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
 @pytest.fixture
-def open_page(address: str, tmp_path: Path) -> Iterator[OpenPage]:
+def open_page(address: str, browser: Chrome) -> Iterator[OpenPage]:
     """Open the page with two photographs chosen."""
-    with running_browser(tmp_path / "profile") as browser:
+    with new_tab(browser, address):
 
         def opened(
             size: tuple[int, int], first: str = "Pavilion", second: str = "Colosseum"

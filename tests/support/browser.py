@@ -1,4 +1,4 @@
-"""Headless Chromium on a page of this machine; afterwards nothing may have gone wrong or out."""
+"""Headless Chromium on a page of this machine, where nothing may go wrong or out."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ Found = TypeVar("Found")
 
 @contextmanager
 def running_browser(profile: Path) -> Iterator[Chrome]:
-    """Start a browser; it must log no fault and ask nothing of other machines."""
+    """Start a browser."""
     options = webdriver.ChromeOptions()
     for argument in (*CHROMIUM.split(), f"--user-data-dir={profile}"):
         options.add_argument(argument)
@@ -35,13 +35,29 @@ def running_browser(profile: Path) -> Iterator[Chrome]:
     browser = webdriver.Chrome(options=options, service=Service(_program("chromedriver")))
     try:
         yield browser
+    finally:
+        browser.quit()
+
+
+@contextmanager
+def new_tab(browser: Chrome, address: str) -> Iterator[None]:
+    """Work in a tab that knows nothing of those before; it must log no fault and ask nothing of
+    other machines.
+    """
+    before = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    everything = {"origin": address, "storageTypes": "all"}
+    browser.execute_cdp_cmd("Storage.clearDataForOrigin", everything)
+    try:
+        yield
         faults = [entry["message"] for entry in browser.get_log("browser")]
         assert [fault for fault in faults if _REFUSED not in fault] == []
         # The browser's own first page, and pictures that the page holds itself.
         own = ("http://127.0.0.1:", "chrome://", "data:", "blob:")
         assert [url for url in requested(browser) if not url.startswith(own)] == []
     finally:
-        browser.quit()
+        browser.close()
+        browser.switch_to.window(before)
 
 
 def requested(browser: Chrome) -> list[str]:

@@ -123,7 +123,7 @@ FREE = {
     "Swin": (EsvitSwinModel, swin_config(use_absolute_embeddings=True)),
     "CvT": (EsvitCvtModel, cvt_config(deep_stem=True)),
     "CvT with windows larger than its maps": (EsvitCvtModel, cvt_config(window_size=[9, 9])),
-    "ViL": (EsvitVilModel, vil_config()),
+    "ViL": (EsvitVilModel, vil_config(depths=[1, 1])),
     "ViL with positions": (
         EsvitVilModel,
         vil_config(position_embedding=["absolute", "relative"], num_global_tokens=[1, 2]),
@@ -152,7 +152,7 @@ def test_file_for_any_size_computes_what_the_network_computes(tmp_path, name):
 
 
 def test_operators_that_are_not_to_be_had_are_refused(tmp_path):
-    save_swin(tmp_path / "model")
+    save_cvt(tmp_path / "model")
     with pytest.raises(ValueError, match="with opset 9: the operators are those of opset 18"):
         export_onnx(tmp_path / "model", tmp_path / "network.onnx", image_size=16, opset=9)
     assert not (tmp_path / "network.onnx").exists()
