@@ -70,7 +70,7 @@ def test_a_run_is_pushed_whole_and_checked(
     assert commit.files["model.safetensors"].large and hub.routes().count("lfs_upload") == 2
     card = ModelCard(sent["README.md"].decode())
     assert f'from_pretrained("{REPO}"' in card.text and "# small_run" in card.text
-    assert "the card states no license: give one, such as --license apache-2.0" in output + errors
+    assert "the card states no license: give one with `esvit push --license`" in output + errors
     assert contents(run_folder) == before
     assert TOKEN not in output + errors + repr(hub.requests) + repr(sent)
     # Once more: nothing has changed, nothing is committed.

@@ -237,7 +237,10 @@ def _build(
         )
     check_card(built)
     if card_license(built) is None:
-        tqdm.write(f"{folder}: the card states no license: give one, such as --license apache-2.0")
+        tqdm.write(
+            f"{folder}: the card states no license: give one with `esvit push --license`, or with "
+            f"hub.license of the run"
+        )
     check_files(built)
     return left_out
 
