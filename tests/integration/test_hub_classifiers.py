@@ -8,7 +8,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from tests.support.hub_server import OWNER, HubServer
-from tests.support.paths import FASHION_MNIST
+from tests.support.paths import EXAMPLES, FASHION_MNIST
 from tests.support.small_networks import export_small_run
 from transformers import (
     AutoImageProcessor,
@@ -133,7 +133,7 @@ def test_a_fine_tuned_network_is_pushed_or_says_how(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.syspath_prepend(str(FASHION_MNIST.parents[1]))
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     from fine_tune import main
 
     export_small_run("esvit_swin", tmp_path / "run")
