@@ -97,7 +97,7 @@ def test_what_cannot_become_a_classifier_is_said_before_computing(tmp_path: Path
                 features_folder=tmp_path / "features",
             )
     assert not (tmp_path / "new").exists()
-    assert not list((tmp_path / "features").iterdir())
+    assert not (tmp_path / "features").exists()
 
 
 def test_a_probe_of_a_network_in_memory_names_no_base_model(tmp_path: Path) -> None:

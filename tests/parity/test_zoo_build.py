@@ -159,7 +159,7 @@ def test_a_folder_is_built_and_its_card_runs_elsewhere(
     assert_is_the_record(SMALL, report, folder)
     assert_the_card_runs_elsewhere(folder)
     # The card's other lines, with this package.
-    _, with_the_package = re.findall(
+    _, with_the_package, _ = re.findall(
         r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL
     )
     monkeypatch.chdir(tmp_path)
