@@ -321,6 +321,9 @@ def test_what_cannot_be_measured_is_named(
     assert "| Hateful Memes | ROC AUC | failed |" in page
     assert "test images are train images too" in page
     assert str(tmp_path) not in page
+    with pytest.raises(ValueError, match=r"no data set could be measured \(MNIST: ylecun/mnist"):
+        transfer(models[:1], report=tmp_path / "none", datasets=["MNIST"], num_workers=0)
+    assert "| MNIST |" in (tmp_path / "none" / "transfer.md").read_text()
 
 
 @pytest.mark.parametrize(

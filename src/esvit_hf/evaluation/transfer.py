@@ -60,8 +60,8 @@ def transfer(
         processes but the first.
 
     Raises:
-        ValueError: a model, a name, a path or a setting does not work; the message names the
-            remedy.
+        ValueError: a model, a name, a path or a setting does not work, or no data set could be
+            measured; the message names the remedy.
     """
     check_least(
         batch_size=(batch_size, 1),
@@ -124,6 +124,11 @@ def transfer(
     words = [word for name, (value, usual) in options.items() for word in flag(name, value, usual)]
     revisions = [store.model_revision for store in stores]
     write_report(rows, names, revisions, copies, folder, words)
+    if not any(row.results for row in rows):
+        raise ValueError(
+            f"no data set could be measured ({rows[0].dataset.name}: {rows[0].remarks[0]}): "
+            f"{folder / 'transfer.md'} has the reason of each"
+        )
     return {"report": str(folder), **summary(rows, names)}
 
 
