@@ -215,12 +215,16 @@ class RegionBackbone(nn.Module):
     def _hidden_layout(
         self, layer: int, hidden_states: Sequence[Tensor]
     ) -> MapLayout | TokenLayout:
-        layout = self._hidden_layouts[layer]
+        layout, state = self._hidden_layouts[layer], hidden_states[layer]
         if layout is None:
+            found = (
+                f"has the shape {tuple(state.shape)}"
+                if isinstance(state, Tensor)
+                else f"is a {type(state).__name__}"
+            )
             raise ValueError(
-                f"hidden state {layer} of {type(self.model).__name__} has the shape "
-                f"{tuple(hidden_states[layer].shape)}, which is no map of regions: choose another "
-                f"layer or fewer blocks"
+                f"hidden state {layer} of {type(self.model).__name__} {found}, which is no map of "
+                f"regions: choose another layer or fewer blocks"
             )
         return layout
 
@@ -367,7 +371,8 @@ class RegionBackbone(nn.Module):
             with _recorded(model) as records:
                 output = self._run(pixels, output_hidden_states=True)
             repeated = self._run(pixels)
-        except (RuntimeError, AssertionError, TypeError) as error:
+        # What networks raise for a size or an input that they miss.
+        except (RuntimeError, AssertionError, AttributeError, IndexError, TypeError) as error:
             raise ValueError(
                 f"{type(model).__name__} cannot process an image of {height} x {width} pixels "
                 f"({one_line(error)}): pass image_size with a size that it takes"

@@ -226,6 +226,30 @@ def test_several_maps_instead_of_one_are_refused() -> None:
         RegionBackbone(model)
 
 
+def test_several_hidden_maps_instead_of_one_are_refused() -> None:
+    def several(module: DeiTModel, inputs: object, output: Any) -> Any:
+        if output.hidden_states:
+            output.hidden_states = ((output.hidden_states[0],) * 2, *output.hidden_states[1:])
+        return output
+
+    model = deit()
+    model.register_forward_hook(several)
+    backbone = RegionBackbone(model)
+    pixels = torch.randn(1, 3, *(backbone.native_size or (224, 224)))
+    with pytest.raises(ValueError, match="hidden state 0 of DeiTModel is a tuple, which is no map"):
+        backbone.layer_regions(pixels, 0)
+
+
+def test_a_network_that_misses_an_input_is_refused() -> None:
+    def need_more(module: DeiTModel, inputs: object) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'device'")
+
+    model = deit()
+    model.register_forward_pre_hook(need_more)
+    with pytest.raises(ValueError, match="DeiTModel cannot process an image of .* 'device'"):
+        RegionBackbone(model)
+
+
 def test_a_network_of_timm_is_measured_at_its_own_size() -> None:
     model = TimmWrapperModel(TimmWrapperConfig(architecture="test_convnext"))
     assert RegionBackbone(model).native_size == model.timm_model.pretrained_cfg["input_size"][1:]
