@@ -352,7 +352,7 @@ class RegionBackbone(nn.Module):
         try:
             return self._run(pixels.repeat(1, 1, 1, 2), output_hidden_states=True)
         # What networks raise for a size that they do not take.
-        except (RuntimeError, AssertionError, TypeError, ValueError):
+        except (RuntimeError, AssertionError, IndexError, TypeError, ValueError):
             return None
         finally:
             self.model.train(was_training)
