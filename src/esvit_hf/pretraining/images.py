@@ -56,8 +56,8 @@ def load_training_images(recipe: Recipe) -> ImageSource | StreamSource:
     """
     with flags_are_called(split="data.train_split", **_FLAGS):
         if not recipe.data.streaming:
-            classifies = recipe.run.knn_every_epochs > 0 and recipe.run.knn_dataset is None
-            return _load_split(recipe, recipe.data.train_split, labels=classifies)
+            labels = recipe.run.knn_learns_from_training
+            return _load_split(recipe, recipe.data.train_split, labels=labels)
         return open_stream(
             recipe.data.dataset,
             split=recipe.data.train_split,

@@ -47,7 +47,9 @@ class OnlineKnn:
         if recipe.run.knn_dataset is not None:
             source = load_knn_split(recipe, "knn_train_split")
         assert isinstance(source, ImageSource), "other data need a data set of the k-NN"
-        self.sources = [source, classified or load_knn_split(recipe, "knn_split")]
+        if classified is None:
+            classified = load_knn_split(recipe, "knn_split")
+        self.sources = [source, classified]
         with flags_are_called(label_column="data.label_column"):
             self.labels = list(shared_labels(*self.sources))
         self._check_neighbors()

@@ -281,6 +281,11 @@ class RunSettings:
         _expand_home(self, "output_dir")
         _expand_home(self, "knn_dataset")
 
+    @property
+    def knn_learns_from_training(self) -> bool:
+        """Whether the images of the training, with their labels, classify in the online k-NN."""
+        return self.knn_every_epochs > 0 and self.knn_dataset is None
+
 
 @dataclass(frozen=True)
 class HubSettings:
@@ -360,7 +365,7 @@ class Recipe:
                 f"optimizer.warmup_epochs must not exceed schedule.num_epochs ({epochs}); it is "
                 f"{self.optimizer.warmup_epochs}"
             )
-        if self.data.streaming and self.run.knn_every_epochs and self.run.knn_dataset is None:
+        if self.data.streaming and self.run.knn_learns_from_training:
             yield (
                 f"run.knn_every_epochs must be 0 with data.streaming: true, as the online k-NN "
                 f"reads images by index, or run.knn_dataset must name other data; it is "

@@ -161,9 +161,8 @@ class Start:
         Raises:
             ValueError: there is no such split.
         """
-        run = recipe.run
-        if isinstance(self._data, DatasetDict) and run.knn_every_epochs and not run.knn_dataset:
-            return self._open_split(self._data, run.knn_split)
+        if isinstance(self._data, DatasetDict) and recipe.run.knn_learns_from_training:
+            return self._open_split(self._data, recipe.run.knn_split)
         return None
 
     def _open_split(self, data: DatasetDict, split: str) -> ImageSource:
@@ -174,7 +173,7 @@ class Start:
             label_column=settings.label_column,
             name=f"{_IN_MEMORY} (split {split})",
             max_image_pixels=settings.max_image_pixels,
-            labels=self.draft.run.knn_every_epochs > 0 and self.draft.run.knn_dataset is None,
+            labels=self.draft.run.knn_learns_from_training,
         )
 
     def _place_network(self) -> None:
@@ -210,7 +209,7 @@ class Start:
             return load_training_images(self.draft)
         if isinstance(data, DatasetDict):
             return self._open_split(data, settings.train_split)
-        if self.draft.run.knn_every_epochs and self.draft.run.knn_dataset is None:
+        if self.draft.run.knn_learns_from_training:
             raise ValueError(
                 "run.knn_every_epochs is above 0, and the data in memory is a single split: give "
                 "a datasets.DatasetDict with the split run.knn_split as well, name a data set in "
