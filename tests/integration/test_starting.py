@@ -150,6 +150,10 @@ def test_labeled_splits_in_memory_have_an_online_knn(photos: Path, tmp_path: Pat
     pretrain(data=DatasetDict(train=rows, test=rows.select([2, 9])), **words)
     found = [line for line in read_metrics(tmp_path / "run") if "knn1_top1" in line]
     assert [(line["step"], line["knn1_top1"]) for line in found] == [(0, 1.0), (1, 1.0)]
+    # Without it, labels of any kind are no matter.
+    odd = rows.remove_columns("label").add_column("label", [[0.5]] * len(rows))
+    words |= {"output": tmp_path / "odd", "overrides": {**changes, "run.knn_every_epochs": 0}}
+    assert pretrain(data=DatasetDict(train=odd), **words).steps == 1
 
 
 @pytest.mark.parametrize("kind", ["ours", "backbone", "foreign"])
