@@ -29,7 +29,11 @@ for kind in ("esvit_swin", "esvit_vil", "esvit_cvt"):
 """
 # Each in a process of its own that has neither package yet, but what takes longest of the rest.
 IN_ANY_ORDER = f"""
-import os, sys, huggingface_hub, scipy.optimize, tokenizers, torch, torchvision
+import os, sys
+import accelerate, jinja2.ext, scipy.optimize, tokenizers, torchvision.transforms.v2
+import huggingface_hub.hf_api, huggingface_hub.repocard, huggingface_hub.serialization
+import torch.distributed.checkpoint.state_dict, torch.distributed.fsdp
+import torch.nn.attention.flex_attention
 for program in {FIRST!r}:
     if os.fork() == 0:
         assert not {{"esvit_hf", "transformers"}} & set(sys.modules)
