@@ -1,25 +1,36 @@
 """Shared fixtures: golden numbers of the reference implementation."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from accelerate.state import AcceleratorState
-from tests.support.golden import GOLDENS, Golden, load_golden
+from tests.support.paths import GOLDENS
+
+if TYPE_CHECKING:
+    import torch
+    from tests.support.golden import Golden
+
+# PyTorch is imported in the fixtures: the process that hands tests out to others reads this file
+# before they start, and has no use for it.
 
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate_state():
     """Let every test choose its own precision: Accelerate keeps the first choice of a process."""
     yield
+    from accelerate.state import AcceleratorState
+
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
 def exact_convolutions():
     """Let a GPU convolve as exactly as it multiplies matrices, without TF32."""
+    import torch
+
     before = torch.backends.cudnn.conv.fp32_precision
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     yield
@@ -28,11 +39,15 @@ def exact_convolutions():
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, exact_convolutions) -> torch.device:
+    import torch
+
     return torch.device(request.param)
 
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Golden]:
+    from tests.support.golden import load_golden
+
     return load_golden
 
 

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import psutil
@@ -25,18 +23,12 @@ def wait_for_metrics(output_dir, is_alive):
         time.sleep(0.05)
 
 
-def start_two(output_dir, *overrides):
+def start_two(output_dir, said, *overrides):
     """Start a run on two processes, and return the launcher and its workers."""
-    program = command(output_dir, STEPS, resume=False)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.Popen(
-        [sys.executable, *launcher, *program, *overrides],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    wait_for_metrics(output_dir, lambda: process.poll() is None)
+    program = command(output_dir, STEPS, resume=False)
+    process = start_program([*launcher, *program, *overrides], said)
+    wait_for_metrics(output_dir, process.is_alive)
     ranks = {}
     for child in psutil.Process(process.pid).children(recursive=True):
         rank = child.environ().get("RANK") if child.ppid() == process.pid else None
@@ -66,20 +58,22 @@ def test_a_signal_to_the_whole_group_saves_first(tmp_path, number, code):
 
 @pytest.mark.distributed
 def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path):
-    process, ranks = start_two(tmp_path / "run", "--run.checkpoint_steps", "0")
+    run, said = tmp_path / "run", tmp_path / "output.txt"
+    process, ranks = start_two(run, said, "--run.checkpoint_steps", "0")
     ranks[1].send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode != 0
+    process.join(timeout=100)
+    output = said.read_text()
+    assert process.exitcode not in (None, 0), output
     assert "exitcode  : 143" in output and "Timeout" not in output, output
-    (saved,) = checkpoints(tmp_path / "run")
+    (saved,) = checkpoints(run)
     assert f"stopped at step {int(saved[5:])};" in output
 
 
 @pytest.mark.distributed
 def test_the_death_of_one_process_ends_the_job(tmp_path):
-    process, ranks = start_two(tmp_path / "run")
+    process, ranks = start_two(tmp_path / "run", tmp_path / "output.txt")
     ranks[1].kill()
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode != 0
-    assert "Signal 9 (SIGKILL) received" in output
+    process.join(timeout=100)
+    assert process.exitcode not in (None, 0)
+    assert "Signal 9 (SIGKILL) received" in (tmp_path / "output.txt").read_text()
     assert not ranks[0].is_running() or ranks[0].status() == psutil.STATUS_ZOMBIE

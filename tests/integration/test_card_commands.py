@@ -17,7 +17,7 @@ from esvit_hf.pretraining.loop import pretrain
 OPTIONS = [
     {},
     {"test_fraction": 0.25, "seed": 7},
-    {"test_split": "test[:60]", "seed": 3},
+    {"test_split": "test[:30]", "seed": 3},
 ]
 
 
@@ -54,8 +54,8 @@ def test_of_a_probe(
         tmp_path / "run",
         FASHION_MNIST,
         tasks="linear",
-        train_split="train[:200]",
-        **({"test_split": "test[:40]"} | options if "test_fraction" not in options else options),
+        train_split="train[:100]",
+        **({"test_split": "test[:20]"} | options if "test_fraction" not in options else options),
         linear={
             **{"blocks": [1], "epochs": 3, "learning_rates": [0.01, 0.3], "augment": bool(options)},
             **{"validation_fraction": 0.3, "batch_size": 64, "output_dir": tmp_path / "probe"},
@@ -64,9 +64,9 @@ def test_of_a_probe(
         num_workers=0,
     )
     card = (tmp_path / "probe" / "README.md").read_text()
-    for words in ("train[:200]", "0.01, 0.3", f"| seed | {options.get('seed', 0)} |", "0.3"):
+    for words in ("train[:100]", "0.01, 0.3", f"| seed | {options.get('seed', 0)} |", "0.3"):
         assert words in card
-    assert ("0.25 of train[:200]" in card) == ("test_fraction" in options)
+    assert ("0.25 of train[:100]" in card) == ("test_fraction" in options)
     assert ("random crops and flips" in card) == bool(options) and str(tmp_path) not in card
     (clean / "run").symlink_to(tmp_path / "run")
     trained, measured = shell_commands(tmp_path / "probe" / "README.md")
@@ -85,7 +85,7 @@ def test_of_an_evaluation(clean: Path, tmp_path: Path, capsys: pytest.CaptureFix
         tmp_path / "run",
         FASHION_MNIST,
         tasks="knn,few_shot",
-        train_split="train[:200]",
+        train_split="train[:100]",
         test_fraction=0.3,
         seed=5,
         knn={"k": [5]},

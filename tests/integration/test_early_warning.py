@@ -31,6 +31,8 @@ def run(output_dir, *overrides, steps=25):
         "0",
         "--run.logging_steps",
         "1",
+        "--run.checkpoint_steps",
+        "0",
     )
     words = command(output_dir, steps, resume=False)[1:]
     return pretrain(
@@ -92,8 +94,6 @@ def test_a_learning_rate_that_is_too_high_stops_the_run(tmp_path):
             "1000",
             "--schedule.freeze_last_layer_epochs",
             "4",
-            "--run.checkpoint_steps",
-            "0",
         )
 
 

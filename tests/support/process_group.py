@@ -18,14 +18,18 @@ from accelerate.utils.other import get_free_port
 from torch.multiprocessing import start_processes
 
 TIMEOUT_SECONDS = 180
-PRELOADED = ["esvit_hf.pretraining.loop", "esvit_hf.evaluation.running", "esvit_hf.features.files"]
+PRELOADED = [
+    *("esvit_hf.pretraining.loop", "esvit_hf.evaluation.running", "esvit_hf.features.files"),
+    # What evaluations import when they need it.
+    *("evaluate", "matplotlib.backends.backend_agg", "matplotlib.figure", "sklearn.metrics"),
+]
 
 
 def start_program(words: Sequence[str | Path], output: Path) -> BaseProcess:
-    """Start a script, in a process group of its own, as `python words` would.
+    """Start a program, in a process group of its own, as `python words` would.
 
     Args:
-        words: path of the script, and its arguments.
+        words: path of a script, or `-m` and a module; then its arguments.
         output: file that what it prints is added to.
     """
     multiprocessing.set_forkserver_preload(PRELOADED)
@@ -41,8 +45,12 @@ def _run_program(words: list[str], output: Path) -> None:
     with output.open("a") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
-    sys.argv = words
-    runpy.run_path(words[0], run_name="__main__")
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
 
 
 def run_on_processes(processes: int, function: Callable[..., None], *arguments: Any) -> None:

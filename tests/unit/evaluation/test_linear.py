@@ -22,11 +22,12 @@ def test_an_augmented_probe_learns_from_crops(tmp_path: Path) -> None:
         "features_folder": tmp_path / "features",
         "num_workers": 0,
     }
-    options: dict[str, Any] = {"blocks": [1, 2], "epochs": 3, "learning_rates": [0.3, 3.0]}
-    plain, first, again = (
+    options: dict[str, Any] = {"blocks": [1, 2], "epochs": 2, "learning_rates": [0.3, 3.0]}
+    plain, first = (
         evaluate(report=tmp_path / str(place), linear={"augment": augment, **options}, **words)
-        for place, augment in enumerate((False, True, True))
+        for place, augment in enumerate((False, True))
     )
+    again = evaluate(linear={"augment": True, **options}, **words)
     assert plain is not None and first is not None and again is not None
     assert first["tasks"] == again["tasks"]
     assert first["tasks"]["linear"]["validation"] != plain["tasks"]["linear"]["validation"]

@@ -1,12 +1,11 @@
 """One run at a time in an output folder, whatever became of the ones before."""
 
 import os
-import signal
-import subprocess
-import sys
+import time
 
 import pytest
 from accelerate import Accelerator
+from tests.support.process_group import start_program
 
 from esvit_hf.pretraining.output_folder import locked_output
 
@@ -24,21 +23,25 @@ with locked_output(Path(sys.argv[1]), Accelerator(cpu=True)):
 
 def test_the_owner_is_named_and_what_a_killed_one_leaves_locks_nothing(tmp_path):
     accelerator = Accelerator(cpu=True)
-    owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+    program, folder, said = (tmp_path / name for name in ("owner.py", "run", "output.txt"))
+    program.write_text(OWNER)
+    folder.mkdir()
+    said.touch()
+    owner = start_program([program, folder], said)
     try:
-        assert owner.stdout.readline() == "locked\n"
-        named = f"{tmp_path} is in use by process {owner.pid} on {os.uname().nodename}: wait"
-        with pytest.raises(ValueError, match=named), locked_output(tmp_path, accelerator):
+        while "locked" not in said.read_text():
+            assert owner.is_alive(), said.read_text()
+            time.sleep(0.01)
+        named = f"{folder} is in use by process {owner.pid} on {os.uname().nodename}: wait"
+        with pytest.raises(ValueError, match=named), locked_output(folder, accelerator):
             pass
     finally:
-        owner.send_signal(signal.SIGKILL)
-        owner.communicate()
-    assert (tmp_path / ".run.lock").exists()
-    with locked_output(tmp_path, accelerator):
+        owner.kill()
+        owner.join()
+    assert (folder / ".run.lock").exists()
+    with locked_output(folder, accelerator):
         pass
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
