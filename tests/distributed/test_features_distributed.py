@@ -2,18 +2,21 @@
 
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
+from tests.support.photo_folders import noise, save_model
 from tests.support.process_group import run_on_processes
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.features.extraction import compute_features
+from esvit_hf.features.files import extract_features
 
 # Full and uneven last batches, an odd number of batches, and a process without any image.
 COUNTS = (8, 11, 13, 3)
@@ -75,11 +78,27 @@ def work(folder: Path) -> None:
     assert accelerator.num_processes == 2
     for blocks, values in tensors.items():
         save_file(values, folder / f"{accelerator.process_index}-{blocks}.safetensors")
+    write_rows(folder, "two")
     accelerator.end_training()
+
+
+def write_rows(folder: Path, name: str) -> None:
+    """Write one part, of which a second process has none, and a part for each of two processes."""
+    for size in (5, 3):
+        extract_features(
+            *(folder / "model", folder / "photos"),
+            output=folder / f"{name}-{size}" / "rows-{shard}.parquet",
+            rows_per_shard=size,
+            num_workers=1,
+        )
 
 
 @pytest.mark.distributed
 def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    for seed in range(5):
+        noise(seed).save(tmp_path / "photos" / f"{seed}.png")
     run_on_processes(2, work, tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -92,5 +111,13 @@ def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
                 assert found.keys() == expected.keys()
                 for name, tensor in expected.items():
                     assert torch.equal(found[name], tensor), name
+        write_rows(tmp_path, "one")
+        for size, shards in ((5, 1), (3, 2)):
+            one, two = (
+                [pyarrow.parquet.read_table(path) for path in sorted(folder.iterdir())]
+                for folder in (tmp_path / f"one-{size}", tmp_path / f"two-{size}")
+            )
+            assert len(one) == shards
+            assert one == two
     finally:
         torch.set_num_threads(threads)

@@ -73,8 +73,8 @@ class RowOutput:
         """Whether every part is a file of its own."""
         return self._pattern is not None
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Prepare to write, on one process.
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Refuse to go on with what a stopped run left if it does not fit; write nothing.
 
         Args:
             settings: all that decides the rows, as JSON knows it.
@@ -82,15 +82,8 @@ class RowOutput:
         Raises:
             ValueError: a stopped run with other settings left parts.
         """
-        if self._overwrite:
-            shutil.rmtree(self.state, ignore_errors=True)
-            for path in self._existing() if self.has_shards else ():
-                path.unlink()
-        self.state.mkdir(parents=True, exist_ok=True)
         kept = self.state / "settings.json"
-        if not kept.is_file():
-            with write_aside(kept) as aside:
-                aside.write_text(json.dumps(settings, indent=2) + "\n")
+        if self._overwrite or not kept.is_file():
             return
         earlier = json.loads(kept.read_text())
         different = [
@@ -104,9 +97,23 @@ class RowOutput:
                 f"as before to go on, or start anew with --overwrite"
             )
 
-    def is_done(self, number: int) -> bool:
-        """Tell whether a part is complete."""
-        return self._record(number).is_file()
+    def is_kept(self, number: int) -> bool:
+        """Tell whether a part need not be computed, as a stopped run left it complete."""
+        return not self._overwrite and self._record(number).is_file()
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Prepare to write, on one process, after `check`.
+
+        Args:
+            settings: as for `check`.
+        """
+        if self._overwrite:
+            shutil.rmtree(self.state, ignore_errors=True)
+            for path in self._existing() if self.has_shards else ():
+                path.unlink()
+        self.state.mkdir(parents=True, exist_ok=True)
+        with write_aside(self.state / "settings.json") as aside:
+            aside.write_text(json.dumps(settings, indent=2) + "\n")
 
     def write_part(
         self, number: int, table: pyarrow.Table | None, broken: Mapping[str, str]

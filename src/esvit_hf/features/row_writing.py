@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow
@@ -11,6 +12,7 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 from tqdm.auto import tqdm
 
+from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.files import public_name
 from esvit_hf.features.row_features import RowOptions, compute_parts
 from esvit_hf.features.row_files import make_feature_table
@@ -50,12 +52,22 @@ def write_features(
     accelerator = store.accelerator
     parts = _split(len(source), rows_per_shard)
     settings = _settings(store, source, options, rows_per_shard)
-    # A network that cannot be loaded leaves nothing behind.
-    store.backbone  # noqa: B018
-    _on_first_process(accelerator, lambda: output.begin(settings))
+    _on_first_process(accelerator, lambda: output.check(settings))
     own = range(accelerator.process_index, len(parts), accelerator.num_processes)
-    missing = [number for number in own if not output.is_done(number)]
-    tables = _tables(store, source, [parts[number] for number in missing], options, settings)
+    missing = [number for number in own if not output.is_kept(number)]
+    begin = partial(_on_first_process, accelerator, lambda: output.begin(settings))
+
+    def load() -> RegionBackbone:
+        backbone = store.backbone
+        # Not before: a network that cannot be loaded leaves nothing behind.
+        begin()
+        return backbone
+
+    if not missing:
+        # The processes with parts wait for this one.
+        begin()
+    own_parts = [parts[number] for number in missing]
+    tables = _tables(load, store, source, own_parts, options, settings)
     for number, (table, broken) in zip(missing, tables, strict=True):
         output.write_part(number, table, broken)
     accelerator.wait_for_everyone()
@@ -99,7 +111,8 @@ def rows_in_memory(
     settings = _settings(store, source, options, rows_per_shard)
     tables: list[pyarrow.Table] = []
     broken: dict[str, str] = {}
-    for table, left_out in _tables(store, source, parts, options, settings):
+    tables_of_parts = _tables(lambda: store.backbone, store, source, parts, options, settings)
+    for table, left_out in tables_of_parts:
         broken |= left_out
         tables += [] if table is None else [table]
     _warn_of(broken, len(source))
@@ -133,6 +146,7 @@ def _settings(
 
 
 def _tables(
+    load_backbone: Callable[[], RegionBackbone],
     store: FeatureStore,
     source: RowSource,
     parts: list[range],
@@ -151,7 +165,7 @@ def _tables(
     )
     with progress:
         for features in compute_parts(
-            lambda: store.backbone, store.processor, source, parts, options, store.accelerator
+            load_backbone, store.processor, source, parts, options, store.accelerator
         ):
             yield make_feature_table(features, source, settings)
             progress.update(len(features.part))

@@ -38,7 +38,7 @@ def test_names_of_shards(
     rows.begin(SETTINGS)
     rows.write_part(12, table(1), {})
     assert Path(shard).is_file()
-    assert rows.is_done(12) and not rows.is_done(11)
+    assert rows.is_kept(12) and not rows.is_kept(11)
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     first.write_part(1, table(3), {"a.jpg": "broken"})
     second = open_output(path)
     second.begin(SETTINGS)
-    assert [second.is_done(number) for number in range(3)] == [False, True, False]
+    assert [second.is_kept(number) for number in range(3)] == [False, True, False]
     second.write_part(0, table(1, 2), {})
     second.write_part(2, None, {"b.jpg": "broken"})
     paths, records = second.finish(3)
@@ -67,11 +67,13 @@ def test_a_run_with_other_settings_does_not_go_on(name: str, tmp_path: Path) -> 
     first.write_part(1, table(2), {})
     second = open_output(tmp_path / name)
     with pytest.raises(ValueError, match="begun with another blocks and another regions: call it"):
-        second.begin({**SETTINGS, "blocks": 2, "regions": True})
-    assert first.is_done(1)
+        second.check({**SETTINGS, "blocks": 2, "regions": True})
+    second.check(SETTINGS)
     anew = open_output(tmp_path / name, overwrite=True)
+    anew.check({**SETTINGS, "blocks": 2})
+    assert second.is_kept(1) and not anew.is_kept(1)
     anew.begin({**SETTINGS, "blocks": 2})
-    assert not anew.is_done(0) and not anew.is_done(1)
+    assert not second.is_kept(1)
     assert [path.name for path in tmp_path.iterdir()] == [anew.state.name]
 
 
@@ -94,5 +96,5 @@ def test_nothing_is_left_beside_a_part_that_could_not_be_written(tmp_path: Path)
     (tmp_path / "rows" / "0.csv").mkdir()
     with pytest.raises(OSError, match=r"0\.csv"):
         output.write_part(0, table(1), {})
-    assert not output.is_done(0)
+    assert not output.is_kept(0)
     assert {path.name for path in (tmp_path / "rows").iterdir()} == {"0.csv", output.state.name}

@@ -3,6 +3,7 @@ part.
 """
 
 import json
+import multiprocessing
 import signal
 import time
 from pathlib import Path
@@ -13,7 +14,10 @@ from tests.support.paths import ROOT
 from tests.support.photo_folders import noise, save_model
 from tests.support.process_group import start_program
 
+from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.commands import main as commands
+from esvit_hf.features import store as feature_store
 from esvit_hf.features.row_features import RowOptions
 from esvit_hf.features.row_output import RowOutput
 from esvit_hf.features.row_writing import write_features
@@ -66,6 +70,28 @@ def test_what_was_written_before_a_stop_is_not_computed_again(
     assert read == [6, 7, 8]
     with pytest.warns(UserWarning, match="1 of 9 images cannot be decoded"):
         assert write("whole") == found
+
+
+def test_images_are_read_while_the_network_is_loaded_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    noise(0).save(tmp_path / "photos" / "0.png")
+    folder = tmp_path / "features"
+    workers: list[int] = []
+
+    def load(*words: object, **options: object) -> RegionBackbone:
+        assert not folder.exists()
+        workers.append(len(multiprocessing.active_children()))
+        return load_backbone(str(tmp_path / "model"))
+
+    monkeypatch.setattr(feature_store, "load_backbone", load)
+    store = FeatureStore(tmp_path / "kept", str(tmp_path / "model"))
+    output = RowOutput(folder / "rows.parquet", regions=False, overwrite=False)
+    write_features(store, open_rows(tmp_path / "photos"), output, RowOptions(num_workers=1), 1)
+    assert workers == [1]
+    assert [path.name for path in folder.iterdir()] == ["rows.parquet"]
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
