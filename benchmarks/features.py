@@ -1,24 +1,31 @@
-"""From a folder of JPEG files to features on disk, against the pipeline of transformers and a loop
-with timm's loader.
+"""From a folder of JPEG files to features on disk, against the pipeline of transformers, a loop
+with timm's loader, and `embed` of lightly-train.
 
 `python -m benchmarks.features` prints images in a second. All run one Swin network of transformers,
 of random weights, and resize whole images to its input; the features are compared first. On a CPU,
 `--network small` leaves most of the time to decoding, and `--long_side 2560` makes photographs as
-large as those of cameras.
+large as those of cameras. lightly-train takes part where it is installed: with the resizing of the
+others, and with its own, which has no filter against aliases and gives other features.
 """
 
+import importlib
+import importlib.util
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
 import timm.data
 import torch
 from jsonargparse import auto_cli
 from PIL import Image
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SwinConfig, SwinModel, ViTImageProcessor, pipeline
 
@@ -34,6 +41,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 """Fields of the configuration of each network."""
 REACH = {"whole files": 1.0, "reduced files": 0.5, "whole files, bf16": 1.0}
+OWN_RESIZING = "lightly-train, own resizing"
+"""A peer with other features: its time is shown, and no ratio is against it."""
 SIMILAR = 0.99
 """Least cosine of the features of two libraries, whose resizing differs by rounding."""
 
@@ -145,6 +154,72 @@ def prepare_timm(folder: Path, batch_size: int, workers: int, device: str) -> Ru
     return run
 
 
+class PooledSwin(nn.Module):
+    """The network in a checkpoint of lightly-train, which calls it and wants one tensor."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.network = SwinModel.from_pretrained(folder)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        pooled: Tensor = self.network(pixel_values).pooler_output
+        return pooled
+
+
+def resize_bicubic(_: object, image: np.ndarray, **__: object) -> np.ndarray:
+    """Resize as the others do, in place of the method of `albumentations.Resize`.
+
+    Args:
+        image: (H, W, 3) pixels.
+    """
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, (SIDE, SIDE), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def prepare_lightly(
+    folder: Path, batch_size: int, workers: int, device: str, *, own_resizing: bool
+) -> Run:
+    lightly_train = importlib.import_module("lightly_train")
+    checkpoint, output = folder / "lightly.ckpt", folder / "lightly.pt"
+    network = PooledSwin(folder / "model")
+    contents = {
+        "version": lightly_train.__version__,
+        "date": datetime.now().isoformat(),
+        "models": {"model": network, "wrapped_model": network, "embedding_model": network},
+        "normalize_args": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+    }
+    torch.save({"state_dict": {}, "lightly_train": contents}, checkpoint)
+    resizing: AbstractContextManager[object] = nullcontext()
+    if not own_resizing:
+        # It has no option for that.
+        resizing = patch("albumentations.Resize.apply", resize_bicubic)
+    settings = {
+        "LIGHTLY_TRAIN_CACHE_DIR": str(folder),
+        "LIGHTLY_TRAIN_EVENTS_DISABLED": "1",
+        "LIGHTLY_TRAIN_LOG_LEVEL": "ERROR",
+    }
+
+    def run() -> np.ndarray:
+        with patch.dict(os.environ, settings), resizing:
+            lightly_train.embed(
+                out=output,
+                data=folder / "photos",
+                checkpoint=checkpoint,
+                image_size=SIDE,
+                batch_size=batch_size,
+                num_workers=workers,
+                accelerator="gpu" if device == "cuda" else "cpu",
+                overwrite=True,
+            )
+        saved = torch.load(output)
+        rows: Tensor = saved["embeddings"]
+        # It reads files in the order of the folder.
+        return rows[np.argsort(saved["filenames"])].numpy()
+
+    return run
+
+
 def measure(
     photographs: Path = SAMPLE_PHOTOGRAPHS,
     images: int = 512,
@@ -177,6 +252,13 @@ def measure(
             "pipeline of transformers": prepare_pipeline(*shared, device),
             "timm's loader": prepare_timm(*shared, device),
         }
+        if importlib.util.find_spec("lightly_train") is not None:
+            others |= {
+                "lightly-train, same resizing": prepare_lightly(
+                    *shared, device, own_resizing=False
+                ),
+                OWN_RESIZING: prepare_lightly(*shared, device, own_resizing=True),
+            }
         ours = {
             "whole files": prepare_ours(*shared),
             "reduced files": prepare_ours(*shared, reduce_jpegs=True),
@@ -187,12 +269,19 @@ def measure(
         for name, run in {**ours, **others}.items():
             found = torch.from_numpy(run())
             cosines[name] = float(F.cosine_similarity(found, expected, dim=1).min())
-            assert cosines[name] > SIMILAR, f"features of {name} differ: cosine {cosines[name]:.4f}"
+            if name != OWN_RESIZING:
+                assert cosines[name] > SIMILAR, (
+                    f"features of {name} differ: cosine {cosines[name]:.4f}"
+                )
         seconds = interleave({**ours, **others}, rounds=rounds, warmup=0)
-    against = {name: seconds[name] for name in others}
+    peers = {name: seconds[name] for name in others}
     rows = [
         compare(
-            f"{images} photographs to features, {name}", seconds[name], against, reach=REACH[name]
+            f"{images} photographs to features, {name}",
+            seconds[name],
+            peers,
+            reach=REACH[name],
+            against=min(peers.keys() - {OWN_RESIZING}, key=peers.__getitem__),
         )
         for name in ours
     ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,19 @@ if TYPE_CHECKING:
 
 # PyTorch is imported in the fixtures: the process that hands tests out to others reads this file
 # before they start, and has no use for it.
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Let Python look for garbage among the objects of tests alone: those that importing makes stay
+    to the end, and to look through them again and again takes a quarter of the time.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)
