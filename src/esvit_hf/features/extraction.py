@@ -25,6 +25,7 @@ from esvit_hf.common.places import check_model_place
 from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
 from esvit_hf.data.labels import names_in_common
 from esvit_hf.data.sources import ImageSource
+from esvit_hf.features.preprocessing import preprocess
 
 __all__ = [
     "Features",
@@ -270,9 +271,7 @@ class _PreprocessedImages(Dataset[_Batch]):
         if not kept:
             return _Batch(None, numbers, broken)
         try:
-            pixels = self.processor(images=[image for _, image in kept], return_tensors="pt")[
-                "pixel_values"
-            ]
+            pixels = preprocess(self.processor, [image for _, image in kept])
         except ValueError as error:
             # An exception would reach the main process wrapped in the worker's traceback.
             first, last = (self.source.describe(indices[place]) for place in (0, -1))

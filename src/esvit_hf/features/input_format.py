@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from esvit_hf.common.errors import one_line
+from esvit_hf.features.preprocessing import preprocess
 
 __all__ = ["InputFormat", "InputFrame", "apply_processor", "read_input_format", "read_input_frame"]
 
@@ -107,7 +108,7 @@ def apply_processor(processor: Callable[..., Any], images: list[Image.Image]) ->
             f"features`, or `esvit evaluate` with the tasks knn, linear, logistic and few_shot"
         )
     try:
-        pixel_values: Tensor = processor(images=images, return_tensors="pt")["pixel_values"]
+        pixel_values = preprocess(processor, images)
     except ValueError as error:
         raise ValueError(
             f"the image processor cannot batch the images ({one_line(error)}): use one that crops "

@@ -17,6 +17,7 @@ from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.limits import MAX_IMAGE_PIXELS, check_least
 from esvit_hf.data.decoding import UndecodableImageError, decode_stored, finish_image, open_image
+from esvit_hf.features.preprocessing import preprocess
 from esvit_hf.features.rows import RowSource, row_name
 
 __all__ = [
@@ -229,7 +230,7 @@ class _PreparedImages(Dataset[_Batch]):
         if not images:
             return _Batch(None, kept, broken, time.perf_counter() - start)
         try:
-            prepared = self.processor(images=list(images.values()), return_tensors="pt")
+            pixel_values = preprocess(self.processor, list(images.values()))
         except ValueError as error:
             # An exception would reach the main process wrapped in the worker's traceback.
             problem = (
@@ -237,7 +238,7 @@ class _PreparedImages(Dataset[_Batch]):
                 f"({one_line(error)}): use one that crops or resizes to a fixed size"
             )
             return _Batch(None, kept, broken, time.perf_counter() - start, problem)
-        return _Batch(prepared["pixel_values"], kept, broken, time.perf_counter() - start)
+        return _Batch(pixel_values, kept, broken, time.perf_counter() - start)
 
 
 def _decode(value: object, least_side: int | None, max_image_pixels: int) -> Image.Image:
