@@ -27,6 +27,9 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
+        # It searches what refers to the random states of libraries, which is not found later.
+        import hypothesis  # noqa: F401
+
         gc.freeze()
         gc.enable()
 

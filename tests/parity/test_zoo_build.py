@@ -30,8 +30,10 @@ SMALL = find_entry("esvit_swin_tiny_w7_v")
 FAMILIES = ["esvit_vil_2262_w7_vr", "esvit_cvt_tiny_w7_v", "esvit_resnet50_vr"]
 SMALL_HEAD = {2048: 48, 256: 16, 65536: 64}
 
+# To look for garbage takes a quarter of the time of programs that import much and end soon.
 RUN_THE_CARD = """
-import re, sys
+import gc, re, sys
+gc.disable()
 sys.modules["esvit_hf"] = None  # what Python itself notes about a module that must not be found
 from pathlib import Path
 from safetensors.torch import save_file

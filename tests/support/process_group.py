@@ -18,11 +18,7 @@ from accelerate.utils.other import get_free_port
 from torch.multiprocessing import start_processes
 
 TIMEOUT_SECONDS = 180
-PRELOADED = [
-    *("esvit_hf.pretraining.loop", "esvit_hf.evaluation.running", "esvit_hf.features.files"),
-    # What evaluations import when they need it.
-    *("evaluate", "matplotlib.backends.backend_agg", "matplotlib.figure", "sklearn.metrics"),
-]
+PRELOADED = ["tests.support.preloaded"]
 
 
 def start_program(words: Sequence[str | Path], output: Path) -> BaseProcess:

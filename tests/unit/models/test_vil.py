@@ -183,19 +183,6 @@ def test_compiles_into_one_graph():
     assert not torch.allclose(outputs[1], outputs[2], atol=1e-5, rtol=0)
 
 
-def test_exports_with_a_dynamic_batch():
-    model = small_model(depths=[1, 1, 1])
-    dynamic = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=16)}}
-    program = torch.export.export(model, (images(2, 3, 32, 32),), dynamic_shapes=dynamic)
-    pixels = images(5, 3, 32, 32)
-    torch.testing.assert_close(
-        program.module()(pixels).last_hidden_state,
-        model(pixels).last_hidden_state,
-        atol=1e-5,
-        rtol=0,
-    )
-
-
 # Wrong input
 
 
