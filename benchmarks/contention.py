@@ -1,5 +1,5 @@
-"""The training of the demo beside other busy processes: its speed with the threads of PyTorch as
-they come, as `esvit` sets them, and in other settings.
+"""The training of the demo beside other busy processes: its speed with a thread for each core, as
+PyTorch has them, and as `esvit` sets them.
 
 `python -m benchmarks.contention` prints a table and writes `benchmarks/results/contention.json`, in
 five minutes on two cores that do nothing else.
@@ -23,14 +23,22 @@ from tqdm import tqdm
 from benchmarks.measure import ROOT
 from benchmarks.run import RESULTS, describe_machine
 from esvit_hf.common.waiting_threads import SPINS
+from esvit_hf.pretraining.machine import look_at_machine
 
-AS_IT_COMES, OURS = "PyTorch as it comes", f"esvit ({SPINS} turns)"
+CORES = look_at_machine().cores
+
+
+def every_core(spins: int) -> dict[str, str]:
+    """Variables that give a thread to each core, and let it wait for so many turns."""
+    return {"OMP_NUM_THREADS": str(CORES), "GOMP_SPINCOUNT": str(spins)}
+
+
 ENVIRONMENTS: dict[str, Mapping[str, str]] = {
     # What libgomp does without a setting.
-    AS_IT_COMES: {"GOMP_SPINCOUNT": "300000"},
-    OURS: {},
-    "no turns": {"GOMP_SPINCOUNT": "0"},
-    "one thread": {"OMP_NUM_THREADS": "1"},
+    "PyTorch as it comes (300000 turns)": every_core(300_000),
+    f"{SPINS} turns": every_core(SPINS),
+    "no turns": every_core(0),
+    f"esvit ({SPINS} turns, cores for the worker)": {},
 }
 THREAD_SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 BUSY = "while True: pass"
@@ -95,11 +103,9 @@ def main(
     Args:
         busy: numbers of busy processes.
         seconds: time of each run, its start included.
-        spins: further numbers of turns to try.
+        spins: further numbers of turns to try, with a thread for each core.
     """
-    environments = ENVIRONMENTS | {
-        f"{number} turns": {"GOMP_SPINCOUNT": str(number)} for number in spins
-    }
+    environments = ENVIRONMENTS | {f"{number} turns": every_core(number) for number in spins}
     speeds: dict[str, dict[int, float]] = {name: {} for name in environments}
     for number, name in tqdm([(number, name) for number in busy for name in environments]):
         with busy_processes(number):

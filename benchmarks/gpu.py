@@ -3,7 +3,7 @@ run eagerly and compiled; their share of the device's speed, where the time goes
 
 `python -m benchmarks.gpu` ends within eight minutes. Rows come in the order of their worth, and the
 file is written after each, so that a run that is cut keeps what it has measured. To try it all on a
-CPU, in a minute: `python -m benchmarks.gpu --device cpu --tiny true --output /tmp/gpu.json`.
+CPU with tiny networks: `python -m benchmarks.gpu --device cpu --tiny true --output /tmp/gpu.json`.
 """
 
 import gc

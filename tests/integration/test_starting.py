@@ -19,10 +19,13 @@ from tests.support.small_runs import assert_equal_runs, read_metrics
 from transformers import ResNetConfig, ResNetModel
 
 from esvit_hf import EsvitSwinConfig, EsvitSwinModel, pretrain
+from esvit_hf.acceleration.threads import use_threads
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.commands.main import main
 from esvit_hf.common.yaml_text import read_yaml
+from esvit_hf.pretraining.machine import look_at_machine
 from esvit_hf.pretraining.recipe_reading import load_recipe
+from esvit_hf.pretraining.step import DistillationStep
 
 TINY: dict[str, Any] = {
     "heads": {"num_prototypes": 32, "hidden_dim": 16, "bottleneck_dim": 8},
@@ -58,7 +61,10 @@ def start_of(output: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_folder_alone_gives_a_network_and_says_what_was_chosen(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     result = pretrain(data=photos, output=tmp_path / "run", model=CONFIG, overrides=TINY)
     assert result.steps == 2 * (12 // 4)
@@ -68,10 +74,29 @@ def test_a_folder_alone_gives_a_network_and_says_what_was_chosen(
     assert "optimizer.warmup_epochs:" in printed and "0.2 (a tenth of 2 epochs)" in printed
     recipe = load_recipe(tmp_path / "run" / "recipe.yaml")
     assert (recipe.run.batch_size, recipe.optimizer.warmup_epochs) == (4, 0.2)
+    assert "threads:" not in printed
     # A recipe that was written chooses nothing: it gives the same run on any machine.
     again = pretrain(tmp_path / "run" / "recipe.yaml", output=tmp_path / "again")
     assert "chosen" not in capsys.readouterr().out and again.steps == result.steps
     assert_equal_runs(tmp_path / "run", tmp_path / "again")
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores, update = look_at_machine().cores, DistillationStep.update
+    computing: list[int] = []
+
+    def recorded(self: DistillationStep, step: int) -> torch.Tensor:
+        computing.append(torch.get_num_threads())
+        return update(self, step)
+
+    monkeypatch.setattr(DistillationStep, "update", recorded)
+    beside = {**TINY, "data.num_workers": 1, "schedule.max_steps": 1}
+    with use_threads(cores + 1):
+        pretrain(data=photos, output=tmp_path / "beside", model=CONFIG, overrides=beside)
+        assert torch.get_num_threads() == cores + 1
+        pretrain(data=photos, output=tmp_path / "b", model=CONFIG, overrides=beside, threads=2)
+    fewer = max(1, cores - 1)
+    assert computing == [fewer, 2]
+    assert capsys.readouterr().out.count(f"threads: {fewer} in each process") == 1
 
 
 def test_the_command_chooses_and_goes_on_with_what_it_chose(

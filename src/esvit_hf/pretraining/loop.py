@@ -58,6 +58,7 @@ from esvit_hf.pretraining.run_folder import export_run
 from esvit_hf.pretraining.schedules import largest_weight
 from esvit_hf.pretraining.starting import Data, Model, Start
 from esvit_hf.pretraining.step import DistillationStep, StepSchedules
+from esvit_hf.pretraining.threads import choose_threads
 from esvit_hf.pretraining.tracking import start_trackers
 
 
@@ -96,6 +97,7 @@ class Pretraining:
         accelerator: the process's accelerator.
         source: the images; those of the recipe if None.
         knn_images: the images that the online k-NN classifies; those of the recipe if None.
+        threads: those that compute already, as the user says; None to choose their number.
 
     Raises:
         ValueError: if data, model or settings do not fit together, before anything is computed.
@@ -107,8 +109,10 @@ class Pretraining:
         accelerator: Accelerator,
         source: ImageSource | ItemSource | StreamSource | None = None,
         knn_images: ImageSource | None = None,
+        threads: int | None = None,
     ) -> None:
         self.recipe = recipe
+        self.given_threads = threads
         self.accelerator = accelerator
         fetched = recipe.run.resume and fetch_resume_point(recipe, accelerator)
         output = recipe.run.output_dir
@@ -187,7 +191,9 @@ class Pretraining:
         recipe, accelerator = self.recipe, self.accelerator
         set_seed(recipe.run.seed)
         parts = build_parts(recipe)
-        warning = memory_warning(recipe, estimate_memory(recipe, parts), look_at_machine())
+        machine = look_at_machine()
+        self.threads = self.given_threads or choose_threads(recipe, parts, machine)
+        warning = memory_warning(recipe, estimate_memory(recipe, parts), machine)
         if warning is not None and accelerator.is_main_process:
             warnings.warn(warning, stacklevel=2)
         schedules = StepSchedules.from_recipe(recipe, steps_per_epoch, self.total_batch)
@@ -234,7 +240,7 @@ class Pretraining:
     def run(self) -> PretrainingResult:
         """Train from the current step to the last one, or to a signal, and export the teacher."""
         output = self.recipe.run.output_dir
-        with self.checkpoints:
+        with use_threads(self.threads), self.checkpoints:
             self.start()
             signal = self.train()
             self.save()
@@ -280,6 +286,11 @@ class Pretraining:
             f"{self.total_steps} steps of {self.total_batch} images on "
             f"{accelerator.num_processes} x {accelerator.device}"
         )
+        if self.threads != self.given_threads:
+            accelerator.print(
+                f"threads: {self.threads} in each process, as data-loading workers need cores too; "
+                f"OMP_NUM_THREADS sets another number"
+            )
         if recipe.data.channels != NUM_COLORS:
             accelerator.print(
                 f"images of {recipe.data.channels} channels: saturation, hue and grayscale of the "
@@ -455,7 +466,7 @@ def pretrain(
         output: folder of the run, instead of the recipe's.
         model: network to start from, instead of the recipe's: a folder, a name on the Hub, a model
             type, a configuration, or a loaded network, which is left as it is.
-        threads: threads that compute in this process; those of PyTorch if not given.
+        threads: threads that compute in this process; chosen if not given.
         resume: continue the run in the output folder; give the other arguments as before.
         overwrite: start anew in an output folder that holds a run.
 
@@ -473,4 +484,4 @@ def pretrain(
     with use_threads(threads), locked_output(start.draft.run.output_dir, accelerator):
         settled, source = start.settle(accelerator)
         knn_images = start.open_knn_images(settled)
-        return Pretraining(settled, accelerator, source, knn_images).run()
+        return Pretraining(settled, accelerator, source, knn_images, threads).run()

@@ -1,4 +1,4 @@
-"""How much memory a run will need, estimated before its first step."""
+"""How much memory a run will need, and how much it computes, found before its first step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from esvit_hf.data.views import ViewSpec, expand_views
 from esvit_hf.pretraining.distillation import DistillationParts
 from esvit_hf.pretraining.machine import Machine
 from esvit_hf.pretraining.recipe import Recipe
 
-__all__ = ["MemoryNeed", "estimate_memory", "memory_warning"]
+__all__ = ["MemoryNeed", "count_operations", "estimate_memory", "memory_warning"]
 
 _MEBIBYTE = 2**20
 _PROCESS = 700 * _MEBIBYTE
@@ -80,6 +81,21 @@ def estimate_memory(recipe: Recipe, parts: DistillationParts) -> MemoryNeed:
     activations = round((1 + _TRANSIENT) * (two - one)) + 2 * 4 * pixels
     # Student, teacher and two averages.
     return MemoryNeed(weights, activations, pixels, saved=4 * 4 * student)
+
+
+def count_operations(recipe: Recipe, parts: DistillationParts) -> int:
+    """Count the operations of the student's forward pass of one image.
+
+    Args:
+        recipe: the recipe.
+        parts: student and teacher, on the CPU; they stay as they are.
+
+    Returns:
+        Floating-point operations of its products; a multiplication and an addition are two.
+    """
+    with FlopCounterMode(display=False) as counter:
+        _saved_bytes(recipe, parts, expand_views(recipe.data.views), 1)
+    return counter.get_total_flops()
 
 
 def memory_warning(recipe: Recipe, need: MemoryNeed, machine: Machine) -> str | None:
