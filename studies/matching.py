@@ -20,7 +20,14 @@ from esvit_hf.figures.training_curves import read_metrics
 from esvit_hf.pretraining.recipe import Recipe
 from esvit_hf.pretraining.recipe_reading import read_recipe
 from studies.matching_table import DECISION, SCREENING, table
-from studies.reproduction import Usage, Variant, recipe_words, train
+from studies.reproduction import (
+    Usage,
+    Variant,
+    choose_variants,
+    measure_image,
+    recipe_words,
+    train,
+)
 
 OUTPUT = Path("outputs/matching")
 RECIPE = "tiny_imagenet_regions"
@@ -63,6 +70,7 @@ def both(
 
 
 POSITION = {"rule": "position"}
+MORE: dict[str, Any] = {"weight": 0.7, "num_prototypes": 1024}
 GLOBAL_ONLY = {"min_regions": GLOBAL_REGIONS}
 # Half of the images is half of the processor time.
 HALF = {"data.train_split": "train[:50%]"}
@@ -117,11 +125,12 @@ VARIANTS = {
     "CvT position": both(POSITION, network=CVT),
     "position, weight 0.7": both(POSITION, weight=0.7),
     "position, weight 0.85": both(POSITION, weight=0.85),
-    "position, weight 0.7, 1024 prototypes": both(POSITION, weight=0.7, num_prototypes=1024),
+    "position, weight 0.7, 1024 prototypes": both(POSITION, **MORE),
     "ViL V": view(network=VIL),
     "ViL position": both(POSITION, network=VIL),
+    "ViL position, weight 0.7, 1024 prototypes": both(POSITION, network=VIL, **MORE),
     "long V": view(12),
-    "long position": both(POSITION, epochs=10),
+    "long position": both(POSITION, epochs=10, **MORE),
     "random": Variant(training="none", recipe=RECIPE),
 }
 
@@ -249,13 +258,9 @@ def run(
         ValueError: for an unknown variant.
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    unknown = sorted(set(variants or ()) - set(VARIANTS))
-    if unknown:
-        raise ValueError(
-            f"there is no variant {', '.join(unknown)}: choose from {', '.join(VARIANTS)}"
-        )
+    chosen = choose_variants(variants, VARIANTS)
     for seed in seeds:
-        for name in variants or VARIANTS:
+        for name in chosen:
             folder = (output / f"{name.replace(' ', '_')}-seed{seed}").resolve()
             if not (folder / result_name(decide)).exists():
                 words = recipe_words(
@@ -268,5 +273,22 @@ def run(
             print(folder / result_name(decide), flush=True)
 
 
+def time(
+    dataset: str, *, variants: list[str] | None = None, steps: int = 20, rounds: int = 2
+) -> None:
+    """Print the processor time of an image in training, variant by variant, in turns.
+
+    Args:
+        dataset: Hub name or path of the images.
+        variants: names of variants; all by default.
+        steps: optimizer steps of the shorter of two runs.
+        rounds: times that each variant is measured.
+    """
+    for _ in range(rounds):
+        for name, variant in choose_variants(variants, VARIANTS).items():
+            seconds = measure_image(variant, dataset, "validation", steps, [])
+            print(f"{1000 * seconds:6.2f} ms  {name}", flush=True)
+
+
 if __name__ == "__main__":
-    auto_cli({"run": run, "table": table}, as_positional=False)
+    auto_cli({"run": run, "table": table, "time": time}, as_positional=False)

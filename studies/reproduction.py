@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -397,18 +397,50 @@ def finish(variant: str, recipe: Recipe, transfer: Splits) -> dict[str, Any]:
     return result
 
 
-def choose_variants(names: Sequence[str] | None) -> dict[str, Variant]:
+def choose_variants(
+    names: Sequence[str] | None, variants: Mapping[str, Variant] = VARIANTS
+) -> dict[str, Variant]:
     """Look up variants by name, all of them by default.
 
     Raises:
         ValueError: for an unknown name.
     """
-    unknown = sorted(set(names or ()) - set(VARIANTS))
+    unknown = sorted(set(names or ()) - set(variants))
     if unknown:
         raise ValueError(
-            f"there is no variant {', '.join(unknown)}: choose from {', '.join(VARIANTS)}"
+            f"there is no variant {', '.join(unknown)}: choose from {', '.join(variants)}"
         )
-    return {name: VARIANTS[name] for name in names or VARIANTS}
+    return {name: variants[name] for name in names or variants}
+
+
+def measure_image(
+    variant: Variant, dataset: str, test_split: str, steps: int, fields: Sequence[str]
+) -> float:
+    """Measure the processor time of an image in training.
+
+    Two short runs are subtracted from each other, so that starting, exporting and evaluating do not
+    count. They are too short for a region loss that joins later: such a variant costs what its two
+    parts cost.
+
+    Args:
+        variant: what to train.
+        dataset: Hub name or path of the images.
+        test_split: split to test on.
+        steps: optimizer steps of the shorter run; the longer one has three times as many.
+        fields: fields of the recipe to change, as on the command line.
+
+    Returns:
+        Seconds.
+    """
+    seconds = []
+    for length in (steps, 3 * steps):
+        with tempfile.TemporaryDirectory() as folder:
+            short = ["--run.knn_every_epochs", "0", "--schedule.max_steps", str(length)]
+            words = recipe_words(variant, dataset, test_split, 0, Path(folder), [*fields, *short])
+            recipe = read_recipe(words)
+            train(variant, words, recipe)
+            seconds.append(Usage.read(Path(folder)).processor_seconds)
+    return (seconds[1] - seconds[0]) / (2 * steps * recipe.run.batch_size)
 
 
 def run(
@@ -478,15 +510,11 @@ def time(
     """Print the processor time of an image in training, and the epochs that fit into a budget of
     processor time.
 
-    Two short runs are subtracted from each other, so that starting, exporting and evaluating do not
-    count. They are too short for a region loss that joins later: such a variant costs what its two
-    parts cost.
-
     Args:
         dataset: Hub name or path of the images.
         test_split: split to test on.
         variants: names of variants; all that are trained by default.
-        steps: optimizer steps of the shorter run; the longer one has three times as many.
+        steps: optimizer steps of the shorter of two runs.
         minutes: processor time of a whole run.
         fields: fields of the recipe to change in all variants, as on the command line.
     """
@@ -494,22 +522,9 @@ def time(
     for name, variant in choose_variants(variants).items():
         if variant.training == "none":
             continue
-        seconds = []
-        for length in (steps, 3 * steps):
-            with tempfile.TemporaryDirectory() as folder:
-                short = [
-                    *(fields or []),
-                    "--run.knn_every_epochs",
-                    "0",
-                    "--schedule.max_steps",
-                    str(length),
-                ]
-                words = recipe_words(variant, dataset, test_split, 0, Path(folder), short)
-                recipe = read_recipe(words)
-                train(variant, words, recipe)
-                seconds.append(Usage.read(Path(folder)).processor_seconds)
-        an_image = (seconds[1] - seconds[0]) / (2 * steps * recipe.run.batch_size)
-        images = len(load_image_source(dataset, split=recipe.data.train_split))
+        an_image = measure_image(variant, dataset, test_split, steps, fields or [])
+        words = recipe_words(variant, dataset, test_split, 0, Path(), fields or [])
+        images = len(load_image_source(dataset, split=read_recipe(words).data.train_split))
         print(
             f"| {name} | {1000 * an_image:.2f} | {60 * minutes / (an_image * images):.1f} |",
             flush=True,
