@@ -132,6 +132,8 @@ def test_a_finished_demo_refuses_another_learning_rate(tmp_path, monkeypatch, ca
         *("--model.config", json.dumps(recipe["model"]["config"])),
         *("--heads", json.dumps(recipe["heads"]), "--run", json.dumps(recipe["run"])),
         *("--schedule", json.dumps(recipe["schedule"])),
+        *("--optimizer", json.dumps(recipe["optimizer"])),
+        *("--objectives", json.dumps(recipe["objectives"])),
     ]
     demo = str(ROOT / "examples" / "demo.py")
     monkeypatch.setattr(sys, "argv", [demo, *same, "--optimizer.learning_rate", "0.1"])

@@ -33,6 +33,9 @@ def small_run(output_dir, *overrides):
                 "--heads.bottleneck_dim",
                 "8",
             ),
+            *("--objectives", "{view: {weight: 0.5}, region: {weight: 0.5}}"),
+            *("--optimizer", "{learning_rate: 2e-3, warmup_epochs: 1}"),
+            *("--schedule.freeze_last_layer_epochs", "1"),
             *(
                 "--run.batch_size",
                 "16",
