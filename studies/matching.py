@@ -260,15 +260,13 @@ def run(
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     chosen = choose_variants(variants, VARIANTS)
     for seed in seeds:
-        for name in chosen:
+        for name, variant in chosen.items():
             folder = (output / f"{name.replace(' ', '_')}-seed{seed}").resolve()
             if not (folder / result_name(decide)).exists():
-                words = recipe_words(
-                    VARIANTS[name], dataset, "validation", seed, folder, fields or []
-                )
+                words = recipe_words(variant, dataset, "validation", seed, folder, fields or [])
                 recipe = read_recipe(words)
                 if not (folder / result_name(not decide)).exists():
-                    train(VARIANTS[name], words, recipe)
+                    train(variant, words, recipe)
                 finish(name, recipe, dataset, dense_dataset, decide=decide)
             print(folder / result_name(decide), flush=True)
 
@@ -286,6 +284,8 @@ def time(
     """
     for _ in range(rounds):
         for name, variant in choose_variants(variants, VARIANTS).items():
+            if variant.training == "none":
+                continue
             seconds = measure_image(variant, dataset, "validation", steps, [])
             print(f"{1000 * seconds:6.2f} ms  {name}", flush=True)
 

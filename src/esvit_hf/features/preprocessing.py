@@ -30,7 +30,9 @@ def preprocess(processor: Any, images: Sequence[object]) -> Tensor:
     settings: dict[str, Any] = {"return_tensors": "pt"}
     if _resizes_first(processor) and all(getattr(image, "mode", None) == "RGB" for image in images):
         images = [
-            processor.resize(_with_channels_first(image), processor.size, processor.resample)[0]
+            processor.resize(
+                image=_with_channels_first(image), size=processor.size, resample=processor.resample
+            )[0]
             for image in images
         ]
         settings |= {"do_resize": False, "input_data_format": "channels_first"}

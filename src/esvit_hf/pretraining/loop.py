@@ -97,7 +97,7 @@ class Pretraining:
         accelerator: the process's accelerator.
         source: the images; those of the recipe if None.
         knn_images: the images that the online k-NN classifies; those of the recipe if None.
-        threads: those that compute already, as the user says; None to choose their number.
+        threads: number of threads that the user has set; None to choose it.
 
     Raises:
         ValueError: if data, model or settings do not fit together, before anything is computed.
