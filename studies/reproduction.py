@@ -110,6 +110,8 @@ VIL = {
         "drop_path_rate": 0.0,
     },
 }
+# As the recipe was when these were run.
+SWIN = {"run.batch_size": 64, "optimizer.learning_rate": 3e-3, "schedule.num_epochs": 26}
 BOTH_LOSSES = {"objectives": {"view": {"weight": 0.5}, "region": {"weight": 0.5}}}
 # The epochs give every variant the processor time of V+R's 18, by what `time` printed, or for ViL
 # by half of them.
@@ -118,16 +120,16 @@ VARIANTS = {
     "V": Variant(VIEW_LOSS | {"schedule.num_epochs": 21}),
     "R": Variant({"objectives": {"region": {"weight": 1.0}}}),
     "V then V+R": Variant({"schedule.num_epochs": 20, "objectives.region.start_epoch": 13}),
-    "Swin V+R": Variant(BOTH_LOSSES | {"schedule.num_epochs": 18}, recipe=SWIN_RECIPE),
-    "Swin V": Variant(recipe=SWIN_RECIPE),
+    "Swin V+R": Variant(SWIN | BOTH_LOSSES | {"schedule.num_epochs": 18}, recipe=SWIN_RECIPE),
+    "Swin V": Variant(SWIN, recipe=SWIN_RECIPE),
     "Swin 32 V+R": Variant(
-        EVEN_GRIDS | BOTH_LOSSES | {"schedule.num_epochs": 18}, recipe=SWIN_RECIPE
+        SWIN | EVEN_GRIDS | BOTH_LOSSES | {"schedule.num_epochs": 18}, recipe=SWIN_RECIPE
     ),
-    "Swin 32 V": Variant(EVEN_GRIDS | {"schedule.num_epochs": 21}, recipe=SWIN_RECIPE),
+    "Swin 32 V": Variant(SWIN | EVEN_GRIDS | {"schedule.num_epochs": 21}, recipe=SWIN_RECIPE),
     "ViL 32 V+R": Variant(
-        EVEN_GRIDS | VIL | BOTH_LOSSES | {"schedule.num_epochs": 15}, recipe=SWIN_RECIPE
+        SWIN | EVEN_GRIDS | VIL | BOTH_LOSSES | {"schedule.num_epochs": 15}, recipe=SWIN_RECIPE
     ),
-    "ViL 32 V": Variant(EVEN_GRIDS | VIL | {"schedule.num_epochs": 17}, recipe=SWIN_RECIPE),
+    "ViL 32 V": Variant(SWIN | EVEN_GRIDS | VIL | {"schedule.num_epochs": 17}, recipe=SWIN_RECIPE),
     "ViT V": Variant(VIT | VIEW_LOSS | {"schedule.num_epochs": 24}),
     "random": Variant(training="none"),
     "supervised": Variant({"schedule.num_epochs": 64}, training="labels"),
