@@ -166,10 +166,10 @@ def test_the_command_of_a_card_trains_what_the_record_says(
     if training.region_start_epoch is None:
         assert {name: chosen.weight for name, chosen in recipe.objectives.items()} == {"view": 1}
     else:
-        assert {name: chosen.weight for name, chosen in recipe.objectives.items()} == {
-            "view": 0.5,
-            "region": 0.5,
-        }
+        weights = {name: chosen.weight for name, chosen in recipe.objectives.items()}
+        assert weights.keys() == {"view", "region"}
+        # The authors' networks have as much of both.
+        assert entry.release is None or weights == {"view": 0.5, "region": 0.5}
         assert recipe.objectives["region"].start_epoch == training.region_start_epoch
     assert recipe.model.name == entry.architecture.model_type
     config = CONFIG_MAPPING[recipe.model.name]
