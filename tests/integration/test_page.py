@@ -243,7 +243,7 @@ def test_matches_are_lines_between_the_pictures(open_page: OpenPage) -> None:
     gap = drawn.shape[1] // 2
     assert drawn[:, gap - 4 : gap + 4].any(axis=1).sum() > 20
     pairs = answer(browser)
-    move_to(browser, 0, 0.4, 0.5)
+    move_to(browser, 0, 0.5, 0.5)
     fewer = pixels(browser, "#lines")[..., 3] > 0
     assert 0 < fewer.sum() < drawn.sum()
     assert answer(browser) != pairs
