@@ -14,9 +14,8 @@ __all__ = ["choose_threads"]
 _MOST_OPERATIONS = 5 * 10**9
 """Operations of a forward pass of a batch up to which a further thread gains little.
 
-The demo's has 1.5 G. With twice as many images, two threads were 3 % faster than one on two idle
-cores, and a third slower beside a busy process. The passes of the other shipped recipes have 6 G
-and more.
+The demo's has 1.5 G. With two threads it is 8 % faster than with one on two idle cores, and a third
+slower beside a busy process. The passes of the other shipped recipes have more than twice as many.
 """
 
 
