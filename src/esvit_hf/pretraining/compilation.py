@@ -17,7 +17,13 @@ __all__ = ["compile_blocks"]
 _GRAPHS_OF_A_BLOCK = 8
 
 
-def compile_blocks(model: nn.Module, backend: str = "inductor", mode: str | None = None) -> None:
+def compile_blocks(
+    model: nn.Module,
+    backend: str = "inductor",
+    mode: str | None = None,
+    *,
+    commonest_only: bool = False,
+) -> None:
     """Compile the blocks of a network in place; a network without blocks is compiled as a whole.
 
     Sizes of images are constants of the graphs. Stochastic depth draws other random numbers than in
@@ -27,10 +33,17 @@ def compile_blocks(model: nn.Module, backend: str = "inductor", mode: str | None
         model: network of transformers, on the device that it stays on.
         backend: backend of `torch.compile`.
         mode: mode of `torch.compile`, such as reduce-overhead for CUDA graphs.
+        commonest_only: compile only the blocks whose parameters have the shapes that most blocks
+            have, and leave the others as they are. A graph takes as long to compile for one block
+            as for many.
     """
     blocks: list[nn.Module] = [
         each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)
     ]
+    if commonest_only:
+        shapes = [tuple(weight.shape for weight in block.parameters()) for block in blocks]
+        commonest = max(shapes, key=shapes.count, default=())
+        blocks = [block for block, own in zip(blocks, shapes, strict=True) if own == commonest]
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _GRAPHS_OF_A_BLOCK * len(blocks))
     config.accumulated_recompile_limit = max(

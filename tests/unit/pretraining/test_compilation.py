@@ -71,6 +71,17 @@ def test_blocks_of_one_form_share_a_graph_for_each_size(monkeypatch):
         step(student)
 
 
+def test_the_commonest_blocks_alone_are_compiled_where_asked():
+    network = make_network(**SWIN, drop_path_rate=0.0)
+    compiled = copy.deepcopy(network)
+    compile_blocks(compiled, backend="eager", commonest_only=True)
+    for _ in range(2):
+        for found, expected in zip(step(compiled), step(network), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        # The four blocks of the last stage, not the one of the first.
+        assert graphs() == len(SIZES)
+
+
 @pytest.mark.parametrize(
     ("model_type", "backend"),
     [("esvit_swin", "aot_eager"), ("esvit_cvt", "eager"), ("esvit_vil", "eager")],

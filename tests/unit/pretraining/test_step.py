@@ -72,6 +72,15 @@ def changed(step, before):
     return {name for name, value in state(step).items() if not torch.equal(value, before[name])}
 
 
+def test_on_a_cpu_the_commonest_blocks_alone_are_compiled():
+    shape = SHAPE | {"depths": [1, 2], "drop_path_rate": 0.0}
+    step = make_step(**{"run.compile": True, "model.config": shape})
+    for network in (step.student, step.teacher):
+        stages = network.backbone.model.stages
+        compiled = [["forward" in vars(block) for block in stage.blocks] for stage in stages]
+        assert compiled == [[False], [True, True]]
+
+
 def test_losses_change_nothing(step):
     before, crops = state(step), draw_crops()
     first, second = step.losses(crops, 2, 1), step.losses(crops, 2, 1)
