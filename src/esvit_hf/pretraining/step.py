@@ -171,7 +171,7 @@ class DistillationStep:
             synchronize_batch_norms(parts.student)
             synchronize_batch_norms(self.teacher)
         if recipe.run.compile:
-            # All forms of blocks take a CPU minutes, for a few percent of a step.
+            # All forms of blocks take minutes to compile on a CPU, and make no step faster there.
             on_cpu = accelerator.device.type == "cpu"
             student = parts.student.to(accelerator.device)
             compile_blocks(student.backbone.model, commonest_only=on_cpu)
