@@ -20,6 +20,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.files import expand_home
+from esvit_hf.common.freed_memory import keep_freed_memory
 from esvit_hf.common.limits import check_least
 from esvit_hf.common.places import check_model_place
 from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
@@ -308,6 +309,7 @@ def _collect(
             batch_sampler=batches[rank::processes],
             collate_fn=_unchanged,
             num_workers=num_workers,
+            worker_init_fn=keep_freed_memory,
             pin_memory=accelerator.device.type == "cuda",
         )
     )

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from esvit_hf.acceleration.threads import use_threads
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
+from esvit_hf.common.freed_memory import keep_freed_memory
 from esvit_hf.common.limits import MAX_IMAGE_PIXELS, check_least
 from esvit_hf.data.decoding import UndecodableImageError, decode_stored, finish_image, open_image
 from esvit_hf.features.preprocessing import preprocess
@@ -156,6 +157,7 @@ def compute_parts(
         batch_sampler=PartBatches(parts, options),
         collate_fn=_unchanged,
         num_workers=options.num_workers,
+        worker_init_fn=keep_freed_memory,
         pin_memory=accelerator.device.type == "cuda",
     )
     batches = iter(loader)

@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from esvit_hf.common.freed_memory import keep_freed_memory
 from esvit_hf.common.limits import check_least
 from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
 from esvit_hf.data.sources import ImageSource
@@ -65,6 +66,7 @@ def measure_images(
         batch_sampler=batches[rank::processes],
         collate_fn=_unchanged,
         num_workers=num_workers,
+        worker_init_fn=keep_freed_memory,
     )
     rows: list[tuple[int, Row]] = []
     broken: list[BrokenImage] = []
