@@ -178,7 +178,7 @@ def bench(
         "step": step.measure,
         "networks": networks.measure,
         "data": partial(data.measure, photographs or data.SAMPLE_PHOTOGRAPHS),
-        "features": lambda: features.measure(images=128, network="small", long_side=2560, rounds=2)[
+        "features": lambda: features.measure(images=512, network="small", long_side=2560, rounds=2)[
             0
         ],
         "knn": knn.measure,
