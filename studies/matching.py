@@ -32,27 +32,28 @@ from studies.reproduction import (
 OUTPUT = Path("outputs/matching")
 RECIPE = "tiny_imagenet_regions"
 UNWATCHED = {"run.knn_every_epochs": 0, "run.trackers": []}
+# Both have the same learning rate a step.
+BATCHES_OF_64 = {"run.batch_size": 64, "optimizer.learning_rate": 3.0e-3}
+BATCHES_OF_32 = {"run.batch_size": 32, "optimizer.learning_rate": 6.0e-3}
 GLOBAL_REGIONS = 36
 SIGNALS = ("region_image_share", "region_place_share", "region_effective_dimensions")
 
 
-def view(epochs: int = 5, network: dict[str, Any] | None = None) -> Variant:
-    """Make the variant without region loss; its epochs take the processor time of the others'.
+def view(epochs: int = 5, fields: dict[str, Any] | None = None) -> Variant:
+    """Make a variant without region loss; its epochs take the processor time of the others'.
 
     Args:
         epochs: passes over the images.
-        network: fields of the recipe for another network.
+        fields: other fields of the recipe, for example of another network.
     """
-    objectives = {"view": {"weight": 1.0}}
-    fields = UNWATCHED | {"objectives": objectives, "schedule.num_epochs": epochs}
-    return Variant(fields | (network or {}), recipe=RECIPE)
+    return _variant({"view": {"weight": 1.0}}, epochs, fields)
 
 
 def both(
     matching: dict[str, Any] | None = None,
     *,
     epochs: int = 4,
-    network: dict[str, Any] | None = None,
+    fields: dict[str, Any] | None = None,
     **region: Any,
 ) -> Variant:
     """Make a variant with both losses.
@@ -60,13 +61,17 @@ def both(
     Args:
         matching: settings of the matching that are not the paper's.
         epochs: passes over the images.
-        network: fields of the recipe for another network.
+        fields: other fields of the recipe, for example of another network.
         region: settings of the region objective that are not the paper's.
     """
     settings = {"weight": 0.5, **region} | ({"matching": matching} if matching else {})
     objectives = {"view": {"weight": 1.0 - settings["weight"]}, "region": settings}
-    fields = UNWATCHED | {"objectives": objectives, "schedule.num_epochs": epochs}
-    return Variant(fields | (network or {}), recipe=RECIPE)
+    return _variant(objectives, epochs, fields)
+
+
+def _variant(objectives: dict[str, Any], epochs: int, fields: dict[str, Any] | None) -> Variant:
+    own = {"objectives": objectives, "schedule.num_epochs": epochs}
+    return Variant(UNWATCHED | BATCHES_OF_64 | own | (fields or {}), recipe=RECIPE)
 
 
 POSITION = {"rule": "position"}
@@ -122,16 +127,21 @@ VARIANTS = {
     "weight 0.2": both(weight=0.2),
     "more prototypes": both(num_prototypes=1024),
     "softer targets": both(teacher_temperature=0.06),
-    "CvT V": view(network=CVT),
-    "CvT position": both(POSITION, network=CVT),
+    "CvT V": view(fields=CVT),
+    "CvT position": both(POSITION, fields=CVT),
     "position, weight 0.7": both(POSITION, weight=0.7),
     "position, weight 0.85": both(POSITION, weight=0.85),
     "position, weight 0.7, 1024 prototypes": both(POSITION, **MORE),
-    "ViL V": view(network=VIL),
-    "ViL position": both(POSITION, network=VIL),
-    "ViL position, weight 0.7, 1024 prototypes": both(POSITION, network=VIL, **MORE),
-    "long V": view(12),
-    "long position": both(POSITION, epochs=10, **MORE),
+    "ViL V": view(fields=VIL),
+    "ViL position": both(POSITION, fields=VIL),
+    "ViL position, weight 0.7, 1024 prototypes": both(POSITION, fields=VIL, **MORE),
+    "small batches V": view(6, BATCHES_OF_32),
+    "small batches position": both(
+        POSITION, fields=BATCHES_OF_32, weight=0.85, num_prototypes=1024
+    ),
+    "small batches position, weight 0.7": both(POSITION, fields=BATCHES_OF_32, **MORE),
+    "small batches ViL V": view(6, VIL | BATCHES_OF_32),
+    "small batches ViL position": both(POSITION, epochs=5, fields=VIL | BATCHES_OF_32, **MORE),
     "random": Variant(training="none", recipe=RECIPE),
 }
 

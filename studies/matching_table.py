@@ -27,8 +27,8 @@ COLUMNS = {
     "region_place_share": "place share",
     "processor_seconds": "processor s",
 }
-OTHER_SETTINGS = ("CvT", "ViL", "long")
-"""First words of variants with another network or length; each has a variant V of its own."""
+OTHER_SETTINGS = ("small batches ViL", "small batches", "CvT", "ViL")
+"""First words of variants with another network or batch; each has a variant V of its own."""
 DECISIVE = ("linear", "knn", "miou_retrieval")
 """Measures that decide, named before the first run; p is corrected for their number (Holm)."""
 LEVEL, POWER = 0.05, 0.8
@@ -68,8 +68,8 @@ def holm(values: Sequence[float]) -> list[float]:
 
 def baseline(variant: str) -> str:
     """Return the name of the variant with the view loss alone that a variant is compared with."""
-    first = variant.partition(" ")[0]
-    return f"{first} V" if first in OTHER_SETTINGS else "V"
+    settings = (each for each in OTHER_SETTINGS if variant.startswith(each))
+    return f"{next(settings, '')} V".lstrip()
 
 
 def compare(results: Sequence[Result], first: str, second: str) -> list[dict[str, Any]]:

@@ -141,18 +141,22 @@ def test_variants_are_compared_seed_by_seed():
     assert compare(results[:6], "V", "W") == []
 
 
-def test_another_network_is_compared_with_its_own_view_loss(tmp_path):
+def test_another_network_or_batch_is_compared_with_its_own_view_loss(tmp_path):
     decision = [
         {"variant": variant, "seed": seed, "knn": top1, "linear": top1, "miou_retrieval": top1}
         for variant, values in {
             "V": (40.0, 41.0, 43.0),
             "CvT V": (20.0, 21.0, 23.0),
             "CvT position": (22.0, 24.0, 25.0),
+            "small batches ViL V": (30.0, 31.0, 33.0),
+            "small batches ViL position": (35.0, 38.0, 38.0),
         }.items()
         for seed, top1 in enumerate(values)
     ]
     (tmp_path / "matching.json").write_text(json.dumps({"screening": [], "decision": decision}))
     table(tmp_path / "no_runs", tmp_path)
     tests = json.loads((tmp_path / "matching.json").read_text())["paired_tests"]
-    assert [(test["first"], test["second"]) for test in tests] == [("CvT V", "CvT position")] * 3
-    assert tests[0]["differences"] == [2.0, 3.0, 2.0]
+    assert {(test["first"], test["second"]): test["differences"] for test in tests} == {
+        ("CvT V", "CvT position"): [2.0, 3.0, 2.0],
+        ("small batches ViL V", "small batches ViL position"): [5.0, 7.0, 5.0],
+    }
