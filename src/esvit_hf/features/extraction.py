@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME
@@ -20,9 +20,9 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.files import expand_home
-from esvit_hf.common.freed_memory import keep_freed_memory
 from esvit_hf.common.limits import check_least
 from esvit_hf.common.places import check_model_place
+from esvit_hf.data.batch_loading import load_batches
 from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
 from esvit_hf.data.labels import names_in_common
 from esvit_hf.data.sources import ImageSource
@@ -284,10 +284,6 @@ class _PreprocessedImages(Dataset[_Batch]):
         return _Batch(pixels, numbers, broken)
 
 
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
 def _collect(
     backbone: RegionBackbone,
     source: ReadableImages,
@@ -304,12 +300,10 @@ def _collect(
         for start in range(0, len(source), batch_size)
     ]
     loader = iter(
-        DataLoader(
+        load_batches(
             _PreprocessedImages(source, processor),
-            batch_sampler=batches[rank::processes],
-            collate_fn=_unchanged,
-            num_workers=num_workers,
-            worker_init_fn=keep_freed_memory,
+            batches[rank::processes],
+            num_workers,
             pin_memory=accelerator.device.type == "cuda",
         )
     )

@@ -10,13 +10,13 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from esvit_hf.acceleration.threads import use_threads
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.freed_memory import keep_freed_memory
 from esvit_hf.common.limits import MAX_IMAGE_PIXELS, check_least
+from esvit_hf.data.batch_loading import load_batches
 from esvit_hf.data.decoding import UndecodableImageError, decode_stored, finish_image, open_image
 from esvit_hf.features.preprocessing import preprocess
 from esvit_hf.features.rows import RowSource, row_name
@@ -152,12 +152,10 @@ def compute_parts(
             are not finite.
     """
     side = reduced_side(processor) if options.reduce_jpegs else None
-    loader = DataLoader(
+    loader = load_batches(
         _PreparedImages(source, processor, side, options.max_image_pixels),
-        batch_sampler=PartBatches(parts, options),
-        collate_fn=_unchanged,
-        num_workers=options.num_workers,
-        worker_init_fn=keep_freed_memory,
+        PartBatches(parts, options),
+        options.num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
     batches = iter(loader)
@@ -303,10 +301,6 @@ class PartBatches:
             stretch = -(-len(batches) // self.workers)
             for place in range(stretch):
                 yield from map(list, batches[place::stretch])
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 _Output = tuple[_Batch, Tensor | None, Tensor | None, tuple[int, int] | None]

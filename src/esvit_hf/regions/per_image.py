@@ -7,11 +7,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from esvit_hf.common.freed_memory import keep_freed_memory
 from esvit_hf.common.limits import check_least
+from esvit_hf.data.batch_loading import load_batches
 from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
 from esvit_hf.data.sources import ImageSource
 
@@ -61,13 +61,7 @@ def measure_images(
         list(range(start, min(start + batch_size, len(source))))
         for start in range(0, len(source), batch_size)
     ]
-    loader = DataLoader(
-        _PreparedBatches(source, prepare),
-        batch_sampler=batches[rank::processes],
-        collate_fn=_unchanged,
-        num_workers=num_workers,
-        worker_init_fn=keep_freed_memory,
-    )
+    loader = load_batches(_PreparedBatches(source, prepare), batches[rank::processes], num_workers)
     rows: list[tuple[int, Row]] = []
     broken: list[BrokenImage] = []
     problems: list[str] = []
@@ -127,7 +121,3 @@ class _PreparedBatches(Dataset[tuple[list[int], Any]], Generic[Prepared]):
             )
         except ValueError as error:
             return indices, error
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
