@@ -9,10 +9,20 @@ from torch import Tensor
 from esvit_hf.acceleration.linear import multiply_transposed
 from esvit_hf.features.extraction import check_matrices
 
-__all__ = ["DEFAULT_BLOCK_BYTES", "check_neighbors", "nearest_neighbors"]
+__all__ = ["check_neighbors", "default_block_bytes", "nearest_neighbors"]
 
-DEFAULT_BLOCK_BYTES = 512 * 2**20
 _GROUP_SIZE = 16
+
+
+def default_block_bytes(device: torch.device | str) -> int:
+    """Return the bytes that a block may take.
+
+    Args:
+        device: where it is computed.
+    """
+    # A C library keeps small blocks for the next one. It gives large ones back, and getting their
+    # pages again takes as long as the products of narrow features.
+    return (128 if torch.device(device).type == "cpu" else 512) * 2**20
 
 
 @torch.no_grad()
@@ -21,7 +31,7 @@ def nearest_neighbors(
     test: Tensor,
     k: int,
     *,
-    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    block_bytes: int | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Find the k training rows of highest cosine similarity for every test row.
@@ -34,7 +44,7 @@ def nearest_neighbors(
         test: (M, D) features.
         k: number of neighbors, at most N.
         block_bytes: bound of the memory for a block of similarities and the normalized features it
-            comes from.
+            comes from; by default `default_block_bytes`.
         device: where to compute; by default where `train` lies.
 
     Returns:
@@ -47,6 +57,7 @@ def nearest_neighbors(
     check_matrices(train, test)
     check_neighbors(k, len(train))
     device = train.device if device is None else torch.device(device)
+    block_bytes = default_block_bytes(device) if block_bytes is None else block_bytes
     width = train.shape[1]
     columns = max(1, min(len(train), block_bytes // (2 * 4 * width)))
     # Sixteen bytes a similarity: the product itself, the group maxima and candidates, and the masks

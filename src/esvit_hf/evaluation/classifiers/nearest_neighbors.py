@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from esvit_hf.evaluation.metrics import RANKED_CLASSES, load_metric
-from esvit_hf.features.search import DEFAULT_BLOCK_BYTES, nearest_neighbors
+from esvit_hf.features.search import default_block_bytes, nearest_neighbors
 
 __all__ = ["knn_accuracy", "knn_predictions", "ranked_accuracy"]
 
@@ -19,7 +19,7 @@ def knn_accuracy(
     *,
     k: Sequence[int],
     temperature: Sequence[float] = (0.07,),
-    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    block_bytes: int | None = None,
     device: torch.device | str | None = None,
 ) -> dict[tuple[int, float], tuple[float, float]]:
     """Accuracy of the weighted k-NN classifier over every test image.
@@ -94,7 +94,7 @@ def knn_predictions(
     *,
     k: Sequence[int],
     temperature: Sequence[float],
-    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    block_bytes: int | None = None,
     device: torch.device | str | None = None,
 ) -> dict[tuple[int, float], Tensor]:
     """Rank the classes of each test image by the votes of its k nearest neighbors, weighted by
@@ -136,6 +136,8 @@ def knn_predictions(
         raise ValueError(
             f"the lowest training label is {int(train_labels.min())}: number the classes from 0"
         )
+    device = train.device if device is None else device
+    block_bytes = default_block_bytes(device) if block_bytes is None else block_bytes
     counts = sorted(set(k))
     similarities, neighbors = nearest_neighbors(
         train, test, counts[-1], block_bytes=block_bytes, device=device
