@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from esvit_hf.common.freed_memory import keep_freed_memory
+
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
@@ -35,7 +37,7 @@ def own_accelerator_state() -> Iterator[None]:
 def start_accelerator(
     mixed_precision: str, *, setting: str = "mixed_precision", **options: Any
 ) -> "Accelerator":
-    """Start Accelerate on the device that it finds.
+    """Start Accelerate on the device that it finds; on a CPU, the process keeps what it frees.
 
     Args:
         mixed_precision: number format of the networks' computation: `no`, `bf16` or `fp16`.
@@ -56,6 +58,8 @@ def start_accelerator(
             f"mixed_precision is fp16, but the run is on a CPU, where it would compute in float32: "
             f"set {setting} to bf16 or no"
         )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     return accelerator
 
 

@@ -1,4 +1,4 @@
-"""Memory that a process keeps for its next images."""
+"""Memory that a process keeps for its next tensors and images."""
 
 import ctypes
 import os
@@ -11,16 +11,16 @@ _SETTINGS = {-1: 256 << 20, -3: 32 << 20}
 _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
 
-def keep_freed_memory(worker: int) -> None:
-    """Let a worker process keep the memory of an image for the next one, where the C library is
-    glibc.
+def keep_freed_memory(worker: int | None = None) -> None:
+    """Let this process keep up to 256 MiB that it frees, where the C library is glibc.
 
-    Without it, large photographs get their memory from the system again and again, page by page,
-    which may take longer than to decode them. Settings of the user (`MALLOC_TRIM_THRESHOLD_`,
+    Without it, the activations of a step, or the pixels of large photographs, get their memory from
+    the system again and again, page by page. On a CPU that may take a quarter of a training, and
+    longer than to decode a photograph. Settings of the user (`MALLOC_TRIM_THRESHOLD_`,
     `MALLOC_MMAP_THRESHOLD_`) stay.
 
     Args:
-        worker: number of the worker, as a DataLoader passes it.
+        worker: number of the process among the workers of a DataLoader, which passes it.
     """
     if sys.platform == "linux" and not any(name in os.environ for name in _VARIABLES):
         change = getattr(ctypes.CDLL(None), "mallopt", None)

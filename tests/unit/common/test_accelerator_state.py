@@ -1,16 +1,30 @@
 """Calls in one process, each with its own mixed precision."""
 
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
 from accelerate.state import PartialState
+from tests.support.new_pages import pages_of_a_photograph
+from tests.support.process_group import run_on_processes
 from tests.support.small_runs import small_run
 
 import esvit_hf
-from esvit_hf.common.accelerator_state import own_accelerator_state
+from esvit_hf.common.accelerator_state import own_accelerator_state, start_accelerator
 from esvit_hf.pretraining.loop import pretrain
+
+
+def start_and_count_pages() -> None:
+    assert max(pages_of_a_photograph() for _ in range(4)) > 1000
+    start_accelerator("no")
+    assert [pages_of_a_photograph() for _ in range(4)][-1] < 100
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+def test_a_process_that_computes_on_a_cpu_keeps_its_memory() -> None:
+    run_on_processes(1, start_and_count_pages)
 
 
 def test_accelerate_refuses_a_second_choice() -> None:

@@ -6,21 +6,16 @@ import subprocess
 import sys
 
 import pytest
+from tests.support.paths import ROOT
 
-# Pages that a process gets while it makes the pixels of eight photographs, after the first two.
+# `tests` is found from the root.
 COUNT = """
-import resource, sys
-from PIL import Image
+import sys
+from tests.support.new_pages import pages_of_a_photograph
 from esvit_hf.common.freed_memory import keep_freed_memory
 if sys.argv[1] == "keep":
-    keep_freed_memory(0)
-pages = []
-for _ in range(10):
-    image = Image.new("RGB", (2560, 1708))
-    pixels = bytearray(image.tobytes())
-    del image, pixels
-    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-print(pages[-1] - pages[1])
+    keep_freed_memory()
+print([pages_of_a_photograph() for _ in range(5)][-1])
 """
 
 
@@ -28,6 +23,7 @@ def new_pages(word: str, **environment: str) -> int:
     process = subprocess.run(
         [sys.executable, "-c", COUNT, word],
         env=os.environ | environment,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,

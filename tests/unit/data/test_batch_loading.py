@@ -1,10 +1,9 @@
 """Batches come whole and in order, from workers that keep their memory."""
 
 import platform
-import resource
 
 import pytest
-from PIL import Image
+from tests.support.new_pages import pages_of_a_photograph
 from torch.utils.data import Dataset
 
 from esvit_hf.data.batch_loading import load_batches
@@ -16,14 +15,8 @@ class Indices(Dataset[list[int]]):
 
 
 class NewPages(Dataset[int]):
-    """Pages that a process gets while it makes the pixels of one more photograph."""
-
     def __getitems__(self, indices: list[int]) -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        image = Image.new("RGB", (2560, 1708))
-        pixels = bytearray(image.tobytes())
-        del image, pixels
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        return pages_of_a_photograph()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
