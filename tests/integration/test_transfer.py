@@ -367,6 +367,12 @@ def test_images_of_one_class_are_refused_before_any_work(tmp_path: Path, models:
         load_transfer_data(BY_NAME["DTD"], str(tmp_path))
 
 
+def test_copies_without_test_images_are_refused(tmp_path: Path) -> None:
+    single_label(20, 0).to_parquet(tmp_path / "train-0.parquet")
+    with pytest.raises(ValueError, match="has no split 'test' but train: give one with training"):
+        load_transfer_data(BY_NAME["DTD"], str(tmp_path))
+
+
 def test_labels_that_are_not_found(tmp_path: Path) -> None:
     for name in ("train", "test"):
         single_label(20, 0).cast_column("label", Value("int64")).rename_column(

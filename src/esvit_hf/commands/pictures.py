@@ -154,7 +154,7 @@ def neighbors(
     data: DataSplit,
     *,
     output: str | Path,
-    count: int = 9,
+    count: int | None = None,
     batches: Batches,
     cache: FeatureCache,
 ) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def neighbors(
     Args:
         image: image file.
         output: picture to write, ending in .png or .pdf.
-        count: number of neighbors.
+        count: number of neighbors; 9 if not given, or all images if there are fewer.
 
     Returns:
         The file and the neighbors.
@@ -188,6 +188,8 @@ def neighbors(
     picture = _read_image(Path(image), data.max_image_pixels)
     store = open_store(model, batches, cache, Accelerator())
     source = load_images(data)
+    if count is None:
+        count = min(9, len(source))
     if not 1 <= count <= len(source):
         raise ValueError(
             f"--count is {count}: choose 1 to {len(source)}, the number of images in {data.dataset}"

@@ -142,9 +142,7 @@ def load_masks(mask_column: str, **images: Any) -> tuple[MaskSource, MaskSource]
         ValueError: there is no such column.
     """
     try:
-        splits = load_splits(
-            **{**images, "image_column": mask_column, "label_column": None}, labels=False
-        )
+        splits = load_splits(**{**images, "image_column": mask_column}, labels=False)
     except ValueError as error:
         # The column is opened as any column of images; the flag that names it is another.
         message = str(error).replace("--image_column", "--mask_column")

@@ -83,7 +83,8 @@ def load_splits(
         train_split: images to learn from, for example train or train[:10%].
         test_split: images to test on; if neither this nor `test_fraction` is given, the split
             `test`, else `validation`, else a fifth of the training images.
-        test_fraction: share of every class of `train_split` to test on instead of a split.
+        test_fraction: share of every class of `train_split` to test on instead of a split; of all
+            images where there are no labels and none are needed.
         seed: of the choice of these images.
         config_name: configuration of the data set, if it has several.
         image_column: column with the images; found by its type if None.
@@ -136,7 +137,7 @@ def load_splits(
         assert test_split is not None
         test = read_split(test_split, "test_split")
     else:
-        train, test = split_off_test(train, test_fraction, seed)
+        train, test = split_off_test(train, test_fraction, seed, labels=labels)
     if not labels:
         nothing = torch.empty(0, dtype=torch.int64)
         return LabeledSplits(train, test, nothing, nothing, [], test_name)
@@ -156,34 +157,36 @@ def load_splits(
 
 
 def split_off_test(
-    source: ImageSource, fraction: float, seed: int
+    source: ImageSource, fraction: float, seed: int, *, labels: bool = True
 ) -> tuple[ImageSource, ImageSource]:
     """Divide images at random into a part to learn from and a part to test on.
 
     Every class gives its share, rounded, to the test part: at least one image if it has two, and
-    never all.
+    never all. Images without labels are one class.
 
     Args:
-        source: images with labels.
+        source: images.
         fraction: share of the test part, between 0 and 1.
         seed: of the choice.
+        labels: false if the images need none.
 
     Returns:
         Training part and test part, in the order of the source.
 
     Raises:
-        ValueError: the fraction is out of range, there are no labels, or no class has two images.
+        ValueError: the fraction is out of range, labels are missing, or no class has two images.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"test_fraction is {fraction}: give a number between 0 and 1")
-    if source.labels is None:
+    if labels and source.labels is None:
         raise ValueError(
             f"{source.description}: test_fraction takes a share of each class; name the column "
             f"with the labels (--label_column), or give each class a folder"
         )
     order = np.random.default_rng(seed).permutation(len(source))
-    order = order[np.argsort(source.labels[order], kind="stable")]
-    classes, starts, counts = np.unique(source.labels[order], return_index=True, return_counts=True)
+    numbers = np.zeros(len(source), np.int64) if source.labels is None else source.labels
+    order = order[np.argsort(numbers[order], kind="stable")]
+    classes, starts, counts = np.unique(numbers[order], return_index=True, return_counts=True)
     shares = np.minimum(np.maximum(np.rint(fraction * counts).astype(np.int64), 1), counts - 1)
     chosen = np.concatenate(
         [order[start : start + share] for start, share in zip(starts, shares, strict=True)]

@@ -104,6 +104,12 @@ def _local_splits(dataset: TransferDataset, path: Path) -> dict[str, str | None]
     validation = next(
         (name for name in (dataset.validation_split, "validation") if name in available), None
     )
+    lacking = next((name for name in (dataset.train_split, test) if name not in available), None)
+    if available and lacking is not None:
+        raise ValueError(
+            f"the local copy {path} has no split {lacking!r} but {', '.join(available)}: give one "
+            f"with training and test images"
+        )
     return {
         "train": dataset.train_split,
         "validation": None if validation == test else validation,

@@ -161,9 +161,14 @@ def read_input_frame(processor: Callable[..., Any], size: tuple[int, int]) -> In
 
     Raises:
         ValueError: the processor does more than to resize and crop, or mixes colors (see
-            `read_input_format`).
+            `read_input_format`), or the image is one pixel wide or high.
     """
     width, height = size
+    if min(size) < 2:
+        raise ValueError(
+            f"an image has {width} x {height} pixels, which is too small to tell places apart: "
+            f"give one of at least 2 x 2"
+        )
     x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
     ramps = np.rint(np.stack([x, y, np.zeros_like(x)], axis=2) * 255).astype(np.uint8)
     input_format = read_input_format(processor)

@@ -44,11 +44,21 @@ class OnlineKnn:
         self.recipe = recipe
         self.accelerator = accelerator
         self.processor = make_processor(recipe)
-        if recipe.run.knn_dataset is not None:
-            source = load_knn_split(recipe, "knn_train_split")
+        try:
+            self._open(source, classified)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; or leave out the online k-NN with --run.knn_every_epochs 0"
+            ) from error
+
+    def _open(
+        self, source: ImageSource | ItemSource | StreamSource, classified: ImageSource | None
+    ) -> None:
+        if self.recipe.run.knn_dataset is not None:
+            source = load_knn_split(self.recipe, "knn_train_split")
         assert isinstance(source, ImageSource), "other data need a data set of the k-NN"
         if classified is None:
-            classified = load_knn_split(recipe, "knn_split")
+            classified = load_knn_split(self.recipe, "knn_split")
         self.sources = [source, classified]
         with flags_are_called(label_column="data.label_column"):
             self.labels = list(shared_labels(*self.sources))

@@ -138,12 +138,19 @@ def convert_to_file(name_or_path: str, output: Path, *, with_heads: bool) -> dic
 
     Raises:
         ValueError: If the reference has no such network, heads are asked for and not there, or the
-            file exists.
+            file exists or does not fit on the disk.
     """
     check_free(output)
     checkpoint = convert_to_reference(name_or_path, with_heads=with_heads)
     with write_new(output) as file:
-        torch.save(checkpoint, file)
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            # What PyTorch raises where a disk is full.
+            raise ValueError(
+                f"output={str(output)!r} cannot be written ({one_line(error)}): make room on the "
+                f"disk, or give another place."
+            ) from error
     heads = [
         objective
         for objective, (_, center) in REFERENCE_HEADS.items()

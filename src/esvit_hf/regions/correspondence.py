@@ -143,7 +143,7 @@ def find_region_pairs(
         ValueError: the count is below 1, there is no such layer, or features are not finite.
     """
     if count < 1:
-        raise ValueError(f"{count} pairs asked for: give at least 1")
+        raise ValueError(f"count is {count}: give 1 or more pairs")
     regions, centers = [], []
     for pixel_values in (first, second):
         features, grid = backbone.layer_regions(pixel_values, layer)

@@ -209,7 +209,7 @@ def test_settings_that_cannot_be_used(call: Call, folder: Path, tmp_path: Path) 
     pair = ["correspond", model, a, a, "--output"]
     assert "must end in .png or .pdf" in refused(call(*pair, tmp_path / "figure.jpg"))
     assert "choose 0 to 3" in refused(call(*pair, output, "--layer", "9"))
-    assert "give at least 1" in refused(call(*pair, output, "--count", "0"))
+    assert "count is 0: give 1 or more" in refused(call(*pair, output, "--count", "0"))
     assert "cannot load a model" in refused(
         call("correspond", folder / "none", a, a, "--output", output)
     )

@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from esvit_hf.data.sources import ImageSource
+from esvit_hf.evaluation.masks import load_masks
 from esvit_hf.evaluation.splits import (
     check_images_per_class,
     held_out,
@@ -174,6 +175,28 @@ def test_the_test_split_is_taken_where_there_is_one(tmp_path: Path) -> None:
 def test_fractions_that_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_splits(fill(tmp_path, *CLASSES), **options)
+
+
+def test_images_that_need_no_labels_are_divided_without_them(tmp_path: Path) -> None:
+    folder = fill(tmp_path, *(f"{number}.png" for number in range(10)))
+    with pytest.warns(UserWarning, match="the test images are 0.2 of train"):
+        splits = load_splits(folder, labels=False)
+    assert (len(splits.train), len(splits.test)) == (8, 2)
+    assert len({*pixels(splits.train), *pixels(splits.test)}) == 10
+
+
+def test_masks_are_divided_like_their_images(tmp_path: Path) -> None:
+    names = ["cat", "dog", "owl"] * 5
+    shades = [np.full((4, 4), number, np.uint8) for number in range(len(names))]
+    columns = {"image": shades, "mask": shades, "label": range(len(names)), "animal": names}
+    kinds = {"image": Image(), "mask": Image(), "label": Value("int64"), "animal": Value("string")}
+    rows = Dataset.from_dict(columns, features=Features(kinds))
+    options: dict[str, Any] = {"train_split": "train", "test_fraction": 0.4}
+    options |= {"dataset": rows, "label_column": "animal"}
+    splits, masks = load_splits(**options), load_masks("mask", **options)
+    for images, part in zip((splits.train, splits.test), masks, strict=True):
+        shown = [int(np.asarray(image)[0, 0, 0]) for image in images.read(range(len(images)))]
+        assert shown == [int(part.read(place)[0, 0]) for place in range(len(part))]
 
 
 def test_a_fraction_needs_labels_and_images(tmp_path: Path) -> None:

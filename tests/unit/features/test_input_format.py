@@ -89,6 +89,8 @@ def test_processors_that_cannot_be_measured() -> None:
         read_input_format(single)
     with pytest.raises(ValueError, match="turns or mirrors"):
         read_input_frame(mirroring, (20, 20))
+    with pytest.raises(ValueError, match="240 x 1 pixels, which is too small"):
+        read_input_frame(EsvitImageProcessor(), (240, 1))
     with pytest.raises(ValueError, match="images of 6 channels.*use `esvit features`, or"):
         read_input_format(
             EsvitImageProcessor(num_channels=6, image_mean=[0] * 6, image_std=[1] * 6)

@@ -29,3 +29,20 @@ def test_broken_images_are_left_out_and_named_once(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=said):
         assert knn.measure(teacher) == {"knn1_top1": 1.0}
     assert knn.measure(teacher) == {"knn1_top1": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("split", "reason"),
+    [
+        ("test", "has no split 'test'; set --run.knn_split to one of: train"),
+        ("train", "name the column with the labels .--data.label_column., or give each class"),
+    ],
+)
+def test_images_without_classes_do_without_it(tmp_path: Path, split: str, reason: str) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        noise(number).save(tmp_path / "photos" / f"{number}.png")
+    words = ("--run.knn_every_epochs", "1", "--run.knn_split", split)
+    recipe = small_run(tmp_path / "run", "--data.dataset", str(tmp_path / "photos"), *words)
+    with pytest.raises(ValueError, match=f"{reason}.*; or .* with --run.knn_every_epochs 0"):
+        OnlineKnn(recipe, load_training_images(recipe), Accelerator(cpu=True))

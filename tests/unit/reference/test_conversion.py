@@ -6,12 +6,14 @@ import os
 import pickle
 import random
 import re
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 
 from esvit_hf import EsvitSwinConfig, EsvitSwinModel
+from esvit_hf.reference.folders import convert_to_file
 from esvit_hf.reference.from_reference import (
     load_reference_model,
     read_reference_checkpoint,
@@ -236,3 +238,17 @@ def test_a_network_without_bias_and_with_positions(tmp_path, reference):
     pixels = torch.randn(1, 3, 64, 32)
     with torch.no_grad():
         assert torch.equal(converted(pixels).last_hidden_state, model(pixels).last_hidden_state)
+
+
+def test_a_full_disk_leaves_no_file(tmp_path):
+    EsvitSwinModel(
+        EsvitSwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[1], window_size=4)
+    ).save_pretrained(tmp_path / "model")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(ValueError, match="back.pth' cannot be written.*make room on the disk"):
+            convert_to_file(str(tmp_path / "model"), tmp_path / "back.pth", with_heads=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

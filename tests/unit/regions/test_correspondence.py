@@ -426,5 +426,5 @@ def test_pairs_of_two_images() -> None:
     assert {tuple(point) for point in everything.first.tolist()} == {
         (x, y) for x in (4, 12, 20) for y in (4, 12)
     }
-    with pytest.raises(ValueError, match="give at least 1"):
+    with pytest.raises(ValueError, match="count is 0: give 1 or more"):
         find_region_pairs(PlainNetwork(), first, second, count=0)  # type: ignore[arg-type]
