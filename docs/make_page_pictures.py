@@ -34,9 +34,7 @@ PATIENCE_SECONDS = 120
 Frame = tuple[Image.Image, int]
 
 
-def make_pictures(
-    model: Path = FOLDER.parent / "examples/checkpoints/esvit_swin_tiny_imagenet",
-) -> None:
+def make_pictures(*, model: Path = MODEL) -> None:
     """Take the pictures of the page of a model.
 
     Args:

@@ -1,12 +1,10 @@
 """Makes docs/reports, the pictures of docs/analysis.md and those of the cards.
 
-Run it in a clone as `python docs/make_reports.py`; a network's folder behind it takes the place of
-the usual one in the reports and in docs/analysis.md.
+Run it in a clone as `python docs/make_reports.py`.
 """
 
 import io
 import shutil
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from esvit_hf import EsvitImageProcessor, evaluate
 from esvit_hf.backbones.loading import load_backbone
+from esvit_hf.commands.command_line import run
 from esvit_hf.commands.main import main as esvit
 from esvit_hf.features.extraction import load_image_processor
 from esvit_hf.figures.neighbors import plot_image_rows
@@ -44,14 +43,29 @@ def make_random_network(model: Path) -> None:
     AutoImageProcessor.from_pretrained(model).save_pretrained(RANDOM)
 
 
-def make_report(model: Path, **options: Any) -> None:
+def make_clothes_report(model: Path, **options: Any) -> None:
+    """Evaluate a network on Fashion-MNIST."""
+    make_report(model.name, model, DATA, tasks=TASKS, **SPLITS, **options)
+
+
+def make_street_reports(camvid: Path) -> None:
+    """Segment the street scenes of docs/dense.md by the regions of both networks."""
+    options = {"tasks": "dense", "dense": {"void": [11], "image_size": 288}, "test_split": "test"}
+    for network in ("swin", "cvt"):
+        model = CHECKPOINTS / f"esvit_{network}_tiny_imagenet"
+        make_report(f"camvid_{network}", model, camvid, compare_random=True, **options)
+
+
+def make_report(name: str, model: Path, data: str | Path, **options: Any) -> None:
     """Evaluate a network, and keep the page and its figures."""
-    folder = Path("docs/reports") / model.name
+    folder = Path("docs/reports") / name
     shutil.rmtree(folder, ignore_errors=True)
-    evaluate(model, DATA, tasks=TASKS, report=folder, **SPLITS, **options)
+    evaluate(model, data, report=folder, **options)
     for path in folder.iterdir():
         if path.suffix == ".json" or path.name == "model_card_block.md":
             path.unlink()
+        elif path.suffix == ".png":
+            Image.open(path).convert("RGB").quantize().save(path, optimize=True)
 
 
 def make_analysis_pictures(model: Path) -> None:
@@ -92,16 +106,23 @@ def save_small(picture: Image.Image, path: Path) -> None:
     print(path.relative_to(ROOT), path.stat().st_size, "bytes")
 
 
-def main() -> None:
-    """Make everything."""
-    model = Path(sys.argv[1]) if sys.argv[1:] else MODEL
+def make_everything(*, model: Path = MODEL, camvid: Path | None = None) -> None:
+    """Make reports and pictures.
+
+    Args:
+        model: folder of the network of the report on Fashion-MNIST and of docs/analysis.md.
+        camvid: folder of parquet files with the images and masks of docs/dense.md; without it, the
+            reports on them stay as they are.
+    """
     for folder in sorted(CHECKPOINTS.iterdir()):
         make_card_picture(folder)
     make_analysis_pictures(model)
     make_random_network(model)
-    make_report(RANDOM)
-    make_report(model, compare_random=True)
+    make_clothes_report(RANDOM)
+    make_clothes_report(model, compare_random=True)
+    if camvid is not None:
+        make_street_reports(camvid)
 
 
 if __name__ == "__main__":
-    main()
+    run(make_everything)

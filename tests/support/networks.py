@@ -2,7 +2,8 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,6 +97,14 @@ NETWORKS = {
         esvit_hf.EsvitVilBackbone,
         # The last sparse stage drops its global token behind this block.
         idle=("stages.0.blocks.1.attention.global_to_global_bias",),
+    ),
+}
+
+# Also the parts that the networks above do without.
+NETWORKS_AND_OPTIONS = NETWORKS | {
+    "CvT, deep stem": replace(NETWORKS["CvT"], config=partial(cvt_config, deep_stem=True)),
+    "ViL, global tokens": replace(
+        NETWORKS["ViL"], config=partial(vil_config, num_global_tokens=[2, 1])
     ),
 }
 

@@ -8,10 +8,12 @@ import io
 import itertools
 import os
 import re
+import runpy
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.paths import ROOT
@@ -158,6 +160,29 @@ def test_commands_are_understood(
         parse_function(_load(command.function), rest, program=f"esvit {name}", groups=groups)
 
 
+def scripts_of_functions() -> Iterator[tuple[str, list[str]]]:
+    """Scripts that take the arguments of a function, with the words behind them on a page."""
+    for name in names(DOCUMENTS):
+        for words, _ in shell_lines(ROOT / name):
+            for place, script in enumerate(words):
+                path = ROOT / script
+                if script.endswith(".py") and path.is_file() and "import run\n" in path.read_text():
+                    yield script, words[place + 1 :]
+
+
+def test_commands_of_scripts_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    understood = set()
+    for script, words in scripts_of_functions():
+
+        def parse(function: Callable[..., Any], words: list[str] = words) -> None:
+            parse_function(function, words, program="script")
+
+        monkeypatch.setattr("esvit_hf.commands.command_line.run", parse)
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+        understood.add(script)
+    assert len(understood) > 2
+
+
 def test_pages_have_commands() -> None:
     assert len(COMMAND_LINES) > 60
 
@@ -260,7 +285,7 @@ OF_OTHER_PROGRAMS = {
 
 def arguments_of_programs() -> set[str]:
     """Names of arguments in what is run from the clone."""
-    folders = ("benchmarks", "examples", "studies", "tests/support")
+    folders = ("benchmarks", "docs", "examples", "studies", "tests/support")
     trees = (
         ast.parse(path.read_text()) for folder in folders for path in (ROOT / folder).rglob("*.py")
     )

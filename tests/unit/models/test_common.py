@@ -8,7 +8,14 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from safetensors.torch import load_file, save_file
-from tests.support.networks import SIZE, build, features, gradients, images
+from tests.support.networks import (
+    NETWORKS_AND_OPTIONS,
+    SIZE,
+    build,
+    features,
+    gradients,
+    images,
+)
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -19,6 +26,10 @@ from transformers import (
     UperNetConfig,
 )
 from transformers import UperNetForSemanticSegmentation as UperNet
+
+with_options = pytest.mark.parametrize(
+    "network", NETWORKS_AND_OPTIONS.values(), ids=NETWORKS_AND_OPTIONS
+)
 
 # Outputs
 
@@ -205,9 +216,10 @@ def test_evaluation_before_training_leaves_nothing_behind(network):
     torch.testing.assert_close(features(model, pixels), features(fresh, pixels))
 
 
+@with_options
 def test_bfloat16_agrees_roughly(network):
     model = build(network.model, network.config())
-    pixels = images(2, 3, SIZE, SIZE)
+    pixels = images(2, 3, 40, 24)
     exact, derivatives = features(model, pixels), gradients(model, pixels)
     half = copy.deepcopy(model).to(torch.bfloat16)
     rounded = features(half, pixels.bfloat16())
@@ -240,10 +252,13 @@ def test_saved_and_loaded_is_the_same_network(network, kind, tmp_path):
         )
 
 
+@with_options
 def test_auto_classes_find_the_network(network, tmp_path):
     model = build(network.model, network.config())
     model.save_pretrained(tmp_path)
-    assert type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert type(config) is type(model.config)
+    assert config.architectures == [network.model.__name__]
     auto = AutoModel.from_pretrained(tmp_path)
     assert type(auto) is network.model
     pixels = images(1, 3, SIZE, SIZE)
@@ -345,6 +360,7 @@ def test_copies_and_pickles_are_independent_networks(network):
 # Backbone, compiler
 
 
+@with_options
 def test_feature_maps_of_every_stage(network):
     names = ["stem", "stage1", "stage2"]
     model = build(network.backbone, network.config(out_features=names))
