@@ -35,17 +35,18 @@ soak: $(INSTALLED)
 
 # docs/reproduction.md says how to get the data.
 DATASET ?= outputs/tiny-imagenet-40
-TRANSFER_DATASET ?= uoft-cs/cifar10
-REPRODUCTION := $(BIN)/python -m studies.reproduction
-REPRODUCTION_DATA := --dataset $(DATASET) --transfer_dataset $(TRANSFER_DATASET)
+DENSE_DATASET ?= outputs/camvid
+MATCHING := $(BIN)/python -m studies.matching
+DECIDE := run --dataset $(DATASET) --dense_dataset $(DENSE_DATASET) --decide true
 
 reproduce: $(INSTALLED)
-	$(REPRODUCTION) run $(REPRODUCTION_DATA)
-	$(REPRODUCTION) table
+	$(MATCHING) $(DECIDE) --variants '[long V, long position]' --seeds '[1, 2, 3, 4, 5]'
+	$(MATCHING) table
 
+QUICK := outputs/reproduction_quick
 reproduce-quick: $(INSTALLED)
-	$(REPRODUCTION) run $(REPRODUCTION_DATA) --variants '[V, V+R]' --seeds '[0]' --share 0.5 --output outputs/reproduction_quick
-	$(REPRODUCTION) table --output outputs/reproduction_quick --results_folder outputs/reproduction_quick
+	$(MATCHING) $(DECIDE) --variants '[small batches V, small batches position]' --seeds '[1]' --output $(QUICK)
+	$(MATCHING) table --output $(QUICK) --results_folder $(QUICK)
 
 cards: $(INSTALLED)
 	$(BIN)/esvit zoo cards model_cards --page docs/zoo.md --folders examples/checkpoints

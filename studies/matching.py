@@ -77,6 +77,7 @@ def _variant(objectives: dict[str, Any], epochs: int, fields: dict[str, Any] | N
 POSITION = {"rule": "position"}
 # With batches of 64, 4 epochs take about a quarter more processor time than 5 of V.
 MORE: dict[str, Any] = {"weight": 0.7, "num_prototypes": 1024}
+BEST: dict[str, Any] = {"weight": 0.85, "num_prototypes": 1024}
 GLOBAL_ONLY = {"min_regions": GLOBAL_REGIONS}
 # Half of the images is half of the processor time.
 HALF = {"data.train_split": "train[:50%]"}
@@ -136,10 +137,10 @@ VARIANTS = {
     "ViL position": both(POSITION, fields=VIL),
     "ViL position, weight 0.7, 1024 prototypes": both(POSITION, fields=VIL, **MORE),
     "small batches V": view(6, BATCHES_OF_32),
-    "small batches position": both(
-        POSITION, fields=BATCHES_OF_32, weight=0.85, num_prototypes=1024
-    ),
+    "small batches position": both(POSITION, fields=BATCHES_OF_32, **BEST),
     "small batches position, weight 0.7": both(POSITION, fields=BATCHES_OF_32, **MORE),
+    "long V": view(12, BATCHES_OF_32),
+    "long position": both(POSITION, epochs=8, fields=BATCHES_OF_32, **BEST),
     "small batches ViL V": view(6, VIL | BATCHES_OF_32),
     "small batches ViL position": both(POSITION, epochs=5, fields=VIL | BATCHES_OF_32, **MORE),
     "random": Variant(training="none", recipe=RECIPE),

@@ -27,8 +27,8 @@ COLUMNS = {
     "region_place_share": "place share",
     "processor_seconds": "processor s",
 }
-OTHER_SETTINGS = ("small batches ViL", "small batches", "CvT", "ViL")
-"""First words of variants with another network or batch; each has a variant V of its own."""
+OTHER_SETTINGS = ("small batches ViL", "small batches", "long", "CvT", "ViL")
+"""First words of variants with another network, batch or length; each has a V of its own."""
 DECISIVE = ("linear", "knn", "miou_retrieval")
 """Measures that decide, named before the first run; p is corrected for their number (Holm)."""
 LEVEL, POWER = 0.05, 0.8

@@ -455,7 +455,6 @@ def run(
     variants: list[str] | None = None,
     seeds: list[int] = [0, 1, 2],  # noqa: B006 - shown by --help, never changed
     output: Path = OUTPUT,
-    share: float = 1.0,
     fields: list[str] | None = None,
 ) -> None:
     """Train and evaluate all runs that have no result yet, one after the other; seed by seed, so
@@ -473,7 +472,6 @@ def run(
         variants: names of variants; all by default.
         seeds: of weights, order and crops.
         output: folder of the runs.
-        share: of the epochs of every variant; 0.5 is half the compute.
         fields: fields of the recipe to change in all variants, as on the command line.
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -486,12 +484,6 @@ def run(
                 print(f"{folder}: finished before", flush=True)
                 continue
             words = recipe_words(variant, dataset, test_split, seed, folder, fields or [])
-            whole = read_recipe(words)
-            epochs = max(1, round(share * whole.schedule.num_epochs))
-            words += ["--schedule.num_epochs", str(epochs)]
-            for objective, settings in whole.objectives.items():
-                start = min(round(share * settings.start_epoch), epochs - 1)
-                words += [f"--objectives.{objective}.start_epoch", str(start)]
             recipe = read_recipe(words)
             train(variant, words, recipe)
             result = finish(name, recipe, transfer)
