@@ -68,6 +68,16 @@ def all_features(blocks: int) -> dict[str, torch.Tensor]:
         compute_features(
             backbone, source(9, (3, 5)), processor, batch_size=BATCH_SIZE, accelerator=accelerator
         )
+    # Only the first process has images that no batch can hold; the other must not wait for it.
+    keeps_sizes = EsvitImageProcessor(do_resize=False, do_center_crop=False)
+    photos = Dataset.from_dict({"image": [noise(1), noise(2).crop((0, 0, 9, 9))]})
+    with pytest.raises(ValueError, match="cannot batch image 0 to image 1"):
+        compute_features(
+            backbone,
+            ImageSource(photos.cast_column("image", Image(decode=False))),
+            keeps_sizes,
+            accelerator=accelerator,
+        )
     return tensors
 
 

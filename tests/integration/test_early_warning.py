@@ -65,15 +65,15 @@ def test_a_sound_run_says_nothing(tmp_path):
     [
         (
             ("--schedule.teacher_temperature", "50", "--schedule.warmup_teacher_temperature", "50"),
-            "uniform.*lower teacher_temperature",
+            "uniform.*lower schedule.teacher_temperature",
         ),
         (
             ("--heads.center_momentum", "1", "--optimizer.learning_rate", "0.05"),
-            "nearly the same target: lower center_momentum",
+            "nearly the same target: lower heads.center_momentum",
         ),
         (
             ("--optimizer.learning_rate", "10"),
-            "outputs are nearly the same for every image: lower learning_rate",
+            "outputs are nearly the same for every image: lower optimizer.learning_rate",
         ),
     ],
 )
@@ -86,7 +86,8 @@ def test_a_collapse_is_named_with_its_remedy(tmp_path, overrides, message):
 def test_a_learning_rate_that_is_too_high_stops_the_run(tmp_path):
     # Which of the three comes first depends on the processor's rounding.
     with pytest.raises(
-        FloatingPointError, match="(untrained student|exploded|norm is inf): lower learning_rate"
+        FloatingPointError,
+        match="(untrained student|exploded|norm is inf): lower optimizer.learning_rate",
     ):
         run(
             tmp_path,

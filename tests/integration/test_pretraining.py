@@ -287,7 +287,7 @@ def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(tmp_path):
         "1",
     )
     with pytest.raises(
-        FloatingPointError, match="lower learning_rate.*there is no good checkpoint"
+        FloatingPointError, match="lower optimizer.learning_rate.*there is no good checkpoint"
     ):
         pretrain(small_run(tmp_path, *diverging))
     lines = read_metrics(tmp_path)

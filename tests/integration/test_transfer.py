@@ -335,7 +335,7 @@ def test_what_cannot_be_measured_is_named(
         ),
         ({"datasets": []}, "name at least one"),
         ({"datasets": ["DTD", "DTD"]}, "none twice"),
-        ({"local_copies": {"cifar": "."}}, "--local_copies names 'cifar'"),
+        ({"local_copies": {"cifar": "."}}, "--local_copies names 'cifar': choose from Food-101"),
         ({"local_copies": {"DTD": "/no/such"}}, "/no/such for DTD, which does not exist"),
         ({"validation_fraction": 0.0}, "between 0 and 1"),
         ({"models": []}, "0 models are given"),
@@ -398,7 +398,9 @@ def test_image_folders_and_a_class_without_training_images(tmp_path: Path) -> No
                 folder.mkdir(parents=True, exist_ok=True)
                 image.save(folder / f"{index}.png")
     with pytest.raises(
-        ValueError, match="1 test classes have no training image, for example class 'class 2'"
+        ValueError,
+        match="1 test classes have no training image, for example class 'class 2': "
+        "use a training split that holds every class, or drop those test images$",
     ):
         load_transfer_data(BY_NAME["Food-101"], str(tmp_path))
     for path in (tmp_path / "test" / "class 2").iterdir():

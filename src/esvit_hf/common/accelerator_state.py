@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-__all__ = ["device_name", "own_accelerator_state", "start_accelerator"]
+__all__ = ["any_process", "device_name", "own_accelerator_state", "start_accelerator"]
 
 
 @contextmanager
@@ -61,6 +61,20 @@ def start_accelerator(
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator
+
+
+def any_process(flag: bool, accelerator: "Accelerator") -> bool:
+    """Tell every process whether a condition holds on one of them; all must ask together.
+
+    Args:
+        flag: whether it holds on this process.
+        accelerator: the processes.
+    """
+    import torch
+
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.gather(torch.tensor([int(flag)], device=accelerator.device)).any())
 
 
 def device_name(device: "torch.device") -> str:

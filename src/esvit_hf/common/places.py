@@ -1,6 +1,7 @@
 """Mistyped names of networks and data sets, found before anything is loaded."""
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -79,6 +80,7 @@ def check_model_place(
 
     Raises:
         NoSuchModelError: there is none, or the Hub cannot be asked.
+        ValueError: the folder's config.json is no JSON.
     """
     path = find_path(name_or_path)
     if path is not None:
@@ -91,6 +93,7 @@ def check_model_place(
                 f"{hint or ': give a folder that a run or save_pretrained has written'}",
             )
         if path.is_dir():
+            _check_configuration(path)
             return
         if path.is_file():
             raise NoSuchModelError(
@@ -117,6 +120,20 @@ def check_model_place(
             f"cannot load a model from {name_or_path!r}: there is no such folder"
             f"{similar_path(Path(name_or_path))}, and {problem}",
         )
+
+
+def _check_configuration(folder: Path) -> None:
+    """Refuse a configuration that was cut: not every reader of it names the file."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"cannot load a model from {str(folder)!r}: its config.json is damaged "
+            f"({one_line(error)}): download or save the folder again"
+        ) from error
 
 
 def is_cached(kind: Literal["dataset", "model"], name: str) -> bool:

@@ -383,7 +383,7 @@ class MultiCropDataset(Dataset[CropBatch]):
                 f"{len(self._broken)} of {num_images_read} images cannot be decoded, more than the "
                 f"allowed share of {self.max_broken_fraction}, the last one is "
                 f"{self._describe(index)}: {reason}; repair the data or raise "
-                f"max_broken_fraction"
+                f"--data.max_broken_fraction"
             )
 
 

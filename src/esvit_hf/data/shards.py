@@ -182,8 +182,8 @@ def find_shards(
     other = next((url for url in urls if not is_parquet(url) and not is_tar(url)), None)
     if other is not None:
         raise ValueError(
-            f"{name_or_path} has files such as {other}; streaming takes .parquet or uncompressed "
-            f".tar files: set streaming to false, or write shards with esvit repack"
+            f"{name_or_path} has files such as {other}, and shards are .parquet or uncompressed "
+            f".tar files: {_remedy(other)}"
         )
     if len({is_parquet(url) for url in urls}) > 1:
         raise ValueError(
@@ -323,6 +323,16 @@ def _expand_star(pattern: str) -> list[str]:
             f"{pattern} cannot be listed ({one_line(error)}): check the address"
         ) from error
     return sorted(files.unstrip_protocol(name) if "://" in pattern else name for name in found)
+
+
+def _remedy(other: str) -> str:
+    """Say what helps with a file that is no shard."""
+    name = other.split("?")[0].lower()
+    if re.search(r"\.(tgz|tar\.\w+)$", name):
+        return "decompress it"
+    if name.endswith((".tsv", ".zip")):
+        return "write shards with esvit repack"
+    return "such files need no index and are read without streaming"
 
 
 def _shards_of_split(name_or_path: str, split: str, config_name: str | None) -> list[str]:

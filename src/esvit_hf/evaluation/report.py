@@ -4,7 +4,9 @@ model card.
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,9 +111,10 @@ class Report:
         (folder / "report.md").write_text(self._page())
         (folder / MODEL_CARD_BLOCK).write_text(self._card_block())
         write_measurements(self.measurements(), folder / MEASUREMENTS_FILE)
-        for figures in (self.figures, *(result.figures for result in self.results.values())):
-            for name, plot in figures.items():
-                plot().save(folder / f"{name}.png")
+        with _one_font_warning():
+            for figures in (self.figures, *(result.figures for result in self.results.values())):
+                for name, plot in figures.items():
+                    plot().save(folder / f"{name}.png")
 
     def _page(self) -> str:
         lines = [f"# {self.facts['model']} on {self.dataset}"]
@@ -160,6 +163,24 @@ class Report:
         if rows:
             lines += ["", format_table(rows)]
         return "\n".join([*lines, "", *_code(self.command)]) + "\n"
+
+
+@contextmanager
+def _one_font_warning() -> Iterator[None]:
+    """Say once for all figures what matplotlib says of each letter of each figure."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", "Glyph .* missing from font")
+        yield
+    lacking = [each for each in caught if "missing from font" in str(each.message)]
+    for each in caught:
+        if each not in lacking:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if lacking:
+        warnings.warn(
+            "the font of the figures lacks letters of some names, and shows empty boxes for them: "
+            "name the classes in Latin, Greek or Cyrillic letters to read them in the figures",
+            stacklevel=2,
+        )
 
 
 def _section(result: TaskResult) -> list[str]:

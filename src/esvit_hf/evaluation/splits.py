@@ -143,7 +143,13 @@ def load_splits(
         return LabeledSplits(train, test, nothing, nothing, [], test_name)
     train_labels, test_labels = shared_labels(train, test)
     names = shared_class_names(train, test)
-    check_classes(train_labels, test_labels, names)
+    check_classes(
+        train_labels,
+        test_labels,
+        names,
+        "use a training split that holds every class, hold out a share of each with "
+        "--test_fraction 0.2",
+    )
     untested = sorted(set(train_labels.unique().tolist()) - set(test_labels.unique().tolist()))
     if untested:
         warnings.warn(
@@ -244,7 +250,10 @@ def _rows_of(dataset: Dataset | DatasetDict, split: str) -> Dataset:
 
 
 def check_classes(
-    train_labels: Tensor, test_labels: Tensor, class_names: Sequence[str] | None = None
+    train_labels: Tensor,
+    test_labels: Tensor,
+    class_names: Sequence[str] | None = None,
+    remedy: str = "use a training split that holds every class",
 ) -> None:
     """Check that a classifier can learn every class that it is tested on.
 
@@ -252,6 +261,7 @@ def check_classes(
         train_labels: (N,) integer classes.
         test_labels: (M,) integer classes.
         class_names: name of each class, for messages.
+        remedy: what else helps than to drop test images, for the message.
 
     Raises:
         ValueError: fewer than two classes, or test classes without a training image.
@@ -272,8 +282,7 @@ def check_classes(
     if len(absent):
         raise ValueError(
             f"{len(absent)} test classes have no training image, for example class "
-            f"{name(absent[0])}: use a training split that holds every class, hold out a share of "
-            f"each with --test_fraction 0.2, or drop those test images"
+            f"{name(absent[0])}: {remedy}, or drop those test images"
         )
 
 

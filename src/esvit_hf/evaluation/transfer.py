@@ -139,12 +139,13 @@ def _choose(
     names = (
         list(known) if datasets == "all" else [datasets] if isinstance(datasets, str) else datasets
     )
-    for option, given in (("--datasets", names), ("--local_copies", local_copies)):
+    for option, given, choice in (
+        ("--datasets", names, "all, or from"),
+        ("--local_copies", local_copies, "from"),
+    ):
         unknown = [name for name in given if name not in known]
         if unknown:
-            raise ValueError(
-                f"{option} names {unknown[0]!r}: choose all, or from {', '.join(known)}"
-            )
+            raise ValueError(f"{option} names {unknown[0]!r}: choose {choice} {', '.join(known)}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"--datasets names {names}: name at least one, and none twice")
     for name, path in local_copies.items():

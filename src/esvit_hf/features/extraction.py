@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from esvit_hf.backbones.adapter import RegionBackbone
+from esvit_hf.common.accelerator_state import any_process
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.files import expand_home
 from esvit_hf.common.limits import check_least
@@ -103,6 +104,9 @@ def compute_features(
     depend on the number of processes. Every process holds the complete result: N * D * 4 bytes of
     CPU memory each.
 
+    After the first broken image the rest is only read, without the network, for an error that names
+    all broken images.
+
     Args:
         backbone: moved to the accelerator's device; used in evaluation mode and given back in the
             mode it came in.
@@ -127,12 +131,11 @@ def compute_features(
     was_training = backbone.training
     backbone.to(accelerator.device).eval()
     try:
-        values, block_widths, broken = _collect(
+        values, block_widths = _collect(
             backbone, source, processor, blocks, batch_size, num_workers, accelerator
         )
     finally:
         backbone.train(was_training)
-    refuse_broken_images(broken, len(source))
     faulty = (~torch.isfinite(values).all(dim=1)).nonzero()[:, 0]
     if len(faulty):
         raise ValueError(
@@ -292,8 +295,8 @@ def _collect(
     batch_size: int,
     num_workers: int,
     accelerator: Accelerator,
-) -> tuple[Tensor, tuple[int, ...], Sequence[BrokenImage]]:
-    """Features (N, D) by image index, the width of each block, and the images without a feature."""
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Features (N, D) by image index, and the width of each block."""
     processes, rank = accelerator.num_processes, accelerator.process_index
     batches = [
         list(range(start, min(start + batch_size, len(source))))
@@ -311,6 +314,8 @@ def _collect(
     block_widths: tuple[int, ...] = ()
     filled = torch.zeros(len(source), dtype=torch.bool)
     broken: list[BrokenImage] = []
+    problems: list[str] = []
+    is_refused = False
     progress = tqdm(
         total=len(source),
         desc="features",
@@ -326,10 +331,10 @@ def _collect(
                 torch.empty(0, dtype=torch.int64),
             )
             if batch is not None:
-                if batch.problem is not None:
-                    raise ValueError(batch.problem)
                 broken += batch.broken
-                if batch.pixel_values is not None:
+                if batch.problem is not None:
+                    problems.append(batch.problem)
+                if batch.pixel_values is not None and not (broken or is_refused):
                     pixel_values = batch.pixel_values.to(accelerator.device, non_blocking=True)
                     with accelerator.autocast():
                         if blocks == 1:
@@ -338,23 +343,30 @@ def _collect(
                             parts = backbone.block_features(pixel_values, blocks)
                     block_widths = tuple(part.shape[1] for part in parts)
                     rows, indices = torch.cat(parts, dim=1).float(), batch.indices
+            # All processes stop together: one that left alone would let the others wait for it.
+            is_refused = is_refused or any_process(bool(broken or problems), accelerator)
+            if is_refused and any_process(bool(problems), accelerator):
+                break
+            if is_refused:
+                progress.update(min(processes * batch_size, len(source) - progress.n))
+                continue
             if processes > 1:
                 rows, indices = _gather_rows(rows, indices, batch_size, accelerator)
-            if not len(rows):
-                continue
+            assert len(rows), "a round of batches without an image"
             if values is None:
                 values = torch.empty(len(source), rows.shape[1])
             values[indices] = rows.cpu()
             filled[indices] = True
             progress.update(len(rows))
     if processes > 1:
-        broken = sorted(gather_object(broken), key=lambda image: image.index)
+        broken, problems = (gather_object(found) for found in (broken, problems))
         # A process without images of its own learns the widths from the others.
         block_widths = max(gather_object([block_widths]), key=len)
-    assert int(filled.sum()) + len(broken) == len(source), (
-        "an image has neither a feature nor a fault"
-    )
-    return (torch.empty(len(source), 0) if values is None else values), block_widths, broken
+    if problems:
+        raise ValueError(problems[0])
+    refuse_broken_images(sorted(broken, key=lambda image: image.index), len(source))
+    assert filled.all(), "an image has neither a feature nor a fault"
+    return (torch.empty(len(source), 0) if values is None else values), block_widths
 
 
 def _gather_rows(

@@ -82,21 +82,21 @@ class RunMonitor:
                 "loss_scale",
                 lambda value: value < 1,
                 "float16 gradients overflow at every step and no step is taken: set "
-                "mixed_precision to bf16 or no",
+                "run.mixed_precision to bf16 or no",
                 fatal=True,
             ),
             Rule(
                 "loss_peak",
                 lambda value: self._exceeds(value, self.losses, LOSS_SPIKE),
-                "the loss jumped: if this repeats, lower learning_rate, raise warmup_epochs or "
-                "lower clip_gradient",
+                "the loss jumped: if this repeats, lower optimizer.learning_rate, raise "
+                "optimizer.warmup_epochs or lower optimizer.clip_gradient",
                 patience=1,
             ),
             Rule(
                 "gradient_norm_peak",
                 lambda value: self._exceeds(value, self.norms, NORM_SPIKE),
-                "the gradient norm jumped: if this repeats, lower learning_rate, raise "
-                "warmup_epochs or keep clip_gradient above 0",
+                "the gradient norm jumped: if this repeats, lower optimizer.learning_rate, raise "
+                "optimizer.warmup_epochs or keep optimizer.clip_gradient above 0",
                 patience=1,
             ),
             Rule(
@@ -104,15 +104,15 @@ class RunMonitor:
                 lambda value: (
                     value > LOSS_AT_START * max(self.uniform_loss, self.start_loss or value)
                 ),
-                "the loss stays above that of the untrained student: lower learning_rate or raise "
-                "warmup_epochs",
+                "the loss stays above that of the untrained student: lower "
+                "optimizer.learning_rate or raise optimizer.warmup_epochs",
                 fatal=True,
             ),
             Rule(
                 "gradient_norm",
                 lambda value: self._exceeds(value, self.norms, NORM_EXPLOSION),
-                "the gradients have exploded: lower learning_rate, raise warmup_epochs or keep "
-                "clip_gradient above 0",
+                "the gradients have exploded: lower optimizer.learning_rate, raise "
+                "optimizer.warmup_epochs or keep optimizer.clip_gradient above 0",
                 fatal=True,
             ),
         )
@@ -202,6 +202,7 @@ def check_finite(value: float, name: str, step: int) -> None:
     """
     if not math.isfinite(value):
         raise FloatingPointError(
-            f"step {step}: the {name} is {value}: lower learning_rate or raise warmup_epochs, keep "
-            f"clip_gradient above 0, and prefer mixed_precision bf16 or no to fp16"
+            f"step {step}: the {name} is {value}: lower optimizer.learning_rate or raise "
+            f"optimizer.warmup_epochs, keep optimizer.clip_gradient above 0, and prefer "
+            f"run.mixed_precision bf16 or no to fp16"
         )

@@ -1,5 +1,6 @@
 """One measurement for every image of a data set, on one process or many."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -10,6 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from esvit_hf.common.accelerator_state import any_process
 from esvit_hf.common.limits import check_least
 from esvit_hf.data.batch_loading import load_batches
 from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
@@ -35,7 +37,8 @@ def measure_images(
 
     Whole batches are dealt out to the processes and the rows placed by image index, so the result
     does not depend on the number of processes. Every process holds all of it: a row should be a few
-    numbers.
+    numbers. After the first broken image the rest is only read, for an error that names all broken
+    images.
 
     Args:
         source: the images.
@@ -61,10 +64,13 @@ def measure_images(
         list(range(start, min(start + batch_size, len(source))))
         for start in range(0, len(source), batch_size)
     ]
-    loader = load_batches(_PreparedBatches(source, prepare), batches[rank::processes], num_workers)
+    loader = iter(
+        load_batches(_PreparedBatches(source, prepare), batches[rank::processes], num_workers)
+    )
     rows: list[tuple[int, Row]] = []
     broken: list[BrokenImage] = []
     problems: list[str] = []
+    is_refused = False
     progress = tqdm(
         total=len(source),
         desc=description,
@@ -73,19 +79,22 @@ def measure_images(
         disable=not accelerator.is_main_process,
     )
     with torch.no_grad(), progress:
-        for indices, prepared in loader:
+        for _ in range(math.ceil(len(batches) / processes)):
+            indices, prepared = next(loader, ([], []))
             if isinstance(prepared, list):
                 broken += prepared
-            else:
+            elif isinstance(prepared, ValueError):
+                problems.append(str(prepared))
+            elif not (broken or is_refused):
                 try:
-                    if isinstance(prepared, ValueError):
-                        raise prepared
                     rows += zip(indices, measure(prepared), strict=True)
                 except ValueError as error:
-                    # A process that left here would let the others wait for it.
                     problems.append(str(error))
-                    break
-            progress.update(min(processes * len(indices), len(source) - progress.n))
+            # All processes stop together: one that left alone would let the others wait for it.
+            is_refused = is_refused or any_process(bool(broken or problems), accelerator)
+            if is_refused and any_process(bool(problems), accelerator):
+                break
+            progress.update(min(processes * batch_size, len(source) - progress.n))
     if processes > 1:
         rows, broken, problems = (gather_object(values) for values in (rows, broken, problems))
     if problems:

@@ -40,9 +40,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from esvit_hf import EsvitSwinConfig, EsvitSwinModel
+from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
+from esvit_hf.features.extraction import load_image_processor
 
 TOKENS: dict[str, Any] = {
     "hidden_size": 32,
@@ -456,16 +457,7 @@ class TestLoadBackbone:
     @pytest.mark.parametrize(
         "content",
         [
-            *(
-                None,
-                "",
-                "{",
-                "{}",
-                "[]",
-                "3",
-                '{"model_type": "bert"}',
-                '{"model_type": "no such"}',
-            ),
+            *(None, "{}", "[]", "3", '{"model_type": "bert"}', '{"model_type": "no such"}'),
             *('{"model_type": 3}', '{"model_type": "esvit_swin", "embed_dim": "many"}'),
             *('{"model_type": "vit", "hidden_size": "many"}', '{"model_type": "vit"}'),
             '{"model_type": "no such", "auto_map": {"AutoConfig": "code.Config"}}',
@@ -477,6 +469,15 @@ class TestLoadBackbone:
         said = rf"^cannot load a model from '{re.escape(str(tmp_path))}'.*: (give|set) "
         with pytest.raises(ValueError, match=said):
             load_backbone(str(tmp_path))
+
+    @pytest.mark.parametrize("content", [b"", b'{"model_type":', b"\0" * 100, b"\xff"])
+    def test_damaged_configuration(self, tmp_path: Path, content: bytes) -> None:
+        EsvitImageProcessor().save_pretrained(tmp_path)
+        (tmp_path / "config.json").write_bytes(content)
+        said = "config.json is damaged .*: download or save the folder again$"
+        for load in (load_backbone, load_image_processor):
+            with pytest.raises(ValueError, match=said):
+                load(str(tmp_path))
 
     @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
     def test_damaged_weights(self, tmp_path: Path, name: str) -> None:

@@ -239,7 +239,7 @@ def test_too_many_broken_images_stop_with_one_line(num_workers: int) -> None:
     assert re.fullmatch(
         r"2 of 10 images cannot be decoded, more than the allowed share of 0\.05, the last one is "
         r"image [34]: the bytes are in no image format that Pillow knows; repair the data or raise "
-        r"max_broken_fraction",
+        r"--data.max_broken_fraction",
         str(error.value),
     )
 

@@ -288,7 +288,8 @@ def test_wrong_places_are_one_line_with_a_remedy(tmp_path: Path) -> None:
     write_tar(tmp_path / "both" / "a.tar", 0, 1)
     labeled(0, 1).to_parquet(tmp_path / "both" / "a.parquet")
     pyarrow.parquet.write_table(labeled(0, 1).data.table.slice(0, 0), tmp_path / "none.parquet")
-    (tmp_path / "a.tar.gz").write_bytes(b"")
+    for name in ("a.tar.gz", "a.zip"):
+        (tmp_path / name).write_bytes(b"")
     for name, text in {
         "words": "no json",
         "other": "{}",
@@ -305,8 +306,10 @@ def test_wrong_places_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         str(tmp_path / "no-{0..1}.parquet"): "no-0.parquet cannot be read",
         str(
             tmp_path / "pictures"
-        ): r"files such as .*a.png; streaming takes .parquet or uncompressed .tar files",
-        str(tmp_path / "a.tar.gz"): "uncompressed .tar files",
+        ): r"files such as .*a.png, and shards are .* files: such files need no index and are read "
+        "without streaming$",
+        str(tmp_path / "a.tar.gz"): "uncompressed .tar files: decompress it$",
+        str(tmp_path / "a.zip"): "files: write shards with esvit repack$",
         str(tmp_path / "both" / "*"): "both parquet and tar",
         str(tmp_path / "both" / "a.tar"): "run 'esvit index .*a.tar index.json' once",
         str(tmp_path / "none.parquet"): "holds no image",

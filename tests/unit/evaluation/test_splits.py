@@ -75,7 +75,7 @@ def test_a_class_absent_from_train(tmp_path: Path) -> None:
     write(tmp_path, "test", ["yak", "owl", "ant"], Value("string"))
     with pytest.raises(
         ValueError,
-        match="2 test classes have no training image, for example class 'ant'.*drop those",
+        match="example class 'ant': .*--test_fraction 0.2, or drop those",
     ):
         load(tmp_path)
 

@@ -36,10 +36,10 @@ def read(monitor, readings, start=1):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"view_teacher_entropy": math.log(8)}, "uniform.*lower teacher_temperature"),
-        ({"view_mean_target_entropy": 0.1}, "same target.*lower center_momentum"),
-        ({"view_teacher_spread": 0.001}, "same for every image.*lower learning_rate"),
-        ({"region_match_diversity": 0.001}, "same region.*lower learning_rate"),
+        ({"view_teacher_entropy": math.log(8)}, "uniform.*lower schedule.teacher_temperature"),
+        ({"view_mean_target_entropy": 0.1}, "same target.*lower heads.center_momentum"),
+        ({"view_teacher_spread": 0.001}, "same for every image.*lower optimizer.learning_rate"),
+        ({"region_match_diversity": 0.001}, "same region.*lower optimizer.learning_rate"),
         ({"region_image_share": 0.95}, r"alike.*set objectives\.region\.matching\.image_center"),
         ({"region_place_share": 0.6}, r"where they are.*objectives\.region\.matching\.rule to pos"),
     ],
@@ -57,7 +57,7 @@ def test_a_collapse_is_named_once_after_some_readings(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"loss_peak": 3.2}, "the loss jumped.*lower learning_rate"),
+        ({"loss_peak": 3.2}, "the loss jumped.*lower optimizer.learning_rate"),
         ({"gradient_norm_peak": 11.0}, "norm jumped"),
     ],
 )
@@ -72,8 +72,8 @@ def test_a_spike_is_named_at_once(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"loss": 1.2 * math.log(8)}, "untrained student.*lower learning_rate"),
-        ({"gradient_norm": 101.0}, "exploded.*lower learning_rate"),
+        ({"loss": 1.2 * math.log(8)}, "untrained student.*lower optimizer.learning_rate"),
+        ({"gradient_norm": 101.0}, "exploded.*lower optimizer.learning_rate"),
         ({"loss_scale": 0.5}, "overflow.*bf16"),
     ],
 )
@@ -92,7 +92,7 @@ def test_a_diverged_run_stops_and_its_last_sound_step_is_known(values, message):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["loss_peak", "gradient_norm_peak"])
 def test_a_number_that_is_not_finite_stops_the_run(name, value):
-    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+    with pytest.raises(FloatingPointError, match="lower optimizer.learning_rate"):
         make_monitor().update(SOUND | {name: value}, 3)
 
 

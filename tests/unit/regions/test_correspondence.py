@@ -385,10 +385,15 @@ def test_broken_images_are_named(swin: RegionBackbone, num_workers: int) -> None
     broken = Dataset.from_dict(
         {"image": encoded}, features=Features({"image": Image(decode=False)})
     )
-    with pytest.raises(ValueError, match="^2 of 5 images cannot be decoded.*image 1: .*image 4: "):
+    batches: list[object] = []
+    with (
+        swin.model.register_forward_hook(lambda *call: batches.append(call)),
+        pytest.raises(ValueError, match="^2 of 5 images cannot be decoded.*image 1: .*image 4: "),
+    ):
         measure_correspondence(
             swin, ImageSource(broken), processor(32), batch_size=2, num_workers=num_workers
         )
+    assert not batches
 
 
 def test_features_that_are_not_finite() -> None:

@@ -103,8 +103,8 @@ class RegionObjective(Objective):
                 "match_diversity",
                 lambda value: value < 0.02,
                 "nearly all regions of an image are matched to the same region of its other view, "
-                "so the regions have become alike: lower learning_rate, or train the view "
-                "objective as well",
+                "so the regions have become alike: lower optimizer.learning_rate, or train the "
+                "view objective as well",
             ),
         ]
 

@@ -58,18 +58,19 @@ def collapse_rules(num_prototypes: int) -> list[Rule]:
             "teacher_entropy",
             lambda value: value > 0.999 * largest,
             "the teacher's targets are uniform, so there is nothing to learn from: lower "
-            "teacher_temperature",
+            "schedule.teacher_temperature",
         ),
         Rule(
             "mean_target_entropy",
             lambda value: value < 0.1 * largest,
-            "the teacher gives every image nearly the same target: lower center_momentum (1 turns "
-            "centering off), raise teacher_temperature or lower learning_rate",
+            "the teacher gives every image nearly the same target: lower heads.center_momentum "
+            "(1 turns centering off), raise schedule.teacher_temperature or lower "
+            "optimizer.learning_rate",
         ),
         Rule(
             "teacher_spread",
             lambda value: value < 0.02,
-            "the teacher's outputs are nearly the same for every image: lower learning_rate or "
-            "raise teacher_momentum",
+            "the teacher's outputs are nearly the same for every image: lower "
+            "optimizer.learning_rate or raise schedule.teacher_momentum",
         ),
     ]
