@@ -315,7 +315,7 @@ def test_what_cannot_be_measured_is_named(
         "Hateful Memes": f"roc_auc got scores of {CLASSES} classes: it is for two classes"
     }
     assert "ylecun/mnist cannot be loaded from the Hub" in result["not_available"]["MNIST"]
-    assert "only_train cannot be loaded" in result["not_available"]["STL-10"]
+    assert "only_train has no split 'test'" in result["not_available"]["STL-10"]
     assert list(result["measured"]) == ["Food-101"]
     page = (tmp_path / "report" / "transfer.md").read_text()
     assert "| Hateful Memes | ROC AUC | failed |" in page

@@ -19,7 +19,7 @@ from esvit_hf.pretraining.loop import pretrain
 def start_and_count_pages() -> None:
     assert max(pages_of_a_photograph() for _ in range(4)) > 1000
     start_accelerator("no")
-    assert [pages_of_a_photograph() for _ in range(4)][-1] < 100
+    assert [pages_of_a_photograph() for _ in range(4)][-1] < 1000
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
