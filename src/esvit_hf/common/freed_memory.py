@@ -15,7 +15,7 @@ def keep_freed_memory(worker: int | None = None) -> None:
     """Let this process keep up to 256 MiB that it frees, where the C library is glibc.
 
     Without it, the activations of a step, or the pixels of large photographs, get their memory from
-    the system again and again, page by page. On a CPU that may take a quarter of a training, and
+    the system again and again, page by page. On a CPU that may take a fifth of a training, and
     longer than to decode a photograph. Settings of the user (`MALLOC_TRIM_THRESHOLD_`,
     `MALLOC_MMAP_THRESHOLD_`) stay.
 
