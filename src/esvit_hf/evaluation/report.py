@@ -108,8 +108,8 @@ class Report:
         """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(json.dumps(self.as_json(), indent=2) + "\n")
-        (folder / "report.md").write_text(self._page())
-        (folder / MODEL_CARD_BLOCK).write_text(self._card_block())
+        (folder / "report.md").write_text(self._page(), encoding="utf-8")
+        (folder / MODEL_CARD_BLOCK).write_text(self._card_block(), encoding="utf-8")
         write_measurements(self.measurements(), folder / MEASUREMENTS_FILE)
         with _one_font_warning():
             for figures in (self.figures, *(result.figures for result in self.results.values())):

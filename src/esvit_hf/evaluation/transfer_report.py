@@ -159,7 +159,8 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     command = _command(models, [row.dataset.name for row in rows], local_copies, options)
-    (folder / "transfer.md").write_text(f"{_markdown(rows, models)}\n```bash\n{command}\n```\n")
+    page = f"{_markdown(rows, models)}\n```bash\n{command}\n```\n"
+    (folder / "transfer.md").write_text(page, encoding="utf-8")
     table = [
         {
             "dataset": row.dataset.name,

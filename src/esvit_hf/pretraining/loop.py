@@ -269,7 +269,7 @@ class Pretraining:
                 remove_checkpoints(output)
             # The recipe of the whole run: with it a run starts anew.
             whole = replace(recipe, run=replace(recipe.run, resume=False, overwrite=False))
-            (output / RECIPE).write_text(recipe_yaml(whole))
+            (output / RECIPE).write_text(recipe_yaml(whole), encoding="utf-8")
         accelerator.wait_for_everyone()
         start_trackers(accelerator, recipe)
         self.log = MetricsLog(accelerator, output / "metrics.jsonl", self.progress.step)

@@ -1,5 +1,8 @@
 """The files of an evaluation."""
 
+import os
+import subprocess
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -29,4 +32,19 @@ def test_letters_that_the_font_lacks_are_said_once(tmp_path: Path) -> None:
         "another fault",
         "the font of the figures lacks letters of some names",
     ]
-    assert "\u732b" in (tmp_path / "report.md").read_text()
+    assert "\u732b" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_files_are_utf8_whatever_the_locale_has(tmp_path: Path) -> None:
+    program = f"""
+from pathlib import Path
+from esvit_hf.evaluation.report import Report
+
+names = ("model", "train_images", "train_split", "test_images", "test_split")
+facts = dict.fromkeys(names, "\\u732b")
+report = Report(facts, "\\u732b", "test", "esvit evaluate", [], {{}}, {{}}, {{}})
+report.write(Path({str(tmp_path)!r}))
+"""
+    ascii_alone = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run([sys.executable, "-c", program], env=os.environ | ascii_alone, check=True)
+    assert "\u732b" in (tmp_path / "report.md").read_text(encoding="utf-8")
