@@ -27,6 +27,8 @@ from esvit_hf.pretraining.recipe_reading import read_recipe
 from esvit_hf.pretraining.run_folder import dataset_name, make_processor
 
 NEIGHBORS = 20
+LEARNING_RATES = (0.3, 1.0, 3.0, 10.0, 30.0)
+"""Larger than those for wide networks: the features have 96 numbers."""
 
 
 def evaluate(backbone: RegionBackbone, recipe: Recipe) -> dict[str, float]:
@@ -53,7 +55,9 @@ def evaluate(backbone: RegionBackbone, recipe: Recipe) -> dict[str, float]:
         for source in sources
     )
     knn = knn_accuracy(train.values, train_labels, test.values, test_labels, k=(NEIGHBORS,))
-    probe = linear_probe(train.values, train_labels, test.values, test_labels)
+    probe = linear_probe(
+        train.values, train_labels, test.values, test_labels, learning_rates=LEARNING_RATES
+    )
     return {"knn": next(iter(knn.values()))[0], "linear": probe.top1}
 
 

@@ -9,6 +9,7 @@ from tests.support.chaos import differences, final_state
 from tests.support.double_precision import pretrain_in_double_precision
 from tests.support.paths import FASHION_MNIST
 from tests.support.process_group import run_on_processes
+from tests.support.small_runs import VIEWS
 
 NETWORKS = {
     "esvit_swin": {
@@ -52,6 +53,7 @@ def words(output_dir, network, batch_size, accumulation_steps, *overrides):
     fields = {
         "data.dataset": FASHION_MNIST,
         "data.train_split": "train[:101]",
+        "data.views": VIEWS,
         "model.name": "esvit_swin" if network == "random" else network,
         "model.config": json.dumps(NETWORKS[network]),
         "heads.num_prototypes": 32,

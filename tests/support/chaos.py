@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from tests.support.paths import FASHION_MNIST, ROOT
 from tests.support.process_group import start_program
-from tests.support.small_runs import TIMES
+from tests.support.small_runs import TIMES, VIEWS
 from tqdm import tqdm
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,6 +37,7 @@ RECIPE = {
     "data.dataset": FASHION_MNIST,
     # 1000 images are 62 steps of 16, so that an epoch ends inside the run.
     "data.train_split": "train[:1000]",
+    "data.views": VIEWS,
     "model.config": json.dumps(NETWORK | {"drop_path_rate": 0.3}),
     "heads.num_prototypes": 512,
     "heads.hidden_dim": 64,

@@ -8,6 +8,12 @@ from tests.support.paths import FASHION_MNIST, ROOT
 
 from esvit_hf.pretraining.recipe_reading import read_recipe
 
+VIEWS = (
+    "[{count: 2, size: 32, scale: [0.15, 1.0], teacher: true, blur_probability: 0.0}, "
+    "{count: 2, size: 16, scale: [0.08, 0.3], blur_probability: 0.0}]"
+)
+"""Global and local crops for the images of the demo, which itself has no local ones."""
+
 TIMES = {"images_per_second", "training_seconds"}
 """Numbers of `metrics.jsonl` that no two runs have in common."""
 
@@ -19,7 +25,8 @@ def small_run(output_dir, *overrides):
     return read_recipe(
         [
             "demo",
-            *("--data.dataset", str(FASHION_MNIST), "--run.output_dir", str(output_dir)),
+            *("--data.dataset", str(FASHION_MNIST), "--data.views", VIEWS),
+            *("--run.output_dir", str(output_dir)),
             *(
                 "--model.config",
                 '{"image_size": 32, "embed_dim": 8, "depths": [1, 2], '
@@ -91,6 +98,8 @@ def command(output_dir, *overrides):
         *(
             "--data.dataset",
             str(FASHION_MNIST),
+            "--data.views",
+            VIEWS,
             "--run.output_dir",
             str(output_dir),
             "--data.num_workers",

@@ -35,7 +35,11 @@ def test_a_recipe_without_folders_starts_the_run_anew(dataset: str, public: str)
     assert made == before
 
 
-def test_data_of_the_package_is_found_from_anywhere(tmp_path: Path) -> None:
+def test_data_of_the_package_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without the output folder of an earlier demo.
+    monkeypatch.chdir(tmp_path)
     demo = load_recipe("demo")
     (tmp_path / "recipe.yaml").write_text(public_recipe(recipe_yaml(demo)))
     assert load_recipe(tmp_path / "recipe.yaml") == demo
