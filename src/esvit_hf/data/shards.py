@@ -215,8 +215,8 @@ def open_index(
         if is_tar(urls[0]):
             raise ValueError(
                 f"{name_or_path} has tar shards, which do not say how many images they hold: run "
-                f"'esvit index {name_or_path} index.json' once and set dataset to the file it "
-                f"writes"
+                f"'esvit index {name_or_path} index.json' once and give index.json in place of "
+                f"{name_or_path}"
             )
         index = ShardIndex.of(urls, index_shards(urls))
     if not len(index.sizes):
