@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests.support.paths import ROOT
-from tests.support.small_runs import read_metrics, small_run
+from tests.support.small_runs import VIEWS, read_metrics, small_run
 
 from esvit_hf.common.yaml_text import read_yaml
 from esvit_hf.pretraining import loop
@@ -129,6 +129,7 @@ def test_a_finished_demo_refuses_another_learning_rate(tmp_path, monkeypatch, ca
     recipe = read_yaml((tmp_path / "run" / "recipe.yaml").read_text())
     same = [
         *("--data.dataset", recipe["data"]["dataset"], "--data.num_workers", "0"),
+        *("--data.views", VIEWS),
         *("--model.config", json.dumps(recipe["model"]["config"])),
         *("--heads", json.dumps(recipe["heads"]), "--run", json.dumps(recipe["run"])),
         *("--schedule", json.dumps(recipe["schedule"])),
