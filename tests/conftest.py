@@ -44,6 +44,14 @@ def fresh_accelerate_state():
 
 
 @pytest.fixture
+def nothing_frozen():
+    """Undo for a test what was done after the collection of all tests."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+@pytest.fixture
 def exact_convolutions():
     """Let a GPU convolve as exactly as it multiplies matrices, without TF32."""
     import torch

@@ -2,6 +2,7 @@
 process that is left as it was.
 """
 
+import gc
 import json
 import logging
 import signal
@@ -16,6 +17,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from PIL import Image
 from tests.support.paths import FASHION_MNIST
 from tests.support.small_runs import assert_equal_runs, read_metrics
+from torch.utils.data import get_worker_info
 from transformers import ResNetConfig, ResNetModel
 
 from esvit_hf import EsvitSwinConfig, EsvitSwinModel, pretrain
@@ -161,6 +163,22 @@ def test_data_of_any_kind_gives_the_same_run(photos: Path, tmp_path: Path) -> No
         assert str(photos) not in (tmp_path / kind / "README.md").read_text()
     assert named["folders"] == "left, right"
     assert named["rows"] == named["pairs"] == named["images"] == "in-memory data set"
+
+
+class Watched(Pairs):
+    """Leaves a file behind where the garbage collector would write to the objects of the parent."""
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        if get_worker_info() is not None and not gc.get_freeze_count():
+            (self.files[index].parent / "collected").touch()
+        return super().__getitem__(index)
+
+
+@pytest.mark.usefixtures("nothing_frozen")
+def test_a_worker_shares_the_objects_of_the_training(photos: Path, tmp_path: Path) -> None:
+    changes = {**TINY, "data.num_workers": 1}
+    pretrain(data=Watched(photos), output=tmp_path, model=CONFIG, overrides=changes)
+    assert not gc.get_freeze_count() and not [*photos.rglob("collected")]
 
 
 def test_labeled_splits_in_memory_have_an_online_knn(photos: Path, tmp_path: Path) -> None:

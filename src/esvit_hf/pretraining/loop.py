@@ -19,6 +19,7 @@ from transformers import AutoModel, PreTrainedModel
 from esvit_hf.acceleration.threads import use_threads
 from esvit_hf.common.accelerator_state import device_name, own_accelerator_state
 from esvit_hf.common.errors import one_line
+from esvit_hf.common.shared_objects import leave_objects_in_place
 from esvit_hf.data.color import IMAGENET_MEAN, IMAGENET_STD, NUM_COLORS, augment
 from esvit_hf.data.items import ItemSource
 from esvit_hf.data.multicrop import CropBatch
@@ -240,7 +241,7 @@ class Pretraining:
     def run(self) -> PretrainingResult:
         """Train from the current step to the last one, or to a signal, and export the teacher."""
         output = self.recipe.run.output_dir
-        with use_threads(self.threads), self.checkpoints:
+        with leave_objects_in_place(), use_threads(self.threads), self.checkpoints:
             self.start()
             signal = self.train()
             self.save()
