@@ -231,10 +231,16 @@ def _remove(checkpoint: Path) -> None:
 
 def write_manifest(folder: Path) -> None:
     """List the files of a checkpoint with their sizes and digests in the checkpoint itself."""
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": digest_file(path)}
-        for path in sorted(folder.iterdir())
-    }
+    paths = sorted(folder.iterdir())
+    with ThreadPoolExecutor() as threads:
+        # The disk takes them in while their digests are computed.
+        flushes = threads.map(flush_to_disk, paths)
+        digests = threads.map(digest_file, paths)
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": digest}
+            for path, digest in zip(paths, digests, strict=True)
+        }
+        list(flushes)
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
 
 

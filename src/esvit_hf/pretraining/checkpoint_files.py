@@ -8,6 +8,7 @@ parameters: any number of processes, with shards or with replicas, reads what an
 import json
 import random
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,8 +133,13 @@ def write_state(copy: StateCopy, folder: Path) -> None:
         OSError: there is no room.
         SafetensorError: there is no room.
     """
-    for name, tensors in copy.tensors.items():
-        save_file(dict(tensors), folder / f"{name}.safetensors", metadata={"format": "pt"})
+
+    def write(name: str) -> None:
+        path = folder / f"{name}.safetensors"
+        save_file(dict(copy.tensors[name]), path, metadata={"format": "pt"})
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(write, copy.tensors))
     (folder / STATE).write_text(copy.content)
     give_usual_modes(folder)
 
