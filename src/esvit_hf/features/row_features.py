@@ -18,7 +18,7 @@ from esvit_hf.common.errors import one_line
 from esvit_hf.common.limits import MAX_IMAGE_PIXELS, check_least
 from esvit_hf.data.batch_loading import load_batches
 from esvit_hf.data.decoding import UndecodableImageError, decode_stored, finish_image, open_image
-from esvit_hf.features.preprocessing import preprocess
+from esvit_hf.features.preprocessing import join_images, preprocess_image
 from esvit_hf.features.rows import RowSource, row_name
 
 __all__ = [
@@ -214,31 +214,41 @@ class _PreparedImages(Dataset[_Batch]):
 
     def __getitems__(self, indices: list[int]) -> _Batch:
         start = time.perf_counter()
-        images: dict[int, Image.Image | np.ndarray] = {}
-        keeps_values = getattr(self.processor, "keeps_values", False)
+        kept: list[int] = []
         broken: dict[int, str] = {}
-        for index, value in zip(indices, self.source.read_encoded(indices), strict=True):
-            try:
-                images[index] = (
-                    decode_stored(value, max_image_pixels=self.max_image_pixels)
-                    if keeps_values
-                    else _decode(value, self.least_side, self.max_image_pixels)
-                )
-            except UndecodableImageError as error:
-                broken[index] = str(error)
-        kept = torch.tensor(list(images), dtype=torch.int64)
-        if not images:
-            return _Batch(None, kept, broken, time.perf_counter() - start)
+        decoded = self._decode_each(indices, kept, broken)
+        problem = None
+        pixel_values: Tensor | None = None
         try:
-            pixel_values = preprocess(self.processor, list(images.values()))
+            # Pixels as they were decoded, of one image at a time: those of a batch may fill memory.
+            if images := [preprocess_image(self.processor, image) for image in decoded]:
+                pixel_values = join_images(images)
         except ValueError as error:
             # An exception would reach the main process wrapped in the worker's traceback.
             problem = (
                 f"the image processor cannot batch images {indices[0]} to {indices[-1]} "
                 f"({one_line(error)}): use one that crops or resizes to a fixed size"
             )
-            return _Batch(None, kept, broken, time.perf_counter() - start, problem)
-        return _Batch(pixel_values, kept, broken, time.perf_counter() - start)
+        kept_indices = torch.tensor(kept, dtype=torch.int64)
+        return _Batch(pixel_values, kept_indices, broken, time.perf_counter() - start, problem)
+
+    def _decode_each(
+        self, indices: list[int], kept: list[int], broken: dict[int, str]
+    ) -> Iterator[Image.Image | np.ndarray]:
+        """Yield the images, and note which were decoded, and why others were not."""
+        keeps_values = getattr(self.processor, "keeps_values", False)
+        for index, value in zip(indices, self.source.read_encoded(indices), strict=True):
+            try:
+                image = (
+                    decode_stored(value, max_image_pixels=self.max_image_pixels)
+                    if keeps_values
+                    else _decode(value, self.least_side, self.max_image_pixels)
+                )
+            except UndecodableImageError as error:
+                broken[index] = str(error)
+            else:
+                kept.append(index)
+                yield image
 
 
 def _decode(value: object, least_side: int | None, max_image_pixels: int) -> Image.Image:
