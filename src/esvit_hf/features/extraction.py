@@ -1,7 +1,7 @@
 """Frozen features of every image of a data set, one row an image, on one process or many."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from esvit_hf.data.batch_loading import load_batches
 from esvit_hf.data.decoding import BrokenImage, refuse_broken_images
 from esvit_hf.data.labels import names_in_common
 from esvit_hf.data.sources import ImageSource
-from esvit_hf.features.preprocessing import preprocess
+from esvit_hf.features.preprocessing import join_images, preprocess_image
 
 __all__ = [
     "Features",
@@ -257,6 +257,10 @@ class _Batch:
         return _Batch(pinned, self.indices, self.broken, self.problem)
 
 
+_READ_AT_ONCE = 4
+"""Images whose decoded pixels a worker holds: some 40 MB each for a photograph of a phone."""
+
+
 class _PreprocessedImages(Dataset[_Batch]):
     """Reads and preprocesses a whole batch at once, in a worker."""
 
@@ -265,17 +269,19 @@ class _PreprocessedImages(Dataset[_Batch]):
         self.processor = processor
 
     def __getitems__(self, indices: list[int]) -> _Batch:
-        keeps_values = getattr(self.processor, "keeps_values", False)
-        read = (self.source.read_stored if keeps_values else self.source.read)(indices)
-        broken = [image for image in read if isinstance(image, BrokenImage)]
-        kept = [
-            pair for pair in zip(indices, read, strict=True) if not isinstance(pair[1], BrokenImage)
-        ]
-        numbers = torch.tensor([index for index, _ in kept], dtype=torch.int64)
-        if not kept:
-            return _Batch(None, numbers, broken)
+        kept: list[int] = []
+        broken: list[BrokenImage] = []
+        problem = None
+        pixels: Tensor | None = None
         try:
-            pixels = preprocess(self.processor, [image for _, image in kept])
+            images = []
+            for index, image in zip(indices, self._read_each(indices), strict=True):
+                if isinstance(image, BrokenImage):
+                    broken.append(image)
+                else:
+                    kept.append(index)
+                    images.append(preprocess_image(self.processor, image))
+            pixels = join_images(images) if images else None
         except ValueError as error:
             # An exception would reach the main process wrapped in the worker's traceback.
             first, last = (self.source.describe(indices[place]) for place in (0, -1))
@@ -283,8 +289,14 @@ class _PreprocessedImages(Dataset[_Batch]):
                 f"the image processor cannot batch {first} to {last} ({one_line(error)}): use one "
                 f"that crops or resizes to a fixed size"
             )
-            return _Batch(None, numbers, broken, problem)
-        return _Batch(pixels, numbers, broken)
+        return _Batch(pixels, torch.tensor(kept, dtype=torch.int64), broken, problem)
+
+    def _read_each(self, indices: list[int]) -> Iterator[Image.Image | np.ndarray | BrokenImage]:
+        """Yield the images in their order; the pixels of a few are in memory at once."""
+        keeps_values = getattr(self.processor, "keeps_values", False)
+        read = self.source.read_stored if keeps_values else self.source.read
+        for start in range(0, len(indices), _READ_AT_ONCE):
+            yield from read(indices[start : start + _READ_AT_ONCE])
 
 
 def _collect(

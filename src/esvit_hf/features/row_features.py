@@ -216,7 +216,8 @@ class _PreparedImages(Dataset[_Batch]):
         start = time.perf_counter()
         kept: list[int] = []
         broken: dict[int, str] = {}
-        decoded = self._decode_each(indices, kept, broken)
+        values = dict(zip(indices, self.source.read_encoded(indices), strict=True))
+        decoded = self._decode_each(values, kept, broken)
         problem = None
         pixel_values: Tensor | None = None
         try:
@@ -233,11 +234,11 @@ class _PreparedImages(Dataset[_Batch]):
         return _Batch(pixel_values, kept_indices, broken, time.perf_counter() - start, problem)
 
     def _decode_each(
-        self, indices: list[int], kept: list[int], broken: dict[int, str]
+        self, values: dict[int, object], kept: list[int], broken: dict[int, str]
     ) -> Iterator[Image.Image | np.ndarray]:
         """Yield the images, and note which were decoded, and why others were not."""
         keeps_values = getattr(self.processor, "keeps_values", False)
-        for index, value in zip(indices, self.source.read_encoded(indices), strict=True):
+        for index, value in values.items():
             try:
                 image = (
                     decode_stored(value, max_image_pixels=self.max_image_pixels)

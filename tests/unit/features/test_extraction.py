@@ -1,6 +1,7 @@
 """Feature extraction: placement, workers, precision, broken images, shared label numbers."""
 
 import io
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from transformers import ViTConfig, ViTModel
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
 from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.data.sources import ImageSource
+from esvit_hf.features import extraction
 from esvit_hf.features.extraction import compute_features, load_image_processor, shared_labels
+from esvit_hf.features.preprocessing import preprocess_image
 
 PROCESSOR = EsvitImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32})
 
@@ -191,3 +194,20 @@ def test_processor_of_a_model(tmp_path: Any) -> None:
         loaded(images, return_tensors="pt")["pixel_values"],
         PROCESSOR(images, return_tensors="pt")["pixel_values"],
     )
+
+
+def test_the_decoded_pixels_of_few_images_are_held_at_once(
+    backbone: RegionBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[weakref.ref[object]] = []
+    held: list[int] = []
+
+    def watch(processor: Any, image: object) -> torch.Tensor:
+        decoded.append(weakref.ref(image))
+        held.append(sum(each() is not None for each in decoded))
+        return preprocess_image(processor, image)
+
+    monkeypatch.setattr(extraction, "preprocess_image", watch)
+    compute_features(backbone, source(11), PROCESSOR, batch_size=11, num_workers=0)
+    # The last of those read before may wait until the next takes its place.
+    assert len(held) == 11 and max(held) <= extraction._READ_AT_ONCE + 1
