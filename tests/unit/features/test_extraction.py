@@ -1,7 +1,6 @@
 """Feature extraction: placement, workers, precision, broken images, shared label numbers."""
 
 import io
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
+from tests.support.held_images import count_held_images
 from transformers import ViTConfig, ViTModel
 
 from esvit_hf import EsvitImageProcessor, EsvitSwinConfig, EsvitSwinModel
@@ -19,7 +19,6 @@ from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.data.sources import ImageSource
 from esvit_hf.features import extraction
 from esvit_hf.features.extraction import compute_features, load_image_processor, shared_labels
-from esvit_hf.features.preprocessing import preprocess_image
 
 PROCESSOR = EsvitImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32})
 
@@ -199,15 +198,7 @@ def test_processor_of_a_model(tmp_path: Any) -> None:
 def test_the_decoded_pixels_of_few_images_are_held_at_once(
     backbone: RegionBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded: list[weakref.ref[object]] = []
-    held: list[int] = []
-
-    def watch(processor: Any, image: object) -> torch.Tensor:
-        decoded.append(weakref.ref(image))
-        held.append(sum(each() is not None for each in decoded))
-        return preprocess_image(processor, image)
-
-    monkeypatch.setattr(extraction, "preprocess_image", watch)
+    held = count_held_images(monkeypatch, extraction)
     compute_features(backbone, source(11), PROCESSOR, batch_size=11, num_workers=0)
     # The last of those read before may wait until the next takes its place.
     assert len(held) == 11 and max(held) <= extraction._READ_AT_ONCE + 1

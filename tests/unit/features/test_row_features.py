@@ -1,12 +1,12 @@
 """Features part by part: the batches of workers, reduced JPEGs, and what is refused."""
 
 import multiprocessing
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from tests.support.held_images import count_held_images
 from tests.support.photo_folders import noise, save_model
 
 from esvit_hf.acceleration.threads import use_threads
@@ -14,7 +14,6 @@ from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.backbones.loading import load_backbone
 from esvit_hf.features import row_features
 from esvit_hf.features.extraction import load_image_processor
-from esvit_hf.features.preprocessing import preprocess_image
 from esvit_hf.features.row_features import (
     PartBatches,
     PartFeatures,
@@ -119,15 +118,7 @@ def test_large_jpegs_are_decoded_reduced(
 def test_the_decoded_pixels_of_few_images_are_held_at_once(
     backbone: RegionBackbone, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded: list[weakref.ref[object]] = []
-    held: list[int] = []
-
-    def watch(processor: object, image: object) -> torch.Tensor:
-        decoded.append(weakref.ref(image))
-        held.append(sum(each() is not None for each in decoded))
-        return preprocess_image(processor, image)
-
-    monkeypatch.setattr(row_features, "preprocess_image", watch)
+    held = count_held_images(monkeypatch, row_features)
     compute(backbone, model, source(tmp_path), [range(11)], batch_size=11)
     # One may wait until the next takes its place.
     assert len(held) == 11 and max(held) <= 2
