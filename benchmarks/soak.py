@@ -67,6 +67,20 @@ class Series:
         return statistics.median(early), statistics.median(late)
 
 
+def measure_memory(process: psutil.Process, *, own: bool) -> int:
+    """Return the bytes that a process has written.
+
+    Args:
+        process: of the run.
+        own: leave out the pages that it shares with others. A worker has most of its pages from
+            the main process. There, what is shared changes whenever a worker starts or ends.
+    """
+    if own:
+        return int(process.memory_full_info().uss)
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
+
+
 def watch(process: subprocess.Popen[str], seconds: float, interval: float) -> dict[str, Series]:
     """Sample the memory and the open files of a run and its workers until the time is over."""
     series = {
@@ -85,7 +99,10 @@ def watch(process: subprocess.Popen[str], seconds: float, interval: float) -> di
         for kind, members in (("main", [main]), ("worker", workers[:1])):
             for member in members:
                 try:
-                    memory, files = member.memory_full_info().uss, member.num_fds()
+                    memory, files = (
+                        measure_memory(member, own=kind == "worker"),
+                        member.num_fds(),
+                    )
                 except psutil.NoSuchProcess:
                     continue
                 series[f"{kind}_memory"].add(now, memory / MEBIBYTE)
@@ -123,7 +140,7 @@ def judge(series: dict[str, Series], duration: float) -> list[dict[str, Any]]:
 def plot(series: dict[str, Series], output: Path) -> None:
     """Draw memory, open files and speed over the run."""
     figure = Figure(figsize=(11, 3.2), layout="constrained")
-    panels = {"memory": "unique memory (MiB)", "files": "open files", SPEED: "images a second"}
+    panels = {"memory": "memory (MiB)", "files": "open files", SPEED: "images a second"}
     for axes, (ending, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for color, (name, one) in zip(
             ("#0072B2", "#D55E00"),
