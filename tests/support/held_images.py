@@ -15,10 +15,10 @@ def count_held_images(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> li
     decoded: list[weakref.ref[object]] = []
     held: list[int] = []
 
-    def watch(processor: Any, image: object) -> torch.Tensor:
+    def watch(processor: Any, image: object, **settings: bool) -> torch.Tensor:
         decoded.append(weakref.ref(image))
         held.append(sum(each() is not None for each in decoded))
-        return preprocess_image(processor, image)
+        return preprocess_image(processor, image, **settings)
 
     monkeypatch.setattr(module, "preprocess_image", watch)
     return held

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.limits import MAX_IMAGE_PIXELS
@@ -22,6 +24,8 @@ SIDEWAYS_ORIENTATIONS = frozenset({5, 6, 7, 8})
 # Pillow recognizes these, but has no decoder of its own for them.
 UNDECODABLE_FORMATS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
 
+# Pillow calls a JPEG file MPO if it holds further pictures, as those of many phones do.
+_JPEG_FORMATS = frozenset({"JPEG", "MPO"})
 _BROKEN_SHOWN = 5
 
 
@@ -169,6 +173,35 @@ def finish_image(image: Image.Image, *, keep_grayscale: bool = False) -> Image.I
         raise UndecodableImageError(_reason(error)) from error
 
 
+def is_jpeg(image: Image.Image) -> bool:
+    """Say whether an opened image is a JPEG file, which can be decoded at a part of its size."""
+    return image.format in _JPEG_FORMATS
+
+
+def decode_jpeg_pixels(image: Image.Image, content: bytes) -> Tensor | None:
+    """Decode a JPEG file without the copies that Pillow makes, with torchvision.
+
+    Args:
+        image: from :func:`open_image`.
+        content: the bytes that it was opened from.
+
+    Returns:
+        (3, H, W) uint8, the colors of a pixel beside each other: the numbers of
+        :func:`finish_image`. None where that has to do it: the image is no upright JPEG file in
+        RGB, or it is damaged.
+    """
+    try:
+        if not is_jpeg(image) or image.mode != "RGB" or read_orientation(image) != 1:
+            return None
+        from torchvision.io import decode_jpeg
+
+        pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        return pixels
+    # finish_image says what is wrong, and decodes where torchvision has no decoder any more.
+    except Exception:
+        return None
+
+
 def decode_stored(
     value: object, *, max_image_pixels: int = MAX_IMAGE_PIXELS
 ) -> Image.Image | np.ndarray:
@@ -185,7 +218,7 @@ def decode_stored(
         UndecodableImageError: the value is no image, is truncated, or has too many pixels.
     """
     try:
-        content = _content(value)
+        content = read_content(value)
         array = read_array(content) if isinstance(content, bytes) else content
         if isinstance(array, Image.Image) or array is None:
             image = open_image(content, max_image_pixels=max_image_pixels)
@@ -203,14 +236,27 @@ def decode_stored(
         raise UndecodableImageError(_reason(error)) from error
 
 
-def _content(value: object) -> object:
-    """Bytes of an encoded image; anything else as it is."""
+def read_content(value: object) -> object:
+    """Read the bytes of an encoded image.
+
+    Args:
+        value: as for :func:`decode_image`.
+
+    Returns:
+        bytes; a Pillow image, an array or a list as it is.
+
+    Raises:
+        UndecodableImageError: there is neither a path nor any bytes, or the file cannot be read.
+    """
     if isinstance(value, dict):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if value is None:
         raise UndecodableImageError("there is neither a path nor any bytes")
     if isinstance(value, (str, os.PathLike)):
-        value = Path(value).read_bytes()
+        try:
+            value = Path(value).read_bytes()
+        except OSError as error:
+            raise UndecodableImageError(_reason(error)) from error
     return bytes(value) if isinstance(value, (bytearray, memoryview)) else value
 
 
@@ -224,7 +270,7 @@ def _check_pixels(width: int, height: int, limit: int) -> None:
 
 
 def _open(value: object) -> Image.Image:
-    value = _content(value)
+    value = read_content(value)
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, bytes):

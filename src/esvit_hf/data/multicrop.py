@@ -26,6 +26,7 @@ from esvit_hf.data.decoding import (
     UndecodableImageError,
     decode_stored,
     finish_image,
+    is_jpeg,
     open_image,
     upright_size,
 )
@@ -333,7 +334,7 @@ class MultiCropDataset(Dataset[CropBatch]):
         crops = [sample.crop for sample in samples]
         reduction = 1
         # An image of the caller may be decoded already, and must not lose its pixels.
-        if self.reduce_jpegs and image.format == "JPEG" and not isinstance(value, Image.Image):
+        if self.reduce_jpegs and is_jpeg(image) and not isinstance(value, Image.Image):
             reduction = jpeg_reduction(
                 [crop.box for crop in crops], [view.size for view in self.views]
             )

@@ -66,7 +66,8 @@ def extract_features(
         streaming: read shards of a folder or of the Hub while they are needed, without a copy on
             disk; done in any case for addresses and patterns.
         reduce_jpegs: decode large JPEG files at a part of their size where at least twice the size
-            is left that the image processor makes; features differ slightly.
+            is left that the image processor makes, and resize them with PyTorch; features differ
+            slightly.
 
     Returns:
         Paths of the files, number of rows, channels of a feature, and what is wrong with the images

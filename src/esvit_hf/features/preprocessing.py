@@ -5,10 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers.image_processing_backends import TorchvisionBackend
+from torch.nn import functional as F
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_transforms import get_resize_output_image_size
+from transformers.image_utils import ChannelDimension, PILImageResampling
 
-__all__ = ["join_images", "preprocess", "preprocess_image"]
+from esvit_hf.models.image_processing_esvit import EsvitImageProcessor, convert_image
+
+__all__ = ["join_images", "preprocess", "preprocess_image", "resizes_tensors"]
+
+_TENSOR_FILTERS = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BILINEAR: "bilinear"}
 
 
 def preprocess(processor: Any, images: Iterable[object]) -> Tensor:
@@ -27,15 +35,18 @@ def preprocess(processor: Any, images: Iterable[object]) -> Tensor:
     return join_images([preprocess_image(processor, image) for image in images])
 
 
-def preprocess_image(processor: Any, image: object) -> Tensor:
+def preprocess_image(processor: Any, image: object, *, exact: bool = True) -> Tensor:
     """Turn one image into the input of a network.
 
-    Processors that compute with torchvision copy an image into planes before they resize it. That
-    takes longer than resizing the pixels as they were decoded, which gives the same numbers.
+    Processors copy an image into planes before they resize it, and those that compute with Pillow
+    copy it back again. That takes longer than resizing the pixels as they were decoded, which gives
+    the same numbers.
 
     Args:
         processor: image processor of transformers.
         image: Pillow image, or whatever else `processor` takes.
+        exact: with the numbers of the processor. Otherwise PyTorch may resize in place of Pillow,
+            several times as fast, to pixels that differ by rounding.
 
     Returns:
         (1, C, H, W).
@@ -44,10 +55,9 @@ def preprocess_image(processor: Any, image: object) -> Tensor:
         ValueError: as `processor`.
     """
     settings: dict[str, Any] = {"return_tensors": "pt"}
-    if _resizes_first(processor) and getattr(image, "mode", None) == "RGB":
-        image = processor.resize(
-            image=_with_channels_first(image), size=processor.size, resample=processor.resample
-        )[0]
+    resized = _resize(processor, image, exact)
+    if resized is not None:
+        image = resized
         settings |= {"do_resize": False, "input_data_format": "channels_first"}
     pixel_values: Tensor = processor(images=[image], **settings)["pixel_values"]
     return pixel_values
@@ -71,19 +81,75 @@ def join_images(images: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(images))
 
 
-def _resizes_first(processor: Any) -> bool:
+def resizes_tensors(processor: Any) -> bool:
+    """Say whether a processor first resizes, with torchvision: it takes pixels of any layout."""
+    return _resizes_first(processor, TorchvisionBackend)
+
+
+def _resizes_first(processor: Any, base: type) -> bool:
     """Whether a processor does no more than that of its base class, which resizes first."""
     own = type(processor)
     return (
-        issubclass(own, TorchvisionBackend)
+        issubclass(own, base)
         and bool(processor.do_resize and processor.size)
         and all(
-            getattr(own, name) is getattr(TorchvisionBackend, name)
-            for name in ("preprocess", "process_image", "_preprocess")
+            getattr(own, name) is getattr(base, name)
+            for name in ("preprocess", "process_image", "_preprocess", "resize")
         )
     )
 
 
-def _with_channels_first(image: object) -> Tensor:
+def _resize(processor: Any, image: object, exact: bool) -> Tensor | np.ndarray | None:
+    """Resize an RGB image as a processor does: (3, H, W); None if the processor has to do it."""
+    if isinstance(image, Tensor):
+        return _resize_pixels(processor, image[None]) if resizes_tensors(processor) else None
+    if not isinstance(image, Image.Image) or image.mode != "RGB" or not _is_plain(image):
+        return None
+    if resizes_tensors(processor):
+        return _resize_pixels(processor, _with_channels_first(image))
+    size = _size_by_pillow(processor, image)
+    if size is None:
+        return None
+    if not exact and processor.resample in _TENSOR_FILTERS:
+        mode = _TENSOR_FILTERS[processor.resample]
+        pixels = _with_channels_first(image)
+        return F.interpolate(pixels, size, mode=mode, antialias=True)[0].numpy()
+    return np.moveaxis(np.array(image.resize(size[::-1], processor.resample)), -1, 0)
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Whether an RGB image is upright and opaque."""
+    return convert_image(image) is image
+
+
+def _resize_pixels(processor: Any, pixels: Tensor) -> Tensor:
+    """(3, H, W) of (1, 3, H, W)."""
+    resized: Tensor = processor.resize(
+        image=pixels, size=processor.size, resample=processor.resample
+    )
+    return resized[0]
+
+
+def _size_by_pillow(processor: Any, image: Image.Image) -> tuple[int, int] | None:
+    """Height and width that a processor resizes an image to with Pillow; None if it does not."""
+    base = EsvitImageProcessor if isinstance(processor, EsvitImageProcessor) else PilBackend
+    if not _resizes_first(processor, base) or getattr(processor, "keeps_values", False):
+        return None
+    if processor.resample is None:
+        return None
+    size = processor.size
+    if size.shortest_edge and not size.longest_edge:
+        height, width = get_resize_output_image_size(
+            # Its shape is all that counts.
+            np.broadcast_to(np.uint8(0), (3, image.height, image.width)),
+            size=size.shortest_edge,
+            default_to_square=False,
+            input_data_format=ChannelDimension.FIRST,
+        )
+        return height, width
+    return (size.height, size.width) if size.height and size.width else None
+
+
+def _with_channels_first(image: Image.Image) -> Tensor:
     """(1, 3, H, W), in the memory order of the decoded pixels."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]

@@ -17,8 +17,16 @@ from esvit_hf.backbones.adapter import RegionBackbone
 from esvit_hf.common.errors import one_line
 from esvit_hf.common.limits import MAX_IMAGE_PIXELS, check_least
 from esvit_hf.data.batch_loading import load_batches
-from esvit_hf.data.decoding import UndecodableImageError, decode_stored, finish_image, open_image
-from esvit_hf.features.preprocessing import join_images, preprocess_image
+from esvit_hf.data.decoding import (
+    UndecodableImageError,
+    decode_jpeg_pixels,
+    decode_stored,
+    finish_image,
+    is_jpeg,
+    open_image,
+    read_content,
+)
+from esvit_hf.features.preprocessing import join_images, preprocess_image, resizes_tensors
 from esvit_hf.features.rows import RowSource, row_name
 
 __all__ = [
@@ -47,7 +55,7 @@ class RowOptions:
         regions: the regions of the last stage as well.
         refuse_broken: stop at an image that cannot be decoded, instead of leaving it out.
         reduce_jpegs: decode JPEG files at a half, a quarter or an eighth of their size where twice
-            the size that the image processor makes is left.
+            the size that the image processor makes is left, and resize them with PyTorch.
         max_image_pixels: images with more pixels are broken.
         batch_size: images at once on each device.
         num_workers: processes that decode images, for each device.
@@ -214,16 +222,23 @@ class _PreparedImages(Dataset[_Batch]):
 
     def __getitems__(self, indices: list[int]) -> _Batch:
         start = time.perf_counter()
+        prepared: list[Tensor] = []
         kept: list[int] = []
         broken: dict[int, str] = {}
-        values = dict(zip(indices, self.source.read_encoded(indices), strict=True))
-        decoded = self._decode_each(values, kept, broken)
         problem = None
         pixel_values: Tensor | None = None
         try:
             # Pixels as they were decoded, of one image at a time: those of a batch may fill memory.
-            if images := [preprocess_image(self.processor, image) for image in decoded]:
-                pixel_values = join_images(images)
+            for index, value in zip(indices, self.source.read_encoded(indices), strict=True):
+                try:
+                    image, is_reduced = self._decode(value)
+                except UndecodableImageError as error:
+                    broken[index] = str(error)
+                else:
+                    prepared.append(preprocess_image(self.processor, image, exact=not is_reduced))
+                    kept.append(index)
+            if prepared:
+                pixel_values = join_images(prepared)
         except ValueError as error:
             # An exception would reach the main process wrapped in the worker's traceback.
             problem = (
@@ -233,33 +248,24 @@ class _PreparedImages(Dataset[_Batch]):
         kept_indices = torch.tensor(kept, dtype=torch.int64)
         return _Batch(pixel_values, kept_indices, broken, time.perf_counter() - start, problem)
 
-    def _decode_each(
-        self, values: dict[int, object], kept: list[int], broken: dict[int, str]
-    ) -> Iterator[Image.Image | np.ndarray]:
-        """Yield the images, and note which were decoded, and why others were not."""
-        keeps_values = getattr(self.processor, "keeps_values", False)
-        for index, value in values.items():
-            try:
-                image = (
-                    decode_stored(value, max_image_pixels=self.max_image_pixels)
-                    if keeps_values
-                    else _decode(value, self.least_side, self.max_image_pixels)
-                )
-            except UndecodableImageError as error:
-                broken[index] = str(error)
-            else:
-                kept.append(index)
-                yield image
-
-
-def _decode(value: object, least_side: int | None, max_image_pixels: int) -> Image.Image:
-    image = open_image(value, max_image_pixels=max_image_pixels)
-    if least_side is not None and image.format == "JPEG":
-        spare = min(image.size) / least_side
-        reduction = next((factor for factor in JPEG_REDUCTIONS if spare >= factor), 1)
+    def _decode(self, value: object) -> tuple[Image.Image | np.ndarray | Tensor, bool]:
+        """Decode an image, and say whether at a part of its size."""
+        limit = self.max_image_pixels
+        if getattr(self.processor, "keeps_values", False):
+            return decode_stored(value, max_image_pixels=limit), False
+        content = read_content(value)
+        image = open_image(content, max_image_pixels=limit)
+        reduction = 1
+        if self.least_side is not None and is_jpeg(image):
+            spare = min(image.size) / self.least_side
+            reduction = next((factor for factor in JPEG_REDUCTIONS if spare >= factor), 1)
         if reduction > 1:
             image.draft(image.mode, (image.width // reduction, image.height // reduction))
-    return finish_image(image)
+        elif isinstance(content, bytes) and resizes_tensors(self.processor):
+            pixels = decode_jpeg_pixels(image, content)
+            if pixels is not None:
+                return pixels, False
+        return finish_image(image), reduction > 1
 
 
 class _SparedThreads:

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from esvit_hf.data.decoding import UndecodableImageError, decode_image, open_image, upright_size
+from esvit_hf.data.decoding import (
+    UndecodableImageError,
+    decode_image,
+    decode_jpeg_pixels,
+    open_image,
+    upright_size,
+)
 
 RAMP = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
 COLORS = np.stack([RAMP, RAMP[::-1], 255 - RAMP], axis=2)
@@ -19,6 +25,12 @@ def encode(image: Image.Image, image_format: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format=image_format, **options)
     return buffer.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
 
 
 def decoded(value: object) -> np.ndarray:
@@ -178,14 +190,36 @@ def test_exif_rotation_is_applied(image_format: str, orientation: int) -> None:
     }
     stored = np.zeros((16, 32, 3), dtype=np.uint8)
     stored[:8, :16], stored[8:, :16], stored[:8, 16:] = 240, 160, 80
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encode(Image.fromarray(stored), image_format, exif=exif.tobytes())
+    data = encode(Image.fromarray(stored), image_format, exif=turned(orientation).tobytes())
     expected = upright[orientation](stored)
     assert upright_size(open_image(data)) == expected.shape[1::-1]
     result = decoded(data)
     assert result.shape == expected.shape
     assert np.abs(result.astype(int) - expected).mean() < 4
+
+
+@pytest.mark.parametrize(
+    ("image_format", "mode", "options", "is_decoded"),
+    [
+        ("JPEG", "RGB", {}, True),
+        ("JPEG", "RGB", {"progressive": True, "subsampling": "4:4:4"}, True),
+        ("JPEG", "RGB", {"exif": turned(1)}, True),
+        ("JPEG", "RGB", {"exif": turned(3)}, False),
+        ("JPEG", "L", {}, False),
+        ("JPEG", "CMYK", {}, False),
+        ("MPO", "RGB", {"save_all": True, "append_images": [Image.new("RGB", (9, 9))]}, True),
+        ("PNG", "RGB", {}, False),
+    ],
+)
+def test_the_pixels_of_a_jpeg_are_those_of_pillow(
+    image_format: str, mode: str, options: dict[str, object], is_decoded: bool
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (33, 46, 3), dtype=np.uint8)
+    content = encode(Image.fromarray(noise).convert(mode), image_format, **options)
+    pixels = decode_jpeg_pixels(open_image(content), content)
+    assert (pixels is not None) == is_decoded
+    if pixels is not None:
+        np.testing.assert_array_equal(pixels.permute(1, 2, 0), decoded(content))
 
 
 def test_one_pixel() -> None:

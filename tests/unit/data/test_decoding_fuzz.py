@@ -14,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from esvit_hf.data.decoding import MAX_IMAGE_PIXELS, UndecodableImageError, decode_image
+from esvit_hf.data.decoding import (
+    MAX_IMAGE_PIXELS,
+    UndecodableImageError,
+    decode_image,
+    decode_jpeg_pixels,
+    open_image,
+)
 from esvit_hf.data.multicrop import MultiCropDataset, TooManyBrokenImagesError
 from esvit_hf.data.views import ViewSpec
 
@@ -31,6 +37,8 @@ VIEWS = [ViewSpec(count=2, size=8, scale=(0.1, 1.0), teacher=True)]
 # Format, mode, options of Pillow's writer.
 FORMATS: dict[str, tuple[str, str, dict[str, object]]] = {
     "jpeg": ("JPEG", "RGB", {}),
+    "jpeg_upright": ("JPEG", "RGB", {"exif": b""}),
+    "jpeg_upright_progressive": ("JPEG", "RGB", {"exif": b"", "progressive": True}),
     "jpeg_cmyk": ("JPEG", "CMYK", {}),
     "jpeg_progressive": ("JPEG", "L", {"progressive": True}),
     "png": ("PNG", "RGB", {}),
@@ -63,7 +71,7 @@ def encoded(kind: str) -> bytes:
     buffer = io.BytesIO()
     with_exif = {"exif": exif.tobytes()} if image_format in {"JPEG", "PNG", "WEBP"} else {}
     (image if image.mode == mode else image.convert(mode)).save(
-        buffer, image_format, **with_exif, **options
+        buffer, image_format, **{**with_exif, **options}
     )
     return buffer.getvalue()
 
@@ -82,17 +90,22 @@ class OneImage:
 
 
 def check(data: bytes) -> None:
-    """Decode as evaluation does and crop as training does: both give an image, or neither, and say
-    why in one line.
+    """Decode as evaluation does, with torchvision, and crop as training does: all give an image, or
+    none, and say why in one line.
     """
+    pixels = None
     try:
+        pixels = decode_jpeg_pixels(open_image(data), data)
         image = decode_image(data)
         assert image.mode == "RGB"
         assert image.width * image.height <= MAX_IMAGE_PIXELS
+        if pixels is not None:
+            assert np.array_equal(pixels.permute(1, 2, 0), image)
         reason = None
     except UndecodableImageError as error:
         reason = str(error)
         assert reason and "\n" not in reason
+        assert pixels is None
     dataset = MultiCropDataset(OneImage(data), VIEWS, 0, max_broken_fraction=1.0)
     if reason is None:
         assert dataset.__getitems__([(0, 0)]).broken == []

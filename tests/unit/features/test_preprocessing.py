@@ -1,7 +1,7 @@
 """Pixels are resized as they were decoded, with the numbers of the image processor itself."""
 
+import io
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,11 +13,11 @@ from transformers import (
     ConvNextImageProcessor,
     SiglipImageProcessor,
     ViTImageProcessor,
+    ViTImageProcessorPil,
 )
 
 from esvit_hf import EsvitImageProcessor
-from esvit_hf.features import preprocessing
-from esvit_hf.features.preprocessing import preprocess
+from esvit_hf.features.preprocessing import _resize, preprocess, preprocess_image
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,15 @@ from esvit_hf.features.preprocessing import preprocess
         (SiglipImageProcessor(size={"height": 33, "width": 33}, do_convert_rgb=True), True),
         (BitImageProcessor(do_resize=False, crop_size=20), False),
         (ConvNextImageProcessor(size={"shortest_edge": 24}, crop_pct=0.8), False),
-        (EsvitImageProcessor(), False),
+        (ViTImageProcessorPil(size={"height": 24, "width": 31}, resample=3), True),
+        (
+            ViTImageProcessorPil(
+                size={"shortest_edge": 24, "longest_edge": 30}, do_center_crop=True, crop_size=20
+            ),
+            False,
+        ),
+        (EsvitImageProcessor(size={"shortest_edge": 36}, crop_size=32), True),
+        (EsvitImageProcessor(value_range=(0, 200)), False),
     ],
     ids=lambda value: type(value).__name__ if callable(value) else "",
 )
@@ -39,11 +47,41 @@ def test_the_numbers_are_those_of_the_processor(processor: Any, resizes_first: b
         for height, width in ((57, 40), (30, 101), (64, 64))
     ]
     expected = processor(images=images, return_tensors="pt")["pixel_values"]
-    with patch.object(
-        preprocessing, "_with_channels_first", wraps=preprocessing._with_channels_first
-    ) as resized:
-        assert torch.equal(preprocess(processor, images), expected)
-    assert resized.call_count == (len(images) if resizes_first else 0)
+    assert torch.equal(preprocess(processor, images), expected)
+    resized = [_resize(processor, image, True) is not None for image in images]
+    assert resized == [resizes_first] * len(images)
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        EsvitImageProcessor(size={"shortest_edge": 36}, crop_size=32, do_normalize=False),
+        ViTImageProcessorPil(size={"height": 24, "width": 31}, resample=2, do_normalize=False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_inexact_numbers_differ_by_rounding(processor: Any) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 101, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    exact, fast = (preprocess_image(processor, image, exact=exact) for exact in (True, False))
+    difference = (255 * (exact - fast)).abs()
+    assert not torch.equal(exact, fast)
+    assert difference.max() < 1.01 and difference.mean() < 0.1
+
+
+@pytest.mark.parametrize("kind", ["turned", "transparent"])
+def test_images_that_a_processor_changes_before_it_resizes_them(kind: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    pixels[10:30, 10:30] = 7
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    exif = image.getexif()
+    exif[0x0112] = 6
+    settings: dict[str, Any] = {"exif": exif} if kind == "turned" else {"transparency": (7, 7, 7)}
+    image.save(buffer, "PNG", **settings)
+    changed, processor = Image.open(buffer), EsvitImageProcessor()
+    expected = processor(images=[changed], return_tensors="pt")["pixel_values"]
+    assert torch.equal(preprocess_image(processor, changed), expected)
+    assert not torch.equal(preprocess_image(processor, image), expected)
 
 
 def test_other_images_are_left_to_the_processor() -> None:
@@ -51,3 +89,5 @@ def test_other_images_are_left_to_the_processor() -> None:
     arrays = [np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)]
     expected = processor(images=arrays, return_tensors="pt")["pixel_values"]
     assert torch.equal(preprocess(processor, arrays), expected)
+    tensors = [torch.from_numpy(arrays[0]).permute(2, 0, 1)]
+    assert torch.equal(preprocess(processor, tensors), expected)

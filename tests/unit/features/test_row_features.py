@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from tests.support.held_images import count_held_images
 from tests.support.photo_folders import noise, save_model
+from transformers import ViTImageProcessor
 
 from esvit_hf.acceleration.threads import use_threads
 from esvit_hf.backbones.adapter import RegionBackbone
@@ -113,6 +114,37 @@ def test_large_jpegs_are_decoded_reduced(
         )
         assert torch.equal(reduced, full) == is_exact
         assert torch.cosine_similarity(reduced, full).min() > 0.99
+
+
+def test_files_of_phones_are_jpegs(backbone: RegionBackbone, model: str, tmp_path: Path) -> None:
+    """With a second picture, such as a preview, in a file."""
+    preview = [noise(9)]
+    noise(0, 400, 300).save(tmp_path / "0.jpg", "MPO", save_all=True, append_images=preview)
+    rows = open_rows(tmp_path)
+    reduced, full = (
+        compute(backbone, model, rows, [range(1)], reduce_jpegs=reduce)[0].values
+        for reduce in (True, False)
+    )
+    assert not torch.equal(reduced, full)
+    assert torch.cosine_similarity(reduced, full).min() > 0.99
+
+
+def test_torchvision_decodes_for_its_processors(
+    backbone: RegionBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = ViTImageProcessor(size={"height": 32, "width": 32}, resample=3)
+    rows, options = source(tmp_path, count=3), RowOptions(num_workers=0)
+
+    def extract() -> torch.Tensor:
+        accelerator = Accelerator()
+        (part,) = compute_parts(lambda: backbone, processor, rows, [range(3)], options, accelerator)
+        return part.values
+
+    with monkeypatch.context() as patched:
+        patched.setattr(row_features, "decode_jpeg_pixels", lambda *_: None)
+        expected = extract()
+    monkeypatch.setattr(row_features, "finish_image", None)
+    assert torch.equal(extract(), expected)
 
 
 def test_the_decoded_pixels_of_few_images_are_held_at_once(
