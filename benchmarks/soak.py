@@ -67,25 +67,19 @@ class Series:
         return statistics.median(early), statistics.median(late)
 
 
-def measure_memory(process: psutil.Process, *, own: bool) -> int:
-    """Return the bytes that a process has written.
-
-    Args:
-        process: of the run.
-        own: leave out the pages that it shares with others. A worker has most of its pages from
-            the main process. There, what is shared changes whenever a worker starts or ends.
+def read_memory(process: psutil.Process) -> tuple[int, int]:
+    """Read how many bytes a process holds beside files, and how many after each page is divided by
+    the processes that share it. Linux alone says so.
     """
-    if own:
-        return int(process.memory_full_info().uss)
-    memory = process.memory_info()
-    return int(memory.rss - memory.shared)
+    lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
+    kibibytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return 1024 * kibibytes["Anonymous"], 1024 * kibibytes["Pss_Anon"]
 
 
 def watch(process: subprocess.Popen[str], seconds: float, interval: float) -> dict[str, Series]:
     """Sample the memory and the open files of a run and its workers until the time is over."""
-    series = {
-        name: Series() for name in ("main_memory", "worker_memory", "main_files", "worker_files")
-    }
+    names = ("main_memory", "worker_memory", "run_memory", "main_files", "worker_files")
+    series = {name: Series() for name in names}
     started = time.perf_counter()
     main = psutil.Process(process.pid)
     while (now := time.perf_counter() - started) < seconds:
@@ -96,17 +90,19 @@ def watch(process: subprocess.Popen[str], seconds: float, interval: float) -> di
         # The oldest children are the loader's workers; the online k-NN has others, which come and
         # go.
         workers = sorted(main.children(), key=lambda child: child.create_time())
-        for kind, members in (("main", [main]), ("worker", workers[:1])):
-            for member in members:
-                try:
-                    memory, files = (
-                        measure_memory(member, own=kind == "worker"),
-                        member.num_fds(),
-                    )
-                except psutil.NoSuchProcess:
-                    continue
+        total = 0
+        for number, member in enumerate([main, *workers]):
+            try:
+                memory, share = read_memory(member)
+                files = member.num_fds()
+            except (psutil.NoSuchProcess, OSError):
+                continue
+            total += share
+            if number <= 1:
+                kind = ("main", "worker")[number]
                 series[f"{kind}_memory"].add(now, memory / MEBIBYTE)
                 series[f"{kind}_files"].add(now, files)
+        series["run_memory"].add(now, total / MEBIBYTE)
         time.sleep(interval)
     return series
 
@@ -143,7 +139,7 @@ def plot(series: dict[str, Series], output: Path) -> None:
     panels = {"memory": "memory (MiB)", "files": "open files", SPEED: "images a second"}
     for axes, (ending, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for color, (name, one) in zip(
-            ("#0072B2", "#D55E00"),
+            ("#0072B2", "#D55E00", "#009E73"),
             ((name, one) for name, one in series.items() if name.endswith(ending)),
             strict=False,
         ):

@@ -15,7 +15,8 @@ from tests.support.small_runs import VIEWS, read_metrics, small_run
 
 from esvit_hf.common.yaml_text import read_yaml
 from esvit_hf.pretraining import loop
-from esvit_hf.pretraining.checkpoint import CheckpointWriter, write_manifest
+from esvit_hf.pretraining.checkpoint import CheckpointWriter
+from esvit_hf.pretraining.checkpoint_files import describe_file, write_manifest
 from esvit_hf.pretraining.loop import pretrain
 
 
@@ -181,6 +182,6 @@ def test_a_checkpoint_of_something_else_is_one_line(finished, tmp_path, spoil):
     checkpoint = tmp_path / "run" / "checkpoints" / "step-000000002"
     spoil(checkpoint)
     (checkpoint / "manifest.json").unlink()
-    write_manifest(checkpoint)
+    write_manifest(checkpoint, {path.name: describe_file(path) for path in checkpoint.iterdir()})
     with pytest.raises(ValueError, match="resume: .*step-000000002 does not fit the recipe"):
         pretrain(small_run(tmp_path / "run", "--run.resume", "true"))

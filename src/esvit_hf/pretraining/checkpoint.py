@@ -181,7 +181,6 @@ class CheckpointWriter:
         with _named_failure(aside):
             aside.mkdir(parents=True)
             write_state(copy, aside)
-            write_manifest(aside)
             appear(aside, final)
         older = [path for path in complete_checkpoints(self.folder) if path.name < final.name]
         for path in older[: max(0, len(older) + 1 - self.kept)] if self.kept else []:
@@ -227,21 +226,6 @@ def _remove(checkpoint: Path) -> None:
     aside = checkpoint.with_suffix(PARTIAL)
     checkpoint.rename(aside)
     shutil.rmtree(aside)
-
-
-def write_manifest(folder: Path) -> None:
-    """List the files of a checkpoint with their sizes and digests in the checkpoint itself."""
-    paths = sorted(folder.iterdir())
-    with ThreadPoolExecutor() as threads:
-        # The disk takes them in while their digests are computed.
-        flushes = threads.map(flush_to_disk, paths)
-        digests = threads.map(digest_file, paths)
-        files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": digest}
-            for path, digest in zip(paths, digests, strict=True)
-        }
-        list(flushes)
-    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
 
 
 def remove_checkpoints(output_dir: Path) -> None:

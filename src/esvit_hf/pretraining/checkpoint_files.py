@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from esvit_hf.common.errors import one_line
-from esvit_hf.common.files import give_usual_modes
+from esvit_hf.common.files import digest_file, flush_to_disk, give_usual_modes
 
 __all__ = [
     "CHECKPOINT_FILES",
@@ -31,8 +31,10 @@ __all__ = [
     "RunState",
     "StateCopy",
     "copy_state",
+    "describe_file",
     "read_state",
     "read_step",
+    "write_manifest",
     "write_state",
 ]
 
@@ -123,7 +125,7 @@ def copy_state(accelerator: Accelerator, state: RunState) -> StateCopy | None:
 
 
 def write_state(copy: StateCopy, folder: Path) -> None:
-    """Write the files of a checkpoint, all but its manifest.
+    """Write the files of a checkpoint, and flush them to the disk.
 
     Args:
         copy: what to write.
@@ -134,14 +136,37 @@ def write_state(copy: StateCopy, folder: Path) -> None:
         SafetensorError: there is no room.
     """
 
-    def write(name: str) -> None:
+    def write(name: str) -> dict[str, int | str]:
         path = folder / f"{name}.safetensors"
         save_file(dict(copy.tensors[name]), path, metadata={"format": "pt"})
+        # The disk takes it in while its digest is computed.
+        flush = threads.submit(flush_to_disk, path)
+        facts = describe_file(path)
+        flush.result()
+        return facts
 
-    with ThreadPoolExecutor() as threads:
-        list(threads.map(write, copy.tensors))
+    with ThreadPoolExecutor(2 * len(copy.tensors)) as threads:
+        facts = list(threads.map(write, copy.tensors))
     (folder / STATE).write_text(copy.content)
+    flush_to_disk(folder / STATE)
     give_usual_modes(folder)
+    files = {f"{name}.safetensors": one for name, one in zip(copy.tensors, facts, strict=True)}
+    write_manifest(folder, files | {STATE: describe_file(folder / STATE)})
+
+
+def describe_file(path: Path) -> dict[str, int | str]:
+    """Return the size and the digest of a file, for `write_manifest`."""
+    return {"bytes": path.stat().st_size, "sha256": digest_file(path)}
+
+
+def write_manifest(folder: Path, files: Mapping[str, Mapping[str, int | str]]) -> None:
+    """List the files of a checkpoint in the checkpoint itself.
+
+    Args:
+        folder: of the checkpoint.
+        files: what `describe_file` says of each, by name.
+    """
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n")
 
 
 def read_state(accelerator: Accelerator, state: RunState, folder: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from esvit_hf.pretraining.checkpoint import Progress, load_checkpoint
+from esvit_hf.pretraining.checkpoint import Progress, find_damage, load_checkpoint
 from esvit_hf.pretraining.checkpoint_files import (
     CHECKPOINT_FILES,
     MANIFEST,
@@ -89,7 +89,8 @@ def load(folder: Path) -> RunState:
 
 
 def test_a_run_comes_back_as_it_was(written: Path) -> None:
-    assert {file.name for file in written.iterdir()} == set(CHECKPOINT_FILES) - {MANIFEST}
+    assert {file.name for file in written.iterdir()} == set(CHECKPOINT_FILES)
+    assert find_damage(written) is None
     expected, found = make_run()[1], load(written)
     for name in ("student", "teacher", "centers", "optimizer"):
         before, after = expected.tensors(name), found.tensors(name)
