@@ -195,7 +195,7 @@ def reduced_side(processor: Callable[..., Any]) -> int | None:
 
 class _Batch(NamedTuple):
     """Preprocessed images: `pixel_values` (b, 3, H, W), None if all are broken, of the images at
-    `indices` (b,); what is wrong with the others; and how long it took.
+    `indices` (b,); what is wrong with the others; and the processor time of that.
     """
 
     pixel_values: Tensor | None
@@ -221,7 +221,7 @@ class _PreparedImages(Dataset[_Batch]):
         self.max_image_pixels = max_image_pixels
 
     def __getitems__(self, indices: list[int]) -> _Batch:
-        start = time.perf_counter()
+        start = time.thread_time()
         prepared: list[Tensor] = []
         kept: list[int] = []
         broken: dict[int, str] = {}
@@ -246,7 +246,7 @@ class _PreparedImages(Dataset[_Batch]):
                 f"({one_line(error)}): use one that crops or resizes to a fixed size"
             )
         kept_indices = torch.tensor(kept, dtype=torch.int64)
-        return _Batch(pixel_values, kept_indices, broken, time.perf_counter() - start, problem)
+        return _Batch(pixel_values, kept_indices, broken, time.thread_time() - start, problem)
 
     def _decode(self, value: object) -> tuple[Image.Image | np.ndarray | Tensor, bool]:
         """Decode an image, and say whether at a part of its size."""
@@ -287,7 +287,9 @@ class _SparedThreads:
         self.number = max(1, self._all - workers)
 
     def judge(self, computing: float, preparing: float) -> None:
-        """Compare how long one batch was computed, and prepared by one worker, in seconds."""
+        """Compare how long one batch was computed, and prepared by one worker, in seconds of
+        processor time of one thread: what else the machine does changes it little.
+        """
         if computing * self._workers > self._slack * preparing:
             self.number = self._all
         self._slack = 1.0
@@ -337,11 +339,11 @@ def _run(
     for batch in batches:
         if batch.problem is not None:
             raise ValueError(batch.problem)
-        start = time.perf_counter()
+        start = time.thread_time()
         with use_threads(threads.number):
             started = _start(backbone, batch, options, accelerator)
         if accelerator.device.type == "cpu":
-            threads.judge(time.perf_counter() - start, batch.seconds)
+            threads.judge(time.thread_time() - start, batch.seconds)
         if waiting is not None:
             yield waiting
         waiting = started
