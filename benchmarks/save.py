@@ -1,8 +1,8 @@
 """A checkpoint of Swin-T: how long training waits for it, how long it takes and how large it is,
 against `torch.save` of the same tensors.
 
-Both flush what they write to the disk. Ours also writes a manifest with digests, and is safe
-against a kill at any instant.
+Both write beside the last one, flush what they write to the disk, and rename it. Ours also writes
+a manifest with digests.
 """
 
 import os
@@ -23,11 +23,14 @@ OURS, COPY, PLAIN = "ours", "ours, the copy alone", "torch.save"
 
 
 def prepare_plain(state: RunState, path: Path) -> Run:
+    aside = path.with_suffix(".partial")
+
     def run() -> None:
-        with path.open("wb") as file:
+        with aside.open("wb") as file:
             torch.save({name: state.tensors(name) for name in TENSOR_FILES}, file)
             file.flush()
             os.fsync(file.fileno())
+        aside.replace(path)
 
     return run
 
