@@ -68,8 +68,9 @@ class Series:
 
 
 def read_memory(process: psutil.Process) -> tuple[int, int]:
-    """Read how many bytes a process holds beside files, and how many after each page is divided by
-    the processes that share it. Linux alone says so.
+    """Read how many bytes of its own a process holds, and how many after each page is divided by
+    the processes that share it; batches that pass from worker to main process are not counted.
+    Linux alone says so.
     """
     lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
     kibibytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
@@ -82,6 +83,8 @@ def watch(process: subprocess.Popen[str], seconds: float, interval: float) -> di
     series = {name: Series() for name in names}
     started = time.perf_counter()
     main = psutil.Process(process.pid)
+    # Where it cannot be read, this fails at once.
+    read_memory(main)
     while (now := time.perf_counter() - started) < seconds:
         if process.poll() is not None:
             raise RuntimeError(

@@ -255,7 +255,8 @@ def read_content(value: object) -> object:
     if isinstance(value, (str, os.PathLike)):
         try:
             value = Path(value).read_bytes()
-        except OSError as error:
+        # A path of characters that no file name has is a ValueError.
+        except (OSError, ValueError) as error:
             raise UndecodableImageError(_reason(error)) from error
     return bytes(value) if isinstance(value, (bytearray, memoryview)) else value
 

@@ -10,12 +10,22 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_transforms import get_resize_output_image_size
-from transformers.image_utils import ChannelDimension, PILImageResampling
+from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
 
 from esvit_hf.models.image_processing_esvit import EsvitImageProcessor, convert_image
 
 __all__ = ["join_images", "preprocess", "preprocess_image", "resizes_tensors"]
 
+_STEPS = (
+    "__call__",
+    "preprocess",
+    "_preprocess_image_like_inputs",
+    "process_image",
+    "convert_to_rgb",
+    "_preprocess",
+    "resize",
+)
+"""Methods of an image processor up to its resizing."""
 _TENSOR_FILTERS = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BILINEAR: "bilinear"}
 
 
@@ -46,7 +56,7 @@ def preprocess_image(processor: Any, image: object, *, exact: bool = True) -> Te
         processor: image processor of transformers.
         image: Pillow image, or whatever else `processor` takes.
         exact: with the numbers of the processor. Otherwise PyTorch may resize in place of Pillow,
-            several times as fast, to pixels that differ by rounding.
+            several times as fast, to pixels that differ by rounding where both sides shrink.
 
     Returns:
         (1, C, H, W).
@@ -91,18 +101,19 @@ def _resizes_first(processor: Any, base: type) -> bool:
     own = type(processor)
     return (
         issubclass(own, base)
-        and bool(processor.do_resize and processor.size)
-        and all(
-            getattr(own, name) is getattr(base, name)
-            for name in ("preprocess", "process_image", "_preprocess", "resize")
-        )
+        and bool(processor.do_resize)
+        and isinstance(processor.size, SizeDict)
+        and all(getattr(own, name) is getattr(base, name) for name in _STEPS)
     )
 
 
 def _resize(processor: Any, image: object, exact: bool) -> Tensor | np.ndarray | None:
     """Resize an RGB image as a processor does: (3, H, W); None if the processor has to do it."""
     if isinstance(image, Tensor):
-        return _resize_pixels(processor, image[None]) if resizes_tensors(processor) else None
+        is_rgb = image.ndim == 3 and len(image) == 3 and image.dtype == torch.uint8
+        if not (is_rgb and resizes_tensors(processor)):
+            return None
+        return _resize_pixels(processor, image[None])
     if not isinstance(image, Image.Image) or image.mode != "RGB" or not _is_plain(image):
         return None
     if resizes_tensors(processor):
@@ -135,7 +146,7 @@ def _size_by_pillow(processor: Any, image: Image.Image) -> tuple[int, int] | Non
     base = EsvitImageProcessor if isinstance(processor, EsvitImageProcessor) else PilBackend
     if not _resizes_first(processor, base) or getattr(processor, "keeps_values", False):
         return None
-    if processor.resample is None:
+    if not isinstance(processor.resample, int):
         return None
     size = processor.size
     if size.shortest_edge and not size.longest_edge:

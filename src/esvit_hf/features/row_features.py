@@ -221,7 +221,9 @@ class _PreparedImages(Dataset[_Batch]):
         self.max_image_pixels = max_image_pixels
 
     def __getitems__(self, indices: list[int]) -> _Batch:
-        start = time.thread_time()
+        # With the threads that read a shard.
+        start = time.process_time()
+        encoded = self.source.read_encoded(indices)
         prepared: list[Tensor] = []
         kept: list[int] = []
         broken: dict[int, str] = {}
@@ -229,7 +231,7 @@ class _PreparedImages(Dataset[_Batch]):
         pixel_values: Tensor | None = None
         try:
             # Pixels as they were decoded, of one image at a time: those of a batch may fill memory.
-            for index, value in zip(indices, self.source.read_encoded(indices), strict=True):
+            for index, value in zip(indices, encoded, strict=True):
                 try:
                     image, is_reduced = self._decode(value)
                 except UndecodableImageError as error:
@@ -246,7 +248,7 @@ class _PreparedImages(Dataset[_Batch]):
                 f"({one_line(error)}): use one that crops or resizes to a fixed size"
             )
         kept_indices = torch.tensor(kept, dtype=torch.int64)
-        return _Batch(pixel_values, kept_indices, broken, time.thread_time() - start, problem)
+        return _Batch(pixel_values, kept_indices, broken, time.process_time() - start, problem)
 
     def _decode(self, value: object) -> tuple[Image.Image | np.ndarray | Tensor, bool]:
         """Decode an image, and say whether at a part of its size."""
@@ -287,8 +289,8 @@ class _SparedThreads:
         self.number = max(1, self._all - workers)
 
     def judge(self, computing: float, preparing: float) -> None:
-        """Compare how long one batch was computed, and prepared by one worker, in seconds of
-        processor time of one thread: what else the machine does changes it little.
+        """Compare how long one batch was computed by each thread, and prepared by one worker, in
+        seconds of processor time: what else the machine does changes it little.
         """
         if computing * self._workers > self._slack * preparing:
             self.number = self._all

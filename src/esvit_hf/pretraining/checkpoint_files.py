@@ -125,7 +125,7 @@ def copy_state(accelerator: Accelerator, state: RunState) -> StateCopy | None:
 
 
 def write_state(copy: StateCopy, folder: Path) -> None:
-    """Write the files of a checkpoint, and flush them to the disk.
+    """Write the files of a checkpoint, and flush all but its manifest to the disk.
 
     Args:
         copy: what to write.

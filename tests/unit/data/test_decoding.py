@@ -14,6 +14,7 @@ from esvit_hf.data.decoding import (
     decode_image,
     decode_jpeg_pixels,
     open_image,
+    read_content,
     upright_size,
 )
 
@@ -259,6 +260,12 @@ def test_what_cannot_be_decoded_says_why_in_one_line(value: object, reason: str)
     with pytest.raises(UndecodableImageError, match=reason) as error:
         decode_image(value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["a\0b.jpg", "\ud800.jpg", "gone.jpg"])
+def test_a_path_without_a_file(path: str) -> None:
+    with pytest.raises(UndecodableImageError, match="Error: "):
+        read_content({"bytes": None, "path": path})
 
 
 def test_the_pixel_limit_is_a_setting_and_checked_before_decoding() -> None:

@@ -20,6 +20,19 @@ from esvit_hf import EsvitImageProcessor
 from esvit_hf.features.preprocessing import _resize, preprocess, preprocess_image
 
 
+class DarkImageProcessor(ViTImageProcessorPil):
+    """Has a step of its own before it resizes."""
+
+    def convert_to_rgb(self, image: Any, **settings: Any) -> np.ndarray:
+        return super().convert_to_rgb(image, **settings) // 2
+
+
+def with_size_set_later() -> ViTImageProcessorPil:
+    processor = ViTImageProcessorPil()
+    processor.size = {"height": 24, "width": 31}
+    return processor
+
+
 @pytest.mark.parametrize(
     ("processor", "resizes_first"),
     [
@@ -35,6 +48,9 @@ from esvit_hf.features.preprocessing import _resize, preprocess, preprocess_imag
             ),
             False,
         ),
+        (ViTImageProcessorPil(size={"height": 24, "width": 31}, resample="bicubic"), False),
+        (DarkImageProcessor(do_convert_rgb=True), False),
+        (with_size_set_later(), False),
         (EsvitImageProcessor(size={"shortest_edge": 36}, crop_size=32), True),
         (EsvitImageProcessor(value_range=(0, 200)), False),
     ],
@@ -89,5 +105,6 @@ def test_other_images_are_left_to_the_processor() -> None:
     arrays = [np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)]
     expected = processor(images=arrays, return_tensors="pt")["pixel_values"]
     assert torch.equal(preprocess(processor, arrays), expected)
-    tensors = [torch.from_numpy(arrays[0]).permute(2, 0, 1)]
-    assert torch.equal(preprocess(processor, tensors), expected)
+    last = torch.from_numpy(arrays[0])
+    for tensor in (last, last.permute(2, 0, 1)):
+        assert torch.equal(preprocess(processor, [tensor]), expected)

@@ -116,6 +116,18 @@ def test_large_jpegs_are_decoded_reduced(
         assert torch.cosine_similarity(reduced, full).min() > 0.99
 
 
+def test_a_shard_that_cannot_be_read_is_not_the_fault_of_the_processor(
+    backbone: RegionBackbone, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(indices: list[int]) -> list[object]:
+        raise ValueError("a.parquet cannot be read")
+
+    rows = source(tmp_path, count=2)
+    monkeypatch.setattr(rows, "read_encoded", fail)
+    with pytest.raises(ValueError, match=r"^a\.parquet cannot be read$"):
+        compute(backbone, model, rows, [range(2)])
+
+
 def test_files_of_phones_are_jpegs(backbone: RegionBackbone, model: str, tmp_path: Path) -> None:
     """With a second picture, such as a preview, in a file."""
     preview = [noise(9)]
