@@ -103,7 +103,7 @@ def _resizes_first(processor: Any, base: type) -> bool:
         issubclass(own, base)
         and bool(processor.do_resize)
         and isinstance(processor.size, SizeDict)
-        and all(getattr(own, name) is getattr(base, name) for name in _STEPS)
+        and all(getattr(own, name, None) is getattr(base, name, None) for name in _STEPS)
     )
 
 
