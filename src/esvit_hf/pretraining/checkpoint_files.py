@@ -125,7 +125,7 @@ def copy_state(accelerator: Accelerator, state: RunState) -> StateCopy | None:
 
 
 def write_state(copy: StateCopy, folder: Path) -> None:
-    """Write the files of a checkpoint, and flush all but its manifest to the disk.
+    """Write the files of a checkpoint, with their digests in its manifest.
 
     Args:
         copy: what to write.
@@ -148,7 +148,6 @@ def write_state(copy: StateCopy, folder: Path) -> None:
     with ThreadPoolExecutor(2 * len(copy.tensors)) as threads:
         facts = list(threads.map(write, copy.tensors))
     (folder / STATE).write_text(copy.content)
-    flush_to_disk(folder / STATE)
     give_usual_modes(folder)
     files = {f"{name}.safetensors": one for name, one in zip(copy.tensors, facts, strict=True)}
     write_manifest(folder, files | {STATE: describe_file(folder / STATE)})

@@ -357,8 +357,12 @@ def test_pillow_images_of_the_caller_are_cropped_as_they_are(loaded: bool) -> No
     assert image.size == (640, 480)
 
 
-def test_reduced_decoding_can_be_turned_off() -> None:
-    data = encode(Image.fromarray(noise(0, 640, 480)), "JPEG", quality=95)
+@pytest.mark.parametrize("image_format", ["JPEG", "MPO"])
+def test_reduced_decoding_can_be_turned_off(image_format: str) -> None:
+    image, second = (Image.fromarray(noise(seed, 640, 480)) for seed in (0, 1))
+    more = {"save_all": True, "append_images": [second]} if image_format == "MPO" else {}
+    data = encode(image, image_format, quality=95, **more)
+    assert Image.open(io.BytesIO(data)).format == image_format
     views = [ViewSpec(count=2, size=32, scale=(0.9, 1.0), teacher=True)]
     reduced, whole, pixels = (
         MultiCropDataset(source_of([content]), views, seed=0, reduce_jpegs=reduce)

@@ -1,6 +1,7 @@
 """Features part by part: the batches of workers, reduced JPEGs, and what is refused."""
 
 import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from esvit_hf.features.row_features import (
     PartBatches,
     PartFeatures,
     RowOptions,
+    _Batch,
+    _run,
     _SparedThreads,
     compute_parts,
     reduced_side,
@@ -100,6 +103,21 @@ def test_a_network_leaves_cores_to_workers_unless_they_wait_for_it() -> None:
     assert threads.number == 4
     with use_threads(2):
         assert (_SparedThreads(0).number, _SparedThreads(5).number) == (2, 1)
+
+
+def test_a_network_that_waits_for_a_core_takes_no_further_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wait(*_: object) -> tuple[object, None, None, None]:
+        time.sleep(0.05)
+        return batch, None, None, None
+
+    batch = _Batch(None, torch.empty(0), {}, seconds=0.02)
+    monkeypatch.setattr(row_features, "_start", wait)
+    with use_threads(4):
+        threads = _SparedThreads(2)
+        list(_run(None, iter([batch] * 3), RowOptions(), Accelerator(cpu=True), threads))  # type: ignore[arg-type]
+    assert threads.number == 2
 
 
 def test_large_jpegs_are_decoded_reduced(
